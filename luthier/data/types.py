@@ -1,0 +1,99 @@
+"""Records that the data stages hand to each other. No torch, no tokenizer.
+
+    Source --read--> Row --normalise--> Conversation --template+mask--> Example --pack--> Pack --collate--> Batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment"]
+
+Kind = Literal["chat", "prompt_completion", "text", "segments"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowRef:
+    """Where a row came from; shown in every message about it."""
+
+    file: str
+    line: int
+    """1-based line of a text file, or 1-based row of a table."""
+    source: int = 0
+    """Index into `data.train` (or into the task's sources)."""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Template-free piece of text with its loss weight (0 = context)."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """One row in normal form. Exactly one of the four shapes, named by `kind`.
+
+    chat: `messages` (dicts as in the OpenAI API: role, content, tool_calls, name, tool_call_id,
+      reasoning_content, ..., values exactly as in the file), `tools`.
+      Loss control, removed from the dicts before the template sees them:
+      `message_weights[i]` is the row's own weight of message i (None: `data.loss_on` decides);
+      `span_weights[i]` are (start, end, weight) character ranges of message i's content.
+    prompt_completion: `prompt`, `completion`: raw strings, no template; end-of-text token added and trained.
+    text: `text`: all of it is trained; end-of-text token added and trained.
+    segments: `segments`: raw pieces, each with its weight.
+    """
+
+    kind: Kind
+    ref: RowRef
+    messages: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[Mapping[str, Any]] | None = None
+    message_weights: Sequence[float | None] = ()
+    span_weights: Mapping[int, Sequence[tuple[int, int, float]]] = field(default_factory=dict)
+    prompt: str = ""
+    completion: str = ""
+    text: str = ""
+    segments: Sequence[Segment] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One tokenised row."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+    """Loss weight of each token as a *target*; 0 = context. weights[0] is always 0: nothing predicts it."""
+    ref: RowRef
+    notes: Sequence[str] = ()
+    """What happened on the way: `truncated 1310 -> 1024`, `template trims whitespace`, ..."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens with a non-zero weight."""
+        return sum(1 for weight in self.weights if weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that is not used, and why. Never silently: counted and listed in the data manifest."""
+
+    ref: RowRef
+    reason: Literal["overlong", "empty", "duplicate", "unprovable", "control_token", "sampled_out"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One training sequence: indices of the examples laid end to end (one index without packing)."""
+
+    examples: tuple[int, ...]
+    tokens: int

@@ -1,0 +1,282 @@
+"""The recipe: what a user may write, one frozen section per stage.
+
+Every key has a docstring with its unit and scope; `luthier schema` publishes them.
+Nothing is derived here (`auto` stays `auto`): `recipe/resolve.py` does that and records
+each reason. Cross-field rules are in `recipe/check.py`. No torch below this line.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "DataSection",
+    "EvaluateSection",
+    "ExportSection",
+    "MethodSection",
+    "ModelSection",
+    "ObjectiveSection",
+    "Recipe",
+    "Source",
+    "TaskSpec",
+    "TrainSection",
+    "ValidationSection",
+]
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key is an error, nothing is coerced, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    name_or_path: str
+    """Hub id or local folder of the base model; `smollm2-135m-instruct` is the model that ships in a package."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer, when it is not the model's own."""
+    chat_template: str | None = None
+    """A Jinja chat template, or the path of a `.jinja` file; replaces the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Extra variables for the chat template, for instance `{enable_thinking: false}`; used in training and serving alike."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in memory. `auto`: bfloat16 where the device computes it natively, else float32."""
+    quantization: Literal["auto", "none", "nf4"] = "auto"
+    """Storage of the frozen base. `auto`: `nf4` for `method: qlora`, else `none`."""
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention for padded batches and generation; packed batches use Luthier's own per-document attention."""
+    new_tokens: list[str] = Field(default_factory=list)
+    """Tokens to add to the vocabulary; their embedding rows are trained."""
+    trust_remote_code: bool = False
+    """Run Python code that ships with the model. Off unless you trust its author."""
+
+
+class Source(Section):
+    """One file, folder or hub data set."""
+
+    path: str
+    """Local file (json, jsonl, csv, parquet, arrow; .gz), folder, glob, or hub data set id."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
+    """Shape of a row. `auto` looks at the rows and prints its verdict."""
+    map: dict[str, str] = Field(default_factory=dict)
+    """Which column is what, for instance `{user: question, assistant: answer}` or `{messages: conversations}`."""
+    system: str | None = None
+    """System message put in front of rows that have none."""
+    split: str = "train"
+    """Split of a hub data set."""
+    name: str | None = None
+    """Configuration of a hub data set."""
+    limit: PositiveInt | None = None
+    """Use only the first rows (before any shuffle)."""
+    weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """How often each row of this source is used in an epoch: 2 repeats each row, 0.5 takes a seeded half."""
+
+
+class ValidationSection(Section):
+    """Held-out rows for the validation loss during training."""
+
+    path: str | None = None
+    """File with validation rows (same formats as `train`). Excludes `fraction`."""
+    fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the training rows to hold out; chosen by a hash of each row's content, so appending rows moves none."""
+    max_rows: PositiveInt | None = None
+    """Use at most this many validation rows."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
+    """As in `train`."""
+    map: dict[str, str] = Field(default_factory=dict)
+    """As in `train`."""
+
+
+class DataSection(Section):
+    """Rows, template, mask and packing."""
+
+    train: Annotated[list[Source], Field(min_length=1)]
+    """Sources of training rows."""
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    """Held-out rows for the validation loss."""
+    max_length: PositiveInt = 1024
+    """Longest row, and size of a pack, in tokens."""
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end and never the prompt of an answer."""
+    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """Which tokens are trained. Per-message and per-span weights in the data win."""
+    on_empty: Literal["error", "drop"] = "error"
+    """What happens to rows with nothing to train on (no answer, empty answer)."""
+    control_tokens: Literal["text", "allow", "error"] = "text"
+    """Control tokens such as `<|im_end|>` inside data: encode as plain text, allow as control tokens, or refuse the row."""
+    packing: bool = True
+    """Fill batches with several rows up to `max_length` tokens; rows never see each other."""
+
+
+class MethodSection(Section):
+    """Which weights are trained, and how."""
+
+    name: Literal["full", "lora", "qlora", "freeze"] = "lora"
+    """`full` all weights; `lora` adapters; `qlora` adapters on a 4-bit base; `freeze` only the weights named by `trainable`."""
+    r: PositiveInt = 16
+    """LoRA rank."""
+    lora_alpha: Annotated[float, Field(gt=0.0)] = 32.0
+    """LoRA scale: the update is multiplied by lora_alpha / r (or / sqrt(r) with use_rslora)."""
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout on the input of the adapters."""
+    target_modules: str | list[str] = "all-linear"
+    """Module names (suffixes), a regular expression, or `all-linear` (every linear layer but the head)."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA (arXiv:2402.09353)."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Modules trained in full beside the adapters, for instance `embed_tokens`, `lm_head`."""
+    trainable: list[str] = Field(default_factory=list)
+    """For `freeze`: regular expressions over parameter names; each must match something."""
+    last_n_layers: PositiveInt | None = None
+    """For `freeze`: train the last n decoder layers."""
+    init_from: str | None = None
+    """Folder of an adapter to continue from."""
+
+
+class ObjectiveSection(Section):
+    """What is minimised."""
+
+    name: Literal["sft"] = "sft"
+    """`sft`: cross-entropy on the trained tokens."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of probability spread over the vocabulary: (1-e) NLL + e mean(-log p)."""
+    neftune_noise_alpha: Annotated[float, Field(ge=0.0)] = 0.0
+    """NEFTune noise on the embeddings in training (arXiv:2310.05914); 0 turns it off."""
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    num_train_epochs: Annotated[float, Field(gt=0.0)] = 1.0
+    """Passes over the training rows; may be a fraction."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps; wins over `num_train_epochs`."""
+    learning_rate: Annotated[float, Field(gt=0.0)] | Auto = "auto"
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = "cosine"
+    """Shape of the schedule (names of transformers)."""
+    warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    """Share of the steps in which the learning rate rises from 0. Ignored when `warmup_steps` is given."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps in which the learning rate rises from 0."""
+    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch_fused"
+    """Optimizer (names of transformers)."""
+    adam_beta1: Fraction = 0.9
+    """AdamW beta1."""
+    adam_beta2: Fraction = 0.999
+    """AdamW beta2."""
+    adam_epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
+    """AdamW epsilon."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay; never on norms and biases."""
+    max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
+    """Clip the norm of the whole gradient; 0 turns clipping off."""
+    tokens_per_step: PositiveInt | Auto = "auto"
+    """Tokens of one optimizer step over all devices. Excludes the two batch keys below."""
+    per_device_train_batch_size: PositiveInt | Auto = "auto"
+    """Sequences (packs, or rows without packing) of one micro-batch on one device."""
+    gradient_accumulation_steps: PositiveInt | Auto = "auto"
+    """Micro-batches summed before an update. The split between the two keys never changes the result."""
+    gradient_checkpointing: bool | Auto = "auto"
+    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    shuffle: bool = True
+    """New seeded order in every epoch; false keeps the order of the files."""
+    logging_steps: PositiveInt = 1
+    """Steps between two metric lines."""
+    eval_steps: PositiveInt | Auto | None = "auto"
+    """Steps between two validation losses; null: only at the end. `auto`: ten times in a run."""
+    save_steps: PositiveInt | Auto | None = "auto"
+    """Steps between two checkpoints; null: none but the last. `auto`: as `eval_steps`."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """Checkpoints kept, besides the best one."""
+    load_best_model_at_end: bool = False
+    """Finish with the weights of the lowest validation loss instead of the last ones."""
+    early_stopping_patience: PositiveInt | None = None
+    """Stop after this many validation losses without a new best."""
+    early_stopping_threshold: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much lower a validation loss must be to count as a new best."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of order, dropout and initial adapter weights."""
+    deterministic: bool = False
+    """Only deterministic kernels (slower on a GPU)."""
+    report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml"]] = Field(default_factory=list)
+    """Trackers besides the run folder; each must be installed."""
+
+
+class TaskSpec(Section):
+    """What to ask the model and how to score the answer."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Name in tables and files; with no `path`, a task that ships with Luthier (`gsm8k`)."""
+    path: str | None = None
+    """Rows, in any format of `data.train`; the last assistant message is the reference."""
+    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
+    """As in `data.train`."""
+    map: dict[str, str] = Field(default_factory=dict)
+    """As in `data.train`."""
+    system: str | None = None
+    """System message put in front of rows that have none."""
+    metric: Literal["exact", "contains", "regex", "number", "json_exact", "loss"] | None = None
+    """Main score of a row. `number` compares the last number; `loss` is the held-out loss of the references."""
+    pattern: str | None = None
+    """Regular expression whose first group is the answer, applied to output and reference before the metric; needed by `regex`."""
+    limit: PositiveInt | None = None
+    """Use only the first rows."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples put before each question as earlier turns; taken from `fewshot_path` (or the task's own)."""
+    fewshot_path: str | None = None
+    """Rows to take the worked examples from; never the scored ones."""
+    max_new_tokens: PositiveInt | None = None
+    """Longest answer, in tokens."""
+
+
+class EvaluateSection(Section):
+    """Scoring before and after."""
+
+    tasks: list[TaskSpec] = Field(default_factory=list)
+    """Tasks scored with the base and with the tuned model, on the same rows."""
+    compare_with_base: bool = True
+    """Score the untouched model first."""
+    batch_size: PositiveInt | Auto = "auto"
+    """Prompts generated at once."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Level of the intervals; 1 - confidence is the level of the tests."""
+
+
+class ExportSection(Section):
+    """What is made of the result."""
+
+    merge: bool = True
+    """Merge adapters into the original base and check the result against the adapter."""
+    max_shard_size: str = "5GB"
+    """Largest safetensors file."""
+
+
+class Recipe(Section):
+    """One fine-tune, from rows to a model."""
+
+    version: Literal[1] = 1
+    """Version of this schema."""
+    name: str | None = None
+    """Title in reports; default: the name of the output folder."""
+    model: ModelSection
+    data: DataSection
+    method: MethodSection = Field(default_factory=MethodSection)
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    export: ExportSection = Field(default_factory=ExportSection)
+    output_dir: str
+    """Run folder; made if it does not exist."""

@@ -1,0 +1,52 @@
+"""The only reader of environment variables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Env", "read_env"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Env:
+    """What Luthier takes from the environment."""
+
+    cache_dir: Path
+    """`LUTHIER_CACHE`, else `$XDG_CACHE_HOME/luthier`, else `~/.cache/luthier`."""
+    rank: int
+    """`RANK` as set by torchrun; 0 without it."""
+    local_rank: int
+    """`LOCAL_RANK`."""
+    world_size: int
+    """`WORLD_SIZE`; 1 without torchrun."""
+    omp_num_threads: int | None
+    """`OMP_NUM_THREADS` if the user set it: then Luthier leaves the thread count alone."""
+    offline: bool
+    """`HF_HUB_OFFLINE` is set to 1/true/yes/on."""
+    force_cpu: bool
+    """`LUTHIER_FORCE_CPU` is set: ignore accelerators."""
+    no_color: bool
+    """`NO_COLOR` is set."""
+
+
+def read_env() -> Env:
+    """Read the environment now (not at import: tests and launchers change it)."""
+    get = os.environ.get
+    base = get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    threads = get("OMP_NUM_THREADS", "")
+    return Env(
+        cache_dir=Path(get("LUTHIER_CACHE") or Path(base) / "luthier"),
+        rank=int(get("RANK", "0")),
+        local_rank=int(get("LOCAL_RANK", "0")),
+        world_size=int(get("WORLD_SIZE", "1")),
+        omp_num_threads=int(threads) if threads.isdigit() else None,
+        offline=_truthy(get("HF_HUB_OFFLINE", "")),
+        force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")),
+        no_color="NO_COLOR" in os.environ,
+    )
+
+
+def _truthy(value: str) -> bool:
+    return value.strip().lower() in {"1", "true", "yes", "on"}
