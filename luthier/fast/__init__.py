@@ -1,0 +1,1 @@
+"""The execution engine: attention over packed documents, head and loss at supervised rows, layer replacements."""

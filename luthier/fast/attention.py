@@ -1,0 +1,218 @@
+"""Causal attention over documents laid end to end: no padding, no mask, no token sees another document.
+
+Registered once under `luthier_varlen` in transformers' attention and mask interfaces. The model's own
+forward carries the document boundaries to each layer as one keyword argument, `luthier_documents`;
+the mask function returns None, so no T x T mask is ever built.
+
+    CUDA        `torch.nn.attention.varlen.varlen_attn` over cu_seqlens
+    elsewhere   one scaled-dot-product call per document over slices whose bounds are plain ints;
+                documents of one length share a call
+
+What the function does not know (soft-capping, sinks, position bias, a cache, a ready-made mask, any
+new keyword argument) it refuses with `UnsupportedAttention`: `fast/probe.py` meets the refusal when
+the engine is attached and gives such a model the padded layout. Nothing is silently ignored.
+
+Legend: T tokens, H query heads, G key/value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.fast.split import Group, group_by_length, sdpa_documents
+
+__all__ = [
+    "NAME",
+    "Documents",
+    "Observed",
+    "UnsupportedAttention",
+    "has_varlen_kernel",
+    "observe",
+    "register",
+    "varlen_attention",
+]
+
+NAME = "luthier_varlen"
+
+# Keyword arguments that models pass to attention functions and that do not change the result here.
+_HARMLESS = {
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "return_dict",
+    "output_hidden_states",
+    "output_router_logits",
+}
+
+
+class UnsupportedAttention(Exception):  # noqa: N818  the name says what it is; it never reaches a user
+    """This model asks for attention that the packed layout does not compute; the reason is the message."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Documents:
+    """Where documents start and end in a flat sequence of T tokens."""
+
+    cu_seqlens: Tensor
+    """(D + 1,) int32, on the device of the tokens."""
+    lengths: tuple[int, ...]
+    longest: int
+    groups: tuple[Group, ...]
+    """Documents of one length that lie next to each other, for calls that take several at once."""
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Documents:
+        """From boundaries on the device and lengths on the host."""
+        return cls(cu_seqlens=cu_seqlens, lengths=lengths, longest=max(lengths), groups=group_by_length(lengths))
+
+
+@dataclass(slots=True)
+class Observed:
+    """What a model asked of its attention and its masks during one forward pass."""
+
+    windows: list[int | None] = field(default_factory=list)
+    """Sliding window of each attention call, in order."""
+    mask_windows: set[int] = field(default_factory=set)
+    """Local windows (or chunks) asked of the mask function."""
+    custom_masks: bool = False
+    """A mask pattern besides causal and sliding was asked for."""
+
+
+_observed: ContextVar[Observed | None] = ContextVar("luthier_observed_attention", default=None)
+
+
+@contextmanager
+def observe() -> Iterator[Observed]:
+    """Record what models ask of attention and masks inside the block."""
+    record = Observed()
+    token = _observed.set(record)
+    try:
+        yield record
+    finally:
+        _observed.reset(token)
+
+
+def varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    luthier_documents: Documents | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function of transformers' interface.
+
+    Shapes: query (1, H, T, K), key and value (1, G, T, K); returns (1, T, H, K).
+
+    Raises:
+        UnsupportedAttention: the call asks for something this function does not compute.
+    """
+    if luthier_documents is None:
+        raise UnsupportedAttention(
+            "the model was called without document boundaries while packed attention is on; "
+            "use `engine.loss(batch)`, or `with engine.inference():` around other calls"
+        )
+    _refuse_unknown(module, query, key, attention_mask, luthier_documents, kwargs)
+    record = _observed.get()
+    if record is not None:
+        record.windows.append(sliding_window)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = None if sliding_window is None or sliding_window >= luthier_documents.longest else sliding_window
+    if query.is_cuda and not dropout and has_varlen_kernel() and value.shape[-1] == query.shape[-1]:
+        return _varlen_kernel(query, key, value, luthier_documents, scale=scale, window=window), None
+    groups = luthier_documents.groups
+    return sdpa_documents(query, key, value, groups, scale=scale, window=window, dropout=dropout), None
+
+
+def no_mask(*_: Any, local_size: int | None = None, use_vmap: bool = False, **__: Any) -> None:
+    """Mask function of transformers' interface: documents and causality are the attention function's business."""
+    record = _observed.get()
+    if record is not None:
+        record.custom_masks |= use_vmap
+        if local_size is not None:
+            record.mask_windows.add(local_size)
+
+
+@cache
+def register() -> None:
+    """Put the two functions under `NAME` into transformers' tables."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, varlen_attention)
+    AttentionMaskInterface.register(NAME, no_mask)
+
+
+@cache
+def has_varlen_kernel() -> bool:
+    """Whether this torch has the variable-length kernel for CUDA."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _refuse_unknown(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    documents: Documents,
+    kwargs: dict[str, Any],
+) -> None:
+    if attention_mask is not None:
+        raise UnsupportedAttention(f"{type(module).__name__} passes a ready-made attention mask")
+    if query.shape[0] != 1 or query.shape[2] != sum(documents.lengths) or key.shape[2] != query.shape[2]:
+        raise UnsupportedAttention(
+            f"{type(module).__name__} attends over queries {tuple(query.shape)} and keys {tuple(key.shape)}, "
+            f"not over one flat sequence of {sum(documents.lengths)} tokens"
+        )
+    is_causal = kwargs.pop("is_causal", None)
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise UnsupportedAttention(f"{type(module).__name__} is not causal")
+    for name, setting in kwargs.items():
+        if name not in _HARMLESS and setting is not None and setting is not False:
+            raise UnsupportedAttention(f"{type(module).__name__} passes `{name}`, which packed attention does not know")
+
+
+def _varlen_kernel(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, *, scale: float, window: int | None
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    # Left edge of the window counts keys *before* the query, transformers counts the query's own too.
+    edges = (-1 if window is None else window - 1, 0)
+    grouped = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    if grouped and not _kernel_groups_heads():
+        repeats = query.shape[1] // key.shape[1]
+        key, value, grouped = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1), {}
+    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
+    bounds, longest = documents.cu_seqlens, documents.longest
+    out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scale, window_size=edges, **grouped)
+    return out.unsqueeze(0)
+
+
+@cache
+def _kernel_groups_heads() -> bool:
+    """torch 2.13 needs `enable_gqa=True` for grouped heads; 2.11 may not know the argument."""
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters

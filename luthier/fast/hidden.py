@@ -1,0 +1,72 @@
+"""Hidden states of a batch in one of two layouts, with the same rows in the same order.
+
+    flat     documents end to end through `luthier_varlen`: no padding
+    padded   documents padded on the right to a rectangle with a 2-D mask, the model's own attention;
+             for models whose attention the flat layout cannot compute
+
+`use_cache=False` always: with a cache, or with an all-ones mask on a flat sequence, transformers
+lets packed documents see each other without a word.
+
+Legend: T tokens, D documents, L longest document.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from luthier.data.batch import Batch
+from luthier.fast.attention import Documents
+
+__all__ = ["Layout", "ModelInputs", "model_inputs"]
+
+Layout = Literal["flat", "padded"]
+
+
+class ModelInputs:
+    """Keyword arguments for a transformers model, and the way back from its rows to the rows of the batch."""
+
+    def __init__(self, kwargs: dict[str, Any], rows_t: Tensor | None) -> None:
+        self.kwargs = kwargs
+        self._rows_t = rows_t
+
+    def rows(self, source_index_s: Tensor) -> Tensor:
+        """Positions of flat tokens in the model's output once its first two axes are joined."""
+        return source_index_s if self._rows_t is None else self._rows_t[source_index_s]
+
+    def embed(self, embeddings: nn.Module, *, noise_alpha: float) -> None:
+        """Replace the ids by embeddings with NEFTune noise (arXiv:2310.05914).
+
+        Noise is uniform in [-1, 1] x alpha / sqrt(L d), L the tokens of the document, d the width.
+        """
+        ids = self.kwargs.pop("input_ids")
+        embedded = embeddings(ids)
+        if self._rows_t is None:
+            lengths = torch.diff(self.kwargs["luthier_documents"].cu_seqlens)
+            length_of_token = torch.repeat_interleave(lengths, lengths, output_size=ids.shape[1])[None, :]
+        else:
+            length_of_token = self.kwargs["attention_mask"].sum(dim=1, keepdim=True)
+        bound = noise_alpha / (length_of_token * embedded.shape[-1]).float().sqrt()
+        noise = torch.empty_like(embedded, dtype=torch.float32).uniform_(-1.0, 1.0) * bound[..., None]
+        self.kwargs["inputs_embeds"] = embedded + noise.to(embedded.dtype)
+
+
+def model_inputs(batch: Batch, layout: Layout) -> ModelInputs:
+    """The batch as the model wants it."""
+    if layout == "flat":
+        kwargs = {
+            "input_ids": batch.input_ids[None],
+            "position_ids": batch.position_ids[None],
+            "luthier_documents": Documents.of(batch.cu_seqlens, batch.doc_lengths),
+        }
+        return ModelInputs({**kwargs, "use_cache": False}, None)
+    mask_rows = [torch.ones(n, dtype=torch.int64, device=batch.input_ids.device) for n in batch.doc_lengths]
+    ids = pad_sequence(list(batch.input_ids.split(batch.doc_lengths)), batch_first=True, padding_value=0)
+    mask = pad_sequence(mask_rows, batch_first=True)
+    positions = torch.arange(batch.max_doc, device=ids.device).expand_as(ids)
+    rows_t = batch.doc_ids.long() * batch.max_doc + batch.position_ids
+    kwargs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+    return ModelInputs(kwargs, rows_t)

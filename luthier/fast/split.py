@@ -1,0 +1,78 @@
+"""Attention document by document through torch's scaled-dot-product call; the path of CPUs and of fallbacks.
+
+Document bounds are plain ints, so slicing waits for no device. Neighbouring documents of one
+length share a call. Legend: T tokens, H query heads, G key/value heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["Group", "group_by_length", "sdpa_documents"]
+
+
+class Group(NamedTuple):
+    """`documents` documents of `length` tokens each, next to each other, the first token at `start`."""
+
+    start: int
+    documents: int
+    length: int
+
+
+def group_by_length(lengths: Sequence[int]) -> tuple[Group, ...]:
+    """Neighbouring documents of one length, in the order of the sequence."""
+    groups = []
+    start = 0
+    for length, members in groupby(lengths):
+        count = len(list(members))
+        groups.append(Group(start, count, length))
+        start += count * length
+    return tuple(groups)
+
+
+def sdpa_documents(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    groups: Sequence[Group],
+    *,
+    scale: float,
+    window: int | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Causal attention within each document.
+
+    Shapes: query (1, H, T, K), key and value (1, G, T, K); returns (1, T, H, K).
+    """
+    outputs = []
+    for start, count, length in groups:
+        stop = start + count * length
+        q, k, v = (_rows(tensor, start, stop, count) for tensor in (query, key, value))
+        banded = window is not None and window < length
+        mask = _band(length, window, q.device) if banded and window is not None else None
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        outputs.append(out.transpose(1, 2).reshape(1, stop - start, out.shape[1], out.shape[3]))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def _rows(tensor: Tensor, start: int, stop: int, count: int) -> Tensor:
+    """(1, H, T, K) -> (count, H, length, K) for the documents in [start, stop)."""
+    part = tensor[:, :, start:stop]
+    if count == 1:
+        return part
+    return part[0].unflatten(1, (count, -1)).transpose(0, 1)
+
+
+def _band(length: int, window: int, device: torch.device) -> Tensor:
+    row = torch.arange(length, device=device)
+    distance = row[:, None] - row[None, :]
+    return (distance >= 0) & (distance < window)
