@@ -30,6 +30,9 @@ __all__ = [
     "RunFailed",
 ]
 
+_MAX_SHOWN = 50
+"""A file with a million bad rows must not scroll the first one away."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -87,6 +90,8 @@ class LuthierError(Exception):
     problems: Sequence[Problem] = field(default_factory=tuple)
     hint: str | None = None
     code: str = "R700"
+    total: int | None = None
+    """How many problems there are, when `problems` holds only the first of them."""
     exit_code: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
@@ -95,9 +100,13 @@ class LuthierError(Exception):
         super().__init__(self.render())
 
     def render(self) -> str:
-        """Every problem, then the count."""
-        text = "\n".join(problem.render() for problem in self.problems)
-        return f"{text}\n{len(self.problems)} errors" if len(self.problems) > 1 else text
+        """The first fifty problems, then the count of all."""
+        shown = self.problems[:_MAX_SHOWN]
+        text = "\n".join(problem.render() for problem in shown)
+        total = self.total or len(self.problems)
+        if total > len(shown):
+            return f"{text}\n{total:,} errors, the first {len(shown)} are shown"
+        return f"{text}\n{total} errors" if total > 1 else text
 
     def __str__(self) -> str:
         return self.render()

@@ -1,0 +1,78 @@
+"""`luthier data show|check`: rows as the model will see them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.output import emit_json, show
+
+app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
+OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@app.command("show", context_settings=OVERRIDES)
+def show_rows(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", help="How many rows.", min=1)] = 3,
+    start: Annotated[int, typer.Option(help="First row (from 0).", min=0)] = 0,
+    packed: Annotated[bool, typer.Option("--packed", help="Show packs instead of rows.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tokens coloured by what they are: trained, context, special. --json: ids, labels, positions, documents, reasons."""
+    from luthier.data.show import packed_records, row_records, row_text
+
+    session = _session(recipe, overrides)
+    prepared = session.prepared
+    records = (
+        packed_records(prepared, session.tokenizer, start=start, count=rows)
+        if packed
+        else row_records(prepared, session.tokenizer, start=start, count=rows)
+    )
+    if as_json:
+        emit_json({"rows": records, "dropped_rows": prepared.manifest["dropped_rows"]})
+        return
+    for record in records:
+        show(row_text(record, session.tokenizer))
+    show("[bold green]trained[/]  context  [dim cyan]special[/]: what is trained decodes to the answers, end-of-turn included")
+
+
+@app.command("check", context_settings=OVERRIDES)
+def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: JsonOption = False) -> None:
+    """Read every row, prove every mask, and say what would be trained, dropped or cut."""
+    manifest = _session(recipe, overrides).prepared.manifest
+    if as_json:
+        emit_json(manifest)
+        return
+    for line in _check_lines(manifest):
+        show(line)
+
+
+def _check_lines(manifest: dict[str, Any]) -> list[str]:
+    lengths = manifest["lengths"]
+    lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]
+    lines += [
+        f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, {manifest['validation_rows']:,} to validate",
+        f"{manifest['tokens']:,} tokens, {manifest['trained_tokens']:,} trained ({manifest['trained_fraction']:.1%})",
+        f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, {lengths['max']} longest",
+        f"{manifest['packs']:,} sequences, {manifest['pack_efficiency']:.1%} full",
+        f"masks proven: {manifest['mask_proof']['turns']:,} turns in {manifest['mask_proof']['rows']:,} rows",
+        f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: {manifest['train_validation_overlap']:,}",
+    ]
+    lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
+    lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
+    return lines
+
+
+def _session(recipe: Any, overrides: list[str] | None) -> Any:
+    import tempfile
+    from pathlib import Path
+
+    from luthier.pipeline.session import Session
+    from luthier.runs.folder import RunFolder
+
+    loaded = load_with_overrides(recipe, overrides)
+    return Session(loaded.recipe, RunFolder(Path(tempfile.mkdtemp(prefix="luthier-data-"))))

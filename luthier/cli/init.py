@@ -1,0 +1,47 @@
+"""`luthier init`: look at a file of examples and write a recipe for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli.common import JsonOption
+from luthier.cli.output import emit_json, show
+from luthier.runtime.errors import RecipeError
+
+
+def init(
+    data: Annotated[Path, typer.Argument(help="File with your examples (json, jsonl, csv, parquet, arrow).")],
+    model: Annotated[str, typer.Option(help="Base model: hub id or folder.")] = "smollm2-135m-instruct",
+    method: Annotated[str, typer.Option(help="full, lora or qlora.")] = "lora",
+    out: Annotated[Path, typer.Option("--out", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a file, guess its format, and write a commented recipe."""
+    from luthier.data.sniff import sniff
+    from luthier.recipe.starter import starter_recipe
+    from luthier.runtime.atomic import write_text
+
+    if out.exists() and not force:
+        raise RecipeError(code="C140", message=f"{out} exists", hint="choose another --out, or --force to replace it")
+    found = sniff(data)
+    text = starter_recipe(
+        data_path=str(data),
+        format=found.format,
+        mapping=found.mapping,
+        rows=found.rows,
+        model=model,
+        max_length=found.suggested_max_length,
+        task_metric=found.suggested_metric,
+        output_dir=f"runs/{data.name.split('.')[0]}",
+        method=method,
+    )
+    write_text(out, text)
+    if as_json:
+        emit_json({"recipe": str(out), "format": found.format, "map": found.mapping, "rows": found.rows})
+        return
+    show(f"{data}: {found.verdict}")
+    show(f"wrote {out}; next: luthier data check {out} && luthier run {out}")

@@ -1,0 +1,98 @@
+"""`luthier`: parse, call, render. One thin file per verb; heavy imports happen inside the verbs.
+
+Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 out of memory; 6 access;
+130 interrupted with a checkpoint to resume from.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+
+from luthier.cli import chat, compare, data, doctor, evaluate, init, merge, plan, quickstart, rerun, run, runs, schema
+from luthier.cli.output import print_error, wants_json
+from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="luthier",
+    help="From raw examples to a fine-tuned, proven, served language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+START, STAGES, LOOK = "Start here", "Stages of a run", "Look"
+app.command("quickstart", rich_help_panel=START)(quickstart.quickstart)
+app.command("init", rich_help_panel=START)(init.init)
+app.command("run", rich_help_panel=START, context_settings=OVERRIDES)(run.run)
+app.command("plan", rich_help_panel=START, context_settings=OVERRIDES)(plan.plan)
+app.add_typer(data.app, name="data", rich_help_panel=STAGES)
+app.command("train", rich_help_panel=STAGES, context_settings=OVERRIDES)(run.train)
+app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate.evaluate)
+app.command("compare", rich_help_panel=STAGES)(compare.compare)
+app.command("merge", rich_help_panel=STAGES)(merge.merge)
+app.command("chat", rich_help_panel=STAGES)(chat.chat)
+app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
+app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
+app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
+app.command("schema", rich_help_panel=LOOK)(schema.schema)
+
+
+def main() -> None:
+    """Entry point of the command line: every error ends here, with its exit code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except LuthierError as error:
+        sys.exit(_report(error, arguments, debug))
+    except MemoryError as error:
+        sys.exit(_report(OutOfMemory(message=f"the machine's memory ran out: {error}", code="R750"), arguments, debug))
+    except OSError as error:
+        problem = EnvironmentProblem(message=f"{error.strerror or error}: {error.filename or 'no file named'}", code="R751")
+        sys.exit(_report(problem, arguments, debug))
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line instead of a trace
+        sys.exit(_unexpected(error, arguments, debug))
+
+
+def _report(error: LuthierError, arguments: list[str], debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print_error(error, as_json=wants_json(arguments))
+    return error.exit_code
+
+
+def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
+    import click
+
+    if isinstance(error, click.ClickException):
+        error.show(sys.stderr)
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        return 130
+    if debug:
+        traceback.print_exc()
+    failure = LuthierError(
+        message=f"unexpected {type(error).__name__}: {error}",
+        code="R799",
+        hint="this is a fault in Luthier: run again with --debug and report the trace",
+    )
+    print_error(failure, as_json=wants_json(arguments))
+    return 1
+
+
+if __name__ == "__main__":
+    main()

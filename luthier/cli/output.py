@@ -1,0 +1,39 @@
+"""Results on stdout, everything for people on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from luthier.runtime.console import console
+from luthier.runtime.errors import LuthierError
+
+__all__ = ["emit_json", "print_error", "show", "wants_json"]
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    """Whether `--json` stands among the arguments."""
+    return "--json" in arguments
+
+
+def emit_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def show(renderable: Any) -> None:
+    """A table or text on stdout: it is the result of the command."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=False).print(renderable)
+
+
+def print_error(error: LuthierError, *, as_json: bool) -> None:
+    """Every problem, on stderr for people or on stdout as JSON."""
+    if as_json:
+        problems = [problem.to_dict() for problem in error.problems]
+        emit_json({"ok": False, "exit_code": error.exit_code, "problems": problems})
+    else:
+        console().print(error.render(), markup=False, style="red", soft_wrap=True)

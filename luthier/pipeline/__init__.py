@@ -1,0 +1,1 @@
+"""From rows to a proven model. Read `run.py` first: it tells the whole story."""

@@ -1,0 +1,139 @@
+"""The whole story of a run. Read this file first.
+
+    data      rows -> tokens with a proven mask -> packs
+    baseline  score the untouched model
+    train     adapters, or weights
+    evaluate  score the tuned model on the same rows
+    compare   paired test: better, no evidence, worse
+    merge     adapters into the original base, checked against the adapter
+    report    one page
+
+Each stage says what its result depends on. A finished stage is reused when none of that has
+changed and its files are there; otherwise the reason is printed and it runs again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.pipeline.session import Session
+from luthier.pipeline.stages import STAGES, Stage
+from luthier.recipe.load import dump_yaml
+from luthier.recipe.schema import Recipe
+from luthier.runs.folder import RunFolder, StageRecord
+from luthier.runs.manifest import code_version, hardware, library_versions
+from luthier.runs.stages import why_run
+from luthier.runtime.atomic import write_json, write_text
+from luthier.runtime.console import note
+from luthier.runtime.errors import LuthierError
+
+__all__ = ["RunResult", "run_recipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run came to."""
+
+    folder: Path
+    stages: dict[str, dict[str, Any]]
+    """Result of each stage."""
+    reused: tuple[str, ...]
+    """Stages that did not have to run."""
+    seconds: float
+
+    @property
+    def comparison(self) -> list[dict[str, Any]]:
+        """Before against after, one entry a task; empty without tasks."""
+        return list(self.stages.get("compare", {}).get("tasks", []))
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    recipe_text: str | None = None,
+    only: Sequence[str] | None = None,
+    restart: bool = False,
+    command: Sequence[str] = (),
+) -> RunResult:
+    """Run every stage of a recipe, or the named ones.
+
+    Args:
+        recipe: What to do.
+        recipe_text: The recipe as the user wrote it, kept in the run folder.
+        only: Names of the stages to run, in any order; what they need must be finished.
+        restart: Train from the start even if there is a checkpoint to resume from.
+        command: The command line, for the record.
+
+    Raises:
+        LuthierError: with the exit code of its class; the run folder says how far it came.
+    """
+    started = time.monotonic()
+    run = RunFolder(Path(recipe.output_dir))
+    with run.lock():
+        write_text(run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(exclude_defaults=True)))
+        session = Session(recipe, run, restart=restart)
+        results: dict[str, dict[str, Any]] = {}
+        reused: list[str] = []
+        try:
+            for stage in _wanted(recipe, only):
+                record, fresh = _run_stage(stage, session)
+                results[stage.name] = record.result
+                reused += [] if fresh else [stage.name]
+        except LuthierError as error:
+            run.event("failed", code=error.problems[0].code, message=error.problems[0].message, exit_code=error.exit_code)
+            raise
+        finally:
+            _write_manifest(session, command)
+    return RunResult(
+        folder=run.path, stages=results, reused=tuple(reused), seconds=round(time.monotonic() - started, 3)
+    )
+
+
+def _wanted(recipe: Recipe, only: Sequence[str] | None) -> list[Stage]:
+    return [stage for stage in STAGES if stage.wanted(recipe) and (only is None or stage.name in only)]
+
+
+def _run_stage(stage: Stage, session: Session) -> tuple[StageRecord, bool]:
+    """Run or reuse one stage; returns its record and whether it ran."""
+    run = session.run
+    depends_on = stage.depends_on(session)
+    record = run.stage(stage.name)
+    missing = [name for name in stage.outputs if not (run.path / name).exists()]
+    reason = why_run(record, depends_on, missing)
+    if reason is None and record is not None:
+        note(f"{stage.name}: reused, nothing it depends on changed (took {record.seconds:.0f} s then)", style="dim")
+        return record, False
+    note(f"{stage.name}: {stage.title}" + ("" if record is None else f" ({reason})"), style="bold")
+    run.forget_stage(stage.name)
+    run.event("stage_started", stage=stage.name, reason=reason)
+    started = time.monotonic()
+    result = stage.action(session)
+    seconds = time.monotonic() - started
+    record = run.finish_stage(stage.name, depends_on=depends_on, result=result, seconds=seconds)
+    run.event("stage_finished", stage=stage.name, seconds=round(seconds, 3))
+    return record, True
+
+
+def _write_manifest(session: Session, command: Sequence[str]) -> None:
+    """Everything needed to repeat the run (contract 10)."""
+    known = {name: session.__dict__.get(name) for name in ("identity", "source_hashes")}
+    data = session.run.stage("data")
+    write_json(
+        session.run.path / "manifest.json",
+        {
+            "command": list(command),
+            "working_directory": str(Path.cwd()),
+            "recipe": session.recipe.model_dump(mode="json"),
+            "seed": session.recipe.train.seed,
+            "code": code_version(),
+            "versions": library_versions(),
+            "hardware": hardware(),
+            "base": known["identity"],
+            "sources": known["source_hashes"],
+            "data": data.result.get("hash") if data else None,
+        },
+    )

@@ -1,0 +1,132 @@
+"""What the stages of one run share: recipe, folder, device, and things that are loaded at most once.
+
+Everything here is lazy: a run whose stages are all reused loads no torch and no model.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.sources import hash_source
+from luthier.model.identity import base_identity
+from luthier.model.locate import locate_model
+from luthier.plan.shape import ModelShape, read_shape
+from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
+from luthier.recipe.schema import Recipe, TaskSpec
+from luthier.runs.folder import RunFolder
+from luthier.runtime.atomic import write_json, write_text
+from luthier.runtime.console import note
+from luthier.runtime.env import read_env
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.data.prepare import Prepared
+    from luthier.runtime.device import Device
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One recipe being run in one folder."""
+
+    def __init__(self, recipe: Recipe, run: RunFolder, *, restart: bool = False) -> None:
+        self.recipe = recipe
+        self.run = run
+        self.restart = restart
+        """Start the training over instead of resuming from a checkpoint."""
+
+    # -- inputs, without torch
+
+    @cached_property
+    def base_folder(self) -> Path:
+        """Folder of the base model's files."""
+        return locate_model(self.recipe.model.name_or_path, self.recipe.model.revision)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Hashes of the base model's files."""
+        return base_identity(self.base_folder)
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """Sizes of the base model."""
+        return read_shape(self.base_folder)
+
+    @cached_property
+    def source_hashes(self) -> list[str]:
+        """Content hashes of training and validation sources."""
+        section = self.recipe.data
+        paths = [source.path for source in section.train]
+        if section.validation.path:
+            paths.append(section.validation.path)
+        return [hash_source(path) for path in paths]
+
+    def task_hashes(self, task: TaskSpec) -> list[str]:
+        """Content hashes of the files a task reads."""
+        return [hash_source(path) for path in (task.path, task.fewshot_path) if path]
+
+    # -- loaded once, on first use
+
+    @cached_property
+    def device(self) -> Device:
+        """Where this process computes. Sets the number of threads, too."""
+        from luthier.runtime.device import pick_device, set_threads
+
+        device = pick_device()
+        threads, why = set_threads()
+        note(f"device: {device.name} ({device.reason}), {threads} threads ({why})", style="dim")
+        return device
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer with the recipe's template and tokens."""
+        from luthier.model.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.recipe.model)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """Rows as tokens with their masks; from the cache when nothing changed."""
+        from luthier.data.prepare import prepare
+
+        prepared = prepare(
+            self.recipe.data,
+            self.tokenizer,
+            seed=self.recipe.train.seed,
+            template_kwargs=self.recipe.model.chat_template_kwargs,
+            cache_dir=read_env().cache_dir / "data",
+        )
+        write_json(self.run.path / "data" / "manifest.json", prepared.manifest)
+        return prepared
+
+    @cached_property
+    def resolved(self) -> Resolved:
+        """The recipe without `auto`, with the reason of every derived value; also written to the run folder."""
+        counts = self.stage_result("data")
+        resolved = resolve(
+            self.recipe,
+            Facts(
+                device_type=self.device.type,
+                native_bf16=self.device.native_bf16,
+                device_memory_bytes=self.device.memory_bytes,
+                world_size=read_env().world_size,
+                rows=counts["rows_used"],
+                sequences=counts["packs"],
+                tokens=counts["tokens"],
+                model_parameters=self.shape.parameters,
+            ),
+        )
+        write_text(self.run.path / "resolved.yaml", resolved_yaml(resolved))
+        for derived in resolved.derived:
+            note(f"  {derived.key}: {derived.value}  ({derived.reason})", style="dim")
+        return resolved
+
+    def stage_result(self, name: str) -> dict[str, Any]:
+        """What a finished stage handed on."""
+        record = self.run.stage(name)
+        if record is None:
+            raise LookupError(f"stage {name} has not finished")
+        return record.result

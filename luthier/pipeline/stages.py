@@ -1,0 +1,299 @@
+"""The stages: what each depends on, what it does, what it leaves. `run.py` goes through them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.pipeline.session import Session
+from luthier.recipe.schema import Recipe
+from luthier.runtime.console import note
+
+__all__ = ["STAGES", "Stage", "training_fingerprint"]
+
+# Raised when a change of the code changes results: finished stages of older runs are then redone.
+CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    title: str
+    wanted: Callable[[Recipe], bool]
+    depends_on: Callable[[Session], dict[str, Any]]
+    action: Callable[[Session], dict[str, Any]]
+    outputs: tuple[str, ...]
+    """Files and folders that must exist for the stage to be reused, relative to the run folder."""
+
+
+# -- data
+
+
+def _data_depends(session: Session) -> dict[str, Any]:
+    model = session.recipe.model
+    return {
+        "code": CODE_VERSION["data"],
+        "data": session.recipe.data.model_dump(mode="json"),
+        "sources": session.source_hashes,
+        "tokenizer": model.tokenizer or session.identity["tokenizer"],
+        "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
+        "seed": session.recipe.train.seed,
+    }
+
+
+def _data(session: Session) -> dict[str, Any]:
+    manifest = session.prepared.manifest
+    dropped = sum(manifest["dropped"].values())
+    note(
+        f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, {dropped:,} dropped; "
+        f"{manifest['tokens']:,} tokens, {manifest['trained_fraction']:.0%} trained; {manifest['packs']:,} sequences, "
+        f"{manifest['pack_efficiency']:.0%} full; every mask proven; cache {manifest['cache']}"
+    )
+    keys = (
+        "hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens", "trained_fraction", "dropped"
+    )  # fmt: skip
+    return {key: manifest[key] for key in keys}
+
+
+# -- scores
+
+
+def _scoring_depends(session: Session) -> dict[str, Any]:
+    recipe = session.recipe
+    return {
+        "code": CODE_VERSION["evaluate"],
+        "tasks": [
+            {"spec": task.model_dump(mode="json"), "files": session.task_hashes(task)} for task in recipe.evaluate.tasks
+        ],
+        "confidence": recipe.evaluate.confidence,
+        "model": recipe.model.model_dump(mode="json"),
+        "base": session.identity,
+    }
+
+
+def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
+    from luthier.evaluate.run import results_to_json, run_tasks
+    from luthier.evaluate.tasks import load_task
+    from luthier.runtime.atomic import write_json
+
+    recipe = session.resolved.recipe
+    results = run_tasks(
+        model,
+        session.tokenizer,
+        [load_task(task) for task in recipe.evaluate.tasks],
+        batch_size=int(recipe.evaluate.batch_size),
+        confidence=recipe.evaluate.confidence,
+        template_kwargs=recipe.model.chat_template_kwargs,
+    )
+    file = "before.json" if label == "base" else "after.json"
+    value = results_to_json(results, model=label)
+    write_json(session.run.path / "eval" / file, value)
+    for task in value["tasks"]:
+        note(
+            f"  {task['name']}: {task['metric']} {task['score']:.3f} [{task['low']:.3f}, {task['high']:.3f}] on {task['n']} rows"
+            f" ({task['tokens_per_second']:.0f} tokens/s)"
+        )
+    return {
+        "tasks": [{key: task[key] for key in ("name", "metric", "n", "score", "low", "high")} for task in value["tasks"]]
+    }
+
+
+def _baseline(session: Session) -> dict[str, Any]:
+    from luthier.model.load import load_base
+
+    section = session.resolved.recipe.model
+    model = load_base(section, device=session.device, dtype=section.dtype, quantization=section.quantization)
+    return _score(session, model, "base")
+
+
+def _evaluate(session: Session) -> dict[str, Any]:
+    from luthier.model.load import load_tuned
+
+    section = session.resolved.recipe.model
+    model = load_tuned(
+        section,
+        session.run.path / "final",
+        device=session.device,
+        dtype=section.dtype,
+        quantization=section.quantization,
+    )
+    return _score(session, model, "tuned")
+
+
+def _evaluate_depends(session: Session) -> dict[str, Any]:
+    return {**_scoring_depends(session), "weights": session.stage_result("train")["weights"]}
+
+
+# -- train
+
+
+def training_fingerprint(session: Session) -> dict[str, Any]:
+    """Everything the trained weights depend on; a checkpoint is resumed only when all of it is equal."""
+    recipe = session.resolved.recipe
+    return {
+        "code": CODE_VERSION["train"],
+        "data": session.stage_result("data")["hash"],
+        "base": session.identity,
+        "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
+        "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
+        "method": recipe.method.model_dump(mode="json"),
+        "objective": recipe.objective.model_dump(mode="json"),
+        "train": recipe.train.model_dump(
+            mode="json", exclude={"report_to", "logging_steps", "save_steps", "save_total_limit"}
+        ),
+        "device": session.device.type,
+    }
+
+
+def _train_depends(session: Session) -> dict[str, Any]:
+    """As the fingerprint, from the recipe as written: computed without torch, so a finished run is reused in a second."""
+    recipe = session.recipe
+    return {
+        "code": CODE_VERSION["train"],
+        "data": session.stage_result("data")["hash"],
+        "base": session.identity,
+        "model": recipe.model.model_dump(mode="json"),
+        "method": recipe.method.model_dump(mode="json"),
+        "objective": recipe.objective.model_dump(mode="json"),
+        "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+    }
+
+
+def _train(session: Session) -> dict[str, Any]:
+    from luthier.model.adapters import apply_method
+    from luthier.model.load import load_base
+    from luthier.runtime.hashing import hash_folder
+    from luthier.train.loop import fit
+
+    resolved = session.resolved
+    recipe = resolved.recipe
+    model = load_base(
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
+    )
+    new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    for line in tuned.report.lines():
+        note(f"  {line}")
+    result = fit(
+        tuned,
+        session.prepared,
+        resolved,
+        run=session.run,
+        tokenizer=session.tokenizer,
+        fingerprint=training_fingerprint(session),
+        restart=session.restart,
+    )
+    weights = hash_folder(session.run.path / "final", ("*.safetensors",))
+    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json()}
+
+
+# -- compare
+
+
+def _compare_depends(session: Session) -> dict[str, Any]:
+    from luthier.runtime.hashing import hash_file
+
+    folder = session.run.path / "eval"
+    return {
+        "code": CODE_VERSION["evaluate"],
+        "before": hash_file(folder / "before.json"),
+        "after": hash_file(folder / "after.json"),
+        "confidence": session.recipe.evaluate.confidence,
+    }
+
+
+def _compare(session: Session) -> dict[str, Any]:
+    from luthier.evaluate.compare import compare_files
+    from luthier.runtime.atomic import write_json
+
+    folder = session.run.path / "eval"
+    value = compare_files(
+        folder / "before.json", folder / "after.json", confidence=session.recipe.evaluate.confidence
+    )
+    write_json(folder / "comparison.json", value)
+    for task in value["tasks"]:
+        note(
+            f"  {task['name']}: {task['before']:.3f} -> {task['after']:.3f}, difference {task['delta']:+.3f} "
+            f"[{task['low']:+.3f}, {task['high']:+.3f}], p = {task['p_value']:.2g} ({task['test']}): {task['verdict']}",
+            style="green" if task["verdict"] == "better" else None,
+        )
+    return {"tasks": [{key: item for key, item in task.items() if key != "changed"} for task in value["tasks"]]}
+
+
+# -- merge and report
+
+
+def _merge_depends(session: Session) -> dict[str, Any]:
+    return {
+        "code": CODE_VERSION["merge"],
+        "weights": session.stage_result("train")["weights"],
+        "base": session.identity,
+        "max_shard_size": session.recipe.export.max_shard_size,
+    }
+
+
+def _merge(session: Session) -> dict[str, Any]:
+    from luthier.export.merge import merge
+    from luthier.runtime.atomic import write_json
+
+    run = session.run.path
+    report = merge(
+        session.recipe.model,
+        run / "final",
+        run / "merged",
+        max_shard_size=session.recipe.export.max_shard_size,
+        device=session.device,
+    )
+    value = report.to_json()
+    write_json(run / "export" / "merge.json", value)
+    note(
+        f"  merged model and adapter agree: largest logit difference {value['max_logit_difference']:.2g} "
+        f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, same first choice on {value['argmax_agreement']:.1%}"
+    )
+    return value
+
+
+def _report_depends(session: Session) -> dict[str, Any]:
+    done = {stage.name: session.run.stage(stage.name) for stage in STAGES[:-1]}
+    return {name: record.finished_at for name, record in done.items() if record is not None}
+
+
+def _report(session: Session) -> dict[str, Any]:
+    from luthier.report.write import write_report
+
+    path = write_report(session.run)
+    note(f"  {path}")
+    return {"file": path.name}
+
+
+def _always(recipe: Recipe) -> bool:
+    return True
+
+
+def _has_tasks(recipe: Recipe) -> bool:
+    return bool(recipe.evaluate.tasks)
+
+
+def _compares(recipe: Recipe) -> bool:
+    return bool(recipe.evaluate.tasks) and recipe.evaluate.compare_with_base
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(name="data", title="read, render, mask, pack", wanted=_always, depends_on=_data_depends, action=_data,
+          outputs=("data/manifest.json",)),
+    Stage(name="baseline", title="score the untouched model", wanted=_compares, depends_on=_scoring_depends,
+          action=_baseline, outputs=("eval/before.json",)),
+    Stage(name="train", title="tune", wanted=_always, depends_on=_train_depends, action=_train, outputs=("final",)),
+    Stage(name="evaluate", title="score the tuned model", wanted=_has_tasks, depends_on=_evaluate_depends,
+          action=_evaluate, outputs=("eval/after.json",)),
+    Stage(name="compare", title="before against after, same rows", wanted=_compares, depends_on=_compare_depends,
+          action=_compare, outputs=("eval/comparison.json",)),
+    Stage(name="merge", title="into the original base", wanted=lambda recipe: recipe.export.merge,
+          depends_on=_merge_depends, action=_merge, outputs=("merged", "export/merge.json")),
+    Stage(name="report", title="one page", wanted=_always, depends_on=_report_depends, action=_report,
+          outputs=("report.html",)),
+)  # fmt: skip
+

@@ -1,0 +1,41 @@
+"""What a run came to, in a few lines and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.pipeline.run import RunResult
+
+__all__ = ["result_to_json", "summary_lines"]
+
+
+def result_to_json(result: RunResult) -> dict[str, Any]:
+    """The whole result as one JSON object."""
+    return {
+        "ok": True,
+        "folder": str(result.folder),
+        "seconds": result.seconds,
+        "reused": list(result.reused),
+        "stages": result.stages,
+    }
+
+
+def summary_lines(result: RunResult) -> list[str]:
+    """Verdicts, where things are, and what to try next."""
+    lines = ["", f"Done in {result.seconds:.0f} s: {result.folder}"]
+    for task in result.comparison:
+        lines.append(
+            f"  {task['name']}: {task['before']:.1%} -> {task['after']:.1%} on {task['n']} held-out rows, "
+            f"p = {task['p_value']:.2g}: {task['verdict']}"
+        )
+    train = result.stages.get("train")
+    if train:
+        lines.append(
+            f"  trained {train['steps']} steps, {train['tokens']:,} tokens at {train['tokens_per_second']:,.0f} tokens/s"
+        )
+    lines += ["Next:", f"  luthier chat {result.folder} --side-by-side        talk to base and tuned model"]
+    if "report" in result.stages:
+        lines.append(f"  open {result.folder / 'report.html'}")
+    if "merge" in result.stages:
+        lines.append(f"  {result.folder / 'merged'} loads in plain transformers, vLLM and the like")
+    return lines

@@ -1,0 +1,99 @@
+"""The Python API: thin, typed, with the names of the commands. Heavy imports happen inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from luthier.pipeline.rerun import RerunResult
+    from luthier.pipeline.run import RunResult
+    from luthier.plan.memory import MemoryPlan
+    from luthier.recipe.schema import Recipe
+
+__all__ = ["compare", "evaluate", "load_recipe", "merge", "plan", "rerun", "run", "train"]
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked recipe from a YAML file, a mapping, or a recipe.
+
+    Args:
+        recipe: Path of a YAML file, nested mapping, or recipe.
+        overrides: `key.sub=value` strings; only for files.
+
+    Raises:
+        RecipeError: every problem at once, with line and column for files.
+    """
+    from luthier.recipe.load import load_recipe as load_file
+    from luthier.recipe.load import recipe_from_dict
+    from luthier.recipe.schema import Recipe as RecipeClass
+    from luthier.runtime.errors import RecipeError
+
+    if isinstance(recipe, str | Path):
+        return load_file(Path(recipe), list(overrides)).recipe
+    if overrides:
+        raise RecipeError(code="C121", message="overrides go with recipe files only", hint="change the mapping instead")
+    return recipe if isinstance(recipe, RecipeClass) else recipe_from_dict(dict(recipe), origin="recipe")
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = (), restart: bool = False
+) -> RunResult:
+    """Run the whole recipe; finished stages are reused. See `luthier.pipeline.run`."""
+    from luthier.pipeline.run import run_recipe
+
+    return run_recipe(load_recipe(recipe, overrides), restart=restart)
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = (), restart: bool = False
+) -> RunResult:
+    """Only prepare the data and train."""
+    from luthier.pipeline.run import run_recipe
+
+    return run_recipe(load_recipe(recipe, overrides), only=("data", "train"), restart=restart)
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, dtype_bytes: int = 4, tokens: int = 1024
+) -> MemoryPlan:
+    """Memory of one training step with micro-batches of `tokens` tokens; loads no weights."""
+    from luthier.model.locate import locate_model
+    from luthier.plan.memory import plan_memory
+    from luthier.plan.shape import read_shape
+
+    wanted = load_recipe(recipe)
+    shape = read_shape(locate_model(wanted.model.name_or_path, wanted.model.revision))
+    return plan_memory(shape, wanted, dtype_bytes=dtype_bytes, tokens=tokens)
+
+
+def evaluate(recipe: str | Path | Mapping[str, Any] | Recipe, *, model: str | Path | None = None) -> dict[str, Any]:
+    """Scores and answers of the untouched base, or of an adapter or model folder, on the recipe's tasks."""
+    from luthier.pipeline.score import score_model
+
+    return score_model(load_recipe(recipe), Path(model) if model else None)
+
+
+def compare(before: str | Path, after: str | Path, *, confidence: float = 0.95) -> dict[str, Any]:
+    """Paired comparison of two score files on the same rows."""
+    from luthier.evaluate.compare import compare_files
+
+    return compare_files(Path(before), Path(after), confidence=confidence)
+
+
+def merge(run_folder: str | Path) -> dict[str, Any]:
+    """Merge a run's adapter into its base and check the result; returns the check."""
+    from luthier.pipeline.rerun import recipe_of_run
+    from luthier.pipeline.run import run_recipe
+
+    recipe = recipe_of_run(Path(run_folder))
+    forced = recipe.model_copy(update={"export": recipe.export.model_copy(update={"merge": True})})
+    return run_recipe(forced, only=("merge",)).stages["merge"]
+
+
+def rerun(run_folder: str | Path, output_dir: str | Path) -> RerunResult:
+    """Repeat a run and say whether every number is equal."""
+    from luthier.pipeline.rerun import rerun as repeat
+
+    return repeat(Path(run_folder), Path(output_dir), command=[])

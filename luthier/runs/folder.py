@@ -1,0 +1,144 @@
+"""The run folder: everything a run leaves, and everything a page or a command shows of it.
+
+    runs/NAME/
+      recipe.yaml        as the user wrote it
+      resolved.yaml      every value, with the reason of each derived one
+      manifest.json      commit, versions, hardware, hashes of data and base, seeds
+      stages/STAGE.json  a finished stage: what it depended on, what it made, how long it took
+      events.jsonl       what happened, one JSON object a line
+      metrics.jsonl      one line per logged training step
+      data/              manifest of rows, dropped rows
+      checkpoints/step-N complete or absent
+      final/             adapter, or the trained model
+      merged/            the model to serve
+      eval/              before and after: scores and every answer
+      report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.runtime.atomic import explain_os_error, sweep, write_json
+from luthier.runtime.errors import EnvironmentProblem, RunFailed
+
+__all__ = ["RunFolder", "StageRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """A finished stage."""
+
+    stage: str
+    depends_on: dict[str, Any]
+    """Everything the result depends on; compared key by key to decide on reuse."""
+    result: dict[str, Any]
+    """What the stage hands on (paths relative to the run folder, counts, scores)."""
+    seconds: float
+    finished_at: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run on disk. Creating the object touches nothing; `create` makes the folder."""
+
+    path: Path
+
+    def create(self) -> RunFolder:
+        """Make the folder, check that it can be written, remove leftovers of killed writers."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".tmp-probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise explain_os_error(error, self.path) from error
+        sweep(self.path)
+        return self
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the folder while writing; a second owner is refused. Released when the process ends."""
+        self.create()
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
+                raise EnvironmentProblem(
+                    code="R720",
+                    message=f"{self.path} is in use by process {owner or 'unknown'}",
+                    hint="wait for it, stop it, or choose another `output_dir`",
+                ) from error
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode("ascii"), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    # -- stages
+
+    def stage(self, name: str) -> StageRecord | None:
+        """The record of a finished stage, or None."""
+        file = self.path / "stages" / f"{name}.json"
+        if not file.is_file():
+            return None
+        try:
+            return StageRecord(**json.loads(file.read_text("utf-8")))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise RunFailed(code="R721", message=f"{file} is damaged: {error}", hint=f"delete {file}; the stage will run again") from error
+
+    def finish_stage(self, name: str, *, depends_on: dict[str, Any], result: dict[str, Any], seconds: float) -> StageRecord:
+        """Record a stage as finished."""
+        record = StageRecord(stage=name, depends_on=depends_on, result=result, seconds=round(seconds, 3), finished_at=utc_now())
+        write_json(self.path / "stages" / f"{name}.json", {slot: getattr(record, slot) for slot in StageRecord.__slots__})
+        return record
+
+    def forget_stage(self, name: str) -> None:
+        """The stage counts as not done (before it runs again)."""
+        (self.path / "stages" / f"{name}.json").unlink(missing_ok=True)
+
+    # -- logs
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one event. One JSON object a line, control characters escaped."""
+        self._append("events.jsonl", {"time": utc_now(), "event": kind, **fields})
+
+    def metric(self, **fields: Any) -> None:
+        """Append one line of training metrics, floats at full precision."""
+        self._append("metrics.jsonl", fields)
+
+    def read_lines(self, name: str) -> list[dict[str, Any]]:
+        """All objects of `events.jsonl` or `metrics.jsonl`; a torn last line is left out."""
+        file = self.path / name
+        if not file.is_file():
+            return []
+        lines = []
+        for text in file.read_text("utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def _append(self, name: str, value: dict[str, Any]) -> None:
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n")
+        except OSError as error:
+            raise explain_os_error(error, self.path / name) from error
+
+
+def utc_now() -> str:
+    """Now, in UTC, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

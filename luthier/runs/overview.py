@@ -1,0 +1,66 @@
+"""Run folders as records: for `luthier runs`, and for any page that shows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from luthier.runs.folder import RunFolder
+from luthier.runtime.errors import RecipeError
+
+__all__ = ["describe_run", "find_runs"]
+
+STAGE_ORDER = ("data", "baseline", "train", "evaluate", "compare", "merge", "report")
+
+
+def find_runs(root: Path) -> list[dict[str, Any]]:
+    """Overviews of the run folders at most two levels below `root`, newest first."""
+    folders = {file.parent for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json") for file in root.glob(pattern)}
+    runs = [_overview(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
+    return sorted(runs, key=lambda run: str(run["finished"]), reverse=True)
+
+
+def describe_run(folder: Path) -> dict[str, Any]:
+    """One run: overview, stages in order, manifest.
+
+    Raises:
+        RecipeError: `folder` is no run folder.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(
+            code="R730", message=f"{folder} is no run folder (it has no recipe.yaml)", hint="`luthier runs ls` lists them"
+        )
+    run = RunFolder(folder)
+    records = {name: run.stage(name) for name in STAGE_ORDER}
+    stages = {
+        name: {"seconds": record.seconds, "finished_at": record.finished_at, "result": record.result}
+        for name, record in records.items()
+        if record is not None
+    }
+    return {**_overview(folder), "stages": stages, "manifest": _read(folder / "manifest.json")}
+
+
+def _overview(folder: Path) -> dict[str, Any]:
+    run = RunFolder(folder)
+    manifest = _read(folder / "manifest.json")
+    recipe = manifest.get("recipe", {})
+    train = run.stage("train")
+    compare = run.stage("compare")
+    finished = [record.finished_at for name in STAGE_ORDER if (record := run.stage(name)) is not None]
+    return {
+        "folder": str(folder),
+        "base": recipe.get("model", {}).get("name_or_path", ""),
+        "method": recipe.get("method", {}).get("name", ""),
+        "steps": train.result.get("steps") if train else None,
+        "loss": train.result.get("final_loss") if train else None,
+        "comparison": compare.result["tasks"] if compare else [],
+        "finished": max(finished, default=""),
+    }
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    value: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return value

@@ -1,0 +1,31 @@
+"""Every test starts from the same place: no network, no user cache, one thread, default types."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples on every machine, and no failure because a machine is busy.
+settings.register_profile("luthier", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("luthier")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path_factory):
+    """Own cache folder, no colours, no launcher variables; torch's default type is restored."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path_factory.getbasetemp() / "luthier-cache"))
+    yield
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        assert torch.get_default_dtype() == torch.float32, "a test changed torch's default type"
