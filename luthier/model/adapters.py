@@ -1,0 +1,237 @@
+"""Prepare a base model for training: what is trained, what is frozen, and an account of it.
+
+`apply_method` is the one place where `requires_grad` is decided. What its report lists is what trains.
+Adapters are PEFT adapters; they live in the type of the model, so that no product mixes types
+(fp32 masters of trained weights are the training loop's business).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.model.attach import attach_adapter, base_record, cast_adapters, check_adapter_files, check_same_base
+from luthier.model.freeze import freeze_all_but, train_everything
+from luthier.model.identity import verify_record
+from luthier.model.method_report import MethodReport, report_on
+from luthier.model.quantize import is_quantized
+from luthier.model.quiet import quiet_libraries
+from luthier.model.targets import head_name, input_name, is_tied, resolve_modules_to_save, resolve_targets
+from luthier.recipe.schema import MethodSection
+from luthier.runtime.errors import RecipeError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+__all__ = ["MethodReport", "Tuned", "apply_method"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A model ready to train, and what of it is trained."""
+
+    model: Any
+    """`PeftModel` for lora and qlora, the `PreTrainedModel` itself for full and freeze."""
+    report: MethodReport
+
+
+def apply_method(
+    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int] = ()
+) -> Tuned:
+    """Make a base model trainable as the recipe says.
+
+    Args:
+        model: from `load_base`.
+        method: `method` of the recipe.
+        seed: of the initial adapter weights; the global random state is neither read nor moved.
+        new_token_ids: ids of `model.new_tokens`; with adapters only these rows of the embeddings are trained.
+
+    Raises:
+        RecipeError: a target, pattern or module that matches nothing, or settings that cannot work together.
+    """
+    packed = any(is_quantized(parameter) for parameter in model.parameters())
+    if method.name in ("full", "freeze"):
+        if packed:
+            raise RecipeError(
+                code="M327",
+                message=f"`method.name: {method.name}` cannot train weights stored in 4 bits",
+                hint="use `qlora`, or `model.quantization: none`",
+            )
+        notes = _full_or_freeze(model, method, new_token_ids)
+        return Tuned(model, report_on(model, method=method.name, notes=notes))
+    if method.name == "qlora" and not packed:
+        raise RecipeError(
+            code="M327",
+            message="`method.name: qlora` needs a base in 4 bits, but this one is not quantised",
+            hint="set `model.quantization: nf4` (or auto), or `method.name: lora`",
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if method.init_from is not None:
+        adapted, notes = _continue_from(model, method, new_token_ids)
+    else:
+        adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids)
+    return Tuned(adapted, report_on(adapted, method=method.name, notes=notes))
+
+
+def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int]) -> list[str]:
+    if method.init_from is not None:
+        raise RecipeError(
+            code="M324",
+            message=f"`method.init_from` continues an adapter; `method.name` is {method.name}",
+            hint="to continue from a whole model, name its folder in `model.name_or_path`",
+        )
+    if method.name == "full":
+        train_everything(model)
+        return []
+    notes = freeze_all_but(model, method.trainable, last_n_layers=method.last_n_layers)
+    tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    if new_token_ids and not all(table.weight.requires_grad for table in tables):
+        raise RecipeError(
+            code="M325", message="`model.new_tokens` are given, but their embedding rows are frozen",
+            hint="add `embed_tokens` and `lm_head` to `method.trainable`, or use `method.name: lora`, which trains only those rows",
+        )  # fmt: skip
+    return notes
+
+
+def _new_adapter(
+    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int]
+) -> tuple[PeftModel, list[str]]:
+    from peft import LoraConfig, get_peft_model
+
+    notes: list[str] = []
+    targets = resolve_targets(model, method.target_modules)
+    saved, tie = _modules_to_save(model, method, notes)
+    tables = _token_tables(model, targets, saved, new_token_ids, notes)
+    record = base_record(model)
+    alpha = method.lora_alpha
+    config = LoraConfig(
+        r=method.r,
+        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other tools read an int
+        lora_dropout=method.lora_dropout,
+        target_modules=method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules),
+        use_rslora=method.use_rslora,
+        use_dora=method.use_dora,
+        modules_to_save=saved or None,
+        trainable_token_indices=dict.fromkeys(tables, list(new_token_ids)) if tables else None,
+        ensure_weight_tying=tie,
+        bias="none",
+        task_type="CAUSAL_LM",
+        revision=record.revision if record else None,
+    )
+    # PEFT draws on the CPU from the global generator; the same seed must give the same adapter anywhere.
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
+        torch.default_generator.manual_seed(seed)
+        adapted: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if record is not None:
+        config.base_model_name_or_path = record.name_or_path
+    cast_adapters(adapted, model.dtype)
+    _check_adapted(adapted, targets)
+    return adapted, notes + _expert_notes(model)
+
+
+def _modules_to_save(model: PreTrainedModel, method: MethodSection, notes: list[str]) -> tuple[list[str], bool]:
+    """Full names, and whether PEFT must keep head and embeddings one tensor."""
+    saved = resolve_modules_to_save(model, method.modules_to_save)
+    shared = {input_name(model), head_name(model)}
+    if is_tied(model) and shared & set(saved):
+        # One weight under two names: train one copy and let both use it, as full fine-tuning would.
+        notes.append("embeddings and head share one weight; it is trained once and stays shared")
+        return [*(name for name in saved if name not in shared), input_name(model)], True
+    return saved, False
+
+
+def _token_tables(
+    model: PreTrainedModel, targets: Sequence[str], saved: Sequence[str], new_token_ids: Sequence[int], notes: list[str]
+) -> list[str]:
+    """Names of the tables of which only the new rows are trained."""
+    if not new_token_ids:
+        return []
+    head = head_name(model)
+    tables = [input_name(model)]
+    if head is not None and not is_tied(model):
+        tables.append(head)
+    both = sorted(set(tables) & set(targets))
+    if both:
+        raise RecipeError(
+            code="M325", message=f"{both[0]} would have a LoRA adapter and new token rows at once",
+            hint=f"take it out of `method.target_modules`, or put `{both[0].rpartition('.')[2]}` into `method.modules_to_save`",
+        )  # fmt: skip
+    if head in tables and getattr(model.get_submodule(head), "bias", None) is not None:
+        raise RecipeError(
+            code="M325",
+            message=f"{head} has a bias, with which single rows cannot be trained",
+            hint=f"put `{head}` into `method.modules_to_save`",
+        )
+    whole = [name for name in tables if name in saved]
+    notes += [f"{name} is trained in full, new token rows included" for name in whole]
+    return [name for name in tables if name not in saved]
+
+
+def _check_adapted(model: PeftModel, targets: Sequence[str]) -> None:
+    """What PEFT adapted must be what was asked for."""
+    from peft.tuners.lora import LoraLayer
+
+    adapted = {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    if adapted != set(targets):
+        odd = sorted(adapted ^ set(targets))[:3]
+        raise RecipeError(
+            code="M320",
+            message=f"asked for and adapted modules differ: {', '.join(odd)}",
+            hint="list the modules by name in `method.target_modules`",
+        )
+
+
+def _expert_notes(model: PreTrainedModel) -> list[str]:
+    """Experts fused into one 3-D tensor are no linear layers, so `all-linear` leaves them out: say so."""
+    fused = {
+        name.rpartition(".")[2]
+        for name, weight in model.named_parameters()
+        if weight.dim() == 3 and "expert" in name and "lora_" not in name
+    }
+    return (
+        [f"expert weights ({', '.join(sorted(fused))}) are stored as one tensor a layer and are not adapted"]
+        if fused
+        else []
+    )
+
+
+def _continue_from(
+    model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int]
+) -> tuple[PeftModel, list[str]]:
+    """Load `method.init_from` and train all of it further, and nothing else."""
+    folder = Path(method.init_from or "").expanduser()
+    check_adapter_files(folder)
+    check_same_base(verify_record(folder), model, folder)
+    adapted: Any = attach_adapter(model, folder, trainable=True)
+    config = adapted.peft_config[adapted.active_adapter]
+    defaults = MethodSection()
+    problems, notes = [], [f"continues the adapter in {folder}: rank, targets and scale are its own"]
+    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        asked, has = getattr(method, key), getattr(config, key)
+        if asked != has and asked != getattr(defaults, key):
+            problems.append(f"`method.{key}` is {asked}, the adapter has {has}")
+    if problems:
+        raise RecipeError(
+            code="M324",
+            message=f"{folder} has other settings: {'; '.join(problems)}",
+            hint="leave these keys out, or set them to the adapter's values",
+        )
+    rows = config.trainable_token_indices or {}
+    known = set(rows) if isinstance(rows, list) else {index for indices in rows.values() for index in indices}
+    if set(new_token_ids) - known and not config.modules_to_save:
+        raise RecipeError(
+            code="M325",
+            message="`model.new_tokens` are not among the token rows that the adapter trains",
+            hint="continue with the same `model.new_tokens`, or start a new adapter",
+        )
+    return adapted, notes

@@ -1,0 +1,220 @@
+"""Load a base model, or a tuned one, safely: safetensors only, no code from the folder, no NaN, no guesses.
+
+What a folder says about how it wants to be run is not obeyed: the attention implementation comes from
+the recipe, and Python files beside the weights run only with `trust_remote_code: true` in the recipe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from luthier.model.attach import attach_adapter, base_record, check_adapter_files, check_same_base, is_adapter
+from luthier.model.identity import BaseRecord, base_identity, verify_record
+from luthier.model.locate import locate_model
+from luthier.model.new_tokens import extend_vocabulary
+from luthier.model.quantize import nf4_config
+from luthier.model.quiet import first_line, quiet_libraries
+from luthier.model.tokenizer import load_plain_tokenizer, load_tokenizer
+from luthier.model.weights import check_weight_files, non_finite_tensors, read_config, refuse_non_finite, tensors_of
+from luthier.recipe.schema import ModelSection
+from luthier.runtime.console import note
+from luthier.runtime.device import Device
+from luthier.runtime.errors import EnvironmentProblem, RecipeError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["DTYPES", "base_record", "is_adapter", "load_base", "load_tuned", "locate_model"]
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "nf4"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Loading more than this takes noticeable time: say so.
+_BIG_BYTES = 2 << 30
+
+
+def load_base(
+    section: ModelSection, *, device: Device, dtype: DtypeName, quantization: Quantization = "none"
+) -> PreTrainedModel:
+    """Load the untouched base model of a recipe.
+
+    New tokens get their embedding rows; all weights are finite; every weight came from the files.
+
+    Args:
+        section: `model` of the recipe.
+        device: where the weights go.
+        dtype: type of the float weights in memory; with `nf4` the type of the products.
+        quantization: `nf4` stores the linear layers in 4 bits.
+
+    Raises:
+        RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
+    """
+    folder = locate_model(section.name_or_path, section.revision)
+    verify_record(folder)
+    model = _load_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
+    _match_vocabulary(model, section)
+    identity = base_identity(folder)
+    model.luthier_base = BaseRecord(
+        name_or_path=section.name_or_path, revision=section.revision, hash=identity["hash"],
+        quantization=quantization, new_tokens=list(section.new_tokens),
+    )  # fmt: skip
+    return model
+
+
+def load_tuned(
+    section: ModelSection, folder: Path, *, device: Device, dtype: DtypeName, quantization: Quantization = "none"
+) -> PreTrainedModel | PeftModel:
+    """Load a result of training: base plus adapter folder, or a full model folder.
+
+    Raises:
+        RunFailed: a file changed since it was written, or the base is not the one the adapter was trained on.
+        RecipeError, EnvironmentProblem, AccessError: as `load_base`.
+    """
+    record = verify_record(folder)
+    if not is_adapter(folder):
+        model = _load_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
+        model.luthier_base = None
+        return model
+    check_adapter_files(folder)
+    base = load_base(section, device=device, dtype=dtype, quantization=quantization)
+    check_same_base(record, base, folder)
+    tuned = attach_adapter(base, folder, trainable=False)
+    tuned.eval()
+    return tuned
+
+
+def _load_folder(
+    folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: Quantization
+) -> PreTrainedModel:
+    """from_pretrained with every choice made here, and its report checked."""
+    from transformers import AutoModelForCausalLM
+
+    config = _load_config(folder, section)
+    files = check_weight_files(folder)
+    size = sum(file.stat().st_size for file in files)
+    if size > _BIG_BYTES:
+        note(f"loading {size / 2**30:.1f} GiB of weights from {folder}")
+    options: dict[str, Any] = {
+        "config": config, "dtype": dtype, "use_safetensors": True, "local_files_only": True,
+        "trust_remote_code": section.trust_remote_code, "output_loading_info": True,
+    }  # fmt: skip
+    if section.attn_implementation != "auto":
+        options["attn_implementation"] = section.attn_implementation
+    if quantization == "nf4":
+        # NaN does not survive rounding to 4 bits as NaN: look at the files.
+        refuse_non_finite(non_finite_tensors(tensors_of(files)), where=str(folder))
+        options["quantization_config"] = nf4_config(dtype)
+    if device.type == "cuda" or quantization == "nf4":
+        options["device_map"] = {"": device.torch_device}
+    try:
+        with quiet_libraries():
+            model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
+    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            code="M308", message=f"{folder} cannot be loaded as a causal language model: {first_line(error)}",
+            hint="check `model.name_or_path`; a new architecture may need a newer transformers",
+        ) from error  # fmt: skip
+    _check_report(report, folder)
+    if device.type == "mps":
+        model.to(device.torch_device)
+    refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
+    return model  # type: ignore[no-any-return]
+
+
+def _load_config(folder: Path, section: ModelSection) -> PreTrainedConfig:
+    """The model's settings, without what a file must not decide."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    raw = read_config(folder)
+    if raw.get("quantization_config"):
+        method = (
+            raw["quantization_config"].get("quant_method", "unknown")
+            if isinstance(raw["quantization_config"], dict)
+            else "unknown"
+        )
+        raise RecipeError(
+            code="M311",
+            message=f"{folder} is stored quantised ({method})",
+            hint="use the original model; `method.name: qlora` quantises it to 4 bits while loading",
+        )
+    kind = raw.get("model_type")
+    if section.trust_remote_code and "auto_map" in raw:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+        config._attn_implementation = None
+        return config  # type: ignore[no-any-return]
+    if kind not in CONFIG_MAPPING:
+        if "auto_map" in raw:
+            raise RecipeError(
+                code="M307",
+                message=f"{folder} runs only with Python code of its own (model type {kind!r})",
+                hint="read that code; if you trust it, set `model.trust_remote_code: true`",
+            )
+        raise RecipeError(
+            code="M308",
+            message=f"{folder}: model type {kind!r} is unknown to the installed transformers",
+            hint="upgrade transformers, or check config.json",
+        )
+    try:
+        config = CONFIG_MAPPING[kind].from_dict(_without_run_settings(raw))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise EnvironmentProblem(
+            code="M303",
+            message=f"{folder / 'config.json'} is not valid: {first_line(error)}",
+            hint="fetch the model again",
+        ) from error
+    config._name_or_path = str(folder)
+    return config  # type: ignore[no-any-return]
+
+
+def _without_run_settings(value: Any) -> Any:
+    """Drop keys by which a config.json could choose code to run (CVE-2026-4372), at any depth."""
+    if isinstance(value, dict):
+        unsafe = (
+            "_attn_implementation",
+            "attn_implementation",
+            "_experts_implementation",
+            "experts_implementation",
+            "trust_remote_code",
+            "auto_map",
+            "custom_pipelines",
+            "_commit_hash",
+        )
+        return {key: _without_run_settings(item) for key, item in value.items() if not str(key).startswith(unsafe)}
+    return [_without_run_settings(item) for item in value] if isinstance(value, list) else value
+
+
+def _check_report(report: dict[str, Any], folder: Path) -> None:
+    """Every weight must come from the files: transformers fills the rest with random numbers and a warning."""
+    missing, mismatched = sorted(report.get("missing_keys", ())), report.get("mismatched_keys", ())
+    if missing:
+        raise EnvironmentProblem(
+            code="M312", message=f"{folder} lacks {len(missing)} weights of its architecture: {', '.join(missing[:3])}",
+            hint="fetch the model again; config.json and the weights do not belong together",
+        )  # fmt: skip
+    if mismatched:
+        raise EnvironmentProblem(
+            code="M312",
+            message=f"{folder} has weights of another shape than config.json says: {sorted(map(str, mismatched))[:3]}",
+        )
+    if report.get("unexpected_keys"):
+        extra = sorted(report["unexpected_keys"])
+        note(f"{len(extra)} tensors in {folder} are not used by this architecture: {', '.join(extra[:3])}")
+
+
+def _match_vocabulary(model: PreTrainedModel, section: ModelSection) -> None:
+    """The tokenizer must not make ids the model has no row for; new tokens get rows."""
+    plain = load_plain_tokenizer(section)
+    rows, needed = model.get_input_embeddings().weight.shape[0], max(plain.get_vocab().values()) + 1
+    if needed > rows:
+        raise RecipeError(
+            code="M310", message=f"the tokenizer has ids up to {needed - 1:,}, but the model has only {rows:,} embedding rows",
+            hint="use the tokenizer the model was trained with; tokens to add belong in `model.new_tokens`",
+        )  # fmt: skip
+    if section.new_tokens:
+        longer = load_tokenizer(section)
+        extend_vocabulary(model, old_length=needed, new_length=max(longer.get_vocab().values()) + 1)
