@@ -165,7 +165,9 @@ class TrainSection(Section):
     """Stop after this many optimizer steps; wins over `num_train_epochs`."""
     learning_rate: Annotated[float, Field(gt=0.0)] | Auto = "auto"
     """Peak learning rate."""
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
+        "cosine"
+    )
     """Shape of the schedule (names of transformers)."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
     """Share of the steps in which the learning rate rises from 0. Ignored when `warmup_steps` is given."""

@@ -1,0 +1,126 @@
+"""Read a recipe: YAML 1.2, overrides, schema and cross-field rules, every problem at once.
+
+Codes: C101 not readable or not YAML, C102 unknown key, C103 wrong value, C104 missing key,
+C105 repeated key, C106 tag, alias bomb or nesting, C107 override, C110 keys that exclude or need
+each other, C111 a key that would have no effect, C120 a file that is not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.recipe.check import check, check_parts
+from luthier.recipe.emit import dump_yaml
+from luthier.recipe.overrides import apply_overrides
+from luthier.recipe.positions import Document
+from luthier.recipe.schema import Recipe
+from luthier.recipe.validate import validate
+from luthier.recipe.yaml12 import MAX_BYTES, parse_yaml
+from luthier.runtime.errors import Problem, RecipeError
+
+__all__ = ["LoadedRecipe", "dump_yaml", "load_recipe", "recipe_from_dict"]
+
+_INIT = "`luthier init DATA` writes a recipe to start from"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRecipe:
+    """A checked recipe and where it came from."""
+
+    recipe: Recipe
+    path: Path
+    text: str
+    """As the user wrote it (decoded, without byte-order mark)."""
+    overrides: tuple[str, ...]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read, override and check a recipe.
+
+    Args:
+        path: a YAML 1.2 file.
+        overrides: `key.sub=value`, applied before anything is checked.
+
+    Raises:
+        RecipeError: with every problem, in file order.
+    """
+    origin = os.fspath(path)
+    text = _read(Path(path), origin)
+    document = parse_yaml(text, origin=origin)
+    if document.readable and document.value is None and not document.problems:
+        raise RecipeError(problems=[Problem(code="C101", message="the recipe is empty", file=origin, hint=_INIT)])
+    recipe = _finish(document, overrides)
+    return LoadedRecipe(recipe=recipe, path=Path(path), text=text, overrides=tuple(overrides))
+
+
+def recipe_from_dict(value: Mapping[str, Any], *, origin: str) -> Recipe:
+    """Check a recipe that is already a mapping (Python API, stored recipes).
+
+    Tuples count as lists and `pathlib` paths as text; nothing else is converted.
+
+    Raises:
+        RecipeError: with every problem; `origin` names the place.
+    """
+    return _finish(Document(origin=origin, text="", value=_plain(value)), ())
+
+
+def _finish(document: Document, overrides: Sequence[str]) -> Recipe:
+    if not document.readable:
+        raise RecipeError(problems=document.in_order(document.problems))
+    apply_overrides(document, overrides)
+    recipe, problems = validate(document)
+    problems = [*document.problems, *problems]
+    problems += check(recipe, locate=document.locate) if recipe else check_parts(document)
+    if problems or recipe is None:
+        raise RecipeError(problems=document.in_order(problems))
+    return recipe
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _read(path: Path, origin: str) -> str:
+    """Text of a file: at most 1 MiB of UTF-8."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise _unreadable(origin, f"no such file: {path.absolute()}", _near_files(path) or _INIT) from None
+    except IsADirectoryError:
+        raise _unreadable(origin, f"{origin} is a folder, a recipe is a file", _near_files(path / "x")) from None
+    except OSError as error:
+        raise _unreadable(origin, f"cannot read {origin}: {error.strerror}", None) from error
+    except ValueError as error:
+        raise _unreadable(origin, f"not a file name: {error}", None) from error
+    if len(data) > MAX_BYTES:
+        raise _unreadable(origin, f"larger than {MAX_BYTES // 2**20} MiB: this is no recipe", None)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _unreadable(origin, "this is UTF-16, a recipe is UTF-8", "save it as UTF-8")
+    try:
+        return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode("utf-8")
+        document = Document(origin=origin, text=before + "\ufffd", value=None)
+        place = document.place_of(len(before), len(before) + 1)
+        message = f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise RecipeError(problems=[place.problem("C101", message, hint="save it as UTF-8")]) from None
+
+
+def _unreadable(origin: str, message: str, hint: str | None) -> RecipeError:
+    return RecipeError(problems=[Problem(code="C101", message=message, file=origin, hint=hint)])
+
+
+def _near_files(path: Path) -> str | None:
+    from luthier.recipe.paths import near_names
+
+    names = near_names(path, suffixes=(".yaml", ".yml"))
+    return "did you mean " + " or ".join(names) + "?" if names else None

@@ -1,0 +1,82 @@
+"""Keys that have no effect beside the other keys of a recipe, and why.
+
+Written in a recipe they are an error (`recipe/check.py`); a resolved recipe leaves them out.
+"""
+
+from __future__ import annotations
+
+from luthier.recipe.schema import MethodSection, Source, TaskSpec, TrainSection, ValidationSection
+
+__all__ = ["unused_in_method", "unused_in_source", "unused_in_task", "unused_in_train", "unused_in_validation"]
+
+_LORA_KEYS = (
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "use_dora",
+    "modules_to_save",
+    "init_from",
+)
+_FREEZE_KEYS = ("trainable", "last_n_layers")
+_ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon")
+
+
+def unused_in_method(method: MethodSection) -> dict[str, str]:
+    """Adapter keys without adapters; choices of frozen weights without freezing."""
+    unused = {}
+    if method.name in {"full", "freeze"}:
+        unused |= dict.fromkeys(_LORA_KEYS, f"method {method.name} has no adapters")
+    if method.name != "freeze":
+        unused |= dict.fromkeys(_FREEZE_KEYS, f"it is for method freeze, not {method.name}")
+    return unused
+
+
+def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
+    """`validates`: the recipe has validation data."""
+    unused = {}
+    if train.max_steps is not None:
+        unused["num_train_epochs"] = "max_steps already says when to stop"
+    if train.lr_scheduler_type == "constant":
+        unused |= dict.fromkeys(
+            ("warmup_ratio", "warmup_steps"), "lr_scheduler_type constant has no warmup (constant_with_warmup has)"
+        )
+    elif train.warmup_steps is not None:
+        unused["warmup_ratio"] = "warmup_steps already says how long"
+    if train.optim in {"sgd", "adafactor"}:
+        unused |= dict.fromkeys(_ADAM_KEYS, f"optim {train.optim} has no such setting")
+    if train.early_stopping_patience is None:
+        unused["early_stopping_threshold"] = "there is no early_stopping_patience"
+    if not validates:
+        unused["eval_steps"] = "there is no validation data (data.validation)"
+    if train.per_device_train_batch_size != "auto" and train.gradient_accumulation_steps != "auto":
+        unused["tokens_per_step"] = "the two batch keys already say how much goes into a step"
+    return unused
+
+
+def unused_in_validation(validation: ValidationSection) -> dict[str, str]:
+    """Shape of a file that is not given; size of a set that is not there."""
+    unused = {}
+    if validation.path is None:
+        unused |= dict.fromkeys(
+            ("format", "map"), "there is no data.validation.path; held-out rows are read as in data.train"
+        )
+        if not validation.fraction:
+            unused["max_rows"] = "there is neither a path nor a fraction of validation rows"
+    return unused
+
+
+def unused_in_source(source: Source, *, local: bool) -> dict[str, str]:
+    """Hub keys beside a local file."""
+    return dict.fromkeys(("split", "name"), "it is for hub data sets, and the path is a local one") if local else {}
+
+
+def unused_in_task(task: TaskSpec) -> dict[str, str]:
+    """Keys of generation beside a loss; keys of worked examples without any."""
+    unused = {}
+    if task.metric == "loss":
+        unused |= dict.fromkeys(("pattern", "max_new_tokens"), "metric loss generates no text")
+    if not task.num_fewshot and not (task.path is None and task.num_fewshot is None):
+        unused["fewshot_path"] = "num_fewshot asks for no examples"
+    return unused
