@@ -1,0 +1,1 @@
+"""Scores with intervals, and paired tests between two models on the same rows."""
