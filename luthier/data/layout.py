@@ -1,0 +1,77 @@
+"""What a row looks like: a format, and which column plays which part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["FIELDS", "FORMATS", "ROLE_KEYS", "Layout"]
+
+FIELDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ("tools", "functions", "system")),
+    "sharegpt": (("conversations",), ("tools", "system")),
+    "alpaca": (("instruction", "output"), ("input", "system", "history", "tools")),
+    "prompt_completion": (("prompt", "completion"), ("tools",)),
+    "text": (("text",), ()),
+    "segments": (("segments",), ()),
+    "columns": (("user", "assistant"), ("system", "developer", "tools")),
+}
+"""Per format: the columns a row must have, and those it may have. `columns` is what a `map` of roles makes."""
+
+FORMATS = tuple(name for name in FIELDS if name != "columns")
+ROLE_KEYS = ("system", "developer", "user", "assistant")
+"""Keys of `map` that make a conversation out of single columns."""
+
+_STRUCTURED = {"messages", "conversations", "segments", "history", "tools", "functions"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Format of the rows of a source; `map` names the columns that are not called as their field."""
+
+    format: str
+    map: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The format as a recipe calls it."""
+        return "messages" if self.format == "columns" else self.format
+
+    def column(self, name: str) -> str:
+        """Column that holds a field."""
+        return self.map.get(name, name)
+
+    def path_in(self, row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+        """Keys that lead to a field: the column of that very name, else the dotted path through nested objects."""
+        column = self.column(name)
+        return (column,) if column in row else tuple(column.split("."))
+
+    def fields(self) -> tuple[str, ...]:
+        """Fields this layout reads: those of the format; for mapped roles only what the map names."""
+        required, optional = FIELDS[self.format]
+        if self.format == "columns":
+            return tuple(name for name in (*required, *optional) if name in self.map or name == "tools")
+        # A `system` column beside OpenAI messages is no part of that format: it is read only when it is mapped.
+        return tuple(
+            name
+            for name in (*required, *optional)
+            if name != "system" or self.format != "messages" or "system" in self.map
+        )
+
+    def has_field(self, name: str) -> bool:
+        """Whether a field is read."""
+        return name in self.fields()
+
+    def required(self) -> tuple[str, ...]:
+        """Fields every row must have."""
+        return FIELDS[self.format][0]
+
+    def holds_text(self, name: str) -> bool:
+        """Whether a field is a string (and not a list of something)."""
+        return name not in _STRUCTURED
+
+    def used(self, columns: Sequence[str]) -> set[str]:
+        """Which of the columns are read."""
+        wanted = {self.column(name) for name in self.fields()}
+        return {name for name in columns if name in wanted or any(want.startswith(f"{name}.") for want in wanted)}

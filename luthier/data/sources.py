@@ -1,0 +1,156 @@
+"""`Source` of a recipe -> conversations, each value exactly as it stands in the file.
+
+    path -> files -> rows -> layout (format and columns) -> Conversation | Dropped | problems
+
+All that is wrong is found in one pass and raised at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from luthier.data.content import content_hash
+from luthier.data.files import find_files, kind_of
+from luthier.data.formats import SAMPLE_ROWS, choose_layout, verdict
+from luthier.data.jsonl import read_json, read_jsonl
+from luthier.data.layout import Layout
+from luthier.data.normalise import Empty, normalise
+from luthier.data.rows import Faults, Row
+from luthier.data.types import Conversation, Dropped
+from luthier.recipe.schema import Source
+from luthier.runtime.errors import DataError, Problem
+from luthier.runtime.hashing import hash_file, hash_json
+
+__all__ = ["SourceResult", "hash_source", "read_conversations", "read_rows"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceResult:
+    """What one source gave."""
+
+    path: str
+    conversations: list[Conversation]
+    dropped: list[Dropped]
+    format: str
+    """The format decided on: `messages`, `sharegpt`, ..."""
+    verdict: str
+    """One sentence why."""
+    hash: str
+    """Hash of the content of all conversations, in order."""
+    rows: int
+    """Rows read: used and dropped."""
+    notes: tuple[str, ...]
+    """What else is worth knowing: blank lines, keys not used, conversations that end with a question."""
+
+
+def read_conversations(
+    source: Source,
+    index: int,
+    *,
+    on_empty: Literal["error", "drop"] = "error",
+    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant",
+) -> SourceResult:
+    """Read all rows of a source.
+
+    Args:
+        source: Path, format, map, system message and limit. `weight` is not applied here (`expand_by_weight` is).
+        index: Position in `data.train`; stands in each row's `ref`.
+        on_empty: What to do with rows that have nothing to train on: report them as errors, or drop them, listed.
+        loss_on: As in the recipe; decides which answers must not be empty.
+
+    Raises:
+        DataError: the path is missing or of an unknown kind, rows are broken (all are listed), the format is
+            unknown, or no row is left.
+        AccessError: a hub data set that cannot be reached.
+    """
+    notes: Counter[str] = Counter()
+    faults = Faults()
+    rows = read_rows(source, index, notes=notes)
+    head = list(itertools.islice(rows, SAMPLE_ROWS))
+    sample = [row.value for row in head if isinstance(row, Row)]
+    if not sample:
+        _refuse_without_rows(source, itertools.chain(head, rows), faults)
+    layout = choose_layout(source.format, source.map, sample, file=source.path)
+    _refuse_system(source, layout)
+    conversations: list[Conversation] = []
+    empty: list[Empty] = []
+    columns: set[str] = set()
+    count = 0
+    for row in itertools.chain(head, rows):
+        count += 1
+        if isinstance(row, Problem):
+            faults.add(row)
+            continue
+        columns.update(row.value)
+        outcome = normalise(row, layout, system=source.system, loss_on=loss_on)
+        if isinstance(outcome, Conversation):
+            conversations.append(outcome)
+        elif not isinstance(outcome, Empty):
+            faults.add(outcome)
+        elif on_empty == "drop":
+            empty.append(outcome)
+        else:
+            faults.add(outcome.problem)
+    faults.raise_if_any()
+    notes["conversations end with a user or tool turn, which is context only"] += sum(map(_ends_open, conversations))
+    return SourceResult(
+        path=source.path,
+        conversations=conversations,
+        dropped=[Dropped(row.ref, "empty", row.detail) for row in empty],
+        format=layout.name,
+        verdict=verdict(layout, count, sorted(columns - layout.used(sorted(columns)))),
+        hash=content_hash(conversations),
+        rows=count,
+        notes=tuple(f"{number:,} {what}" for what, number in notes.items() if number),
+    )
+
+
+def read_rows(source: Source, index: int, *, notes: Counter[str]) -> Iterator[Row | Problem]:
+    """Rows of a source in the order of its files, at most `source.limit`; problems stand where the row would."""
+    rows = itertools.chain.from_iterable(
+        _read_file(path, index, notes) for path in find_files(source.path, split=source.split, notes=notes)
+    )
+    return itertools.islice(rows, source.limit)
+
+
+def hash_source(path: str, *, split: str = "train") -> str:
+    """Hash of the bytes of the files behind a path; says whether a source changed without reading its rows.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    return hash_json([[file.name, hash_file(file)] for file in find_files(path, split=split)])
+
+
+def _read_file(path: Path, index: int, notes: Counter[str]) -> Iterator[Row | Problem]:
+    readers = {"jsonl": read_jsonl, "json": read_json}
+    rows = readers[kind_of(path)](path, source=index, notes=notes)
+    first = next(rows, None)
+    if first is None:
+        hint = "remove it, or write rows into it"
+        yield Problem(code="D206", message="the file has no rows", file=str(path), hint=hint)
+        return
+    yield first
+    yield from rows
+
+
+def _refuse_without_rows(source: Source, rows: Iterable[Row | Problem], faults: Faults) -> None:
+    """None of the first rows can be read: list what is wrong, the rest of the file included."""
+    faults.add(row for row in rows if isinstance(row, Problem))
+    faults.raise_if_any()
+    raise DataError(problems=[Problem(code="D206", message="no rows", file=source.path)])
+
+
+def _refuse_system(source: Source, layout: Layout) -> None:
+    if source.system is not None and layout.format in {"text", "segments"}:
+        message = f"`system` is for chats; format `{layout.format}` is raw text without a template"
+        raise DataError(problems=[Problem(code="D209", message=message, file=source.path, hint="remove `system`")])
+
+
+def _ends_open(conversation: Conversation) -> bool:
+    return conversation.kind == "chat" and conversation.messages[-1]["role"] != "assistant"
