@@ -80,19 +80,24 @@ def check_parts(document: Document) -> list[Problem]:
         return []
     value = fill_empty_sections(document.value)
     bad = {path[0] for path in document.bad if path}
-    data = value.get("data") if isinstance(value.get("data"), dict) and "data" not in bad else {}
-    evaluate = value.get("evaluate") if "evaluate" not in bad else {}
+
+    def below(name: str) -> dict[str, Any]:
+        return found if name not in bad and isinstance(found := value.get(name), dict) else {}
 
     def whole(name: str, section: type[_SectionType]) -> _SectionType | None:
         return _valid(section, value.get(name, {})) if name not in bad else None
 
+    output_dir = value.get("output_dir")
     parts = Parts(
-        model=whole("model", ModelSection), sources=_valid_items(Source, (data or {}).get("train")),
-        validation=_valid(ValidationSection, (data or {}).get("validation", {})) if data else None,
-        method=whole("method", MethodSection), train=whole("train", TrainSection), export=whole("export", ExportSection),
-        tasks=_valid_items(TaskSpec, evaluate.get("tasks") if isinstance(evaluate, dict) else None),
-        output_dir=found if isinstance(found := value.get("output_dir"), str) else None,
-    )  # fmt: skip
+        model=whole("model", ModelSection),
+        sources=_valid_items(Source, below("data").get("train")),
+        validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
+        method=whole("method", MethodSection),
+        train=whole("train", TrainSection),
+        tasks=_valid_items(TaskSpec, below("evaluate").get("tasks")),
+        export=whole("export", ExportSection),
+        output_dir=output_dir if isinstance(output_dir, str) else None,
+    )
     return _check(parts, document.locate)
 
 
@@ -127,14 +132,14 @@ def _file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
     """A path that must exist."""
     missing = missing_path(text) if text else ("empty path", None)
     if missing is not None:
-        yield locate(key).problem("C120", missing[0], hint=missing[1])
+        yield locate(key).problem("C130", missing[0], hint=missing[1])
 
 
 def _rows_file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
     """Rows: a local path that must exist, or a hub id."""
     if is_url(text):
         yield locate(key).problem(
-            "C120", f"`{key}` is a URL; nothing is fetched by URL", hint="download it, and name the file"
+            "C130", f"`{key}` is a URL; nothing is fetched by URL", hint="download it, and name the file"
         )
     elif not text or looks_local(text):
         yield from _file(text, key, locate)
@@ -167,8 +172,7 @@ def _model(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield locate(key, on="key").problem(
                 "C110", f'"{name}" is filled in by Luthier for each row', hint="remove it"
             )
-    for index, count in enumerate(Counter(model.new_tokens).values()):
-        token = list(Counter(model.new_tokens))[index]
+    for token, count in Counter(model.new_tokens).items():
         if count > 1 or not token:
             wrong = "is listed twice" if token else "is empty"
             yield locate("model.new_tokens").problem(
@@ -277,7 +281,8 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
         if task.path is not None:
             yield from _rows_file(task.path, f"{prefix}.path", locate)
         elif task.name not in (known := builtin_tasks()):
-            message = f'task "{task.name}" has no `path` and does not ship with Luthier (those that do: {", ".join(known) or "none"})'
+            ours = ", ".join(known) or "none"
+            message = f'task "{task.name}" has no `path` and does not ship with Luthier (those that do: {ours})'
             close = near(task.name, known)
             hint = f'did you mean "{close[0]}"?' if close else "add path: the rows to score"
             yield locate(f"{prefix}.name").problem("C110", message, hint=hint)

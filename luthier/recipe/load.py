@@ -2,7 +2,7 @@
 
 Codes: C101 not readable or not YAML, C102 unknown key, C103 wrong value, C104 missing key,
 C105 repeated key, C106 tag, alias bomb or nesting, C107 override, C110 keys that exclude or need
-each other, C111 a key that would have no effect, C120 a file that is not there.
+each other, C111 a key that would have no effect, C130 a file that is not there.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def sections() -> dict[str, tuple[str, ...]]:
 
 
 def edit_distance(left: str, right: str, *, limit: int) -> int:
-    """Insertions, deletions, substitutions and swaps of neighbours that make `left` into `right`; `limit` + 1 if more."""
+    """Insertions, deletions, substitutions and swaps of neighbours from `left` to `right`; `limit` + 1 if more."""
     if abs(len(left) - len(right)) > limit:
         return limit + 1
     before: list[int] = []

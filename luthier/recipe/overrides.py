@@ -81,12 +81,12 @@ def _set(document: Document, path: KeyPath, value: Any, override: str) -> Proble
             return place.problem("C107", f"`{here}` has no keys below it", hint=f"write {here}=value")
         path = (*path[:depth], part, *path[depth + 1 :])
         if last:
-            current[part] = value  # type: ignore[index]
+            current[part] = value
         else:
-            below = current.get(part) if isinstance(current, dict) else current[part]  # type: ignore[index]
+            below = current.get(part) if isinstance(current, dict) else current[part]
             if below is None:
                 below = {}
-                current[part] = below  # type: ignore[index]
+                current[part] = below
                 document.spots.setdefault(path[: depth + 1], _spot(override))
             current = below
     for old in [at for at in document.spots if at[: len(path)] == path]:

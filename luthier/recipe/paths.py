@@ -43,7 +43,7 @@ def missing_path(text: str) -> tuple[str, str | None] | None:
     if "\0" in text:
         return "a path may not hold the character U+0000", None
     path = expand(text)
-    if _exists(path) or (_GLOB.search(text) and next(glob.iglob(str(path), recursive=True), None) is not None):
+    if _exists(path) or _matches(path, text):
         return None
     full = path.absolute()
     if _GLOB.search(text):
@@ -66,6 +66,11 @@ def near_names(path: Path, *, suffixes: tuple[str, ...] = ()) -> list[str]:
         return []
     names = [name for name in beside if not suffixes or name.endswith(suffixes)]
     return difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+
+
+def _matches(path: Path, text: str) -> bool:
+    """Whether a glob matches anything. `Path.glob` takes no absolute patterns."""
+    return _GLOB.search(text) is not None and next(glob.iglob(str(path), recursive=True), None) is not None  # noqa: PTH207
 
 
 def _exists(path: Path) -> bool:

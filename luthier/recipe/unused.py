@@ -25,7 +25,7 @@ _ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 def unused_in_method(method: MethodSection) -> dict[str, str]:
     """Adapter keys without adapters; choices of frozen weights without freezing."""
-    unused = {}
+    unused: dict[str, str] = {}
     if method.name in {"full", "freeze"}:
         unused |= dict.fromkeys(_LORA_KEYS, f"method {method.name} has no adapters")
     if method.name != "freeze":
@@ -35,7 +35,7 @@ def unused_in_method(method: MethodSection) -> dict[str, str]:
 
 def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
     """`validates`: the recipe has validation data."""
-    unused = {}
+    unused: dict[str, str] = {}
     if train.max_steps is not None:
         unused["num_train_epochs"] = "max_steps already says when to stop"
     if train.lr_scheduler_type == "constant":
@@ -57,7 +57,7 @@ def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
 
 def unused_in_validation(validation: ValidationSection) -> dict[str, str]:
     """Shape of a file that is not given; size of a set that is not there."""
-    unused = {}
+    unused: dict[str, str] = {}
     if validation.path is None:
         unused |= dict.fromkeys(
             ("format", "map"), "there is no data.validation.path; held-out rows are read as in data.train"
@@ -74,7 +74,7 @@ def unused_in_source(source: Source, *, local: bool) -> dict[str, str]:
 
 def unused_in_task(task: TaskSpec) -> dict[str, str]:
     """Keys of generation beside a loss; keys of worked examples without any."""
-    unused = {}
+    unused: dict[str, str] = {}
     if task.metric == "loss":
         unused |= dict.fromkeys(("pattern", "max_new_tokens"), "metric loss generates no text")
     if not task.num_fewshot and not (task.path is None and task.num_fewshot is None):

@@ -26,8 +26,8 @@ def fill_empty_sections(value: dict[str, Any], model: type[BaseModel] = Recipe) 
     """A section key without keys below it (`train:`, all its lines commented out) is an empty section."""
     result = dict(value)
     for name, field in model.model_fields.items():
-        section = section_of(field.annotation)
-        if section is not None and section is field.annotation and name in result:
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel) and name in result:
             if result[name] is None:
                 result[name] = {}
             if isinstance(result[name], dict):

@@ -73,7 +73,7 @@ def parse_yaml(text: str, *, origin: str) -> Document:
     return document
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Reading cannot go on; the problem is recorded."""
 
 
@@ -105,7 +105,7 @@ class _Builder:
             code = error.character if isinstance(error.character, int) else ord(error.character)
             message = f"the character U+{code:04X} may not stand in YAML"
             self._report((error.position, error.position + 1), "C101", message)
-        except _Stop:
+        except _StopError:
             pass
         document.readable = False
 
@@ -148,7 +148,7 @@ class _Builder:
 
     def _fail(self, event: Any, code: str, message: str, hint: str | None = None) -> None:
         self._report(_span(event), code, message, hint)
-        raise _Stop
+        raise _StopError
 
     def _count(self, event: Any, nodes: int, depth: int) -> None:
         self.nodes += nodes

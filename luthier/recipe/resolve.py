@@ -1,0 +1,253 @@
+"""Replace every `auto` by a value, and say why.
+
+    learning rate   full: 2e-5 x sqrt(7e9 / parameters), between 1e-5 and 3e-4; LoRA: ten times that,
+                    between 1e-4 and 1e-3 ("LoRA Without Regret", Thinking Machines 2025: over model
+                    families and sizes the best LoRA rate is about ten times that of full tuning)
+    batch           `recipe/steps.py`
+    dtype           bfloat16 where the device multiplies it natively, else float32
+
+Nothing here looks at a device, a model or data: what is known of them is in `Facts`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from luthier.recipe.emit import dump_yaml
+from luthier.recipe.paths import looks_local
+from luthier.recipe.schema import Recipe, TrainSection
+from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
+from luthier.recipe.unused import (
+    unused_in_method,
+    unused_in_source,
+    unused_in_task,
+    unused_in_train,
+    unused_in_validation,
+)
+
+__all__ = ["Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
+
+_REFERENCE_RATE, _REFERENCE_PARAMETERS = 2e-5, 7e9
+_FULL_RATES, _LORA_RATES = (1e-5, 3e-4), (1e-4, 1e-3)
+_LORA_FACTOR = 10.0
+_GENERATION_BATCH = {"cpu": 16, "cuda": 64, "mps": 16}
+_EVENTS_PER_RUN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a recipe cannot know: the device, the data after preparation, the model."""
+
+    device_type: str
+    """`cpu`, `cuda` or `mps`."""
+    native_bf16: bool
+    device_memory_bytes: int
+    """Of one device; of the host for a CPU."""
+    world_size: int
+    rows: int
+    """Training rows that are used."""
+    sequences: int
+    """Packs of an epoch; rows without packing."""
+    tokens: int
+    """Of an epoch, without padding."""
+    model_parameters: int
+
+    def __post_init__(self) -> None:
+        for name in ("world_size", "rows", "sequences", "tokens", "model_parameters"):
+            assert getattr(self, name) > 0, f"{name} must be positive"
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a sequence."""
+        return self.tokens / self.sequences
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """One value that the recipe left open."""
+
+    key: str
+    """Dotted, `train.learning_rate`."""
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A recipe without `auto`, and the reason of each value that replaced one."""
+
+    recipe: Recipe
+    derived: tuple[Derived, ...]
+
+
+class _Values:
+    """Collects derived values; reads a key as it is after what was derived so far."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.derived: list[Derived] = []
+
+    def get(self, key: str) -> Any:
+        section, name = key.split(".")
+        return getattr(getattr(self.recipe, section), name)
+
+    def fill(self, key: str, value: Any, reason: str) -> None:
+        """Set `key` if it is `auto`."""
+        if self.get(key) != "auto":
+            return
+        section, name = key.split(".")
+        part: BaseModel = getattr(self.recipe, section)
+        self.recipe = self.recipe.model_copy(update={section: part.model_copy(update={name: value})})
+        self.derived.append(Derived(key=key, value=value, reason=reason))
+
+
+def resolve(recipe: Recipe, facts: Facts) -> Resolved:
+    """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
+    values = _Values(recipe)
+    _model(values, facts)
+    values.fill("train.learning_rate", *_learning_rate(recipe.method.name, facts.model_parameters))
+    batching = _batching(values, facts)
+    steps = total_steps(
+        facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
+    )
+    _memory(values, facts)
+    every = max(1, steps // _EVENTS_PER_RUN)
+    validation = recipe.data.validation
+    validates = validation.path is not None or validation.fraction > 0
+    often = (
+        f"{_EVENTS_PER_RUN} times in {steps:,} steps" if steps >= _EVENTS_PER_RUN else f"after each of {steps} steps"
+    )
+    values.fill("train.eval_steps", every if validates else None, often if validates else "there is no validation data")
+    values.fill("train.save_steps", every, often)
+    batch = _GENERATION_BATCH.get(facts.device_type, _GENERATION_BATCH["cpu"])
+    values.fill("evaluate.batch_size", batch, f"prompts at once on {facts.device_type}; changes no answer")
+    return Resolved(recipe=values.recipe, derived=tuple(values.derived))
+
+
+def _model(values: _Values, facts: Facts) -> None:
+    if facts.native_bf16:
+        values.fill("model.dtype", "bfloat16", f"the {facts.device_type} device computes it natively")
+    else:
+        slower = "bfloat16 without such units is several times slower"
+        values.fill("model.dtype", "float32", f"the {facts.device_type} device has no bfloat16 units, and {slower}")
+    quantized = values.recipe.method.name == "qlora"
+    reason = f"method {values.recipe.method.name}"
+    values.fill("model.quantization", "nf4" if quantized else "none", reason)
+    values.fill("model.attn_implementation", "sdpa", "runs everywhere; packs use Luthier's own attention")
+
+
+def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
+    """Peak rate and its reason; two significant digits, for it is a rule of thumb."""
+    low, high = _FULL_RATES
+    full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
+    formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g}"
+    if method in {"full", "freeze"}:
+        return _two_digits(full), f"{formula} for method {method}"
+    low, high = _LORA_RATES
+    rate = min(max(_LORA_FACTOR * full, low), high)
+    return _two_digits(
+        rate
+    ), f"10 x the rate of full tuning ({formula}), within {low:g} to {high:g}, for method {method}"
+
+
+def _two_digits(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def _batching(values: _Values, facts: Facts) -> Batching:
+    """Fill the three batch keys. What the recipe names stays as it is."""
+    train: TrainSection = values.recipe.train
+    micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
+    accumulate = None if train.gradient_accumulation_steps == "auto" else train.gradient_accumulation_steps
+    if train.tokens_per_step != "auto":
+        target = sequences_for_tokens(train.tokens_per_step, facts.mean_tokens)
+        why = f"{train.tokens_per_step:,} tokens a step / {facts.mean_tokens:.0f} a sequence"
+    else:
+        target, rows = sequences_for_rows(facts.rows, facts.sequences)
+        why = f"about {rows} of {facts.rows:,} rows a step (2%, a power of two from 4 to 64)"
+    batching = choose_batching(
+        target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=facts.world_size,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
+    )  # fmt: skip
+    count = batching.sequences_per_step
+    devices = f" x {facts.world_size} devices" if facts.world_size > 1 else ""
+    plural = "sequence" if count == 1 else "sequences"
+    values.fill(
+        "train.per_device_train_batch_size",
+        batching.per_device_train_batch_size,
+        f"the largest micro-batch within the token budget of a {facts.device_type} device"
+        if accumulate is None
+        else f"with {accumulate} micro-batches a step, nearest to {why}",
+    )
+    product = f"{batching.per_device_train_batch_size} x {batching.gradient_accumulation_steps}{devices}"
+    values.fill(
+        "train.gradient_accumulation_steps",
+        batching.gradient_accumulation_steps,
+        f"{why}: {product} = {count} {plural}",
+    )
+    tokens = max(1, round(count * facts.mean_tokens))
+    values.fill("train.tokens_per_step", tokens, f"{count} {plural} x {facts.mean_tokens:.0f} tokens on average")
+    return batching
+
+
+def _memory(values: _Values, facts: Facts) -> None:
+    need, have = _memory_estimate(values, facts), facts.device_memory_bytes
+    amounts = f"a rough {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB"
+    if need > have:
+        values.fill("train.gradient_checkpointing", True, f"without it the step needs {amounts}")
+    else:
+        values.fill("train.gradient_checkpointing", False, f"the step needs {amounts}, and recomputing costs time")
+
+
+def _memory_estimate(values: _Values, facts: Facts) -> float:
+    """Bytes of one step without recomputation, within a factor of two; the plan has the exact figure.
+
+    Weights: 4 or 2 bytes, 0.55 for nf4. Trained weights: 16 bytes with gradient, two Adam moments
+    and fp32 masters (ZeRO, arXiv:1910.02054), of which 12 to 14 come on top of the weights; adapters
+    are taken as 1.5% of the model, frozen tuning as 20%. Activations: 34 bytes x hidden size x layers
+    a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
+    parameters = 12 x layers x hidden^2 and hidden = 128 x layers, the usual shape.
+    """
+    number_bytes = 4 if values.get("model.dtype") == "float32" else 2
+    weight_bytes = 0.55 if values.get("model.quantization") == "nf4" else number_bytes
+    share = {"full": 1.0, "freeze": 0.2}.get(values.recipe.method.name, 0.015)
+    parameters = facts.model_parameters
+    hidden = math.cbrt(128 * parameters / 12)
+    micro_tokens = float(values.get("train.per_device_train_batch_size")) * facts.mean_tokens
+    activations = 17 * number_bytes * parameters / (12 * hidden) * micro_tokens
+    return parameters * (weight_bytes + share * (16 - number_bytes)) + activations
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Every value of a recipe, less the keys that have no effect beside the others.
+
+    `recipe_from_dict` and `load_recipe` take it back, and later defaults do not change it.
+    """
+    value = recipe.model_dump(mode="json")
+    validation = recipe.data.validation
+    validates = validation.path is not None or validation.fraction > 0
+    _remove(value["method"], unused_in_method(recipe.method))
+    _remove(value["train"], unused_in_train(recipe.train, validates=validates))
+    _remove(value["data"]["validation"], unused_in_validation(validation))
+    for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
+        _remove(entry, unused_in_source(source, local=looks_local(source.path)))
+    for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):
+        _remove(entry, unused_in_task(task))
+    return value
+
+
+def _remove(section: dict[str, Any], unused: dict[str, str]) -> None:
+    for key in unused:
+        if section[key] is not None:
+            del section[key]
+
+
+def resolved_yaml(resolved: Resolved) -> str:
+    """The resolved recipe as YAML, with the reason behind each derived value. `load_recipe` reads it."""
+    comments = {derived.key: derived.reason for derived in resolved.derived}
+    head = "# Every value of this run; a comment is the reason of a value that the recipe left open.\n"
+    return head + dump_yaml(recipe_to_dict(resolved.recipe), comments=comments)

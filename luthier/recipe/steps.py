@@ -1,0 +1,90 @@
+"""How much goes into one optimizer step, and how many steps there are. Pure arithmetic.
+
+A *sequence* is what one row of a batch holds: a pack with packing, a data row without. A global
+step is per_device_train_batch_size x gradient_accumulation_steps x world_size sequences, as in TRL.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+__all__ = ["Batching", "choose_batching", "sequences_for_rows", "sequences_for_tokens", "total_steps"]
+
+SHARE_OF_ROWS = 0.02
+FEWEST_ROWS, MOST_ROWS = 4, 64
+MICRO_BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384, "mps": 4_096}
+"""Tokens of a micro-batch on one device. On a CPU small activations stay in the caches and were measured
+faster (shared/research/cpu_stack.md); a GPU of the last generations needs some 8,000 to be busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """The split of a step; `sequences_per_step` is the product with the number of devices."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    sequences_per_step: int
+
+
+def total_steps(sequences: int, sequences_per_step: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run: ceil(epochs x ceil(sequences / sequences_per_step)), or `max_steps`.
+
+    The last step of an epoch takes what is left; it is a step like the others. A fraction of an
+    epoch is a fraction of its steps. `epochs` is taken as the decimal it was written as, so that
+    1.1 epochs of 10 steps are 11 steps, not ceil(11.000000000000002).
+    """
+    if max_steps is not None:
+        return max_steps
+    return math.ceil(Fraction(repr(float(epochs))) * math.ceil(Fraction(sequences, sequences_per_step)))
+
+
+def sequences_for_tokens(tokens_per_step: int, mean_tokens: float) -> int:
+    """max(1, round(tokens_per_step / mean tokens of a sequence))."""
+    return max(1, round(tokens_per_step / mean_tokens))
+
+
+def sequences_for_rows(rows: int, sequences: int) -> tuple[int, int]:
+    """Sequences, and rows, of a step when the recipe leaves it open.
+
+    About 2% of the rows, to the nearest power of two, at least 4 and at most 64 of them: an epoch
+    then has some 50 updates on small sets, and on large ones the noise of the gradient is that of
+    the batch sizes in common use. Divided by the rows of a sequence.
+    """
+    wanted = 2 ** round(math.log2(max(1.0, SHARE_OF_ROWS * rows)))
+    wanted = min(max(wanted, FEWEST_ROWS), MOST_ROWS)
+    return min(max(1, round(wanted * sequences / rows)), sequences), wanted
+
+
+def choose_batching(
+    sequences_per_step: int,
+    *,
+    mean_tokens: float,
+    device_type: str,
+    world_size: int,
+    per_device_train_batch_size: int | None = None,
+    gradient_accumulation_steps: int | None = None,
+) -> Batching:
+    """Split a step into micro-batches; a number that is given stays.
+
+    The sequences of one device are the nearest whole number; the micro-batch is their largest divisor
+    within the token budget of the device, so the split never changes what goes into a step.
+    """
+    micro, accumulate = per_device_train_batch_size, gradient_accumulation_steps
+    per_device = max(1, round(sequences_per_step / world_size))
+    if micro is None and accumulate is None:
+        budget = MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
+        divisors = [size for size in range(1, per_device + 1) if per_device % size == 0]
+        micro = max([size for size in divisors if size * mean_tokens <= budget], default=1)
+        accumulate = per_device // micro
+    elif micro is None:
+        assert accumulate is not None
+        micro = max(1, round(per_device / accumulate))
+    elif accumulate is None:
+        accumulate = max(1, round(per_device / micro))
+    return Batching(
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        sequences_per_step=micro * accumulate * world_size,
+    )
