@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["dump_yaml"]
+__all__ = ["dump_yaml", "scalar"]
 
 _PLAIN = re.compile(r"[A-Za-z_/.~][A-Za-z0-9_/.~+-]*( [A-Za-z0-9_/.~+-]+)*\Z")
 _NOT_TEXT = re.compile(
@@ -41,7 +41,7 @@ def _lines(value: Any, indent: str, path: str, comments: Mapping[str, str]) -> l
         lines = []
         for key, item in value.items():
             below = f"{path}.{key}" if path else str(key)
-            lines += _entry(f"{indent}{_scalar(str(key))}:", item, indent + "  ", below, comments)
+            lines += _entry(f"{indent}{scalar(str(key))}:", item, indent + "  ", below, comments)
         return lines
     if isinstance(value, list | tuple) and value:
         lines = []
@@ -49,17 +49,18 @@ def _lines(value: Any, indent: str, path: str, comments: Mapping[str, str]) -> l
             inner = _lines(item, indent + "  ", f"{path}.{index}", comments)
             lines += [f"{indent}- {inner[0].lstrip()}", *inner[1:]]
         return lines
-    return [indent + _scalar(value)]
+    return [indent + scalar(value)]
 
 
 def _entry(head: str, item: Any, indent: str, path: str, comments: Mapping[str, str]) -> list[str]:
     comment = f"  # {comments[path]}" if path in comments else ""
     if isinstance(item, Mapping | list | tuple) and item:
         return [head + comment, *_lines(item, indent, path, comments)]
-    return [f"{head} {_scalar(item)}{comment}"]
+    return [f"{head} {scalar(item)}{comment}"]
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
+    """A scalar, or an empty list or mapping, as YAML text."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
