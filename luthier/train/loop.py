@@ -1,0 +1,115 @@
+"""The loop: `fit` tunes a prepared model on prepared data.
+
+    order.py      which rows an update sees           step.py       one update, top to bottom
+    setup.py      engine, optimizer, schedule         running.py    the turns of the loop
+    snapshot.py   checkpoints                         validate.py   held-out loss
+    resume.py     go on, or say why not
+
+After `fit`, `run.path/final` holds the adapter or the model, `metrics.jsonl` one line per logged
+step, and `checkpoints/` what is needed to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.types import Example
+from luthier.model.adapters import Tuned
+from luthier.model.save import save_trained
+from luthier.recipe.resolve import Resolved
+from luthier.recipe.schema import Recipe
+from luthier.runs.folder import RunFolder
+from luthier.runs.stages import flatten
+from luthier.runtime.errors import DataError
+from luthier.train import trackers
+from luthier.train.memory import explain_out_of_memory
+from luthier.train.processes import make_accelerator, on_main
+from luthier.train.progress import Progress
+from luthier.train.result import TrainResult
+from luthier.train.resume import find, roll_back_metrics, run_identity, start_anew
+from luthier.train.running import Running
+from luthier.train.seeds import own_random_numbers
+from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.signals import stop_on_signals
+from luthier.train.snapshot import restore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from luthier.data.prepare import Prepared
+
+__all__ = ["fit"]
+
+
+def fit(
+    tuned: Tuned,
+    data: Prepared,
+    resolved: Resolved,
+    *,
+    run: RunFolder,
+    tokenizer: PreTrainedTokenizerBase,
+    fingerprint: dict[str, Any],
+    restart: bool = False,
+) -> TrainResult:
+    """Train, and write the result to `run.path/final`.
+
+    Goes on from the newest valid checkpoint in the run folder, if there is one and it is of
+    this very run. `fingerprint` is everything else the trained weights depend on (data, base,
+    recipe). `restart` forgets earlier checkpoints instead.
+
+    Raises:
+        RunFailed: a step is not finite; no checkpoint is whole.
+        RecipeError: the checkpoints are of a run with other data, model or settings.
+        DataError: nothing to train on, or no validation rows where they are needed.
+        EnvironmentProblem: a tracker is missing, the disk is full, ...
+        OutOfMemory: with the smallest change that helps.
+        Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
+    """
+    recipe = resolved.recipe
+    trackers.require_trackers(recipe.train.report_to)
+    _require_validation(recipe, data.validation)
+    accelerator = make_accelerator(
+        next(iter(tuned.model.parameters())).device,
+        report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
+    )  # fmt: skip
+    order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
+    identity = run_identity(fingerprint, world_size=accelerator.num_processes, total_steps=order.total_steps)
+    if restart:
+        on_main(accelerator, lambda: start_anew(run))
+    resumed = on_main(accelerator, lambda: find(run, identity))
+    with (
+        own_random_numbers(), deterministic_kernels(recipe.train.deterministic), stop_on_signals() as stop,
+        explain_out_of_memory(recipe, accelerator.device),
+    ):  # fmt: skip
+        trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
+        position = restore(trainer, resumed) if resumed else Progress()
+        on_main(accelerator, lambda: roll_back_metrics(run, step=position.step))
+        loop = Running(
+            trainer=trainer, recipe=recipe, run=run, order=order, stop=stop, position=position, identity=identity,
+            feed=make_feed(accelerator, order, recipe.train, examples=data.train, packs=data.packs),
+            validation=data.validation, resumed_from=resumed.checkpoint.step if resumed else None,
+        )  # fmt: skip
+        try:
+            trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(identity))
+            result = loop.run_to_end()
+            weights_from = loop.choose_weights()
+            masters = trainer.weights.masters
+            on_main(
+                accelerator,
+                lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None),
+            )
+        finally:
+            trackers.finish(accelerator)
+            trainer.weights.close()
+        return loop.result(result, weights_from)
+
+
+def _require_validation(recipe: Recipe, validation: Sequence[Example]) -> None:
+    wanted = [key for key in ("early_stopping_patience", "load_best_model_at_end") if getattr(recipe.train, key)]
+    if wanted and not validation:
+        raise DataError(
+            code="T473",
+            message=f"`train.{wanted[0]}` needs validation rows, and there are none",
+            hint="set `data.validation.fraction`, or `data.validation.path`",
+        )

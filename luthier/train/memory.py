@@ -1,0 +1,81 @@
+"""Peak memory, and what to do when it runs out."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from luthier.recipe.schema import Recipe
+from luthier.runtime.errors import OutOfMemory
+
+__all__ = ["explain_out_of_memory", "peak_bytes", "reset_peak"]
+
+# What torch's CPU allocator says, as a plain RuntimeError.
+_CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory: you tried to allocate")
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring anew, where the device can (CUDA)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory in use so far: of the allocator on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def explain_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[None]:
+    """Turn every way of running out of memory into `OutOfMemory` with the smallest change that helps.
+
+    Raises:
+        OutOfMemory: exit code 5.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(recipe, device) from error
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _CPU_ALLOCATOR):
+            raise
+        raise _out_of_memory(recipe, device) from error
+
+
+def _out_of_memory(recipe: Recipe, device: torch.device) -> OutOfMemory:
+    where = "device" if device.type == "cuda" else "host"
+    train = recipe.train
+    shape = (
+        f"per_device_train_batch_size {train.per_device_train_batch_size} x {recipe.data.max_length} tokens, "
+        f"gradient_checkpointing {str(train.gradient_checkpointing).lower()}"
+    )
+    return OutOfMemory(
+        code="T440",
+        message=f"{where} memory ran out after {peak_bytes(device) / 2**30:.1f} GiB ({shape})",
+        hint=_smallest_change(recipe),
+    )
+
+
+def _smallest_change(recipe: Recipe) -> str:
+    train = recipe.train
+    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if isinstance(batch, int) and isinstance(accumulation, int) and batch > 1:
+        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
+        return (
+            f"set `train.per_device_train_batch_size={half}` and "
+            f"`train.gradient_accumulation_steps={accumulation * (batch // half)}`: the same result with less memory"
+        )
+    if train.gradient_checkpointing is not True:
+        return "set `train.gradient_checkpointing=true`: the same result, about a quarter slower"
+    if recipe.method.name == "full":
+        return "use `method.name=lora`, or a smaller `data.max_length`"
+    if recipe.method.name == "lora":
+        return "use `method.name=qlora` (4-bit base), or a smaller `data.max_length`"
+    return "use a smaller `data.max_length`, or a smaller model"

@@ -1,0 +1,76 @@
+"""Optimizers by transformers' names, and which tensors decay.
+
+Weight decay pulls a weight towards 0. That is meant for matrices: a norm's scale pulled to 0
+mutes its layer. So norms, biases and every other tensor of fewer than two dimensions are in a
+group without decay, found by shape and by name, not by the class of the module (a model's own
+RMSNorm is not `nn.LayerNorm`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.recipe.schema import TrainSection
+from luthier.runtime.errors import EnvironmentProblem
+
+__all__ = ["decays", "make_optimizer", "parameter_groups"]
+
+
+def decays(name: str, tensor: Tensor) -> bool:
+    """Whether weight decay applies: matrices that are neither bias nor part of a norm."""
+    module = name.lower().rsplit(".", 2)[:-1]
+    return tensor.ndim >= 2 and not name.endswith("bias") and not any("norm" in part for part in module)
+
+
+def parameter_groups(tensors: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups at most: with and without decay, each in the order of the names given."""
+    with_decay = [tensor for name, tensor in tensors.items() if decays(name, tensor)]
+    without = [tensor for name, tensor in tensors.items() if not decays(name, tensor)]
+    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(
+    tensors: Mapping[str, nn.Parameter], section: TrainSection, *, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer named by `train.optim` over these tensors.
+
+    Raises:
+        EnvironmentProblem: `adamw_8bit` without bitsandbytes.
+    """
+    groups = parameter_groups(tensors, section.weight_decay)
+    betas = (section.adam_beta1, section.adam_beta2)
+    if section.optim in ("adamw_torch_fused", "adamw_torch"):
+        fused = section.optim == "adamw_torch_fused"
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon, fused=fused)
+    if section.optim == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate)
+    if section.optim == "adafactor":
+        from transformers.optimization import Adafactor
+
+        # As transformers' Trainer calls it: the schedule of the recipe decides the rate, nothing else.
+        optimizer: torch.optim.Optimizer = Adafactor(
+            groups, lr=learning_rate, scale_parameter=False, relative_step=False
+        )
+        return optimizer
+    return _adamw_8bit(groups, learning_rate=learning_rate, betas=betas, epsilon=section.adam_epsilon)
+
+
+def _adamw_8bit(
+    groups: list[dict[str, Any]], *, learning_rate: float, betas: tuple[float, float], epsilon: float
+) -> torch.optim.Optimizer:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise EnvironmentProblem(
+            code="T460",
+            message="`train.optim: adamw_8bit` needs the package bitsandbytes",
+            hint="pip install 'luthier[qlora]', or use `optim: adamw_torch_fused`",
+        )
+    import bitsandbytes
+
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon)
+    return optimizer

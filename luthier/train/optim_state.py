@@ -1,0 +1,66 @@
+"""The optimizer's state as named tensors and numbers, and back. No pickle.
+
+Tensors are named `PARAMETER/KEY` (`model.norm.weight/exp_avg`); what is a plain number in the
+state (Adafactor's and bitsandbytes' step) stays a number, in `state.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.runtime.errors import Problem, RunFailed
+
+__all__ = ["optimizer_state", "restore_optimizer"]
+
+Number = int | float | bool | None
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Number]]:
+    """State of the optimizer over `tensors`: (tensors by name, numbers by name)."""
+    held: dict[str, Tensor] = {}
+    numbers: dict[str, Number] = {}
+    for name, parameter in tensors.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                held[f"{name}/{key}"] = value
+            elif value is None or isinstance(value, int | float):
+                numbers[f"{name}/{key}"] = value
+            else:
+                raise TypeError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as `{key}`: cannot be saved"
+                )
+    return held, numbers
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    *,
+    held: Mapping[str, Tensor],
+    numbers: Mapping[str, Number],
+) -> None:
+    """Put saved state back; rates and other settings stay those of the recipe.
+
+    Raises:
+        RunFailed: the state is of other parameters.
+    """
+    by_name: dict[str, dict[str, Any]] = {}
+    for full_name, value in [*held.items(), *numbers.items()]:
+        name, key = full_name.rsplit("/", 1)
+        by_name.setdefault(name, {})[key] = value
+    if unknown := sorted(set(by_name) - set(tensors)):
+        raise RunFailed(
+            problems=[
+                Problem(code="T433", message=f"optimizer state of `{name}`, which is not trained") for name in unknown
+            ]
+        )
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,60 @@
+"""Several processes as one: what process 0 does for all, and one failure that ends all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from luthier.runtime.errors import LuthierError, RunFailed
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+__all__ = ["make_accelerator", "on_main"]
+
+Result = TypeVar("Result")
+
+
+def make_accelerator(device: torch.device, *, report_to: list[str], logging_dir: str) -> Accelerator:
+    """An Accelerator that wraps and communicates, and leaves precision to us.
+
+    One process, or one per rank under torchrun (DDP; gloo on CPUs, NCCL on CUDA). No autocast
+    (weights live in the compute type), no buffer exchange (nothing trained is a buffer).
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        log_with=report_to or None,
+        project_dir=logging_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
+    """Run `action` in process 0 and hand its result to all; its failure ends all of them.
+
+    Raises:
+        LuthierError: in process 0 what `action` raised, elsewhere `RunFailed` with its text.
+    """
+    if accelerator.num_processes == 1:
+        return action()
+    from accelerate.utils import broadcast_object_list
+
+    shared: list[Any] = [None, None]
+    failure: LuthierError | None = None
+    if accelerator.is_main_process:
+        try:
+            shared[0] = action()
+        except LuthierError as error:
+            failure = error
+            shared[1] = str(error)
+    broadcast_object_list(shared, from_process=0)
+    if failure is not None:
+        raise failure
+    if shared[1] is not None:
+        raise RunFailed(code="T462", message=f"process 0 failed, so this one stops too: {shared[1]}")
+    result: Result = shared[0]
+    return result

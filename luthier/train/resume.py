@@ -1,0 +1,137 @@
+"""Go on from the newest valid checkpoint, or say exactly why not.
+
+A checkpoint is resumed only by the run that wrote it: same data, base, recipe, batch shape and
+number of processes, compared key by key. Then the rest of the run is, bit for bit, what it
+would have been (one thread, or deterministic kernels). Another library version only warns: it
+can change rounding, not meaning.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.runs.folder import RunFolder
+from luthier.runs.manifest import library_versions
+from luthier.runs.stages import differences
+from luthier.runtime.atomic import explain_os_error, sweep, write_text
+from luthier.runtime.console import note
+from luthier.runtime.errors import Problem, RecipeError, RunFailed
+from luthier.train.checkpoint import Checkpoint, checkpoints, read_state, verify
+
+__all__ = ["Resumed", "find", "roll_back_metrics", "run_identity", "start_anew"]
+
+VERSIONS = ("python", "luthier", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+RESTART_HINT = "undo the change, choose another `output_dir`, or start this run anew with `--restart`"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A checkpoint to go on from."""
+
+    checkpoint: Checkpoint
+    state: dict[str, Any]
+
+
+def run_identity(fingerprint: Mapping[str, Any], *, world_size: int, total_steps: int) -> dict[str, Any]:
+    """Everything that decides the trajectory, as JSON.
+
+    The number of processes is part of it: the trajectory would be the same up to rounding, but
+    not the same, and dropout draws per process.
+    """
+    whole = {**fingerprint, "processes": world_size, "total_steps": total_steps}
+    identity: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
+    return identity
+
+
+def find(run: RunFolder, identity: Mapping[str, Any]) -> Resumed | None:
+    """The newest valid checkpoint of this very run; None when there is no checkpoint at all.
+
+    Damaged checkpoints are reported by name (message and event) and passed over.
+
+    Raises:
+        RunFailed: there are checkpoints, and all of them are damaged.
+        RecipeError: the newest valid one belongs to a run with other data, model or settings.
+    """
+    folder = run.path / "checkpoints"
+    found = checkpoints(folder)
+    refused: list[Problem] = []
+    for checkpoint in reversed(found):
+        problems = verify(checkpoint.path)
+        if not problems:
+            state = read_state(checkpoint.path)
+            _require_same(identity, state["identity"], checkpoint)
+            _compare_versions(run, state["versions"])
+            return Resumed(checkpoint, state)
+        refused += problems
+        run.event("checkpoint_refused", step=checkpoint.step, problems=[problem.message for problem in problems])
+        for problem in problems:
+            note(f"  not resuming from step {checkpoint.step}: {problem.message}", style="yellow")
+    if refused:
+        last = Problem(
+            code="T431",
+            message=f"none of the {len(found)} checkpoints in {folder} is whole",
+            hint="start this run anew with `--restart`",
+        )
+        raise RunFailed(problems=[*refused, last])
+    return None
+
+
+def start_anew(run: RunFolder) -> None:
+    """Forget an earlier run of this folder: its checkpoints and its metrics (`--restart`).
+
+    Raises:
+        EnvironmentProblem: they cannot be removed.
+    """
+    folder = run.path / "checkpoints"
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+            run.event("checkpoints_removed", reason="restart")
+        (run.path / "metrics.jsonl").unlink(missing_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+
+
+def roll_back_metrics(run: RunFolder, *, step: int) -> None:
+    """Drop metric lines of steps after `step` (they will be run again) and a torn last line."""
+    sweep(run.path / "checkpoints")
+    lines = run.read_lines("metrics.jsonl")
+    kept = [line for line in lines if int(line.get("step", 0)) <= step]
+    if (run.path / "metrics.jsonl").exists():
+        write_text(run.path / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+
+
+def versions() -> dict[str, str]:
+    """Libraries whose version can change rounding."""
+    return {name: version for name, version in library_versions().items() if name in VERSIONS}
+
+
+def _require_same(now: Mapping[str, Any], was: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    changed = differences(was, now)
+    if changed:
+        table = "\n".join(f"          {line}" for line in changed)
+        raise RecipeError(
+            code="T432",
+            message=f"{checkpoint.path} is from a run with other settings, so it cannot go on:\n{table}",
+            hint=RESTART_HINT,
+        )
+
+
+def _compare_versions(run: RunFolder, was: Mapping[str, str]) -> None:
+    changed = differences(was, versions())
+    if changed:
+        run.event("resumed_with_other_versions", changed=changed)
+        note("  resuming with other library versions, the numbers may differ in the last digits:", style="yellow")
+        for line in changed:
+            note(f"    {line}", style="yellow")
+
+
+def newest_path(folder: Path) -> Path | None:
+    """Path of the checkpoint with the highest step, unverified."""
+    found = checkpoints(folder)
+    return found[-1].path if found else None

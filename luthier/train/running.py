@@ -1,0 +1,262 @@
+"""A run in progress: step, measure, save, decide, until the end or a signal.
+
+Each turn of `run_to_end` first does what the present step still owes (validation, checkpoint),
+then takes the next step. A resumed run enters at the same place, so it owes and does the same.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from luthier.data.types import Example
+from luthier.recipe.schema import Recipe
+from luthier.runs.folder import RunFolder
+from luthier.runtime.console import Bar, note, progress
+from luthier.runtime.errors import Interrupted
+from luthier.train import trackers
+from luthier.train.checkpoint import checkpoint_path, require_valid
+from luthier.train.feed import Feed
+from luthier.train.memory import peak_bytes, reset_peak
+from luthier.train.order import Order
+from luthier.train.processes import on_main
+from luthier.train.progress import Progress, Window
+from luthier.train.result import TrainResult
+from luthier.train.setup import batch_shape, interval
+from luthier.train.signals import Stop
+from luthier.train.snapshot import load_weights, take
+from luthier.train.step import Abandoned, Trainer, Update, update
+from luthier.train.validate import validate
+
+__all__ = ["Running"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A run in progress."""
+
+    trainer: Trainer
+    recipe: Recipe
+    run: RunFolder
+    order: Order
+    feed: Feed
+    validation: Sequence[Example]
+    stop: Stop
+    position: Progress
+    identity: dict[str, Any]
+    resumed_from: int | None
+    saved_step: int | None = None
+    agreed_to_stop: bool = False
+    """Some process was asked to stop (known to all after each step)."""
+
+    @property
+    def is_main(self) -> bool:
+        """This process writes the files."""
+        return bool(self.trainer.accelerator.is_main_process)
+
+    def run_to_end(self) -> Literal["finished", "early_stopping"]:
+        """Steps until the last one, early stopping, or a signal."""
+        total, start = self.order.total_steps, self.position.step
+        self.saved_step = self.resumed_from
+        self._announce()
+        reset_peak(self.trainer.accelerator.device)
+        with progress("training", total - start, "steps") as bar:
+            try:
+                while True:
+                    self._evaluate_if_due()
+                    if self._out_of_patience():
+                        self._save()
+                        return "early_stopping"
+                    if self.position.step == total:
+                        self._save()
+                        return "finished"
+                    self._save_if_due()
+                    if self._must_stop():
+                        raise Abandoned
+                    self._one_step(bar)
+            except Abandoned:
+                self._save()
+                raise self._interrupted() from None
+
+    # -- one turn
+
+    def _one_step(self, bar: Bar) -> None:
+        position = self.position
+        started = time.perf_counter()
+        done = update(
+            self.trainer, self.feed.step(position.step), step=position.step, stop_requested=lambda: self.stop.requested
+        )
+        seconds = time.perf_counter() - started
+        self.agreed_to_stop = done.stop
+        position.step += 1
+        _add_up(position, done, seconds)
+        if position.step % self.recipe.train.logging_steps == 0 or position.step == self.order.total_steps:
+            self._write_metrics(done)
+        bar.advance(
+            say=f"loss {done.loss:.4f}  lr {done.learning_rate:.2e}  {done.tokens / max(seconds, 1e-9):,.0f} tok/s"
+        )
+
+    def _write_metrics(self, done: Update) -> None:
+        position, window = self.position, self.position.window
+        line = {
+            "step": position.step, "epoch": self.order.epochs_after(position.step),
+            "loss": window.loss_sum / window.weight_sum, "grad_norm": done.grad_norm,
+            "learning_rate": done.learning_rate, "tokens": window.tokens, "trained_tokens": window.trained_tokens,
+            "seconds": position.seconds, "tokens_per_second": window.tokens / max(window.seconds, 1e-9),
+            "token_accuracy": window.correct / max(window.trained_tokens, 1),
+        }  # fmt: skip
+        position.window = Window()
+        self._log(line)
+
+    def _evaluate_if_due(self) -> None:
+        position, total = self.position, self.order.total_steps
+        every = interval(self.recipe.train, "eval_steps")
+        due = position.step == total or (every is not None and position.step % every == 0)
+        if not self.validation or not due or position.step == 0 or position.eval_step == position.step:
+            return
+        found = validate(
+            self.trainer, self.validation, step=position.step, tokens_per_batch=self._tokens_per_batch(),
+            abandon=self._must_stop,
+        )  # fmt: skip
+        better = position.judge(found.loss, threshold=self.recipe.train.early_stopping_threshold)
+        self._log({
+            "step": position.step, "eval_loss": found.loss, "eval_tokens": found.trained_tokens,
+            "eval_token_accuracy": found.token_accuracy,
+        })  # fmt: skip
+        note(f"  step {position.step}: validation loss {found.loss:.4f}{' (best)' if better else ''}")
+
+    def _save_if_due(self) -> None:
+        position, train = self.position, self.recipe.train
+        every = interval(train, "save_steps")
+        due = every is not None and position.step > 0 and position.step % every == 0
+        best = position.best is not None and position.best.step == position.step and train.load_best_model_at_end
+        if due or best:
+            self._save()
+
+    def _save(self) -> None:
+        """A checkpoint of the present step, unless there is one."""
+        position = self.position
+        if self.saved_step == position.step or position.step == 0:
+            return
+        if self.is_main:
+            _flush(self.run)
+        started = time.perf_counter()
+        removed = take(
+            self.trainer, position, folder=self.run.path / "checkpoints", identity=self.identity,
+            keep=self.recipe.train.save_total_limit,
+        )  # fmt: skip
+        self.saved_step = position.step
+        if self.is_main:
+            seconds = round(time.perf_counter() - started, 3)
+            self.run.event("checkpoint_saved", step=position.step, seconds=seconds, removed=removed)
+
+    def _interrupted(self) -> Interrupted:
+        step, total = self.position.step, self.order.total_steps
+        if self.is_main:
+            self.run.event("interrupted", step=step)
+        what = f"the checkpoint of step {step} is saved" if step else "no step was finished, nothing had to be saved"
+        return Interrupted(
+            code="T480",
+            message=f"stopped after step {step} of {total}; {what}",
+            hint="the same command goes on from there",
+        )
+
+    # -- decisions
+
+    def _must_stop(self) -> bool:
+        return self.stop.requested if self.trainer.world_size == 1 else self.agreed_to_stop
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.train.early_stopping_patience
+        return patience is not None and self.position.evaluations_since_best >= patience
+
+    def _tokens_per_batch(self) -> int:
+        return batch_shape(self.recipe.train)[0] * self.recipe.data.max_length
+
+    def choose_weights(self) -> int:
+        """Load the best checkpoint if the recipe says so; returns the step whose weights are in the model."""
+        best = self.position.best
+        if not self.recipe.train.load_best_model_at_end or best is None or best.step == self.position.step:
+            return self.position.step
+        path = checkpoint_path(self.run.path / "checkpoints", best.step)
+        on_main(self.trainer.accelerator, lambda: require_valid(path))
+        load_weights(self.trainer, path)
+        note(f"  taking the weights of step {best.step} (validation loss {best.loss:.4f})")
+        return best.step
+
+    # -- telling
+
+    def _announce(self) -> None:
+        order, start = self.order, self.position.step
+        batch, accumulation = batch_shape(self.recipe.train)
+        note(
+            f"  {order.total_steps} steps of {order.sequences_per_step} sequences "
+            f"({batch} x {accumulation} accumulated x {self.trainer.world_size} processes), "
+            f"{order.sequences} sequences an epoch"
+        )
+        if self.resumed_from is not None:
+            note(f"  going on from the checkpoint of step {start}")
+        if self.is_main:
+            self.run.event(
+                "training_started", step=start, total_steps=order.total_steps, resumed_from=self.resumed_from
+            )
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.is_main:
+            self.run.metric(**line)
+        trackers.log(self.trainer.accelerator, {k: v for k, v in line.items() if k != "step"}, step=line["step"])
+
+    def result(self, stopped: Literal["finished", "early_stopping"], weights_from: int) -> TrainResult:
+        """The record of the finished run."""
+        position = self.position
+        lines = [line for line in self.run.read_lines("metrics.jsonl") if "loss" in line]
+        seconds = max(position.seconds, 1e-9)
+        assert position.first_loss is not None and position.last_loss is not None
+        if self.is_main:
+            self.run.event("training_finished", step=position.step, stopped=stopped, weights_from_step=weights_from)
+        return TrainResult(
+            steps=position.step, total_steps=self.order.total_steps, stopped=stopped,
+            epochs=self.order.epochs_after(position.step), first_loss=position.first_loss,
+            final_loss=position.last_loss, eval_loss=position.eval_loss,
+            best_eval_loss=position.best.loss if position.best else None,
+            best_step=position.best.step if position.best else None, weights_from_step=weights_from,
+            tokens=position.tokens, trained_tokens=position.trained_tokens, seconds=position.seconds,
+            tokens_per_second=position.tokens / seconds,
+            trained_tokens_per_second=position.trained_tokens / seconds,
+            peak_bytes=_peak(self.trainer), processes=self.trainer.world_size, resumed_from=self.resumed_from,
+            checkpoint=f"checkpoints/step-{position.step}", final="final",
+            losses=tuple((line["step"], line["loss"]) for line in lines),
+        )  # fmt: skip
+
+
+def _add_up(position: Progress, done: Update, seconds: float) -> None:
+    position.tokens += done.tokens
+    position.trained_tokens += done.trained_tokens
+    position.seconds += seconds
+    position.first_loss = done.loss if position.first_loss is None else position.first_loss
+    position.last_loss = done.loss
+    window = position.window
+    window.loss_sum += done.loss_sum
+    window.weight_sum += done.weight_sum
+    window.correct += done.correct
+    window.tokens += done.tokens
+    window.trained_tokens += done.trained_tokens
+    window.seconds += seconds
+
+
+def _peak(trainer: Trainer) -> int:
+    mine = torch.tensor([peak_bytes(trainer.accelerator.device)], device=trainer.accelerator.device)
+    return int(trainer.accelerator.gather(mine).max())
+
+
+def _flush(run: RunFolder) -> None:
+    """The metrics of a step are on the disk before its checkpoint is: a power cut loses none that count."""
+    path = run.path / "metrics.jsonl"
+    if path.exists():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())

@@ -1,0 +1,123 @@
+"""Puts together what an update works with: processes, engine, optimizer, schedule, order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from luthier.data.types import Example, Pack
+from luthier.fast.engine import attach
+from luthier.model.recompute import enable_recompute
+from luthier.recipe.schema import Recipe, TrainSection
+from luthier.runtime.console import note
+from luthier.runtime.errors import DataError, RecipeError
+from luthier.train.feed import Feed
+from luthier.train.masters import Weights
+from luthier.train.optim import make_optimizer
+from luthier.train.order import Order
+from luthier.train.schedule import Schedule, warmup_steps
+from luthier.train.step import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+__all__ = ["batch_shape", "deterministic_kernels", "interval", "make_feed", "make_order", "make_trainer"]
+
+
+def batch_shape(section: TrainSection) -> tuple[int, int]:
+    """(sequences of a micro-batch, micro-batches of a step) of one process.
+
+    Raises:
+        RecipeError: they are still `auto`.
+    """
+    batch, accumulation = section.per_device_train_batch_size, section.gradient_accumulation_steps
+    if not isinstance(batch, int) or not isinstance(accumulation, int):
+        raise RecipeError(code="T470", message="the recipe was not resolved: the batch shape is still `auto`")
+    return batch, accumulation
+
+
+def interval(section: TrainSection, key: Literal["eval_steps", "save_steps"]) -> int | None:
+    """Steps between two evaluations or checkpoints; None: only at the end.
+
+    Raises:
+        RecipeError: it is still `auto`.
+    """
+    steps: int | Literal["auto"] | None = getattr(section, key)
+    if steps == "auto":
+        raise RecipeError(code="T470", message=f"the recipe was not resolved: `train.{key}` is still `auto`")
+    return steps
+
+
+def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Order:
+    """The order of the run.
+
+    Raises:
+        DataError: there is nothing to train on.
+    """
+    if sequences == 0:
+        raise DataError(
+            code="T471", message="there is no row to train on", hint="see `data/manifest.json` for dropped rows"
+        )
+    batch, accumulation = batch_shape(section)
+    return Order(
+        sequences=sequences, sequences_per_step=batch * accumulation * world_size,
+        num_train_epochs=section.num_train_epochs, max_steps=section.max_steps,
+        seed=section.seed, shuffle=section.shuffle,
+    )  # fmt: skip
+
+
+def make_feed(
+    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example], packs: Sequence[Pack]
+) -> Feed:
+    """This process' share of the order, as batches."""
+    return Feed(
+        examples=examples, packs=packs, order=order, micro_batch=batch_shape(section)[0],
+        rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+    )  # fmt: skip
+
+
+def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
+    """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
+
+    Raises:
+        RecipeError: nothing is trained, or the learning rate is still `auto`.
+    """
+    train = recipe.train
+    if not isinstance(train.learning_rate, float | int):
+        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
+    if train.gradient_checkpointing is True:
+        enable_recompute(model)
+    engine = attach(model, neftune_noise_alpha=recipe.objective.neftune_noise_alpha)
+    for part in engine.report:
+        note(f"  {part.name}: {part.runs} ({part.reason})")
+    model.train()
+    wrapper = engine.distribute(lambda module: accelerator.prepare_model(module, device_placement=False))
+    weights = Weights(model)
+    if not weights.live:
+        raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
+    optimizer = make_optimizer(weights.tensors, train, learning_rate=float(train.learning_rate))
+    schedule = Schedule(
+        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps
+    )
+    return Trainer(
+        accelerator=accelerator, engine=engine, wrapper=wrapper, weights=weights, optimizer=optimizer,
+        schedule=schedule, max_grad_norm=train.max_grad_norm, label_smoothing=recipe.objective.label_smoothing, seed=train.seed,
+    )  # fmt: skip
+
+
+@contextmanager
+def deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Only deterministic kernels inside, if wanted; the setting found is put back."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,62 @@
+"""Ctrl-C and SIGTERM ask for a stop; a second one stops at once.
+
+The first signal only raises a flag: the loop reads it between micro-batches and between steps,
+saves, and ends with `Interrupted`. What a second signal leaves is what a crash leaves: the last
+complete checkpoint, and a temporary folder that the next run removes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from luthier.runtime.console import note
+
+__all__ = ["Stop", "stop_on_signals"]
+
+EXIT_INTERRUPTED = 130
+
+
+class Stop:
+    """A flag that a signal raises."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @property
+    def requested(self) -> bool:
+        """A signal has come."""
+        return self.signal is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: the first raises the flag, the second ends the process."""
+        if self.requested:
+            os._exit(EXIT_INTERRUPTED)
+        self.signal = signal.Signals(number)
+        note(f"{self.signal.name}: saving a checkpoint, then stopping (once more to stop at once)")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Yield the flag; the handlers found are put back at the end.
+
+    Outside the main thread Python allows no handlers: then the flag stays down.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, stop.handle)
+        yield stop
+    finally:
+        for number, handler in old.items():
+            # A handler set from C comes back as None and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
