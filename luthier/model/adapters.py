@@ -94,7 +94,7 @@ def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids
     if new_token_ids and not all(table.weight.requires_grad for table in tables):
         raise RecipeError(
             code="M325", message="`model.new_tokens` are given, but their embedding rows are frozen",
-            hint="add `embed_tokens` and `lm_head` to `method.trainable`, or use `method.name: lora`, which trains only those rows",
+            hint="add `embed_tokens` and `lm_head` to `method.trainable`, or use `method.name: lora`",
         )  # fmt: skip
     return notes
 
@@ -118,7 +118,7 @@ def _new_adapter(
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
         modules_to_save=saved or None,
-        trainable_token_indices=dict.fromkeys(tables, list(new_token_ids)) if tables else None,
+        trainable_token_indices={name: list(new_token_ids) for name in tables} or None,
         ensure_weight_tying=tie,
         bias="none",
         task_type="CAUSAL_LM",
@@ -160,7 +160,7 @@ def _token_tables(
     if both:
         raise RecipeError(
             code="M325", message=f"{both[0]} would have a LoRA adapter and new token rows at once",
-            hint=f"take it out of `method.target_modules`, or put `{both[0].rpartition('.')[2]}` into `method.modules_to_save`",
+            hint=f"move `{both[0].rpartition('.')[2]}` from `method.target_modules` to `method.modules_to_save`",
         )  # fmt: skip
     if head in tables and getattr(model.get_submodule(head), "bias", None) is not None:
         raise RecipeError(

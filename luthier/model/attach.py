@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
-    "attach_adapter", "base_record", "cast_adapters", "check_adapter_files", "check_same_base", "is_adapter", "is_adapter_parameter",
+    "attach_adapter", "base_record", "cast_adapters", "check_adapter_files", "check_same_base", "is_adapter",
+    "is_adapter_parameter",
 ]  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def check_same_base(record: dict[str, Any] | None, base: PreTrainedModel, folder
     if now is not None and known.get("hash") not in (None, now.hash):
         raise RunFailed(
             code="M318",
-            message=f"{folder} was trained on {known.get('name_or_path')!r} with other weights than {now.name_or_path!r} has now",
+            message=f"{folder} was trained on {known.get('name_or_path')!r}; {now.name_or_path!r} has other weights",
             hint="name the base it was trained on (`model.name_or_path`, `model.revision`)",
         )
 
@@ -79,7 +80,8 @@ def attach_adapter(
     Raises:
         RunFailed: a tensor of the adapter has no place in the model, has another shape, is missing or is not finite.
     """
-    from peft import PeftModel
+    from peft import PeftModel, set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     refuse_non_finite(non_finite_tensors(tensors_of([folder / "adapter_model.safetensors"])), where=str(folder))
     try:
@@ -87,11 +89,14 @@ def attach_adapter(
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, autocast_adapter_dtype=False)
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise RunFailed(
-            code="M324", message=f"the adapter in {folder} does not fit this base: {str(error).strip().splitlines()[-1][:300]}",
+            code="M324", message=f"the adapter in {folder} does not fit this base: {str(error).strip()[-300:]}",
             hint="name the base it was trained on, with the same `model.new_tokens`",
         ) from error  # fmt: skip
     _check_adapter_complete(model, folder)
     cast_adapters(model, dtype or base.dtype)
+    if dtype not in (None, base.dtype):
+        # The first load went through tensors of the base's type and was rounded to it.
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
     return model
 
 
@@ -103,13 +108,15 @@ def _check_adapter_complete(model: PeftModel, folder: Path) -> None:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stream:
         saved = set(stream.keys())
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    if wanted - saved or saved - wanted:
-        which = sorted(wanted - saved)[:3] or sorted(saved - wanted)[:3]
-        kind = "lacks" if wanted - saved else "has no use for"
-        raise RunFailed(
-            code="M324",
-            message=f"the adapter in {folder} does not fit: the model {'needs what the file' if wanted - saved else ''} {kind} {', '.join(which)}",
+    lacking, useless = sorted(wanted - saved), sorted(saved - wanted)
+    if lacking or useless:
+        which = (
+            f"file lacks {', '.join(lacking[:3])}" if lacking else f"model has no place for {', '.join(useless[:3])}"
         )
+        raise RunFailed(
+            code="M324", message=f"the adapter in {folder} does not fit: the {which}",
+            hint="name the base it was trained on, with the same `model.new_tokens`",
+        )  # fmt: skip
 
 
 def cast_adapters(model: PeftModel, dtype: torch.dtype) -> None:

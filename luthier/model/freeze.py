@@ -29,7 +29,7 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
     selected by either of its names.
 
     Raises:
-        RecipeError: a pattern matches nothing or is no regular expression, more layers than there are, or nothing selected.
+        RecipeError: a pattern matches nothing or is no regular expression, too many layers, or nothing selected.
     """
     chosen, notes = set(), []
     # remove_duplicate: a tied head is the embedding under a second name.

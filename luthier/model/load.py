@@ -7,7 +7,7 @@ the recipe, and Python files beside the weights run only with `trust_remote_code
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,18 +28,14 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["DTYPES", "base_record", "is_adapter", "load_base", "load_tuned", "locate_model"]
+__all__ = ["DTYPES", "base_record", "is_adapter", "load_base", "load_model_folder", "load_tuned", "locate_model"]
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["none", "nf4"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Loading more than this takes noticeable time: say so.
 _BIG_BYTES = 2 << 30
 
 
-def load_base(
-    section: ModelSection, *, device: Device, dtype: DtypeName, quantization: Quantization = "none"
-) -> PreTrainedModel:
+def load_base(section: ModelSection, *, device: Device, dtype: str, quantization: str = "none") -> PreTrainedModel:
     """Load the untouched base model of a recipe.
 
     New tokens get their embedding rows; all weights are finite; every weight came from the files.
@@ -47,15 +43,15 @@ def load_base(
     Args:
         section: `model` of the recipe.
         device: where the weights go.
-        dtype: type of the float weights in memory; with `nf4` the type of the products.
-        quantization: `nf4` stores the linear layers in 4 bits.
+        dtype: `float32`, `bfloat16` or `float16`: type of the float weights in memory; with `nf4` that of the products.
+        quantization: `none`, or `nf4`: linear layers stored in 4 bits.
 
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
     """
     folder = locate_model(section.name_or_path, section.revision)
     verify_record(folder)
-    model = _load_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
+    model = load_model_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
     _match_vocabulary(model, section)
     identity = base_identity(folder)
     model.luthier_base = BaseRecord(
@@ -66,7 +62,7 @@ def load_base(
 
 
 def load_tuned(
-    section: ModelSection, folder: Path, *, device: Device, dtype: DtypeName, quantization: Quantization = "none"
+    section: ModelSection, folder: Path, *, device: Device, dtype: str, quantization: str = "none"
 ) -> PreTrainedModel | PeftModel:
     """Load a result of training: base plus adapter folder, or a full model folder.
 
@@ -76,7 +72,7 @@ def load_tuned(
     """
     record = verify_record(folder)
     if not is_adapter(folder):
-        model = _load_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
+        model = load_model_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
         model.luthier_base = None
         return model
     check_adapter_files(folder)
@@ -87,10 +83,14 @@ def load_tuned(
     return tuned
 
 
-def _load_folder(
-    folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: Quantization
+def load_model_folder(
+    folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none"
 ) -> PreTrainedModel:
-    """from_pretrained with every choice made here, and its report checked."""
+    """`from_pretrained` of a model folder, with every choice made here and its report checked.
+
+    Raises:
+        RecipeError, EnvironmentProblem, RunFailed: with an M3xx code and the fix.
+    """
     from transformers import AutoModelForCausalLM
 
     config = _load_config(folder, section)
@@ -122,7 +122,7 @@ def _load_folder(
     if device.type == "mps":
         model.to(device.torch_device)
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _load_config(folder: Path, section: ModelSection) -> PreTrainedConfig:
@@ -146,7 +146,7 @@ def _load_config(folder: Path, section: ModelSection) -> PreTrainedConfig:
     if section.trust_remote_code and "auto_map" in raw:
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
         config._attn_implementation = None
-        return config  # type: ignore[no-any-return]
+        return config
     if kind not in CONFIG_MAPPING:
         if "auto_map" in raw:
             raise RecipeError(
@@ -168,7 +168,7 @@ def _load_config(folder: Path, section: ModelSection) -> PreTrainedConfig:
             hint="fetch the model again",
         ) from error
     config._name_or_path = str(folder)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def _without_run_settings(value: Any) -> Any:
@@ -212,7 +212,7 @@ def _match_vocabulary(model: PreTrainedModel, section: ModelSection) -> None:
     rows, needed = model.get_input_embeddings().weight.shape[0], max(plain.get_vocab().values()) + 1
     if needed > rows:
         raise RecipeError(
-            code="M310", message=f"the tokenizer has ids up to {needed - 1:,}, but the model has only {rows:,} embedding rows",
+            code="M310", message=f"the tokenizer has ids up to {needed - 1:,}, the model has {rows:,} embedding rows",
             hint="use the tokenizer the model was trained with; tokens to add belong in `model.new_tokens`",
         )  # fmt: skip
     if section.new_tokens:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from luthier.model.quantize import parameter_numel
 
@@ -50,9 +50,15 @@ class MethodReport:
         """Trained share of all weights, in percent."""
         return 100.0 * self.trainable / max(self.total, 1)
 
-    def summary(self) -> str:
-        """One line for people."""
-        return f"{self.method}: {self.trainable:,} of {self.total:,} weights are trained ({self.percent:.2f}%), in {len(self.names)} tensors"
+    def lines(self) -> list[str]:
+        """For people: the total, one line per kind of trained module, then the notes."""
+        head = f"{self.method}: {self.trainable:,} of {self.total:,} weights are trained ({self.percent:.2f}%)"
+        rows = [f"{row.kind} x {row.modules}: {row.trainable:,}" for row in self.table if row.trainable]
+        return [f"{head}, in {len(self.names)} tensors", ", ".join(rows), *self.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the percentage."""
+        return {**asdict(self), "percent": self.percent}
 
 
 def report_on(model: nn.Module, *, method: str, notes: Sequence[str] = ()) -> MethodReport:

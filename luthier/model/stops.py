@@ -32,8 +32,9 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model_or_config: Any = None) ->
         getattr(model_or_config, "config", model_or_config),
     ):
         ids += _as_list(getattr(holder, "eos_token_id", None))
-        inner = holder.get_text_config() if hasattr(holder, "get_text_config") else None
-        ids += _as_list(getattr(inner, "eos_token_id", None))
+        inner: Any = holder
+        if hasattr(inner, "get_text_config"):
+            ids += _as_list(getattr(inner.get_text_config(), "eos_token_id", None))
     return list(dict.fromkeys(token for token in ids if 0 <= token < len(tokenizer)))
 
 

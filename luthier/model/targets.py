@@ -68,7 +68,7 @@ def resolve_targets(model: PreTrainedModel, spec: str | Sequence[str]) -> list[s
         )  # fmt: skip
     if is_tied(model) and {input_name(model), head} & set(matches):
         raise RecipeError(
-            code="M321", message="`method.target_modules` names embeddings and head that share one weight in this model",
+            code="M321", message="`method.target_modules` names embeddings and head, which share one weight here",
             hint=f"train it in full with `method.modules_to_save: [{input_name(model).rpartition('.')[2]}]`",
         )  # fmt: skip
     return matches
@@ -86,7 +86,7 @@ def resolve_modules_to_save(model: PreTrainedModel, names: Sequence[str]) -> lis
     ]
     if packed:
         raise RecipeError(
-            code="M326", message=f"`method.modules_to_save` names {packed[0]}, which is stored in 4 bits and cannot be trained",
+            code="M326", message=f"`method.modules_to_save` names {packed[0]}, which is stored in 4 bits",
             hint="adapt it through `method.target_modules`, or use `model.quantization: none`",
         )  # fmt: skip
     return matches

@@ -53,7 +53,7 @@ def load_plain_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
             message=f"no tokenizer can be loaded from {folder}: {_first_line(error)}",
             hint="give `model.tokenizer` a folder or hub id that has tokenizer.json",
         ) from error
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def read_chat_template(value: str) -> str:

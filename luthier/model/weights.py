@@ -61,7 +61,7 @@ def check_weight_files(folder: Path) -> list[Path]:
         if pickles:
             raise EnvironmentProblem(
                 code="M306",
-                message=f"{folder} holds only pickled weights ({', '.join(pickles[:3])}), which can run code when they are read",
+                message=f"{folder} holds only pickled weights ({', '.join(pickles[:3])}), which can run code",
                 hint="use a revision of the model that has *.safetensors, or convert it where that is safe",
             )
         raise EnvironmentProblem(
