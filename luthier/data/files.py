@@ -5,11 +5,12 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.runtime.errors import DataError, Problem
 
-__all__ = ["KINDS", "find_files", "is_local", "kind_of"]
+__all__ = ["KINDS", "DataFile", "find_files", "is_local", "kind_of", "local_file"]
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -26,6 +27,26 @@ _TEXT_KINDS = {"jsonl", "json", "csv", "tsv"}
 _SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
            "val": "validation", "dev": "validation", "eval": "validation"}  # fmt: skip
 _METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """A file of rows on this disk."""
+
+    path: Path
+    kind: str
+    """`jsonl`, `json`, `csv`, `tsv`, `parquet` or `arrow`."""
+    shown: str
+    """How messages call it: the path as given, or `id/file` of a data set on the hub."""
+
+
+def local_file(path: Path) -> DataFile:
+    """A file under its own name.
+
+    Raises:
+        DataError: the ending is not known.
+    """
+    return DataFile(path, kind_of(path), str(path))
 
 
 def kind_of(path: Path) -> str:
@@ -51,10 +72,12 @@ def is_local(path: str) -> bool:
         return True
     if path.startswith((".", "/")) or path.count("/") > 1:
         return True
+    if "/" in path and Path(path).parent.is_dir():  # `data/tickets` beside a folder `data`: a slip, not an owner
+        return True
     return Path(path).suffix.lower() in {*KINDS, ".gz", ".txt", ".zip", ".tar", ".xlsx", ".yaml", ".pkl"}
 
 
-def find_files(path: str, *, split: str = "train", notes: Counter[str] | None = None) -> list[Path]:
+def find_files(path: str, *, split: str = "train", notes: Counter[str] | None = None) -> list[DataFile]:
     """Files behind a local path, sorted by name. Files of other kinds in a folder are counted in `notes`.
 
     A folder written by `datasets.save_to_disk` gives the files it lists.
@@ -65,23 +88,20 @@ def find_files(path: str, *, split: str = "train", notes: Counter[str] | None = 
     notes = Counter() if notes is None else notes
     given = Path(path).expanduser()
     if given.is_file():
-        kind_of(given)
-        return [given]
+        return [local_file(given)]
     if given.is_dir():
         return _in_folder(given, split, notes)
     # Not Path.glob: a pattern may be absolute.
     matches = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]  # noqa: PTH207
     found = [match for match in matches if match.is_file()]
-    for match in found:
-        kind_of(match)
     if not found:
         raise _error(
             given, "no such file or folder", hint="check the path: it counts from the folder luthier was started in"
         )
-    return found
+    return [local_file(match) for match in found]
 
 
-def _in_folder(folder: Path, split: str, notes: Counter[str]) -> list[Path]:
+def _in_folder(folder: Path, split: str, notes: Counter[str]) -> list[DataFile]:
     if (folder / "dataset_dict.json").is_file():
         if not (folder / split / "state.json").is_file():
             there = ", ".join(sorted(child.parent.name for child in folder.glob("*/state.json"))) or "none"
@@ -103,10 +123,10 @@ def _in_folder(folder: Path, split: str, notes: Counter[str]) -> list[Path]:
         )
     if other:
         notes["files of other kinds in the folder not read"] += other
-    return found
+    return [local_file(file) for file in found]
 
 
-def _saved_files(folder: Path) -> list[Path]:
+def _saved_files(folder: Path) -> list[DataFile]:
     """Arrow files of a data set saved to disk, in the order its `state.json` lists them, none outside the folder."""
     from luthier.data.strict_json import JsonError, parse
 
@@ -121,7 +141,7 @@ def _saved_files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise _error(file, "listed in state.json, but missing")
-    return files
+    return [local_file(file) for file in files]
 
 
 def _known(file: Path) -> bool:

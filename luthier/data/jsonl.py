@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from luthier.data.files import DataFile
 from luthier.data.rows import MAX_LINE_BYTES, Row, row_problem, show_value
 from luthier.data.streams import open_bytes, split_lines
 from luthier.data.strict_json import JsonError, parse, parse_at, skip_space, value_end
@@ -19,13 +19,13 @@ MAX_JSON_CHARACTERS = 2 * 2**30
 """Largest `.json` file: it is held in memory as a whole. JSON Lines has no such limit."""
 
 
-def read_jsonl(path: Path, *, source: int, notes: Counter[str]) -> Iterator[Row | Problem]:
+def read_jsonl(file: DataFile, *, source: int, notes: Counter[str]) -> Iterator[Row | Problem]:
     """Yield one row, or what is wrong with it, for each line that is not blank.
 
     Counts blank lines in `notes`.
     """
-    with open_bytes(path) as stream:
-        for ref, line in split_lines(stream, file=str(path), source=source):
+    with open_bytes(file.path, file.shown) as stream:
+        for ref, line in split_lines(stream, file=file.shown, source=source):
             if isinstance(line, Problem):
                 yield line
             elif not line.strip(" \t\r"):
@@ -56,34 +56,34 @@ def _fault_problem(fault: JsonError, line: str, ref: RowRef, *, offset: int) -> 
     return row_problem(fault.code, fault.message, ref, text=line.rstrip("\r"), column=offset + 1, hint=hint)
 
 
-def read_json(path: Path, *, source: int, notes: Counter[str]) -> Iterator[Row | Problem]:
+def read_json(file: DataFile, *, source: int, notes: Counter[str]) -> Iterator[Row | Problem]:
     """Yield the rows of a `.json` file: a list of objects, `{"data": [...]}`, or JSON Lines under this name."""
-    text = _whole_text(path, source)
+    text = _whole_text(file, source)
     if isinstance(text, Problem):
         yield text
         return
-    ref = RowRef(str(path), 1, source)
+    ref = RowRef(file.shown, 1, source)
     start = skip_space(text, 0)
     if start == len(text):
         return
     if text[start] == "[":
-        yield from _list_rows(text, start, path=path, source=source)
+        yield from _list_rows(text, start, file=file.shown, source=source)
         return
     end = value_end(text, start) if text[start] == "{" else None
     if end is not None and text[skip_space(text, end) : skip_space(text, end) + 1] == "{":
         notes["`.json` file read as JSON Lines"] += 1
         del text
-        yield from read_jsonl(path, source=source, notes=notes)
+        yield from read_jsonl(file, source=source, notes=notes)
         return
-    yield from _data_rows(text, start, ref=ref, path=path, notes=notes)
+    yield from _data_rows(text, start, ref=ref, file=file.shown, notes=notes)
 
 
-def _whole_text(path: Path, source: int) -> str | Problem:
+def _whole_text(file: DataFile, source: int) -> str | Problem:
     """Text of the file, decoded line by line so that a bad byte is told with its line."""
     lines: list[str] = []
     size = 0
-    with open_bytes(path) as stream:
-        for ref, line in split_lines(stream, file=str(path), source=source, limit=MAX_JSON_CHARACTERS):
+    with open_bytes(file.path, file.shown) as stream:
+        for ref, line in split_lines(stream, file=file.shown, source=source, limit=MAX_JSON_CHARACTERS):
             if isinstance(line, Problem):
                 return line
             size += len(line) + 1
@@ -95,7 +95,7 @@ def _whole_text(path: Path, source: int) -> str | Problem:
     return "\n".join(lines)
 
 
-def _data_rows(text: str, start: int, *, ref: RowRef, path: Path, notes: Counter[str]) -> Iterator[Row | Problem]:
+def _data_rows(text: str, start: int, *, ref: RowRef, file: str, notes: Counter[str]) -> Iterator[Row | Problem]:
     """Rows of `{"data": [...]}`: the object is walked key by key so that each row keeps its line."""
     expected = 'expected a list of objects or {"data": [...]}'
     if text[start] != "{":
@@ -136,10 +136,10 @@ def _data_rows(text: str, start: int, *, ref: RowRef, path: Path, notes: Counter
     for key in keys:
         if key != "data":
             notes[f"key `{key}` beside `data` not used"] += 1
-    yield from _list_rows(text, found, path=path, source=ref.source, nested=True)
+    yield from _list_rows(text, found, file=file, source=ref.source, nested=True)
 
 
-def _list_rows(text: str, start: int, *, path: Path, source: int, nested: bool = False) -> Iterator[Row | Problem]:
+def _list_rows(text: str, start: int, *, file: str, source: int, nested: bool = False) -> Iterator[Row | Problem]:
     """Objects of the list that begins at `start`, each with the line on which it begins.
 
     A row that is JSON but not strict JSON is a problem of its own; after a row that is no JSON at all
@@ -150,7 +150,7 @@ def _list_rows(text: str, start: int, *, path: Path, source: int, nested: bool =
     while True:
         line += text.count("\n", counted, position)
         counted = position
-        ref = RowRef(str(path), line, source)
+        ref = RowRef(file, line, source)
         if position >= len(text):
             cut = JsonError("D202", "invalid JSON: the list has no end: is the file cut off?", len(text))
             yield _at(text, max(0, len(text) - 1), cut, ref)

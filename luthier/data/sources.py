@@ -9,24 +9,35 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from luthier.data.content import content_hash
-from luthier.data.files import find_files, kind_of
+from luthier.data.delimited import read_delimited
+from luthier.data.files import DataFile, find_files, is_local
 from luthier.data.formats import SAMPLE_ROWS, choose_layout, verdict
+from luthier.data.hub import find_hub_files
 from luthier.data.jsonl import read_json, read_jsonl
 from luthier.data.layout import Layout
 from luthier.data.normalise import Empty, normalise
 from luthier.data.rows import Faults, Row
+from luthier.data.tables import read_table, table_schema, typed_problems
 from luthier.data.types import Conversation, Dropped
 from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError, Problem
 from luthier.runtime.hashing import hash_file, hash_json
 
-__all__ = ["SourceResult", "hash_source", "read_conversations", "read_rows"]
+__all__ = ["SourceResult", "hash_source", "read_conversations", "read_rows", "source_files"]
+
+_READERS: Mapping[str, Callable[..., Iterator[Row | Problem]]] = {
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "csv": read_delimited,
+    "tsv": read_delimited,
+    "parquet": read_table,
+    "arrow": read_table,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +81,18 @@ def read_conversations(
     """
     notes: Counter[str] = Counter()
     faults = Faults()
-    rows = read_rows(source, index, notes=notes)
+    files = source_files(source, notes)
+    rows = itertools.islice(read_rows(files, index, notes=notes), source.limit)
     head = list(itertools.islice(rows, SAMPLE_ROWS))
     sample = [row.value for row in head if isinstance(row, Row)]
     if not sample:
         _refuse_without_rows(source, itertools.chain(head, rows), faults)
     layout = choose_layout(source.format, source.map, sample, file=source.path)
     _refuse_system(source, layout)
+    for file in files:
+        if file.kind in {"parquet", "arrow"}:
+            faults.add(typed_problems(table_schema(file), layout, file=file.shown))
+    faults.raise_if_any()
     conversations: list[Conversation] = []
     empty: list[Empty] = []
     columns: set[str] = set()
@@ -110,33 +126,40 @@ def read_conversations(
     )
 
 
-def read_rows(source: Source, index: int, *, notes: Counter[str]) -> Iterator[Row | Problem]:
-    """Rows of a source in the order of its files, at most `source.limit`; problems stand where the row would."""
-    rows = itertools.chain.from_iterable(
-        _read_file(path, index, notes) for path in find_files(source.path, split=source.split, notes=notes)
-    )
-    return itertools.islice(rows, source.limit)
+def source_files(source: Source, notes: Counter[str]) -> list[DataFile]:
+    """The files behind a source: on this disk, or downloaded from the hub.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+        AccessError: a hub data set that cannot be reached.
+    """
+    if is_local(source.path):
+        return find_files(source.path, split=source.split, notes=notes)
+    return find_hub_files(source.path, name=source.name, split=source.split, notes=notes)
 
 
-def hash_source(path: str, *, split: str = "train") -> str:
+def read_rows(files: Sequence[DataFile], index: int, *, notes: Counter[str]) -> Iterator[Row | Problem]:
+    """Rows of files, in order; a problem stands where the row would."""
+    for file in files:
+        rows = _READERS[file.kind](file, source=index, notes=notes)
+        first = next(rows, None)
+        if first is None:
+            hint = "remove it, or write rows into it"
+            yield Problem(code="D206", message="the file has no rows", file=file.shown, hint=hint)
+            continue
+        yield first
+        yield from rows
+
+
+def hash_source(path: str, *, split: str = "train", name: str | None = None) -> str:
     """Hash of the bytes of the files behind a path; says whether a source changed without reading its rows.
 
     Raises:
         DataError: nothing is there.
+        AccessError: a hub data set that cannot be reached.
     """
-    return hash_json([[file.name, hash_file(file)] for file in find_files(path, split=split)])
-
-
-def _read_file(path: Path, index: int, notes: Counter[str]) -> Iterator[Row | Problem]:
-    readers = {"jsonl": read_jsonl, "json": read_json}
-    rows = readers[kind_of(path)](path, source=index, notes=notes)
-    first = next(rows, None)
-    if first is None:
-        hint = "remove it, or write rows into it"
-        yield Problem(code="D206", message="the file has no rows", file=str(path), hint=hint)
-        return
-    yield first
-    yield from rows
+    files = source_files(Source(path=path, split=split, name=name), Counter())
+    return hash_json([[file.path.name, hash_file(file.path)] for file in files])
 
 
 def _refuse_without_rows(source: Source, rows: Iterable[Row | Problem], faults: Faults) -> None:

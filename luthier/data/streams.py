@@ -32,8 +32,8 @@ _BOM = b"\xef\xbb\xbf"
 class _Guarded(io.RawIOBase):
     """Reads through `gzip`, counting what goes in and what comes out."""
 
-    def __init__(self, path: Path, raw: IO[bytes]) -> None:
-        self._path, self._raw = path, raw
+    def __init__(self, shown: str, raw: IO[bytes]) -> None:
+        self._shown, self._raw = shown, raw
         self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
         self._expanded = 0
 
@@ -45,31 +45,31 @@ class _Guarded(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise _gzip_error(
-                self._path, f"broken gzip data after {self._expanded:,} bytes: {error}", "download or pack it again"
+                self._shown, f"broken gzip data after {self._expanded:,} bytes: {error}", "download or pack it again"
             ) from error
         buffer[: len(data)] = data
         self._expanded += len(data)
         packed = max(1, self._raw.tell())
         if self._expanded > MAX_EXPANDED_BYTES:
             raise _gzip_error(
-                self._path, f"expands to more than {MAX_EXPANDED_BYTES:,} bytes", "unpack it yourself if you trust it"
+                self._shown, f"expands to more than {MAX_EXPANDED_BYTES:,} bytes", "unpack it yourself if you trust it"
             )
         if self._expanded > RATIO_FREE_BYTES and self._expanded > MAX_RATIO * packed:
             raise _gzip_error(
-                self._path,
+                self._shown,
                 f"expands more than {MAX_RATIO} times ({packed:,} to {self._expanded:,} bytes so far)",
                 "this looks like a compression bomb; unpack it yourself if you trust it",
             )
         return len(data)
 
 
-def _gzip_error(path: Path, what: str, hint: str) -> DataError:
-    return DataError(problems=[Problem(code="D213", message=what, file=str(path), hint=hint)])
+def _gzip_error(shown: str, what: str, hint: str) -> DataError:
+    return DataError(problems=[Problem(code="D213", message=what, file=shown, hint=hint)])
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for reading bytes; `.gz` is expanded on the way, within limits.
+def open_bytes(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
+    """Open a file for reading bytes; gzip data is known by its first bytes and expanded on the way, within limits.
 
     Raises:
         DataError: the file cannot be opened; the gzip data is broken or expands without bounds.
@@ -82,14 +82,14 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
                 Problem(
                     code="D200",
                     message=f"cannot read it: {error.strerror or error}",
-                    file=str(path),
+                    file=shown or str(path),
                     hint="check the path and its permissions",
                 )
             ]
         ) from error
     with raw:
-        if path.suffix.lower() == ".gz":
-            yield io.BufferedReader(_Guarded(path, raw), 1 << 20)
+        if raw.peek(2)[:2] == b"\x1f\x8b":
+            yield io.BufferedReader(_Guarded(shown or str(path), raw), 1 << 20)
         else:
             yield raw
 
