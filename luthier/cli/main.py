@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from typing import IO, Protocol, runtime_checkable
 
 import typer
 
@@ -17,10 +18,21 @@ from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory
 
 __all__ = ["app", "main"]
 
+
+@runtime_checkable
+class UsageProblem(Protocol):
+    """The parser's own errors (unknown command, missing argument), whichever click it is built on."""
+
+    exit_code: int
+
+    def show(self, file: IO[str] | None = None) -> None:
+        """Print usage and message."""
+
 app = typer.Typer(
     name="luthier",
     help="From raw examples to a fine-tuned, proven, served language model.",
     no_args_is_help=True,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -76,13 +88,9 @@ def _report(error: LuthierError, arguments: list[str], debug: bool) -> int:
 
 
 def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
-    import click
-
-    if isinstance(error, click.ClickException):
+    if isinstance(error, UsageProblem):
         error.show(sys.stderr)
-        return error.exit_code
-    if isinstance(error, click.Abort):
-        return 130
+        return 2
     if debug:
         traceback.print_exc()
     failure = LuthierError(

@@ -1,0 +1,108 @@
+"""Contract: help and plan answer fast and never load torch; wrong usage exits 2 with a suggestion."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.tiny import conversations, save_tiny
+
+NO_TORCH = """
+import sys
+sys.argv = ["luthier", *{arguments!r}]
+from luthier.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    code = stop.code
+heavy = [name for name in ("torch", "transformers", "peft", "datasets", "accelerate", "scipy") if name in sys.modules]
+print("HEAVY", heavy, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def _luthier(*arguments, **kwargs):
+    script = NO_TORCH.format(arguments=list(arguments))
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    save_tiny(folder / "model")
+    rows = folder / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in conversations(8)))
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"model: {{name_or_path: {folder / 'model'}}}\ndata: {{train: [{{path: {rows}}}]}}\noutput_dir: {folder / 'run'}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["data", "--help"], ["schema"], ["runs", "ls"]])
+def test_help_and_schema_load_nothing_heavy(arguments):
+    done = _luthier(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stderr
+
+
+def test_plan_loads_no_torch_and_counts_the_adapter(recipe):
+    done = _luthier("plan", str(recipe), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stderr
+    plan = json.loads(done.stdout)
+    # r x (in + out) over q, k, v, o, gate, up, down of two layers with hidden 64
+    per_layer = 16 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 2 * (64 + 128) + (128 + 64))
+    assert plan["trainable"] == 2 * per_layer
+
+
+def test_help_and_plan_answer_in_about_a_second(recipe):
+    """Best of three, because the machine may be busy; 1 second of CPU for what takes about 0.2 and 0.5."""
+    for arguments in (["--help"], ["plan", str(recipe)]):
+        spent = []
+        for _ in range(3):
+            before = os.times()
+            assert _luthier(*arguments).returncode == 0
+            after = os.times()
+            spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert min(spent) < 1.0, (arguments, spent)
+
+
+def test_help_fits_on_a_screen_and_names_every_verb():
+    done = _luthier("--help", env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"})
+    assert len(done.stdout.splitlines()) <= 40
+    for verb in ("quickstart", "init", "run", "plan", "data", "train", "eval", "compare", "merge", "chat", "rerun", "runs",
+                 "doctor", "schema"):  # fmt: skip
+        assert f" {verb} " in done.stdout
+
+
+def test_an_unknown_command_exits_2_and_suggests():
+    done = _luthier("trian")
+    assert done.returncode == 2
+    assert "train" in done.stderr
+
+
+def test_a_stray_argument_is_never_ignored(recipe):
+    done = _luthier("plan", str(recipe), "--frobnicate")
+    assert done.returncode == 2
+    assert "frobnicate" in done.stderr
+
+
+def test_errors_as_json_on_stdout_with_the_exit_code(tmp_path):
+    done = _luthier("plan", str(tmp_path / "none.yaml"), "--json")
+    assert done.returncode == 2
+    problems = json.loads(done.stdout)["problems"]
+    assert "none.yaml" in json.dumps(problems)
+
+
+def test_both_spellings_of_an_override_mean_the_same(recipe):
+    plans = [
+        json.loads(_luthier("plan", str(recipe), "--json", *spelling).stdout)["trainable"]
+        for spelling in (["method.r=4"], ["--method.r", "4"], ["--method.r=4"])
+    ]
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[0] == json.loads(_luthier("plan", str(recipe), "--json").stdout)["trainable"] // 4
+
+
