@@ -116,6 +116,10 @@ class Engine:
         finally:
             self._switch(NAME if self.layout == "flat" else None)
 
+    def detach(self) -> None:
+        """Give the model its own attention back for good; the engine is done."""
+        self._switch(None)
+
     def _switch(self, name: str | None) -> None:
         _set_attention(self._own_attention, name)
 

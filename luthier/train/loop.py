@@ -102,6 +102,7 @@ def fit(
         finally:
             trackers.finish(accelerator)
             trainer.weights.close()
+            trainer.engine.detach()
         return loop.result(result, weights_from)
 
 

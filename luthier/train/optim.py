@@ -23,8 +23,8 @@ __all__ = ["decays", "make_optimizer", "parameter_groups"]
 
 def decays(name: str, tensor: Tensor) -> bool:
     """Whether weight decay applies: matrices that are neither bias nor part of a norm."""
-    module = name.lower().rsplit(".", 2)[:-1]
-    return tensor.ndim >= 2 and not name.endswith("bias") and not any("norm" in part for part in module)
+    *_, module, leaf = ["", *name.lower().split(".")]
+    return tensor.ndim >= 2 and leaf != "bias" and "norm" not in module
 
 
 def parameter_groups(tensors: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:

@@ -106,9 +106,16 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps
     )
     return Trainer(
-        accelerator=accelerator, engine=engine, wrapper=wrapper, weights=weights, optimizer=optimizer,
-        schedule=schedule, max_grad_norm=train.max_grad_norm, label_smoothing=recipe.objective.label_smoothing, seed=train.seed,
-    )  # fmt: skip
+        accelerator=accelerator,
+        engine=engine,
+        wrapper=wrapper,
+        weights=weights,
+        optimizer=optimizer,
+        schedule=schedule,
+        max_grad_norm=train.max_grad_norm,
+        label_smoothing=recipe.objective.label_smoothing,
+        seed=train.seed,
+    )
 
 
 @contextmanager

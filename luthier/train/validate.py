@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,8 @@ from luthier.train.feed import by_token_budget
 from luthier.train.step import Abandoned, Trainer, all_sum
 
 __all__ = ["Validation", "validate"]
+
+WORTH_A_BAR = 20  # batches; fewer are over before a bar can be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,8 @@ def validate(
     groups = list(by_token_budget(examples, tokens_per_batch))
     mine = groups[trainer.accelerator.process_index :: trainer.world_size]
     losses, weights, correct, trained = [], [], [], 0
-    with _evaluating(model), torch.no_grad(), progress("validation", len(mine), "batches") as bar:
+    shown = progress("validation", len(mine), "batches") if len(mine) >= WORTH_A_BAR else nullcontext()
+    with _evaluating(model), torch.no_grad(), shown as bar:
         for group in mine:
             if abandon():
                 raise Abandoned
@@ -58,7 +61,8 @@ def validate(
             correct.append(sums.correct)
             weights.append(batch.weight_sum)
             trained += batch.trained_tokens
-            bar.advance()
+            if bar is not None:
+                bar.advance()
     loss_sum = math.fsum(torch.stack(losses).double().tolist()) if losses else 0.0
     right = float(torch.stack(correct).sum()) if correct else 0.0
     loss_sum, weight_sum, right, total = all_sum(trainer, [loss_sum, math.fsum(weights), right, trained])
