@@ -306,6 +306,11 @@ def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.output_dir is not None:
         if not parts.output_dir.strip() or "\0" in parts.output_dir:
             yield locate("output_dir").problem("C103", "`output_dir` is empty", hint="for instance runs/first")
+        elif "${" in parts.output_dir:
+            message = "`output_dir` holds `${`; recipes expand no variables"
+            yield locate("output_dir").problem(
+                "C103", message, hint="write the folder, or override it: output_dir=$HOME/x"
+            )
         elif expand(parts.output_dir).is_file():
             message = f"`output_dir` is a file: {expand(parts.output_dir).absolute()}"
             yield locate("output_dir").problem("C103", message, hint="choose a folder")

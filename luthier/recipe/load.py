@@ -7,6 +7,7 @@ each other, C111 a key that would have no effect, C130 a file that is not there.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,10 @@ from typing import Any
 from luthier.recipe.check import check, check_parts
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.overrides import apply_overrides
-from luthier.recipe.positions import Document
+from luthier.recipe.positions import Document, KeyPath, dotted
 from luthier.recipe.schema import Recipe
 from luthier.recipe.validate import validate
-from luthier.recipe.yaml12 import MAX_BYTES, parse_yaml
+from luthier.recipe.yaml12 import MAX_BYTES, parse_yaml, whole_text
 from luthier.runtime.errors import Problem, RecipeError
 
 __all__ = ["LoadedRecipe", "dump_yaml", "load_recipe", "recipe_from_dict"]
@@ -65,7 +66,9 @@ def recipe_from_dict(value: Mapping[str, Any], *, origin: str) -> Recipe:
     Raises:
         RecipeError: with every problem; `origin` names the place.
     """
-    return _finish(Document(origin=origin, text="", value=_plain(value)), ())
+    document = Document(origin=origin, text="", value=None)
+    document.value = _plain(value, (), document)
+    return _finish(document, ())
 
 
 def _finish(document: Document, overrides: Sequence[str]) -> Recipe:
@@ -80,12 +83,29 @@ def _finish(document: Document, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, path: KeyPath, document: Document) -> Any:
+    """`value` as YAML would have given it; numbers and keys that YAML cannot give are problems."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                message = f"keys are text, got {key!r} in `{dotted(path) or 'the recipe'}`"
+                document.problems.append(document.place(path).problem("C103", message))
+        return {key: _plain(item, (*path, key), document) for key, item in value.items() if isinstance(key, str)}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return [_plain(item, (*path, index), document) for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        document.problems.append(
+            document.place(path).problem("C103", f"`{dotted(path)}`: numbers must be finite, got {value}")
+        )
+        document.bad.add(path)
+        return None
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        return whole_text(value) if isinstance(value, str) else value
+    except ValueError as error:
+        document.problems.append(document.place(path).problem("C103", f"`{dotted(path)}`: {error}"))
+        document.bad.add(path)
+        return None
 
 
 def _read(path: Path, origin: str) -> str:

@@ -120,7 +120,8 @@ class Document:
         if not known:
             # Something is missing at the top: the file is named, no line is to blame.
             return Place(file=self.origin)
-        exact_value = on == "value" and known == path
+        # An empty value has no characters to point at: its key has.
+        exact_value = on == "value" and known == path and spot.value[0] < spot.value[1]
         return self.place_of(*(spot.value if exact_value else spot.key))
 
     def place_of(self, start: int, end: int) -> Place:

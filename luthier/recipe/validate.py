@@ -57,20 +57,19 @@ def schema_problems(document: Document, value: Mapping[str, Any], error: Validat
         if not any(path[:depth] in document.bad for depth in range(len(path) + 1)):
             wrong.setdefault(path, []).append(dict(entry))
     # Of a union, the branch that was followed deepest is the one that was meant.
-    deepest = [path for path in wrong if not any(len(other) > len(path) and other[: len(path)] == path and
-               not _is_section_path(path) for other in wrong)]  # fmt: skip
-    taken = {
-        (*path[:-1], meant)
-        for path in deepest
-        if _kind(wrong[path]) == "extra_forbidden" and (meant := _meant(path)) is not None
-    }
+    parents = {path[:depth] for path in wrong for depth in range(len(path))}
+    deepest = [path for path in wrong if path not in parents or _is_section_path(path)]
+    unknown = [path for path in deepest if _kind(wrong[path]) == "extra_forbidden"][:MAX_PROBLEMS]
+    taken = {(*path[:-1], meant) for path in unknown if (meant := _meant(path)) is not None}
     problems: list[Problem] = []
     for path in deepest:
         if _kind(wrong[path]) == "missing" and path in taken:
             continue  # the misspelt key beside it is reported
         if len(problems) == MAX_PROBLEMS:
             message = f"and {len(deepest) - MAX_PROBLEMS} more problems"
-            problems.append(Problem(code="C101", message=message, file=document.origin))
+            problems.append(
+                Problem(code="C101", message=message, file=document.origin, line=document.text.count("\n") + 1)
+            )
             break
         problems.append(_problem(document, value, path, wrong[path]))
     return problems
@@ -149,6 +148,8 @@ def _value_hint(annotation: Any, current: Any, document: Document, path: KeyPath
         if "true or false" in words and current.lower() in _YES_NO:
             meant = str(_YES_NO[current.lower()]).lower()
             return f"in YAML 1.2 `{current}` is text: write `{meant}`"
+        if words.startswith("a list of") and current in choices(annotation):
+            return f"write it as a list: [{current}]"
         close = near(current, choices(annotation))
         if close:
             return f'did you mean "{close[0]}"?'

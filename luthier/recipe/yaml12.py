@@ -15,7 +15,7 @@ from typing import Any
 
 from luthier.recipe.positions import Document, KeyPath, Lines, Spot, dotted
 
-__all__ = ["MAX_BYTES", "copy_plain", "parse_yaml", "plain_scalar"]
+__all__ = ["MAX_BYTES", "copy_plain", "parse_yaml", "plain_scalar", "whole_text"]
 
 MAX_BYTES = 1 << 20
 """Recipes are a few kilobytes; the longest chat templates some tens."""
@@ -34,12 +34,25 @@ _WORDS: dict[str, bool | None] = {
 }  # fmt: skip
 
 
+def whole_text(text: str) -> str:
+    """`text` with surrogate pairs (`"\\ud83d\\ude00"`, as JSON writes them) joined to characters.
+
+    Raises:
+        ValueError: half a pair is left: no file could hold it.
+    """
+    try:
+        return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise ValueError("the text holds half of a surrogate pair, or bytes that are not UTF-8") from None
+
+
 def plain_scalar(text: str) -> Any:
     """The value of an unquoted scalar under the core schema of YAML 1.2 (section 10.3.2).
 
     Raises:
-        ValueError: a number that is not finite or does not fit 64 bits.
+        ValueError: a number that is not finite or does not fit 64 bits; text that is not Unicode.
     """
+    text = whole_text(text)
     if text in _WORDS:
         return _WORDS[text]
     number: int | float
@@ -193,10 +206,8 @@ class _Builder:
         return min(ends, default=len(self.document.text))
 
     def _scalar(self, event: Any, path: KeyPath) -> Any:
-        if not event.implicit[0]:
-            return event.value
         try:
-            return plain_scalar(event.value)
+            return plain_scalar(event.value) if event.implicit[0] else whole_text(event.value)
         except ValueError as error:
             self._report(_span(event), "C103", f"`{dotted(path)}`: {error}")
             self.document.bad.add(path)
@@ -224,7 +235,10 @@ class _Builder:
             if type(event).__name__ != "ScalarEvent":
                 self._fail(event, "C101", "a key must be text, not a list, a mapping or an alias")
             span = _span(event)
-            name = event.value
+            try:
+                name = whole_text(event.value)
+            except ValueError as error:
+                self._fail(event, "C103", str(error))
             if event.tag is not None or event.anchor is not None:
                 self._fail(event, "C106", "a key takes no tag and no anchor")
             value = self._node(next(self.events), (*path, name), key=span)

@@ -1,0 +1,5 @@
+"""Fixtures of this folder."""
+
+from tests.recipe.support import work
+
+__all__ = ["work"]
