@@ -1,0 +1,190 @@
+"""Text to token ids, with the place of each token in the text.
+
+Two rules make the ids of training those of serving:
+
+- A text is tokenised as a whole, because that is what a server does. Where that would fuse
+  characters from both sides of a turn's start into one token, so that the ids before the turn are
+  no longer those of the prompt alone, the text is cut there and the pieces are tokenised one by
+  one (`encode_cut`). `ChatTemplate.prompt_ids` cuts its history by the same rule.
+- Stretches of data that spell a control token (`literals`) are tokenised as plain text.
+
+Only tokenizers that report offsets (all with a `tokenizer.json`) can be used: without them no
+token can be proven to lie inside a turn.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from luthier.runtime.errors import DataError, Problem
+
+__all__ = ["Encoded", "Encoder", "Interval"]
+
+Interval = tuple[int, int]
+"""Half-open range of characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a text, and for each the end of its characters in it (non-decreasing)."""
+
+    ids: list[int]
+    ends: list[int]
+
+    def shifted(self, offset: int) -> Encoded:
+        """The same tokens in a longer text that has `offset` characters in front."""
+        return Encoded(self.ids, [end + offset for end in self.ends]) if offset else self
+
+
+class Encoder:
+    """Wraps a transformers fast tokenizer; adds no special tokens by itself.
+
+    Raises:
+        DataError: the tokenizer reports no offsets.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            hint = "use a model folder with a `tokenizer.json` (transformers writes one for most tokenizers)"
+            message = f"{type(tokenizer).__name__} does not report which characters a token comes from"
+            raise DataError(problems=[Problem(code="D240", message=message, hint=hint)])
+        self.tokenizer = tokenizer
+        self._ready: dict[str, Encoded] = {}
+
+    # --- vocabulary -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def added(self) -> Mapping[str, int]:
+        """Added tokens, special or not: text to id."""
+        return dict(self.tokenizer.get_added_vocab())
+
+    @cached_property
+    def control(self) -> frozenset[str]:
+        """Control tokens: the special ones. Added tokens that are not special (`<think>`) are ordinary model output."""
+        marked = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return frozenset(marked | set(self.tokenizer.all_special_tokens))
+
+    @cached_property
+    def added_pattern(self) -> re.Pattern[str]:
+        """Matches any added token, longest first."""
+        return _any_of(self.added)
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Matches any control token, longest first."""
+        return _any_of(self.control)
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the control tokens."""
+        return frozenset(self.tokenizer.convert_tokens_to_ids(sorted(self.control)))
+
+    @cached_property
+    def default_prefix(self) -> list[int]:
+        """What the tokenizer itself puts in front of a plain text: usually the BOS token or nothing."""
+        bare = self.tokenizer("x", add_special_tokens=False)["input_ids"]
+        full = self.tokenizer("x", add_special_tokens=True)["input_ids"]
+        return list(next((full[:n] for n in range(len(full)) if full[n : n + len(bare)] == bare), []))
+
+    # --- encoding -------------------------------------------------------------------------------------------------
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Tokenise many texts at once, several times faster than one by one; `encode` then finds them."""
+        wanted = list(dict.fromkeys(text for text in texts if text))
+        self._ready = dict(zip(wanted, self._tokenise(wanted), strict=True)) if wanted else {}
+
+    def encode(self, text: str, literals: Sequence[Interval] = ()) -> Encoded:
+        """Tokenise a text as a whole, apart from `literals`, which become plain-text tokens."""
+        if not literals:
+            return self._ready.get(text) or next(self._tokenise([text]) if text else iter([Encoded([], [])]))
+        ids: list[int] = []
+        ends: list[int] = []
+        place = 0
+        for start, end in [*literals, (len(text), len(text))]:
+            for piece, plain in ((text[place:start], False), (text[start:end], True)):
+                if piece:
+                    part = next(self._tokenise([piece], plain=plain)).shifted(start if plain else place)
+                    ids += part.ids
+                    ends += part.ends
+            place = end
+        return Encoded(ids, ends)
+
+    def encode_cut(
+        self, text: str, starts: Sequence[int], literals: Sequence[Interval] = ()
+    ) -> tuple[Encoded, list[int]]:
+        """Tokenise so that the ids before each of `starts` are those of the text before it.
+
+        Returns:
+            The tokens, and the starts at which the text had to be cut.
+        """
+        ids: list[int] = []
+        ends: list[int] = []
+        cuts: list[int] = []
+        base = 0
+        whole = self._piece(text, 0, len(text), literals)
+        for start in starts:
+            if start <= base:
+                continue
+            before = self._piece(text, base, start, literals)
+            if whole.ids[: len(before.ids)] != before.ids:
+                ids += before.ids
+                ends += before.ends
+                cuts.append(start)
+                base = start
+                whole = self._piece(text, base, len(text), literals)
+        return Encoded(ids + whole.ids, ends + whole.ends), cuts
+
+    def _piece(self, text: str, start: int, end: int, literals: Sequence[Interval]) -> Encoded:
+        inside = [(a - start, b - start) for a, b in literals if a >= start and b <= end]
+        return self.encode(text[start:end], inside).shifted(start)
+
+    def _tokenise(self, texts: list[str], *, plain: bool = False) -> Iterator[Encoded]:
+        """`plain`: control tokens in the text are spelled out."""
+        batch = self.tokenizer(
+            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
+            return_token_type_ids=False, split_special_tokens=plain, verbose=False,
+        )  # fmt: skip
+        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
+            ends: list[int] = []
+            last = 0
+            for _, end in offsets:  # an end never goes back: some tokenizers report (0, 0) for what they add
+                last = max(last, end)
+                ends.append(last)
+            yield Encoded(ids, ends)
+
+    # --- the way back ---------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, nothing skipped, nothing cleaned up."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def decodes_to(self, encoded: Encoded, first: int, last: int, text: str) -> str | None:
+        """Whether tokens [first, last) are exactly `text`.
+
+        Tokenizers that mark spaces at the start of words drop one when they decode from the middle
+        of a text; there the text that the tokens *add* to those before them is compared.
+
+        Returns:
+            None if they are, `NFC` if they are its Unicode normal form C (the normaliser that
+            several tokenizers apply before training and serving alike), else what they decode to.
+        """
+        got = self.decode(encoded.ids[first:last])
+        if got == text:
+            return None
+        if first:
+            before, after = self.decode(encoded.ids[:first]), self.decode(encoded.ids[:last])
+            if after == before + text:
+                return None
+        return "NFC" if got == unicodedata.normalize("NFC", text) else got
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for the longest of `texts` at each place; matches nothing without texts."""
+    ordered = sorted((text for text in texts if text), key=lambda text: (-len(text), text))
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")

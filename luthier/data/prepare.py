@@ -1,0 +1,232 @@
+"""All rows of a recipe, ready to train: read, tokenised with proven masks, split, weighted, packed.
+
+Read `prepare` from top to bottom. Whatever is wrong with the rows is collected and reported at
+once; whatever happens to a row on the way (dropped, cut, altered by the template) is counted and
+listed in the manifest. Tokenised rows are cached by content (`cache.py`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.data import cache
+from luthier.data.content import row_hash
+from luthier.data.describe import build_manifest
+from luthier.data.mask import WAYS_OUT
+from luthier.data.pack import one_by_one, pack
+from luthier.data.sources import SourceResult, read_conversations
+from luthier.data.split import expand_by_weight, split_validation
+from luthier.data.template import ChatTemplate
+from luthier.data.tokenize import Tokenized, tokenize_all
+from luthier.data.types import Conversation, Dropped, Example, Pack
+from luthier.recipe.schema import DataSection, Source
+from luthier.runtime.console import note, progress
+from luthier.runtime.errors import DataError, EnvironmentProblem, Problem
+
+__all__ = ["Prepared", "prepare"]
+
+_PROGRESS_ROWS = 2_000
+_LISTED_PROBLEMS = 50
+_CUT_WARNING = 0.05
+
+_CODES = {"overlong": "D220", "empty": "D221", "unprovable": "D222", "control_token": "D223"}
+_HINTS = {
+    "overlong": "raise `data.max_length`, or choose `data.overlong: drop` or `truncate`",
+    "empty": "mend the row, or leave such rows out with `data.on_empty: drop`",
+    "unprovable": WAYS_OUT,
+    "control_token": "mend the row, or encode such tokens as text with `data.control_tokens: text`",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Rows to train on."""
+
+    train: list[Example]
+    """In the order of the sources; rows of a source with a weight above 1 stand several times."""
+    validation: list[Example]
+    packs: list[Pack]
+    """Training sequences: indices into `train`; one index each when packing is off."""
+    manifest: dict[str, Any]
+    """What was read, used, dropped, cut and proven; JSON."""
+
+
+def prepare(
+    section: DataSection,
+    tokenizer: Any,
+    *,
+    seed: int,
+    template_kwargs: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
+) -> Prepared:
+    """Read, tokenise, split and pack the rows of a recipe.
+
+    Args:
+        section: `data` of the recipe.
+        tokenizer: transformers fast tokenizer with the template to use.
+        seed: `train.seed`: decides the validation split and fractional source weights.
+        template_kwargs: `model.chat_template_kwargs`.
+        cache_dir: where to keep tokenised rows; None: nowhere.
+
+    Raises:
+        DataError: rows that cannot be used (all are reported), or nothing left to train on.
+    """
+    template = ChatTemplate(tokenizer, kwargs=template_kwargs, control_tokens=section.control_tokens)
+    sources, held_out = _read(section)
+    train_rows = [row for source in sources for row in source.conversations]
+    own_validation = list(held_out.conversations) if held_out else []
+    results = [*sources, *([held_out] if held_out else [])]
+    outcomes, cache_state = _tokenize(
+        [*train_rows, *own_validation], template, section, cache_dir, [result.hash for result in results]
+    )
+    by_row = {id(row): outcome for row, outcome in zip([*train_rows, *own_validation], outcomes, strict=True)}
+    dropped = [item for result in results for item in result.dropped]
+    dropped += [outcome.result for outcome in outcomes if isinstance(outcome.result, Dropped)]
+    _raise_for(dropped, section)
+
+    def usable(rows: Sequence[Conversation]) -> list[Conversation]:
+        return [row for row in rows if isinstance(by_row[id(row)].result, Example)]
+
+    if held_out:
+        kept, validation_rows = usable(train_rows), usable(own_validation)
+    else:
+        kept, validation_rows = split_validation(usable(train_rows), section.validation, seed=seed)
+    used, left_out = _weigh(kept, section, seed)
+    dropped += left_out
+    train = _examples(used, by_row)
+    validation = _examples(validation_rows, by_row)
+    _require_targets(train, dropped, sum(result.rows for result in results))
+    lengths = [len(example) for example in train]
+    packs = pack(lengths, section.max_length) if section.packing else one_by_one(lengths)
+    manifest = build_manifest(
+        sources=results, train=train, validation=validation, packs=packs, outcomes=outcomes, dropped=dropped,
+        rows=(train_rows, kept, validation_rows), section=section, template=template, cache_state=cache_state,
+    )  # fmt: skip
+    _warn(manifest)
+    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest)
+
+
+def _read(section: DataSection) -> tuple[list[SourceResult], SourceResult | None]:
+    """Conversations of every source, and of the validation file if there is one; problems of all of them at once."""
+    wanted = list(section.train)
+    own = section.validation
+    if own.path:
+        wanted.append(Source(path=own.path, format=own.format, map=own.map, limit=own.max_rows))
+    results: list[SourceResult] = []
+    problems: list[Problem] = []
+    for index, source in enumerate(wanted):
+        try:
+            results.append(read_conversations(source, index, on_empty=section.on_empty, loss_on=section.loss_on))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems=problems)
+    return results[: len(section.train)], results[-1] if own.path else None
+
+
+def _tokenize(
+    rows: Sequence[Conversation],
+    template: ChatTemplate,
+    section: DataSection,
+    cache_dir: Path | None,
+    contents: Sequence[str],
+) -> tuple[list[Tokenized], str]:
+    """Outcome of every row, and `hit` or `miss: why`."""
+    if cache_dir is None:
+        return _tokenize_now(rows, template, section), "miss: no cache"
+    parts = cache.key_parts(contents, template, section)
+    found = cache.load(cache_dir, parts, [row.ref for row in rows])
+    if found is not None:
+        return found, "hit"
+    state = f"miss: {cache.why_missing(cache_dir, parts)}"
+    outcomes = _tokenize_now(rows, template, section)
+    try:
+        cache.save(cache_dir, parts, outcomes)
+    except EnvironmentProblem as problem:
+        note(f"tokenised rows are not cached: {problem.problems[0].message}", style="yellow")
+        state += "; not stored"
+    return outcomes, state
+
+
+def _tokenize_now(rows: Sequence[Conversation], template: ChatTemplate, section: DataSection) -> list[Tokenized]:
+    outcomes: list[Tokenized] = []
+
+    def collect(advance: Callable[[], None]) -> None:
+        for outcome in tokenize_all(rows, template, section=section):
+            outcomes.append(outcome)
+            advance()
+
+    if len(rows) <= _PROGRESS_ROWS:
+        collect(lambda: None)
+    else:
+        with progress("tokenise", len(rows), "rows") as bar:
+            collect(bar.advance)
+    return outcomes
+
+
+def _raise_for(dropped: Sequence[Dropped], section: DataSection) -> None:
+    """Report all rows that the recipe does not allow to drop."""
+    refused = {"unprovable", "control_token"}
+    refused |= {"empty"} if section.on_empty == "error" else set()
+    refused |= {"overlong"} if section.overlong == "error" else set()
+    # A row whose answer was cut off is the doing of `overlong: truncate`, which the recipe asked for.
+    bad = [item for item in dropped if item.reason in refused and not item.detail.startswith("cut at")]
+    if not bad:
+        return
+    problems = [
+        Problem(
+            code=_CODES[item.reason], message=item.detail, file=item.ref.file, line=item.ref.line,
+            hint=_HINTS[item.reason],
+        )
+        for item in bad[:_LISTED_PROBLEMS]
+    ]  # fmt: skip
+    if len(bad) > _LISTED_PROBLEMS:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in Counter(item.reason for item in bad).items())
+        message = f"{len(bad):,} rows cannot be used ({counts}); the first {_LISTED_PROBLEMS} are listed"
+        problems.append(Problem(code="D224", message=message))
+    raise DataError(problems=problems)
+
+
+def _weigh(rows: list[Conversation], section: DataSection, seed: int) -> tuple[list[Conversation], list[Dropped]]:
+    """Repeat or thin out the rows of each source by its weight."""
+    if all(source.weight == 1.0 for source in section.train):
+        return rows, []
+    used: list[Conversation] = []
+    left_out: list[Dropped] = []
+    for index, source in enumerate(section.train):
+        own = [row for row in rows if row.ref.source == index]
+        chosen = expand_by_weight(len(own), source.weight, seed, hashes=[row_hash(row) for row in own])
+        used += [own[place] for place in chosen]
+        missing = sorted(set(range(len(own))) - set(chosen))
+        detail = f"not among the rows that `weight: {source.weight:g}` takes"
+        left_out += [Dropped(own[place].ref, "sampled_out", detail) for place in missing]
+    return used, left_out
+
+
+def _examples(rows: Sequence[Conversation], by_row: Mapping[int, Tokenized]) -> list[Example]:
+    results = (by_row[id(row)].result for row in rows)
+    return [result for result in results if isinstance(result, Example)]
+
+
+def _require_targets(train: Sequence[Example], dropped: Sequence[Dropped], rows: int) -> None:
+    if any(any(example.weights) for example in train):
+        return
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in Counter(item.reason for item in dropped).items())
+    message = f"nothing is left to train on: of {rows:,} rows {counts or 'none can be used'}"
+    shown = "; ".join(f"{item.ref}: {item.detail}" for item in dropped[:3])
+    raise DataError(problems=[Problem(code="D225", message=message, hint=f"for instance {shown}" if shown else None)])
+
+
+def _warn(manifest: Mapping[str, Any]) -> None:
+    """Say aloud what a reader of the manifest would want to have known before."""
+    total = manifest["tokens"] + manifest["cut_tokens"]
+    if manifest["cut_tokens"] > _CUT_WARNING * total:
+        share = manifest["cut_tokens"] / total
+        note(f"warning: {share:.0%} of all tokens are cut off or dropped by `data.max_length`", style="yellow")
+    if manifest["train_validation_overlap"]:
+        count = manifest["train_validation_overlap"]
+        note(f"warning: {count:,} validation rows are training rows, too, word for word", style="yellow")
