@@ -47,7 +47,7 @@ from luthier.data.types import Conversation
 
 __all__ = ["WAYS_OUT", "Proof", "Turn", "Unprovable", "prove"]
 
-WAYS_OUT = "ways out: `data.loss_on: last_assistant`, `model.chat_template_kwargs`, or another template in `model.chat_template`"
+WAYS_OUT = "ways out: `data.loss_on: last_assistant`, `model.chat_template_kwargs`, or another `model.chat_template`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ def _start(rendering: Rendering, index: int, text: str) -> tuple[int, Literal["p
     if not text.startswith(prompt):
         raise Unprovable(
             f"message {index} (assistant): the prompt a server would send is not the beginning of the rendered row: "
-            f"{difference(text, prompt).replace('one has', 'the row has').replace('the other', 'the prompt')}"
+            f"{difference(text, prompt, names=('the row has', 'the prompt'))}"
         )
     return len(prompt), "prefix"
 
@@ -184,8 +184,8 @@ def _sentinel_start(rendering: Rendering, index: int, text: str) -> int:
     found = opening and text.rfind(opening, 0, content[0]) >= 0
     if not found or rendering.template.encoder.added_pattern.search(between):
         raise Unprovable(
-            f"message {index} (assistant): the text before it, {text[max(0, content[0] - 40) : content[0]]!r}, does not "
-            f"end with the template's generation prompt {opening!r}"
+            f"message {index} (assistant): the text before it, {text[max(0, content[0] - 40) : content[0]]!r}, "
+            f"does not end with the template's generation prompt {opening!r}"
         )
     return start
 
@@ -288,5 +288,5 @@ def _end_in_history(
             break
     raise Unprovable(
         f"message {index} (assistant): the template rewrites this turn when the conversation goes on: "
-        f"{difference(text[start:], alone).replace('one has', 'the row has').replace('the other', 'an answer to the prompt')}"
+        f"{difference(text[start:], alone, names=('the row has', 'an answer to the prompt'))}"
     )

@@ -92,8 +92,8 @@ def _check_tool_call(call: Any, body: str, index: int) -> None:
             and json.dumps(leaf)[1:-1] not in body
         ):
             raise Unprovable(
-                f"message {index} (assistant): {leaf[:60]!r} of its tool call is not in the rendered turn {body[:80]!r}: "
-                "the template does not support tool calls in this form"
+                f"message {index} (assistant): {leaf[:60]!r} of its tool call is not in the rendered turn "
+                f"{body[:80]!r}: the template does not support tool calls in this form"
             )
 
 

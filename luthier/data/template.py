@@ -245,11 +245,12 @@ class Rendering:
         return _control_runs(text, hidden, pattern)
 
 
-def difference(ours: str, theirs: str, *, width: int = 60) -> str:
-    """The first place where two texts part, in words."""
+def difference(ours: str, theirs: str, *, names: tuple[str, str] = ("one has", "the other"), width: int = 60) -> str:
+    """The first place where two texts part, in words; `names` say whose text is whose."""
     place = next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
     before = ours[max(0, place - 30) : place]
-    return f"after {before!r} one has {ours[place : place + width]!r}, the other {theirs[place : place + width]!r}"
+    first, second = ours[place : place + width], theirs[place : place + width]
+    return f"after {before!r} {names[0]} {first!r}, {names[1]} {second!r}"
 
 
 def _control_runs(text: str, hidden: Sequence[int], pattern: Any) -> list[Interval]:
