@@ -74,7 +74,7 @@ def run_recipe(
     started = time.monotonic()
     run = RunFolder(Path(recipe.output_dir))
     with run.lock():
-        write_text(run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(exclude_defaults=True)))
+        write_text(run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True)))
         session = Session(recipe, run, restart=restart)
         results: dict[str, dict[str, Any]] = {}
         reused: list[str] = []
@@ -127,7 +127,8 @@ def _write_manifest(session: Session, command: Sequence[str]) -> None:
         {
             "command": list(command),
             "working_directory": str(Path.cwd()),
-            "recipe": session.recipe.model_dump(mode="json"),
+            "recipe": session.recipe.model_dump(mode="json", exclude_unset=True),
+            "method": session.recipe.method.name,
             "seed": session.recipe.train.seed,
             "code": code_version(),
             "versions": library_versions(),

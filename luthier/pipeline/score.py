@@ -41,13 +41,13 @@ def score_model(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
         model = load_base(section, device=device, dtype=dtype, quantization=quantization)
     else:
         model = load_tuned(section, folder, device=device, dtype=dtype, quantization=quantization)
-    batch_size = recipe.evaluate.batch_size
     results = run_tasks(
         model,
         load_tokenizer(section),
         tasks,
-        batch_size=(64 if device.type == "cuda" else 16) if batch_size == "auto" else batch_size,
+        batch_size=recipe.evaluate.batch_size,
         confidence=recipe.evaluate.confidence,
         template_kwargs=section.chat_template_kwargs,
+        control_tokens=recipe.data.control_tokens,
     )
     return results_to_json(results, model=str(folder or section.name_or_path))

@@ -84,9 +84,10 @@ def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
         model,
         session.tokenizer,
         [load_task(task) for task in recipe.evaluate.tasks],
-        batch_size=int(recipe.evaluate.batch_size),
+        batch_size=session.recipe.evaluate.batch_size,
         confidence=recipe.evaluate.confidence,
         template_kwargs=recipe.model.chat_template_kwargs,
+        control_tokens=recipe.data.control_tokens,
     )
     file = "before.json" if label == "base" else "after.json"
     value = results_to_json(results, model=label)

@@ -51,7 +51,7 @@ def _overview(folder: Path) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "base": recipe.get("model", {}).get("name_or_path", ""),
-        "method": recipe.get("method", {}).get("name", ""),
+        "method": manifest.get("method", ""),
         "steps": train.result.get("steps") if train else None,
         "loss": train.result.get("final_loss") if train else None,
         "comparison": compare.result["tasks"] if compare else [],
