@@ -37,7 +37,9 @@ class Score:
     """Field counts of `json_exact`; summed over rows for the micro F1."""
 
 
-def score_answer(metric: str, answer: str, reference: str, *, pattern: Any = None) -> Score:
+def score_answer(
+    metric: str, answer: str, reference: str, *, pattern: Any = None, bare_reference: bool = False
+) -> Score:
     """Score an answer.
 
     Args:
@@ -45,10 +47,13 @@ def score_answer(metric: str, answer: str, reference: str, *, pattern: Any = Non
         answer: Text of the model.
         reference: Right answer; `check_reference` must have accepted it.
         pattern: From `compile_pattern`, or None.
+        bare_reference: A reference that the pattern does not match is taken as it stands.
     """
     if pattern is None:
         return METRICS[metric](answer, reference)
     expected = first_group(pattern, reference)
+    if expected is None and bare_reference:
+        expected = reference
     assert expected is not None, "check_reference was not asked"
     try:
         found = first_group(pattern, answer)
@@ -61,14 +66,16 @@ def score_answer(metric: str, answer: str, reference: str, *, pattern: Any = Non
     return METRICS[metric](found, expected)
 
 
-def check_reference(metric: str, reference: str, *, pattern: Any = None) -> str | None:
-    """What makes a reference unusable for a metric, in words; None when it is fine."""
+def check_reference(metric: str, reference: str, *, pattern: Any = None, bare_reference: bool = False) -> str | None:
+    """What makes a reference unusable for a metric, in words; None when it is fine. Arguments as `score_answer`."""
     expected: str | None = reference
     if pattern is not None:
         try:
             expected = first_group(pattern, reference)
         except PatternTimeoutError:
             return f"the pattern takes longer than {PATTERN_SECONDS:g} s on the reference: it backtracks without end"
+        if expected is None and bare_reference:
+            expected = reference
         if expected is None:
             return "the pattern does not match the reference"
     assert expected is not None

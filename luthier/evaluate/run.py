@@ -202,7 +202,9 @@ def score_rows(task: Task, answers: Sequence[Generation]) -> list[Score]:
     for row, answer in zip(task.rows, answers, strict=True):
         score = score_answer(task.metric, answer.text, row.reference, pattern=pattern)
         extra = {
-            second.name: score_answer(second.metric, answer.text, row.reference, pattern=compiled).value
+            second.name: score_answer(
+                second.metric, answer.text, row.reference, pattern=compiled, bare_reference=True
+            ).value
             for second, compiled in more
         }
         secondary = {**score.secondary, **extra}

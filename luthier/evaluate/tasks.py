@@ -222,14 +222,14 @@ def _rows(
     shots: Sequence[Mapping[str, Any]],
 ) -> tuple[TaskRow, ...]:
     """Prompt and reference of every row; all unusable rows at once."""
-    checks = [(metric, pattern)] if metric != "loss" else []
-    checks += [(second.metric, second.pattern) for second in secondary]
-    compiled = [(name, compile_pattern(text) if text else None) for name, text in checks]
+    checks = [(metric, pattern, False)] if metric != "loss" else []
+    checks += [(second.metric, second.pattern, True) for second in secondary]
+    compiled = [(name, compile_pattern(text) if text else None, bare) for name, text, bare in checks]
     rows, problems = [], []
     for conversation in conversations:
         messages, reference, fault = _split(conversation, metric, shots)
-        for name, regex in compiled:
-            fault = fault or check_reference(name, reference, pattern=regex)
+        for name, regex, bare in compiled:
+            fault = fault or check_reference(name, reference, pattern=regex, bare_reference=bare)
         if fault:
             ref = conversation.ref
             problems.append(Problem(code="E520", message=fault, file=ref.file, line=ref.line))

@@ -1,6 +1,6 @@
 """Batched greedy generation: many prompts in, many answers out, in the caller's order.
 
-    prompts --sort by length, longest first--> batches --prefill--> [ decode 16 tokens; drop finished rows ] ...
+    prompts --sort by length, longest first--> batches --read--> [ decode 16 tokens; drop finished rows ] ...
 
 Rows of a batch do not influence each other: padding is masked and positions count real tokens
 only, so a row's answer in a batch is its answer alone (up to rounding, which can flip a choice
@@ -17,8 +17,8 @@ once and their keys and values shared. The padding then stands between prefix an
 
 from __future__ import annotations
 
-import copy
 import inspect
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,15 +26,14 @@ from typing import Any, Literal
 
 import torch
 
-from luthier.generation.decode import context_length, extend, find_stop, memory_errors, ready_to_generate, settings
+from luthier.generation.batch import Batch
+from luthier.generation.cache import Prefix, new_cache
+from luthier.generation.decode import context_length, inner_model, memory_errors, ready_to_generate, settings
 from luthier.runtime.console import Bar, progress
 from luthier.runtime.errors import Problem, RecipeError
 
 __all__ = ["Generation", "default_batch_size", "generate", "token_capacity"]
 
-# Rows that met a stop token leave the batch every so many tokens. Less often: computing for finished
-# rows; more often: the set-up time of `generate` (about 2 ms) and copies of the cache.
-SEGMENT_TOKENS = 16
 # A shorter common prefix is not worth a cache of its own (chat templates share a few tokens).
 MIN_SHARED_TOKENS = 8
 
@@ -48,20 +47,6 @@ class Generation:
     text: str
     """The answer without stop token and special tokens."""
     finish_reason: Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefix:
-    """Tokens all prompts begin with, and their keys and values (batch of 1)."""
-
-    ids: tuple[int, ...]
-    cache: Any
-
-    def expanded(self, rows: int) -> Any:
-        """A copy of the cache for a batch."""
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        return cache
 
 
 def generate(
@@ -95,8 +80,8 @@ def generate(
         OutOfMemory: with the setting to lower.
     """
     _check(model, prompts, max_new_tokens)
-    pad_id = _pad_id(tokenizer, stop_ids)
-    config = settings(stop_ids=stop_ids, pad_id=pad_id)
+    stops = frozenset(stop_ids)
+    config = settings(stop_ids=stop_ids, pad_id=_pad_id(tokenizer, stop_ids))
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     hint = f"lower `evaluate.batch_size` (now {batch_size}) or the task's `max_new_tokens` (now {max_new_tokens})"
     with (
@@ -105,85 +90,33 @@ def generate(
         memory_errors(f"generating ({label})", hint=hint),
         progress(label, len(prompts)) as bar,
     ):
+        pace = _Pace(bar, max_new_tokens)
         prefix = _shared_prefix(inner, prompts) if share_prefix else None
-        pace = _Pace(bar)
-        for batch in _batches(prompts, batch_size, max_new_tokens, max_batch_tokens):
-            rows = [prompts[index] for index in batch]
-            run = _Batch(inner, rows, prefix, pad_id=pad_id, stop_ids=frozenset(stop_ids))
-            for row, ids in run.decode(config, max_new_tokens, pace):
-                answers[batch[row]] = ids
-    return [_finished(tokenizer, ids, frozenset(stop_ids)) for ids in answers]
-
-
-class _Batch:
-    """One batch being decoded; finished rows leave it."""
-
-    def __init__(
-        self,
-        inner: Any,
-        prompts: Sequence[Sequence[int]],
-        prefix: _Prefix | None,
-        *,
-        pad_id: int,
-        stop_ids: frozenset[int],
-    ) -> None:
-        from transformers import DynamicCache
-
-        self.inner, self.stop_ids = inner, stop_ids
-        shared = len(prefix.ids) if prefix else 0
-        self.width = max(map(len, prompts))
-        ids, mask = [], []
-        for prompt in prompts:
-            gap = self.width - len(prompt)
-            ids.append([*prompt[:shared], *[pad_id] * gap, *prompt[shared:]])
-            mask.append([1] * shared + [0] * gap + [1] * (len(prompt) - shared))
-        self.ids = torch.tensor(ids, dtype=torch.long, device=inner.device)
-        self.mask = torch.tensor(mask, dtype=torch.long, device=inner.device)
-        self.cache = prefix.expanded(len(prompts)) if prefix else DynamicCache(config=inner.config)
-        self.rows = list(range(len(prompts)))
-        """Which prompt each row of `ids` belongs to."""
-
-    def decode(self, config: Any, max_new_tokens: int, pace: _Pace) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yield (index of the prompt, generated ids) as rows finish."""
-        limit = self.width + max_new_tokens
-        while self.rows:
-            before = self.ids.shape[1]
-            step = min(SEGMENT_TOKENS, limit - before)
-            self.ids = extend(self.inner, self.ids, self.mask, self.cache, config, new_tokens=step)
-            grown = self.ids.shape[1] - before
-            self.mask = torch.nn.functional.pad(self.mask, (0, grown), value=1)
-            pace.tokens += grown * len(self.rows)
-            done = self._finished(full=self.ids.shape[1] >= limit)
-            yield from done.values()
-            self._drop(set(done))
-            pace.advance(len(done))
-
-    def _finished(self, *, full: bool) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """Rows that met a stop token (or all, when there is no room left): position -> (prompt, ids)."""
-        done = {}
-        for position, ids in enumerate(self.ids[:, self.width :].tolist()):
-            stop = find_stop(ids, self.stop_ids)
-            if stop is not None or full:
-                done[position] = (self.rows[position], tuple(ids if stop is None else ids[: stop + 1]))
-        return done
-
-    def _drop(self, positions: set[int]) -> None:
-        kept = [position for position in range(len(self.rows)) if position not in positions]
-        self.rows = [self.rows[position] for position in kept]
-        if positions and kept:
-            index = torch.tensor(kept, device=self.ids.device)
-            self.ids, self.mask = self.ids[index], self.mask[index]
-            self.cache.batch_select_indices(index)
+        for indices in _batches(prompts, batch_size, max_new_tokens, max_batch_tokens):
+            batch = Batch(inner, [prompts[index] for index in indices], prefix, config, stop_ids=stops)
+            for row, ids in batch.decode(max_new_tokens, pace.new_tokens):
+                answers[indices[row]] = ids
+                pace.row_done(batch.grown)
+    return [_finished(tokenizer, ids, stops) for ids in answers]
 
 
 class _Pace:
-    """Rows done and new tokens a second, on the bar."""
+    """Progress in rows, and new tokens a second. A row under way counts by the share of its longest answer."""
 
-    def __init__(self, bar: Bar) -> None:
-        self.bar, self.tokens, self.started = bar, 0, time.monotonic()
+    def __init__(self, bar: Bar, max_new_tokens: int) -> None:
+        self.bar, self.max_new_tokens = bar, max_new_tokens
+        self.tokens, self.started = 0, time.monotonic()
 
-    def advance(self, rows: int) -> None:
-        """Move the bar; also called with 0 rows to show the pace."""
+    def new_tokens(self, rows: int, each: int) -> None:
+        """`rows` rows grew by `each` tokens."""
+        self.tokens += rows * each
+        self._advance(rows * each / self.max_new_tokens)
+
+    def row_done(self, grown: int) -> None:
+        """A row is finished after `grown` tokens (those behind its stop token included)."""
+        self._advance(1.0 - grown / self.max_new_tokens)
+
+    def _advance(self, rows: float) -> None:
         seconds = max(time.monotonic() - self.started, 1e-9)
         self.bar.advance(rows, say=f"{self.tokens / seconds:.0f} new tokens/s")
 
@@ -226,14 +159,12 @@ def _batches(
         yield batch
 
 
-def _shared_prefix(inner: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | None:
-    """Keys and values of the common beginning, when it is long enough and the model can resume from it.
+def _shared_prefix(inner: Any, prompts: Sequence[Sequence[int]]) -> Prefix | None:
+    """The common beginning and its cache, when it is long enough and the model can resume from it.
 
     Padding between prefix and rest moves tokens apart in the cache, so it is only right for models
     that take explicit positions and look at everything: no sliding windows, no recurrent states.
     """
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
     if len(prompts) < 2 or "position_ids" not in inspect.signature(inner.forward).parameters:
         return None
     if inner.config._attn_implementation not in ("sdpa", "eager"):
@@ -241,14 +172,12 @@ def _shared_prefix(inner: Any, prompts: Sequence[Sequence[int]]) -> _Prefix | No
     first = prompts[0]
     length = min(_common(first, other) for other in prompts[1:])
     length = min(length, min(map(len, prompts)) - 1)  # every row keeps a token of its own to continue from
-    if length < MIN_SHARED_TOKENS:
-        return None
-    cache = DynamicCache(config=inner.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+    cache, simple = new_cache(inner.config)
+    if length < MIN_SHARED_TOKENS or not simple:
         return None
     ids = torch.tensor([list(first[:length])], dtype=torch.long, device=inner.device)
     inner(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return _Prefix(tuple(first[:length]), cache)
+    return Prefix(tuple(first[:length]), cache)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -266,21 +195,20 @@ def _finished(tokenizer: Any, ids: tuple[int, ...], stop_ids: frozenset[int]) ->
 
 
 def default_batch_size(device_type: str) -> int:
-    """Rows at once when nobody says: a CPU is busy with 32; a GPU reads its weights once a step for any number."""
-    return 256 if device_type == "cuda" else 32
+    """Rows at once when nobody says: a CPU is busy with 64; a GPU reads its weights once a step for any number."""
+    return 256 if device_type == "cuda" else 64
 
 
-def token_capacity(model: Any, *, share: float = 0.4) -> int | None:
-    """Tokens whose keys and values fit into a share of the free device memory; None on a CPU.
+def token_capacity(model: Any) -> int:
+    """Tokens whose keys and values fit into 40% of the free device memory, or 15% of the host's memory.
 
     2 (key and value) x layers x key/value heads x head size x bytes of an element.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if inner.device.type != "cuda":
-        return None
+    inner = inner_model(model)
     config = inner.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token_bytes: int = 2 * config.num_hidden_layers * heads * head_size * inner.dtype.itemsize
-    free_bytes, _ = torch.cuda.mem_get_info(inner.device)
-    return max(1, int(free_bytes * share) // token_bytes)
+    if inner.device.type == "cuda":
+        return max(1, int(torch.cuda.mem_get_info(inner.device)[0] * 0.4) // token_bytes)
+    return max(1, int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.15) // token_bytes)

@@ -72,7 +72,8 @@ class _PlainBar(Bar):
         if share >= self._next_tenth - 1e-9:
             self._next_tenth = int(share * 10 + 1e-9) / 10 + 0.1
             left = self.remaining_seconds()
-            note(f"{self.label}: {self.done:g}/{self.total:g} {self.unit}, {left:.0f} s left{'  ' + say if say else ''}")
+            done = f"{round(self.done, 1):g}/{self.total:g} {self.unit}"
+            note(f"{self.label}: {done}, {left:.0f} s left{'  ' + say if say else ''}")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class SecondaryMetric(_Strict):
     name: str
     metric: TextMetric
     pattern: str | None = None
-    """As in the recipe."""
+    """As in the recipe; a reference it does not match (a bare number) is taken as it stands."""
 
 
 class WorkedExample(_Strict):
