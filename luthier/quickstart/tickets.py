@@ -1,14 +1,14 @@
 """Synthetic support tickets and the JSON a help desk wants from them.
 
 A small grammar composes each ticket: greeting, who writes (first or last, or nobody), the product
-and what is wrong with it, the order number (or none), how pressing it is (said or not), and
-sentences that change nothing. The answer follows from the text alone:
+and what is wrong with it, the order number (or none), how pressing it is (said, denied or not
+said), and sentences that change nothing. The answer follows from the text alone:
 
     name      who writes, or null
     product   the product it is about (not one that is only mentioned)
     order     the order number, or null (a phone number is none)
     issue     damaged | late | wrong_item | billing | return
-    priority  high | normal | low, from the wording
+    urgent    true when the ticket says that time presses, else false
 
 The splits share no name, product, order number, city or sentence fragment (`phrases.py`), so a
 model that memorises the training tickets answers none of the test tickets.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,15 +26,14 @@ from typing import Any, Literal, TypeVar
 from luthier.quickstart.phrases import POOLS, Pool
 from luthier.runtime.atomic import write_text
 
-__all__ = ["CARD", "FIELDS", "ISSUES", "PRIORITIES", "SYSTEM", "Split", "make_tickets", "write_tickets"]
+__all__ = ["CARD", "FIELDS", "ISSUES", "SYSTEM", "Split", "make_tickets", "write_tickets"]
 
 Split = Literal["train", "development", "test"]
 T = TypeVar("T")
 
-FIELDS = ("name", "product", "order", "issue", "priority")
+FIELDS = ("name", "product", "order", "issue", "urgent")
 ISSUES = ("damaged", "late", "wrong_item", "billing", "return")
-PRIORITIES = ("high", "normal", "low")
-SYSTEM = "Extract name, product, order, issue and priority as JSON."
+SYSTEM = "Extract name, product, order, issue and urgent as JSON."
 
 CARD = """# Support tickets to JSON (synthetic)
 
@@ -46,13 +46,16 @@ score shows that the model learned the format, the fields and the labels, for wo
 seen. It does not show how the model would do on the mail of real customers.
 """
 
+_ALTERNATIVES = re.compile(r"\[([^\[\]/]+(?:/[^\[\]/]+)+)\]")
+
 # Shares of tickets; chosen so that every branch occurs often in 100 rows.
 _NO_ORDER = 0.2
 _NO_NAME = 0.12
 _INTRODUCTION = 0.4
 _GREETING = 0.6
 _DISTRACTOR = 0.5
-_SILENT_NORMAL = 0.5
+_URGENT = 0.4
+_SILENT_CALM = 0.4
 
 
 class _Chooser:
@@ -81,7 +84,7 @@ def make_tickets(n: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
     The rows depend on `seed` and `split` alone, on every Python version; the first rows of a
     longer list are the shorter list. Issues take turns, so that they are balanced.
     """
-    chooser = _Chooser(f"luthier-tickets-1/{split}/{seed}")
+    chooser = _Chooser(f"luthier-tickets-2/{split}/{seed}")
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(rows) < n:
@@ -108,11 +111,11 @@ def write_tickets(path: Path, n: int, *, seed: int, split: Split) -> Path:
     return path
 
 
-def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str, str | None]]:
+def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str, str | bool | None]]:
     """One ticket's text and its answer."""
     entities = _entities(pool, chooser)
     named, ordered = not chooser.chance(_NO_NAME), not chooser.chance(_NO_ORDER)
-    priority = chooser.pick(PRIORITIES)
+    urgent = chooser.chance(_URGENT)
 
     matter = f"{chooser.pick(pool.subjects)} {chooser.pick(pool.predicates[issue])}"
     matter += "?" if any(f" {word} " in matter for word in ("how", "where", "can", "may")) else "."
@@ -121,8 +124,8 @@ def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str
         middle.append(chooser.pick(pool.order_mentions))
     if chooser.chance(_DISTRACTOR):
         middle.append(chooser.pick(pool.distractors))
-    if priority != "normal" or not chooser.chance(_SILENT_NORMAL):
-        middle.append(chooser.pick(pool.urgency[priority]))
+    if urgent or not chooser.chance(_SILENT_CALM):
+        middle.append(chooser.pick(pool.urgency["urgent" if urgent else "calm"]))
 
     parts = [chooser.pick(pool.greetings)] if chooser.chance(_GREETING) else []
     introduced = chooser.chance(_INTRODUCTION)
@@ -131,15 +134,20 @@ def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str
     parts += chooser.shuffled(middle)
     if named and not introduced:
         parts.append(chooser.pick(pool.signatures))
-    text = " ".join(parts).format_map(entities)
-    answer: dict[str, str | None] = {
+    text = _one_of_each(" ".join(parts), chooser).format_map(entities)
+    answer: dict[str, str | bool | None] = {
         "name": entities["name"] if named else None,
         "product": entities["product"],
         "order": entities["order"] if ordered else None,
         "issue": issue,
-        "priority": priority,
+        "urgent": urgent,
     }
     return text, answer
+
+
+def _one_of_each(text: str, chooser: _Chooser) -> str:
+    """Replace every `[one/two]` by one of its alternatives."""
+    return _ALTERNATIVES.sub(lambda match: chooser.pick(match[1].split("/")), text)
 
 
 def _entities(pool: Pool, chooser: _Chooser) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""One HTML page about a run: self-contained, readable without scripts, made from the run folder's files alone."""

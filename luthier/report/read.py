@@ -1,0 +1,124 @@
+"""Read what a run left. Every stage may be missing; a file that is there must be readable.
+
+All text is made printable here, once: control characters, direction overrides and lone
+surrogates of data and model output become visible stand-ins, so that nothing invisible reaches
+the page. Escaping for HTML is the template's work, not this module's.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.runs.folder import RunFolder
+from luthier.runtime.errors import RunFailed
+
+__all__ = ["RunFiles", "printable", "read_run"]
+
+DATA_CARD = "data_card.md"
+STAGES = ("data", "baseline", "train", "evaluate", "compare", "merge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """Contents of a run folder; None or empty for what is not there."""
+
+    path: Path
+    manifest: dict[str, Any]
+    data: dict[str, Any] | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    comparison: dict[str, Any] | None
+    merge: dict[str, Any] | None
+    train: dict[str, Any]
+    """Result of the train stage; empty if it has not finished."""
+    seconds: dict[str, float]
+    """Duration of each finished stage."""
+    metrics: list[dict[str, Any]]
+    recipe_text: str
+    resolved_text: str
+    data_card: str
+    """What is known about the data set, in words; empty for a user's own data."""
+
+
+def read_run(run: RunFolder) -> RunFiles:
+    """Read all files the report needs.
+
+    Raises:
+        RunFailed: a file is there and cannot be parsed.
+    """
+    records = {name: _json(run, f"stages/{name}.json") for name in STAGES}
+    train = records["train"] or {}
+    return RunFiles(
+        path=run.path,
+        manifest=_json(run, "manifest.json") or {},
+        data=_json(run, "data/manifest.json"),
+        before=_json(run, "eval/before.json"),
+        after=_json(run, "eval/after.json"),
+        comparison=_json(run, "eval/comparison.json"),
+        merge=_json(run, "export/merge.json"),
+        train=train.get("result", {}),
+        seconds={name: float(record["seconds"]) for name, record in records.items() if record},
+        metrics=[line for line in run.read_lines("metrics.jsonl") if isinstance(line, dict)],
+        recipe_text=_text(run, "recipe.yaml"),
+        resolved_text=_text(run, "resolved.yaml"),
+        data_card=_text(run, DATA_CARD),
+    )
+
+
+def printable(text: str) -> str:
+    """Text with every character that would vanish or reorder a page replaced by a visible one.
+
+    C0 controls become their control pictures (U+2400 block); other controls, direction overrides,
+    other format characters but the joiners of emoji and scripts, and surrogates become U+FFFD.
+    Tab and newline stay.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(letter if letter in "\n\t" or letter.isprintable() else _stand_in(letter) for letter in text)
+
+
+def _stand_in(letter: str) -> str:
+    code = ord(letter)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    # Zero-width joiner and non-joiner, variation selectors and all spaces belong to ordinary text.
+    if unicodedata.category(letter) in {"Zs", "Mn"} or letter in "\u200c\u200d":
+        return letter
+    return "\ufffd"
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_clean(item) for item in value]
+    return value
+
+
+def _json(run: RunFolder, name: str) -> dict[str, Any] | None:
+    file = run.path / name
+    if not file.is_file():
+        return None
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise RunFailed(
+            code="R722", message=f"{file} is damaged: {error}", hint="run the stage that writes it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise RunFailed(code="R722", message=f"{file} holds {type(value).__name__}, not an object")
+    cleaned: dict[str, Any] = _clean(value)
+    return cleaned
+
+
+def _text(run: RunFolder, name: str) -> str:
+    file = run.path / name
+    return printable(file.read_text("utf-8", errors="replace")) if file.is_file() else ""
