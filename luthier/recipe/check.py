@@ -1,23 +1,13 @@
-"""Rules between keys, and files that must exist. All problems, none raised here.
-
-The rules look at sections one by one (`Parts`), so that a wrong value in one section does not hide
-what is wrong in the others.
-"""
+"""Cross-field rules and files that must exist. All problems, none raised here."""
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from luthier.recipe.nearest import near
-from luthier.recipe.paths import expand, is_url, looks_local, missing_path
 from luthier.recipe.positions import Document, Locate
+from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
     ExportSection,
     MethodSection,
@@ -28,50 +18,17 @@ from luthier.recipe.schema import (
     TrainSection,
     ValidationSection,
 )
-from luthier.recipe.unused import (
-    unused_in_method,
-    unused_in_source,
-    unused_in_task,
-    unused_in_train,
-    unused_in_validation,
-)
 from luthier.recipe.validate import fill_empty_sections
 from luthier.runtime.errors import Problem
 
-__all__ = ["Parts", "builtin_tasks", "check", "check_parts"]
+__all__ = ["check", "check_parts"]
 
-_SHARD_SIZE = re.compile(r"[0-9]+(\.[0-9]+)?\s?(KB|MB|GB|KiB|MiB|GiB)\Z")
-_TEMPLATE_NAMES = ("messages", "tools", "add_generation_prompt", "documents")
-_TEMPLATE_SUFFIXES = (".jinja", ".jinja2", ".j2")
 _SectionType = TypeVar("_SectionType", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """The sections of a recipe that are valid by themselves; None for the others."""
-
-    model: ModelSection | None = None
-    sources: Mapping[int, Source] = field(default_factory=dict)
-    validation: ValidationSection | None = None
-    method: MethodSection | None = None
-    train: TrainSection | None = None
-    tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
-    export: ExportSection | None = None
-    output_dir: str | None = None
-
-    @staticmethod
-    def of(recipe: Recipe) -> Parts:
-        """All of a valid recipe."""
-        return Parts(
-            model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            method=recipe.method, train=recipe.train, tasks=dict(enumerate(recipe.evaluate.tasks)),
-            export=recipe.export, output_dir=recipe.output_dir,
-        )  # fmt: skip
 
 
 def check(recipe: Recipe, *, locate: Locate) -> list[Problem]:
     """Every cross-field problem of a valid recipe; `locate` finds the place of a dotted key."""
-    return _check(Parts.of(recipe), locate)
+    return apply_rules(Parts.of(recipe), locate)
 
 
 def check_parts(document: Document) -> list[Problem]:
@@ -98,7 +55,7 @@ def check_parts(document: Document) -> list[Problem]:
         export=whole("export", ExportSection),
         output_dir=output_dir if isinstance(output_dir, str) else None,
     )
-    return _check(parts, document.locate)
+    return apply_rules(parts, document.locate)
 
 
 def _valid(section: type[_SectionType], value: Any) -> _SectionType | None:
@@ -111,212 +68,3 @@ def _valid(section: type[_SectionType], value: Any) -> _SectionType | None:
 def _valid_items(section: type[_SectionType], value: Any) -> dict[int, _SectionType]:
     items = value if isinstance(value, list) else []
     return {index: found for index, item in enumerate(items) if (found := _valid(section, item)) is not None}
-
-
-def _check(parts: Parts, locate: Locate) -> list[Problem]:
-    rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _quantization, _train, _needs_validation, _tasks, _export,
-    )  # fmt: skip
-    return [problem for rule in rules for problem in rule(parts, locate)]
-
-
-def _unused(section: BaseModel, prefix: str, unused: Mapping[str, str], locate: Locate) -> Iterator[Problem]:
-    """A key that was written, is not null, and would have no effect."""
-    for key, reason in unused.items():
-        if key in section.model_fields_set and getattr(section, key) is not None:
-            message = f"`{prefix}.{key}` would have no effect: {reason}"
-            yield locate(f"{prefix}.{key}", on="key").problem("C111", message, hint="remove it")
-
-
-def _file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
-    """A path that must exist."""
-    missing = missing_path(text) if text else ("empty path", None)
-    if missing is not None:
-        yield locate(key).problem("C130", missing[0], hint=missing[1])
-
-
-def _rows_file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
-    """Rows: a local path that must exist, or a hub id."""
-    if is_url(text):
-        yield locate(key).problem(
-            "C130", f"`{key}` is a URL; nothing is fetched by URL", hint="download it, and name the file"
-        )
-    elif not text or looks_local(text):
-        yield from _file(text, key, locate)
-
-
-def _regex(pattern: str, key: str, locate: Locate) -> Iterator[Problem]:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        yield locate(key).problem("C103", f"`{key}` is not a regular expression: {error}")
-
-
-def _model(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    model = parts.model
-    if model is None:
-        return
-    local = looks_local(model.name_or_path, suffixes=())
-    if not model.name_or_path or local:
-        yield from _file(model.name_or_path, "model.name_or_path", locate)
-    if local and model.revision is not None:
-        message = "`model.revision` would have no effect: model.name_or_path is a local folder"
-        yield locate("model.revision", on="key").problem("C111", message, hint="remove it")
-    if model.tokenizer is not None and looks_local(model.tokenizer, suffixes=()):
-        yield from _file(model.tokenizer, "model.tokenizer", locate)
-    if model.chat_template is not None and model.chat_template.lower().endswith(_TEMPLATE_SUFFIXES):
-        yield from _file(model.chat_template, "model.chat_template", locate)
-    for name in _TEMPLATE_NAMES:
-        if name in model.chat_template_kwargs:
-            key = f"model.chat_template_kwargs.{name}"
-            yield locate(key, on="key").problem(
-                "C110", f'"{name}" is filled in by Luthier for each row', hint="remove it"
-            )
-    for token, count in Counter(model.new_tokens).items():
-        if count > 1 or not token:
-            wrong = "is listed twice" if token else "is empty"
-            yield locate("model.new_tokens").problem(
-                "C110", f'"{token}" in `model.new_tokens` {wrong}', hint="remove it"
-            )
-
-
-def _sources(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    for index, source in parts.sources.items():
-        prefix = f"data.train.{index}"
-        yield from _rows_file(source.path, f"{prefix}.path", locate)
-        yield from _unused(source, prefix, unused_in_source(source, local=looks_local(source.path)), locate)
-
-
-def _validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    validation = parts.validation
-    if validation is None:
-        return
-    prefix = "data.validation"
-    if validation.path is not None:
-        yield from _rows_file(validation.path, f"{prefix}.path", locate)
-        if validation.fraction:
-            message = "`data.validation.path` and `data.validation.fraction` exclude each other"
-            yield locate(f"{prefix}.fraction", on="key").problem("C110", message, hint="keep one of them")
-    yield from _unused(validation, prefix, unused_in_validation(validation), locate)
-
-
-def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    method = parts.method
-    if method is None:
-        return
-    yield from _unused(method, "method", unused_in_method(method), locate)
-    if method.name == "freeze":
-        if not method.trainable and method.last_n_layers is None:
-            message = "method freeze needs `trainable` or `last_n_layers`: which weights are trained"
-            yield locate("method.name").problem("C110", message, hint="for instance last_n_layers: 2")
-        for index, pattern in enumerate(method.trainable):
-            yield from _regex(pattern, f"method.trainable.{index}", locate)
-    elif method.name in {"lora", "qlora"}:
-        if not method.target_modules:
-            yield locate("method.target_modules").problem(
-                "C103", "`method.target_modules` is empty", hint="write all-linear"
-            )
-        elif isinstance(method.target_modules, str) and method.target_modules != "all-linear":
-            yield from _regex(method.target_modules, "method.target_modules", locate)
-        if method.init_from is not None:
-            yield from _file(method.init_from, "method.init_from", locate)
-
-
-def _quantization(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    model, method = parts.model, parts.method
-    if model is None or method is None:
-        return
-    if method.name == "qlora" and model.quantization == "none":
-        message = "method qlora trains on a 4-bit base, but `model.quantization` is none"
-        yield locate("model.quantization").problem("C110", message, hint="write nf4, or method: {name: lora}")
-    if method.name in {"full", "freeze"} and model.quantization == "nf4":
-        message = f"method {method.name} trains the weights themselves, and 4-bit weights cannot be trained"
-        yield locate("model.quantization").problem("C110", message, hint="write none, or method: {name: qlora}")
-
-
-def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    train = parts.train
-    if train is None:
-        return
-    if train.tokens_per_step != "auto":
-        for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(train, key) != "auto":
-                message = f"`train.tokens_per_step` and `train.{key}` exclude each other"
-                hint = "keep tokens_per_step, or the two batch keys"
-                yield locate(f"train.{key}", on="key").problem("C110", message, hint=hint)
-    unused = unused_in_train(train, validates=True)
-    unused.pop("tokens_per_step", None)
-    yield from _unused(train, "train", unused, locate)
-
-
-def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    train, validation = parts.train, parts.validation
-    if train is None or validation is None:
-        return
-    validates = validation.path is not None or validation.fraction > 0
-    if not validates:
-        for key in ("early_stopping_patience", "load_best_model_at_end"):
-            if getattr(train, key):
-                message = f"`train.{key}` needs validation data"
-                hint = "add data: {validation: {fraction: 0.05}}"
-                yield locate(f"train.{key}", on="key").problem("C110", message, hint=hint)
-        if train.eval_steps != "auto":
-            unused = {"eval_steps": unused_in_train(train, validates=False)["eval_steps"]}
-            yield from _unused(train, "train", unused, locate)
-    elif train.eval_steps is None:
-        for key in ("early_stopping_patience", "load_best_model_at_end"):
-            if getattr(train, key):
-                message = f"`train.{key}` needs validation losses during training, but `train.eval_steps` is null"
-                yield locate(f"train.{key}", on="key").problem("C110", message, hint="remove eval_steps: null")
-
-
-def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    for index, task in parts.tasks.items():
-        prefix = f"evaluate.tasks.{index}"
-        if task.name in seen:
-            message = f'two tasks are called "{task.name}": evaluate.tasks.{seen[task.name]} and {prefix}'
-            yield locate(f"{prefix}.name").problem("C110", message, hint="names must differ")
-        seen.setdefault(task.name, index)
-        if task.path is not None:
-            yield from _rows_file(task.path, f"{prefix}.path", locate)
-        elif task.name not in (known := builtin_tasks()):
-            ours = ", ".join(known) or "none"
-            message = f'task "{task.name}" has no `path` and does not ship with Luthier (those that do: {ours})'
-            close = near(task.name, known)
-            hint = f'did you mean "{close[0]}"?' if close else "add path: the rows to score"
-            yield locate(f"{prefix}.name").problem("C110", message, hint=hint)
-        if task.metric == "regex" and task.pattern is None:
-            message = "metric regex needs `pattern`, whose first group is the answer"
-            yield locate(f"{prefix}.metric").problem("C110", message, hint="for instance pattern: '#### (.*)'")
-        if task.pattern is not None:
-            yield from _regex(task.pattern, f"{prefix}.pattern", locate)
-        if task.fewshot_path is not None:
-            yield from _rows_file(task.fewshot_path, f"{prefix}.fewshot_path", locate)
-        elif task.num_fewshot and task.name not in builtin_tasks():
-            message = f"num_fewshot: {task.num_fewshot} needs `fewshot_path`, the rows to take worked examples from"
-            yield locate(f"{prefix}.num_fewshot", on="key").problem("C110", message)
-        yield from _unused(task, prefix, unused_in_task(task), locate)
-
-
-def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    if parts.export is not None and not _SHARD_SIZE.match(parts.export.max_shard_size):
-        message = f'`export.max_shard_size` must be a size such as 5GB or 500MB; got "{parts.export.max_shard_size}"'
-        yield locate("export.max_shard_size").problem("C103", message)
-    if parts.output_dir is not None:
-        if not parts.output_dir.strip() or "\0" in parts.output_dir:
-            yield locate("output_dir").problem("C103", "`output_dir` is empty", hint="for instance runs/first")
-        elif "${" in parts.output_dir:
-            message = "`output_dir` holds `${`; recipes expand no variables"
-            yield locate("output_dir").problem(
-                "C103", message, hint="write the folder, or override it: output_dir=$HOME/x"
-            )
-        elif expand(parts.output_dir).is_file():
-            message = f"`output_dir` is a file: {expand(parts.output_dir).absolute()}"
-            yield locate("output_dir").problem("C103", message, hint="choose a folder")
-
-
-def builtin_tasks() -> list[str]:
-    """Names of the tasks that ship with Luthier (by file name; `evaluate` is a layer above this one)."""
-    library = Path(__file__).parent.parent / "evaluate" / "library"
-    return sorted(file.stem for file in library.glob("*.yaml"))

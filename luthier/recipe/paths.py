@@ -11,9 +11,12 @@ import glob
 import re
 from pathlib import Path
 
-__all__ = ["expand", "is_url", "looks_local", "missing_path", "near_names"]
+__all__ = ["expand", "is_folder", "is_url", "looks_local", "missing_path", "near_names"]
 
-DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz")
+DATA_SUFFIXES = (
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".txt",
+    ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl",
+)  # fmt: skip
 _GLOB = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
@@ -32,10 +35,20 @@ def is_url(text: str) -> bool:
 
 
 def looks_local(text: str, *, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> bool:
-    """Whether a text must be a file or folder here, rather than the id of something on a hub."""
-    if text.startswith((".", "/", "~")) or text.lower().endswith(suffixes) or _GLOB.search(text):
+    """Whether a text must be a file or folder here, rather than the id of something on a hub.
+
+    Without `suffixes` it is a model or tokenizer, which is never a single file.
+    """
+    if "\0" in text or text.startswith((".", "/", "~")) or text.lower().endswith(suffixes) or _GLOB.search(text):
         return True
+    if suffixes and "/" in text and expand(text).parent.is_dir():
+        return True  # `data/tickets` beside a folder `data`: a slip, not the data set of an owner called data
     return _HUB_ID.match(text) is None or _exists(expand(text))
+
+
+def is_folder(text: str) -> bool:
+    """Whether a folder of this name is here."""
+    return "\0" not in text and expand(text).is_dir()
 
 
 def missing_path(text: str) -> tuple[str, str | None] | None:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
-from luthier.recipe.paths import looks_local
+from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
@@ -234,7 +234,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
-        _remove(entry, unused_in_source(source, local=looks_local(source.path)))
+        _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):
         _remove(entry, unused_in_task(task))
     return value

@@ -67,8 +67,10 @@ def unused_in_validation(validation: ValidationSection) -> dict[str, str]:
     return unused
 
 
-def unused_in_source(source: Source, *, local: bool) -> dict[str, str]:
-    """Hub keys beside a local file."""
+def unused_in_source(source: Source, *, local: bool, folder: bool) -> dict[str, str]:
+    """Hub keys beside a local file; a local folder may hold a saved data set with splits."""
+    if folder:
+        return {"name": "it is for hub data sets, and the path is a local one"}
     return dict.fromkeys(("split", "name"), "it is for hub data sets, and the path is a local one") if local else {}
 
 
@@ -77,6 +79,6 @@ def unused_in_task(task: TaskSpec) -> dict[str, str]:
     unused: dict[str, str] = {}
     if task.metric == "loss":
         unused |= dict.fromkeys(("pattern", "max_new_tokens"), "metric loss generates no text")
-    if not task.num_fewshot and not (task.path is None and task.num_fewshot is None):
+    if not task.num_fewshot:
         unused["fewshot_path"] = "num_fewshot asks for no examples"
     return unused

@@ -195,13 +195,13 @@ def test_all_problems_come_at_once_in_file_order_with_those_of_the_rules():
         train:
           learning_rte: 1
           learning_rate: fast
-        evaluate: {tasks: [{name: a, path: rows.jsonl}, {name: a, path: rows.jsonl}]}
+        evaluate: {tasks: [{name: a, path: rows.jsonl, metric: exact}, {name: a, path: rows.jsonl, metric: loss}]}
         """,
         base=False,
     )
     assert [(problem.line, problem.column, problem.code) for problem in found] == [
         (None, None, "C104"), (1, 34, "C102"), (2, 22, "C111"), (5, 14, "C130"), (6, 26, "C102"), (7, 15, "C103"),
-        (8, 22, "C130"), (8, 34, "C110"), (10, 3, "C102"), (11, 18, "C103"), (12, 56, "C110"),
+        (8, 22, "C130"), (8, 34, "C110"), (10, 3, "C102"), (11, 18, "C103"), (12, 71, "C110"),
     ]  # fmt: skip
 
 

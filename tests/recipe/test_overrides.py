@@ -30,7 +30,9 @@ def test_scalars_lists_and_mappings():
 
 
 def test_keys_below_sections_that_the_file_does_not_have_or_leaves_empty():
-    recipe = load("train:\n", "train.seed=3", "data.validation.fraction=0.1", "data.train.0.map.user=q", "export.merge=false")
+    recipe = load(
+        "train:\n", "train.seed=3", "data.validation.fraction=0.1", "data.train.0.map.user=q", "export.merge=false"
+    )
     assert (recipe.train.seed, recipe.data.validation.fraction, recipe.export.merge) == (3, 0.1, False)
     assert recipe.data.train[0].map == {"user": "q"}
 
@@ -49,7 +51,7 @@ def test_leading_dashes_are_allowed():
 
 
 def test_an_override_of_one_alias_leaves_the_other_alone():
-    text = "evaluate:\n  tasks:\n    - {name: a, path: rows.jsonl, map: &m {user: q}}\n    - {name: b, path: rows.jsonl, map: *m}\n"
+    text = "evaluate:\n  tasks:\n    - {name: a, path: rows.jsonl, metric: exact, map: &m {user: q}}\n    - {name: b, path: rows.jsonl, metric: exact, map: *m}\n"
     tasks = load(text, "evaluate.tasks.0.map.user=z").evaluate.tasks
     assert (tasks[0].map, tasks[1].map) == ({"user": "z"}, {"user": "q"})
 
@@ -67,7 +69,12 @@ def test_an_override_of_one_alias_leaves_the_other_alone():
         ("name=[!!python/object/apply:os.system [x]]", "C106", "tags", "write the plain value"),
         ("train.seed.x=1", "C107", "`train.seed` has no keys below it", "write train.seed=value"),
         ("data.train.1.path=x", "C107", "its entries are 0 to 0, got 1", "set all of it: data.train=[...]"),
-        ("data.train.path=x", "C107", "`data.train` is a list; its entries are 0 to 0, got path", "set all of it: data.train=[...]"),
+        (
+            "data.train.path=x",
+            "C107",
+            "`data.train` is a list; its entries are 0 to 0, got path",
+            "set all of it: data.train=[...]",
+        ),
         ("data.train.0.path=gone.jsonl", "C130", "no such file", "did you mean more.jsonl or rows.jsonl?"),
         ("train.seed", "C107", "is not an override", "write key.sub=value, for instance train.learning_rate=1e-4"),
         ("=3", "C107", "is not a key", "write key.sub=value, for instance train.learning_rate=1e-4"),

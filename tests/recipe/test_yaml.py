@@ -218,12 +218,14 @@ def test_an_honest_alias_is_expanded_and_its_errors_stand_where_the_value_stands
     recipe = load("""\
         evaluate:
           tasks:
-            - {name: a, path: rows.jsonl, map: &map {user: q}}
-            - {name: b, path: rows.jsonl, map: *map}
+            - {name: a, path: rows.jsonl, metric: exact, map: &map {user: q}}
+            - {name: b, path: rows.jsonl, metric: exact, map: *map}
         """)
     assert recipe.evaluate.tasks[1].map == {"user": "q"}
-    problem = problem_of("evaluate:\n  tasks:\n    - &t {name: a, path: rows.jsonl, mtric: exact}\nname: x\n")
-    assert (problem.line, problem.column) == (6, 38)
+    problem = problem_of(
+        "evaluate:\n  tasks:\n    - &t {name: a, path: rows.jsonl, metric: exact, mtric: 1}\nname: x\n"
+    )
+    assert (problem.line, problem.column) == (6, 53)
 
 
 json_values = st.recursive(
