@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.pack import efficiency, one_by_one, pack
+from luthier.data.pack import _best_fit, _completion, efficiency, one_by_one, pack
 
 CASES = st.integers(1, 64).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=200), st.just(capacity))
@@ -27,6 +27,14 @@ def test_the_fullest_pack_is_chosen_not_the_first():
     assert [item.examples for item in packs] == [(1, 2), (0,)]
 
 
+def test_completion_wins_where_no_row_is_short():
+    # Four rows of 40, 30, 30 fill 100 each. Best fit pairs 40 + 40 and is left with 20 empty tokens twice.
+    lengths = [40] * 4 + [30] * 8
+    order = list(range(12))
+    assert (len(_best_fit(lengths, order, 100)), len(_completion(lengths, order, 100))) == (5, 4)
+    assert len(pack(lengths, 100)) == 4
+
+
 @given(CASES)
 def test_no_row_is_lost_split_or_doubled_and_no_pack_is_over_capacity(case):
     lengths, capacity = case
@@ -35,6 +43,8 @@ def test_no_row_is_lost_split_or_doubled_and_no_pack_is_over_capacity(case):
     for item in packs:
         assert item.tokens == sum(lengths[index] for index in item.examples) <= capacity
     assert packs == pack(lengths, capacity)
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    assert len(packs) <= min(len(_best_fit(lengths, order, capacity)), len(_completion(lengths, order, capacity)))
 
 
 @given(CASES)
