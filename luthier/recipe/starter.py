@@ -14,8 +14,8 @@ __all__ = ["starter_recipe"]
 
 _COMMENT_COLUMN = 30
 _METHOD_COMMENTS = {
-    "lora": "small files and little forgetting; full learns most and needs 4 x the memory; qlora a quarter of it",
-    "qlora": "a quarter of the memory of lora, slower, on a slightly worse base; take lora where the model fits",
+    "lora": "small files, little forgetting; full learns more for 4 x the memory; qlora needs least",
+    "qlora": "4 bits a weight: least memory, slower, a slightly worse base; lora where it fits",
     "full": "learns most and forgets most; needs about 16 bytes a parameter, lora 3 to 5",
     "freeze": "the other layers stay exactly as they are; lora usually learns more for the same memory",
 }
@@ -141,7 +141,7 @@ def _evaluate(test_path: str | None, format_name: str, mapping: Mapping[str, str
         f"      path: {scalar(test_path or 'test.jsonl')}\n"
         f"      format: {format_name}\n{_map(mapping, '      ')}"
         f"      metric: {metric}\n"
-        + _row("      limit: 200", "200 rows show changes of some 10 points; for half of that take four times the rows")
+        + _row("      limit: 200", "200 rows show changes of some 10 points; half of that takes four times the rows")
     )
     if test_path is not None:
         return "evaluate:\n" + task

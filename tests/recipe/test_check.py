@@ -59,10 +59,15 @@ def with_validation(text: str) -> str:
         ("evaluate: {tasks: [{name: a, path: rows.jsonl}]}", 27, "C110", "has no `metric`"),
         (TASK % "metric: exact, pattern: x", 72, "C103", "has no group"),
         ("evaluate: {tasks: [{name: zzz, metric: exact}]}", 27, "C110", "does not ship with Luthier"),
-        ("evaluate: {tasks: [{name: a, path: rows.jsonl, metric: exact}, {name: a, path: rows.jsonl, metric: loss}]}", 71, "C110", "two tasks are called"),
+        (
+            "evaluate: {tasks: [{name: a, path: rows.jsonl, metric: loss}, {name: a, path: rows.jsonl, metric: loss}]}",
+            70,
+            "C110",
+            "two tasks are called",
+        ),
         ("export: {max_shard_size: 5 giga}", 26, "C103", "such as 5GB"),
     ],
-)  # fmt: skip
+)
 def test_rules_within_a_section(text, column, code, words):
     problem = problem_of(text + "\n")
     assert (problem.code, problem.line, problem.column) == (code, 4, column), problem.render()
@@ -87,15 +92,24 @@ def test_quantisation_must_fit_the_method(model, method, words):
 @pytest.mark.parametrize(
     "text",
     [
-        "train: {max_steps: 3, num_train_epochs: null}", "train: {max_steps: null, num_train_epochs: 2}",
-        "train: {warmup_steps: 0}", "train: {tokens_per_step: 100}", "train: {eval_steps: null}",
+        "train: {max_steps: 3, num_train_epochs: null}",
+        "train: {max_steps: null, num_train_epochs: 2}",
+        "train: {warmup_steps: 0}",
+        "train: {tokens_per_step: 100}",
+        "train: {eval_steps: null}",
         "train: {per_device_train_batch_size: 2, gradient_accumulation_steps: 4, tokens_per_step: auto}",
-        "train: {load_best_model_at_end: false}", "method: {name: qlora}", "method: {name: freeze, last_n_layers: 2, trainable: [norm]}",
-        "method: {name: full}", "method: {target_modules: '.*_proj'}", "data: {loss_on: all, train: [{path: rows.jsonl}]}",
-        TASK % "metric: exact, num_fewshot: 2, fewshot_path: more.jsonl", TASK % "metric: regex, pattern: '(.*)'", TASK % "metric: number",
+        "train: {load_best_model_at_end: false}",
+        "method: {name: qlora}",
+        "method: {name: freeze, last_n_layers: 2, trainable: [norm]}",
+        "method: {name: full}",
+        "method: {target_modules: '.*_proj'}",
+        "data: {loss_on: all, train: [{path: rows.jsonl}]}",
+        TASK % "metric: exact, num_fewshot: 2, fewshot_path: more.jsonl",
+        TASK % "metric: regex, pattern: '(.*)'",
+        TASK % "metric: number",
         "export: {max_shard_size: 500MB}",
     ],
-)  # fmt: skip
+)
 def test_what_fits_together_loads(text):
     base = BASE.replace("data: {train: [{path: rows.jsonl}]}\n", "") if text.startswith("data") else BASE
     if "num_train_epochs: null" in text:
@@ -105,7 +119,8 @@ def test_what_fits_together_loads(text):
 
 
 def test_validation_data_make_its_keys_useful():
-    text = "train: {early_stopping_patience: 2, early_stopping_threshold: 0.1, eval_steps: 3, load_best_model_at_end: true}\n"
+    keys = "early_stopping_patience: 2, early_stopping_threshold: 0.1, eval_steps: 3, load_best_model_at_end: true"
+    text = f"train: {{{keys}}}\n"
     load(with_validation(text), base=False)
     found = problems_of(with_validation(text.replace("eval_steps: 3", "eval_steps: null")), base=False)
     assert [problem.code for problem in found] == ["C110", "C110"]
@@ -178,10 +193,14 @@ def test_urls_are_refused():
 @pytest.mark.parametrize(
     ("model", "column"),
     [
-        ("name_or_path: ./gone", 23), ("name_or_path: /gone/model", 23), ("name_or_path: ''", 23), ("name_or_path: a/b/c", 23),
-        ("name_or_path: m, tokenizer: ./gone", 37), ("name_or_path: m, chat_template: gone.jinja", 41),
+        ("name_or_path: ./gone", 23),
+        ("name_or_path: /gone/model", 23),
+        ("name_or_path: ''", 23),
+        ("name_or_path: a/b/c", 23),
+        ("name_or_path: m, tokenizer: ./gone", 37),
+        ("name_or_path: m, chat_template: gone.jinja", 41),
     ],
-)  # fmt: skip
+)
 def test_missing_files_of_the_model(model, column):
     problem = problem_of(f"model: {{{model}}}\ndata: {{train: [{{path: rows.jsonl}}]}}\noutput_dir: x\n", base=False)
     assert (problem.code, problem.line, problem.column) == ("C130", 1, column)

@@ -100,15 +100,27 @@ def test_a_key_of_another_section_is_sent_there():
 @pytest.mark.parametrize(
     ("section", "key", "ours"),
     [
-        ("train", "lr", "learning_rate"), ("", "lr", "learning_rate"), ("method", "lr", "learning_rate"),
-        ("train", "num_epochs", "num_train_epochs"), ("", "micro_batch_size", "per_device_train_batch_size"),
-        ("train", "per_device_batch_size", "per_device_train_batch_size"), ("", "sequence_len", "max_length"),
-        ("", "cutoff_len", "max_length"), ("method", "lora_rank", "r"), ("", "lora_r", "r"), ("", "base_model", "name_or_path"),
-        ("method", "lora_target_modules", "target_modules"), ("", "model_name_or_path", "name_or_path"),
-        ("", "datasets", "train"), ("", "val_set_size", "fraction"), ("data", "train_on_inputs", "loss_on"),
-        ("", "lora_target_linear", "target_modules"), ("model", "torch_dtype", "dtype"), ("", "optimizer", "optim"),
+        ("train", "lr", "learning_rate"),
+        ("", "lr", "learning_rate"),
+        ("method", "lr", "learning_rate"),
+        ("train", "num_epochs", "num_train_epochs"),
+        ("", "micro_batch_size", "per_device_train_batch_size"),
+        ("train", "per_device_batch_size", "per_device_train_batch_size"),
+        ("", "sequence_len", "max_length"),
+        ("", "cutoff_len", "max_length"),
+        ("method", "lora_rank", "r"),
+        ("", "lora_r", "r"),
+        ("", "base_model", "name_or_path"),
+        ("method", "lora_target_modules", "target_modules"),
+        ("", "model_name_or_path", "name_or_path"),
+        ("", "datasets", "train"),
+        ("", "val_set_size", "fraction"),
+        ("data", "train_on_inputs", "loss_on"),
+        ("", "lora_target_linear", "target_modules"),
+        ("model", "torch_dtype", "dtype"),
+        ("", "optimizer", "optim"),
     ],
-)  # fmt: skip
+)
 def test_names_of_other_tools_lead_to_ours(section, key, ours):
     assert f'"{ours}"' in suggest(key, section)
 
@@ -153,7 +165,12 @@ def test_keys_that_are_equally_near_are_all_named():
         ("train: {max_steps: 1e3}", 20, "a whole number >= 1 or null (default null); got 1000.0", "write 1000"),
         ("train: {max_steps: '7'}", 20, 'got the text "7"', "write the number without quotes, commas or underscores"),
         ("train: {seed: 1_000}", 15, 'got the text "1_000"', "write the number without quotes, commas or underscores"),
-        ("train: {shuffle: no}", 18, 'true or false (default true); got the text "no"', "in YAML 1.2 `no` is text: write `false`"),
+        (
+            "train: {shuffle: no}",
+            18,
+            'true or false (default true); got the text "no"',
+            "in YAML 1.2 `no` is text: write `false`",
+        ),
         ("train: {lr_scheduler_type: cosin}", 28, 'one of "cosine", "linear"', 'did you mean "cosine"?'),
         ("train: {optim: }", 9, "got nothing (null)", None),
         ("train: {report_to: wandb}", 20, 'a list of "tensorboard" | "wandb"', "write it as a list: [wandb]"),
@@ -167,7 +184,7 @@ def test_keys_that_are_equally_near_are_all_named():
         ("version: 2", 10, "must be 1 (default 1); got 2", None),
         ("evaluate: {tasks: [{name: a/b, path: rows.jsonl}]}", 27, "text that matches", None),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_one_problem_that_says_what_is_allowed(text, column, words, hint):
     problem = problem_of(text + "\n")
     assert problem.code == "C103"

@@ -19,9 +19,16 @@ pytestmark = pytest.mark.usefixtures("work")
 def test_scalars_lists_and_mappings():
     recipe = load(
         "train: {seed: 1}\n",
-        "train.learning_rate=1e-4", "train.seed=012", "method.target_modules=[q_proj, v_proj]", "data.train.0.map={user: q}",
-        "data.train.0.path=more.jsonl", "name=no", "model.revision=null", "train.shuffle=false", 'data.train.0.system="1"',
-    )  # fmt: skip
+        "train.learning_rate=1e-4",
+        "train.seed=012",
+        "method.target_modules=[q_proj, v_proj]",
+        "data.train.0.map={user: q}",
+        "data.train.0.path=more.jsonl",
+        "name=no",
+        "model.revision=null",
+        "train.shuffle=false",
+        'data.train.0.system="1"',
+    )
     assert (recipe.train.learning_rate, recipe.train.seed, recipe.train.shuffle) == (1e-4, 12, False)
     assert recipe.method.target_modules == ["q_proj", "v_proj"]
     assert recipe.data.train[0].map == {"user": "q"}
@@ -51,7 +58,12 @@ def test_leading_dashes_are_allowed():
 
 
 def test_an_override_of_one_alias_leaves_the_other_alone():
-    text = "evaluate:\n  tasks:\n    - {name: a, path: rows.jsonl, metric: exact, map: &m {user: q}}\n    - {name: b, path: rows.jsonl, metric: exact, map: *m}\n"
+    text = """\
+        evaluate:
+          tasks:
+            - {name: a, path: rows.jsonl, metric: exact, map: &m {user: q}}
+            - {name: b, path: rows.jsonl, metric: exact, map: *m}
+        """
     tasks = load(text, "evaluate.tasks.0.map.user=z").evaluate.tasks
     assert (tasks[0].map, tasks[1].map) == ({"user": "z"}, {"user": "q"})
 

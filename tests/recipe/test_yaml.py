@@ -24,12 +24,33 @@ pytestmark = pytest.mark.usefixtures("work")
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-4", 1e-4), ("1E+3", 1000.0), ("012", 12), ("0o14", 12), ("0x1F", 31), ("-7", -7), (".5", 0.5), ("5.", 5.0),
-        ("no", "no"), ("off", "off"), ("yes", "yes"), ("Y", "Y"), ("true", True), ("False", False), ("", None), ("~", None),
-        ("NULL", None), ("12:30:00", "12:30:00"), ("2024-01-01", "2024-01-01"), ("1_000", "1_000"), ("0b11", "0b11"),
-        ("1e", "1e"), ("e1", "e1"), (".", "."), ("=", "="),
+        ("1e-4", 1e-4),
+        ("1E+3", 1000.0),
+        ("012", 12),
+        ("0o14", 12),
+        ("0x1F", 31),
+        ("-7", -7),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("no", "no"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("Y", "Y"),
+        ("true", True),
+        ("False", False),
+        ("", None),
+        ("~", None),
+        ("NULL", None),
+        ("12:30:00", "12:30:00"),
+        ("2024-01-01", "2024-01-01"),
+        ("1_000", "1_000"),
+        ("0b11", "0b11"),
+        ("1e", "1e"),
+        ("e1", "e1"),
+        (".", "."),
+        ("=", "="),
     ],
-)  # fmt: skip
+)
 def test_plain_scalars_follow_the_core_schema_of_yaml_1_2(text, value):
     got = plain_scalar(text)
     assert (got, type(got)) == (value, type(value))
@@ -109,12 +130,21 @@ def test_a_byte_order_mark_changes_nothing():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "empty"), (b"# only\n", "empty"), (b"---\n", "empty"), (b"[1, 2]\n", "got a list"), (b"abc\n", 'got the text "abc"'),
-        (b"3\n", "got 3"), ("name: \u00e4".encode("latin-1"), "0xe4"), ("name: x".encode("utf-16"), "UTF-16"),
-        (b"name: \x00\n", "U+0000"), (b"a: 1\n---\nb: 2\n", "second one"), (b"%YAML 1.1\n---\na: 1\n", "YAML 1.2, not 1.1"),
-        (b"? [a]\n: 1\n", "a key must be text"), (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
+        (b"", "empty"),
+        (b"# only\n", "empty"),
+        (b"---\n", "empty"),
+        (b"[1, 2]\n", "got a list"),
+        (b"abc\n", 'got the text "abc"'),
+        (b"3\n", "got 3"),
+        ("name: \u00e4".encode("latin-1"), "0xe4"),
+        ("name: x".encode("utf-16"), "UTF-16"),
+        (b"name: \x00\n", "U+0000"),
+        (b"a: 1\n---\nb: 2\n", "second one"),
+        (b"%YAML 1.1\n---\na: 1\n", "YAML 1.2, not 1.1"),
+        (b"? [a]\n: 1\n", "a key must be text"),
+        (b"#" * (1 << 20) + b"\n", "larger than 1 MiB"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_recipe_are_refused_with_the_reason(data, words):
     Path("recipe.yaml").write_bytes(data)
     with pytest.raises(RecipeError, match=re.escape(words)):
@@ -229,11 +259,17 @@ def test_an_honest_alias_is_expanded_and_its_errors_stand_where_the_value_stands
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=150, deadline=None)

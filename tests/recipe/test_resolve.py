@@ -1,0 +1,264 @@
+"""Contract: no `auto` is left, each derived value has a reason, and the split of a step never changes the step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from luthier.recipe.load import load_recipe, recipe_from_dict
+from luthier.recipe.resolve import Facts, Resolved, recipe_to_dict, resolve, resolved_yaml, total_steps
+from luthier.recipe.steps import MICRO_BATCH_TOKENS, choose_batching, sequences_for_rows, sequences_for_tokens
+from tests.recipe.support import BASE, load
+
+pytestmark = pytest.mark.usefixtures("work")
+
+GIB = 2**30
+HELD_OUT = BASE.replace("}]}\n", "}], validation: {fraction: 0.1}}\n", 1)
+
+
+def facts(**changes) -> Facts:
+    """SmolLM2-135M on a CPU without bfloat16 units: 300 rows of 200 tokens in 60 packs of 1,000."""
+    known = {
+        "device_type": "cpu", "native_bf16": False, "device_memory_bytes": 24 * GIB, "world_size": 1,
+        "rows": 300, "sequences": 60, "tokens": 60_000, "model_parameters": 134_515_008,
+    }  # fmt: skip
+    return Facts(**{**known, **changes})
+
+
+def resolved(text: str = "", *, base: str = BASE, **changes) -> Resolved:
+    return resolve(load(base + text, base=False), facts(**changes))
+
+
+def reasons(result: Resolved) -> dict[str, str]:
+    return {derived.key: derived.reason for derived in result.derived}
+
+
+def autos(value: object, path: str = "") -> list[str]:
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in autos(item, f"{path}.{key}".lstrip("."))]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in autos(item, f"{path}.{index}")]
+    return [path] if value == "auto" else []
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "freeze, last_n_layers: 2"])
+@pytest.mark.parametrize("base", [BASE, HELD_OUT])
+def test_no_auto_is_left_but_the_format_of_files_and_each_value_has_a_reason(method, base):
+    result = resolved(f"method: {{name: {method}}}\n", base=base)
+    left = autos(result.recipe.model_dump())
+    assert left == ["data.train.0.format", "data.validation.format"]  # a verdict on each file: in the data manifest
+    assert set(autos(load(base, base=False).model_dump())) - set(left) == set(reasons(result))
+    assert all(reason and "\n" not in reason for reason in reasons(result).values())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "full", "lora"),
+    [
+        (7_000_000_000, 2e-5, 2e-4),  # the reference size
+        (134_515_008, 1.4e-4, 1e-3),  # 2e-5 x sqrt(52.04) = 1.443e-4; ten times that is above 1e-3
+        (1_750_000_000, 4e-5, 4e-4),  # a quarter of the size, twice the rate
+        (70_000_000_000, 1e-5, 1e-4),  # 6.3e-6 and 6.3e-5 are below the floors
+        (10_000_000, 3e-4, 1e-3),
+    ],
+)
+def test_learning_rate_by_hand(parameters, full, lora):
+    for method, rate in (("full", full), ("freeze, last_n_layers: 1", full), ("lora", lora), ("qlora", lora)):
+        result = resolved(f"method: {{name: {method}}}\n", model_parameters=parameters)
+        assert result.recipe.train.learning_rate == rate
+        assert f"method {method.split(',')[0]}" in reasons(result)["train.learning_rate"]
+
+
+def test_dtype_is_bfloat16_only_where_it_is_native():
+    assert resolved().recipe.model.dtype == "float32"
+    assert resolved(device_type="cuda", native_bf16=True).recipe.model.dtype == "bfloat16"
+    assert resolved(device_type="cuda", native_bf16=False).recipe.model.dtype == "float32"
+
+
+def test_quantisation_follows_the_method():
+    assert resolved("method: {name: qlora}\n").recipe.model.quantization == "nf4"
+    assert resolved().recipe.model.quantization == "none"
+
+
+def test_what_the_recipe_says_is_never_derived():
+    text = """\
+train: {learning_rate: 0.5, per_device_train_batch_size: 3, gradient_accumulation_steps: 5,
+        gradient_checkpointing: true, save_steps: null, eval_steps: 7}
+evaluate: {batch_size: 3}
+method: {name: full}
+"""
+    result = resolved(text, base=HELD_OUT.replace("instruct", "instruct, dtype: float16, quantization: none"))
+    train = result.recipe.train
+    assert (train.learning_rate, train.save_steps, train.eval_steps, train.gradient_checkpointing) == (
+        0.5,
+        None,
+        7,
+        True,
+    )
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (3, 5)
+    assert (result.recipe.model.dtype, result.recipe.evaluate.batch_size) == ("float16", 3)
+    assert set(reasons(result)) == {"model.attn_implementation", "train.tokens_per_step"}
+
+
+# -- batches
+
+
+def test_two_percent_of_the_rows_a_step_by_hand():
+    # 2% of 300 rows are 6, the nearest power of two is 8, and 8 rows of 5 a pack are 1.6 packs.
+    assert sequences_for_rows(300, 60) == (2, 8)
+    assert sequences_for_rows(7_473, 7_473) == (64, 64)  # 149 rows, at most 64
+    assert sequences_for_rows(7_473, 1_500) == (13, 64)  # 64 rows of 4.98 a pack
+    assert sequences_for_rows(1_600, 1_600) == (32, 32)
+    assert sequences_for_rows(10, 10) == (4, 4)  # at least 4 rows
+    assert sequences_for_rows(10, 1) == (1, 4)
+    assert sequences_for_rows(2, 2) == (2, 4)  # never more than there are
+
+
+def test_tokens_per_step_by_hand():
+    assert [sequences_for_tokens(tokens, 1_000.0) for tokens in (1, 1_400, 1_600, 8_000)] == [1, 1, 2, 8]
+    result = resolved("train: {tokens_per_step: 8000}\n").recipe.train
+    assert (result.per_device_train_batch_size, result.gradient_accumulation_steps, result.tokens_per_step) == (
+        1,
+        8,
+        8000,
+    )
+    result = resolved("train: {tokens_per_step: 8000}\n", device_type="cuda").recipe.train
+    assert (result.per_device_train_batch_size, result.gradient_accumulation_steps) == (8, 1)
+    result = resolved("train: {tokens_per_step: 8000}\n", sequences=300).recipe.train  # rows of 200 tokens, 40 a step
+    assert (result.per_device_train_batch_size, result.gradient_accumulation_steps) == (5, 8)
+
+
+def test_one_given_batch_key_decides_the_other():
+    train = resolved("train: {per_device_train_batch_size: 2}\n", rows=6_000, sequences=6_000).recipe.train
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (2, 32)
+    train = resolved("train: {gradient_accumulation_steps: 4}\n", rows=6_000, sequences=6_000).recipe.train
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (16, 4)
+    assert train.tokens_per_step == 640  # 64 rows of 10 tokens
+
+
+@given(
+    wanted=st.integers(1, 500),
+    mean=st.floats(1, 5_000),
+    device=st.sampled_from(["cpu", "cuda", "mps"]),
+    world=st.integers(1, 8),
+)
+def test_the_split_holds_the_step_and_the_token_budget(wanted, mean, device, world):
+    split = choose_batching(wanted, mean_tokens=mean, device_type=device, world_size=world)
+    micro, accumulate = split.per_device_train_batch_size, split.gradient_accumulation_steps
+    assert split.sequences_per_step == micro * accumulate * world
+    assert abs(split.sequences_per_step - max(wanted, world)) <= world / 2
+    assert micro == 1 or micro * mean <= MICRO_BATCH_TOKENS[device]
+    larger = [size for size in range(micro + 1, micro * accumulate + 1) if micro * accumulate % size == 0]
+    assert all(size * mean > MICRO_BATCH_TOKENS[device] for size in larger)
+
+
+@given(wanted=st.integers(1, 500), mean=st.floats(1, 5_000))
+def test_devices_and_number_of_processes_do_not_change_the_step(wanted, mean):
+    splits = [
+        choose_batching(8 * wanted, mean_tokens=mean, device_type=d, world_size=w)
+        for d in ("cpu", "cuda")
+        for w in (1, 2, 4, 8)
+    ]
+    assert {split.sequences_per_step for split in splits} == {8 * wanted}
+
+
+# -- steps
+
+
+@pytest.mark.parametrize(
+    ("sequences", "per_step", "epochs", "max_steps", "steps"),
+    [
+        (10, 5, 1, None, 2), (11, 5, 1, None, 3), (11, 5, 2, None, 6), (10, 100, 3, None, 3), (10, 1, 0.5, None, 5),
+        (10, 1, 1.1, None, 11), (10, 3, 0.01, None, 1), (10, 3, 0.5, None, 2), (1, 1, 1e-4, None, 1), (10, 5, 3, 7, 7),
+        (3_000, 1, 0.07, None, 210),
+    ],
+)  # fmt: skip
+def test_total_steps_by_hand(sequences, per_step, epochs, max_steps, steps):
+    assert total_steps(sequences, per_step, epochs, max_steps) == steps
+
+
+@given(
+    sequences=st.integers(1, 5_000), micro=st.integers(1, 16), accumulate=st.integers(1, 16), epochs=st.integers(1, 5)
+)
+def test_steps_equal_trls_count_for_whole_epochs(sequences, micro, accumulate, epochs):
+    # B53: e x ceil(ceil(n / b) / a)
+    expected = epochs * math.ceil(math.ceil(sequences / micro) / accumulate)
+    assert total_steps(sequences, micro * accumulate, epochs, None) == expected
+
+
+def test_eval_and_save_ten_times_in_a_run():
+    train = resolved(base=HELD_OUT).recipe.train  # 60 packs, 2 a step: 30 steps
+    assert (train.eval_steps, train.save_steps) == (3, 3)
+    assert resolved().recipe.train.eval_steps is None
+    assert resolved().recipe.train.save_steps == 3
+    assert resolved("train: {max_steps: 5}\n", base=HELD_OUT).recipe.train.eval_steps == 1
+    assert resolved("train: {num_train_epochs: 10}\n", base=HELD_OUT).recipe.train.eval_steps == 30
+
+
+def test_recompute_only_when_the_step_cannot_fit():
+    result = resolved("method: {name: full}\n")
+    assert result.recipe.train.gradient_checkpointing is False
+    result = resolved("method: {name: full}\n", device_memory_bytes=2 * GIB)  # 16 bytes x 134.5M are 2.0 GiB alone
+    assert result.recipe.train.gradient_checkpointing is True
+    assert "of 2.0 GiB" in reasons(result)["train.gradient_checkpointing"]
+    big = {"model_parameters": 8_030_000_000, "device_type": "cuda", "native_bf16": True}
+    assert resolved(device_memory_bytes=24 * GIB, **big).recipe.train.gradient_checkpointing is True
+    assert resolved(device_memory_bytes=141 * GIB, **big).recipe.train.gradient_checkpointing is False
+
+
+def test_generation_batch():
+    assert resolved().recipe.evaluate.batch_size == 16
+    assert resolved(device_type="cuda").recipe.evaluate.batch_size == 64
+
+
+# -- the resolved recipe as text
+
+VARIANTS = [
+    "",
+    "method: {name: full}\n",
+    "method: {name: freeze, trainable: [norm]}\n",
+    "method: {name: qlora, target_modules: [q_proj]}\n",
+    "train: {max_steps: 5, warmup_steps: 2, optim: sgd}\n",
+    "train: {tokens_per_step: 4000, lr_scheduler_type: constant}\n",
+    "evaluate: {tasks: [{name: a, path: rows.jsonl, metric: loss}, {name: b, path: ., metric: regex, pattern: (x)}]}\n",
+    'name: "no"\n',
+    "train: {num_train_epochs: 1.5, adam_epsilon: 1e-6, early_stopping_patience: null}\n",
+]
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+@pytest.mark.parametrize("base", [BASE, HELD_OUT])
+def test_the_resolved_recipe_reads_back_and_resolves_to_itself(text, base):
+    first = resolved(text, base=base)
+    Path("resolved.yaml").write_text(resolved_yaml(first), encoding="utf-8")
+    again = resolve(load_recipe(Path("resolved.yaml")).recipe, facts())
+    given_tokens = first.recipe.train.tokens_per_step
+    assert (
+        again.recipe.model_copy(
+            update={"train": again.recipe.train.model_copy(update={"tokens_per_step": given_tokens})}
+        )
+        == first.recipe
+    )
+    assert {derived.key for derived in again.derived} <= {"train.tokens_per_step"}
+
+
+def test_every_derived_value_carries_its_reason_as_a_comment():
+    result = resolved(base=HELD_OUT)
+    lines = resolved_yaml(result).splitlines()
+    for derived in result.derived:
+        if derived.key != "train.tokens_per_step":  # left out: the two batch keys say it, and exclude it
+            name = derived.key.rpartition(".")[2]
+            assert any(
+                line.strip().startswith(f"{name}: ") and line.endswith(f"  # {derived.reason}") for line in lines
+            ), derived
+
+
+@pytest.mark.parametrize("text", VARIANTS)
+def test_a_stored_recipe_is_complete_and_loads_again(text):
+    recipe = load(HELD_OUT + text, base=False)
+    stored = recipe_to_dict(recipe)
+    assert recipe_from_dict(stored, origin="manifest.json") == recipe
+    assert stored["train"]["adam_beta1"] == 0.9 if recipe.train.optim != "sgd" else "adam_beta1" not in stored["train"]
