@@ -25,7 +25,7 @@ def read_delimited(file: DataFile, *, source: int, notes: Counter[str]) -> Itera
     An empty cell is the empty string. A row with more or fewer cells than the header is a problem.
     """
     with open_bytes(file.path, file.shown) as stream, _long_cells():
-        lines = _Lines(split_lines(stream, file=file.shown, source=source))
+        lines = _Lines(split_lines(stream, file=file.shown, source=source, notes=notes))
         delimiter = "\t" if file.kind == "tsv" else ","
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None

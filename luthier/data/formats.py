@@ -148,6 +148,9 @@ def _turns(row: Mapping[str, Any], layout: Layout, name: str) -> list[Mapping[st
 
 
 def _has_columns(layout: Layout, row: Mapping[str, Any]) -> bool:
+    # `text` beside `label` or `output` is a question more often than a text to learn by heart.
+    if layout.format == "text" and _ANSWER_LIKE & {str(column).lower() for column in row}:
+        return False
     return all(layout.column(name) in row for name in layout.required())
 
 
@@ -164,8 +167,6 @@ def _fits(layout: Layout, row: Mapping[str, Any]) -> bool:
         )
     if layout.format == "prompt_completion":
         return all(isinstance(value, (str, list)) for value in values)
-    if layout.format == "text" and _ANSWER_LIKE & {str(column).lower() for column in row}:
-        return False
     return all(isinstance(value, str) for value in values)
 
 

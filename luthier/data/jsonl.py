@@ -25,7 +25,7 @@ def read_jsonl(file: DataFile, *, source: int, notes: Counter[str]) -> Iterator[
     Counts blank lines in `notes`.
     """
     with open_bytes(file.path, file.shown) as stream:
-        for ref, line in split_lines(stream, file=file.shown, source=source):
+        for ref, line in split_lines(stream, file=file.shown, source=source, notes=notes):
             if isinstance(line, Problem):
                 yield line
             elif not line.strip(" \t\r"):
@@ -51,14 +51,14 @@ def _fault_problem(fault: JsonError, line: str, ref: RowRef, *, offset: int) -> 
     hint = None
     if line.strip() in {"[", "{", "[{"}:
         hint = "a JSON document over several lines belongs into a `.json` file"
-    elif fault.code == "D202" and offset >= len(line.rstrip()):
+    elif fault.code == "D202" and (offset >= len(line.rstrip()) or "unterminated" in fault.message):
         hint = "the line ends too early: is the file cut off?"
     return row_problem(fault.code, fault.message, ref, text=line.rstrip("\r"), column=offset + 1, hint=hint)
 
 
 def read_json(file: DataFile, *, source: int, notes: Counter[str]) -> Iterator[Row | Problem]:
     """Yield the rows of a `.json` file: a list of objects, `{"data": [...]}`, or JSON Lines under this name."""
-    text = _whole_text(file, source)
+    text = _whole_text(file, source, notes)
     if isinstance(text, Problem):
         yield text
         return
@@ -78,12 +78,12 @@ def read_json(file: DataFile, *, source: int, notes: Counter[str]) -> Iterator[R
     yield from _data_rows(text, start, ref=ref, file=file.shown, notes=notes)
 
 
-def _whole_text(file: DataFile, source: int) -> str | Problem:
+def _whole_text(file: DataFile, source: int, notes: Counter[str]) -> str | Problem:
     """Text of the file, decoded line by line so that a bad byte is told with its line."""
     lines: list[str] = []
     size = 0
     with open_bytes(file.path, file.shown) as stream:
-        for ref, line in split_lines(stream, file=file.shown, source=source, limit=MAX_JSON_CHARACTERS):
+        for ref, line in split_lines(stream, file=file.shown, source=source, notes=notes, limit=MAX_JSON_CHARACTERS):
             if isinstance(line, Problem):
                 return line
             size += len(line) + 1
@@ -173,7 +173,9 @@ def _list_rows(text: str, start: int, *, file: str, source: int, nested: bool = 
         elif text[position : position + 1] == "]":
             break
         else:
-            stray = JsonError("D202", "invalid JSON: expected a comma or the end of the list", position)
+            cut_off = position >= len(text)
+            what = "the list has no end: is the file cut off?" if cut_off else "expected a comma or the end of the list"
+            stray = JsonError("D202", f"invalid JSON: {what}", position)
             yield _at(text, min(position, len(text) - 1), stray, ref)
             return
     rest = skip_space(text, position + 1)

@@ -1,7 +1,7 @@
 """A quick look at a file for `luthier init`: what its rows are, how long, and what the answers look like.
 
 All rows are counted; a bounded number is looked at. A file in no known format is no error here:
-the result then carries the suggested `map`, which `init` writes into the recipe for a person to check.
+the result then carries a suggested `map`, which `init` writes into the recipe for a person to check.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class SniffResult:
 
     path: str
     format: str | None
-    """The format, or None when the rows fit none."""
+    """The format; None when the rows fit none and nothing can be suggested."""
     map: Mapping[str, str]
-    """Mapping the format needs; the suggested one when `format` is None (a person should check it)."""
+    """Mapping the format needs."""
     suggested: bool
-    """Whether `map` is only a suggestion."""
+    """Whether `format` and `map` are a suggestion from the names of the columns, which a person should check."""
     verdict: str
     """One sentence why."""
     columns: tuple[str, ...]
@@ -106,13 +106,15 @@ def sniff(path: str | Path, *, split: str = "train") -> SniffResult:
     last = [answer for row in conversations if (answer := _last_answer(row)) is not None]
     kind = _answers(last)
     count = len(head) if len(head) < _MAX_ROWS else sum(_count(file) for file in files)
-    known = layout is not None and not suggested
+    if layout is not None:
+        sentence = verdict(layout, count, sorted(set(columns) - layout.used(columns)))
+        why = f"{sentence} (suggested by their names: check the `map`)" if suggested else sentence
     return SniffResult(
         path=str(path),
-        format=layout.name if known and layout else None,
+        format=layout.name if layout else None,
         map=dict(layout.map) if layout else {},
         suggested=suggested,
-        verdict=verdict(layout, count, sorted(set(columns) - layout.used(columns))) if known and layout else why,
+        verdict=why,
         columns=columns,
         rows=count,
         looked_at=len(head),
@@ -147,7 +149,7 @@ def _count(file: DataFile) -> int:
         return count_table_rows(file)
     if file.kind == "jsonl":
         with open_bytes(file.path, file.shown) as stream:
-            lines = split_lines(stream, file=file.shown, source=0)
+            lines = split_lines(stream, file=file.shown, source=0, notes=Counter())
             return sum(not isinstance(line, str) or bool(line.strip()) for _, line in lines)
     return sum(1 for _ in read_rows([file], 0, notes=Counter()))
 

@@ -87,7 +87,14 @@ def read_conversations(
     sample = [row.value for row in head if isinstance(row, Row)]
     if not sample:
         _refuse_without_rows(source, itertools.chain(head, rows), faults)
-    layout = choose_layout(source.format, source.map, sample, file=source.path)
+    try:
+        layout = choose_layout(source.format, source.map, sample, file=source.path)
+    except DataError as error:
+        # The broken lines are told together with the format; they may be the reason for it.
+        faults.add(row for row in itertools.chain(head, rows) if isinstance(row, Problem))
+        faults.add(error.problems)
+        faults.raise_if_any()
+        raise
     _refuse_system(source, layout)
     for file in files:
         if file.kind in {"parquet", "arrow"}:

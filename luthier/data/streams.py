@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,19 +96,20 @@ def open_bytes(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
 
 
 def split_lines(
-    stream: IO[bytes], *, file: str, source: int, limit: int = MAX_LINE_BYTES
+    stream: IO[bytes], *, file: str, source: int, notes: Counter[str], limit: int = MAX_LINE_BYTES
 ) -> Iterator[tuple[RowRef, str | Problem]]:
     r"""Yield each line with its 1-based number: its text without the line break, or what is wrong with it.
 
     Lines end at `\n` and nowhere else (U+2028 may stand inside a JSON string). A byte-order mark
-    before the first line is left out. A line over the limit is skipped without being held.
+    before the first line is left out, with a note. A line over the limit is skipped without being held.
     """
     number = 0
     while line := stream.readline(limit + 1):
         number += 1
         ref = RowRef(file, number, source)
-        if number == 1:
+        if number == 1 and line.startswith(_BOM):
             line = line.removeprefix(_BOM)
+            notes["byte-order marks at the start of a file skipped"] += 1
         if len(line) > limit and not line.endswith(b"\n"):
             start = line[:200].decode("utf-8", errors="replace")
             del line
@@ -124,7 +126,8 @@ def split_lines(
             )
             continue
         try:
-            text: str | Problem = line.decode("utf-8").removesuffix("\n")
+            line = line.removesuffix(b"\n")
+            text: str | Problem = line.decode("utf-8")
         except UnicodeDecodeError as error:
             text = _encoding_problem(line, error, ref)
         yield ref, text
@@ -146,7 +149,7 @@ def _encoding_problem(line: bytes, error: UnicodeDecodeError, ref: RowRef) -> Pr
         "D205",
         f"not UTF-8: byte 0x{line[error.start]:02x} ({error.reason})",
         ref,
-        text=line.decode("utf-8", errors="replace").rstrip("\r\n"),
+        text=line.decode("utf-8", errors="replace").rstrip("\r"),
         column=column,
         hint="the file is UTF-16: save it as UTF-8" if wide else "save the file as UTF-8",
     )
