@@ -19,17 +19,16 @@ Result = TypeVar("Result")
 def make_accelerator(device: torch.device, *, report_to: list[str], logging_dir: str) -> Accelerator:
     """An Accelerator that wraps and communicates, and leaves precision to us.
 
-    One process, or one per rank under torchrun (DDP; gloo on CPUs, NCCL on CUDA). No autocast
-    (weights live in the compute type), no buffer exchange (nothing trained is a buffer).
+    One process, or one per rank under torchrun (DDP; gloo on CPUs, NCCL on CUDA). No autocast:
+    weights live in the compute type.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator
 
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
         log_with=report_to or None,
         project_dir=logging_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

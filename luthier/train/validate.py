@@ -46,41 +46,44 @@ def validate(
         RunFailed: the loss is not finite.
         Abandoned: `abandon` said so between two batches.
     """
-    model = trainer.engine.module.model
+    # Not through DDP's wrapper: processes have different numbers of batches and nothing to exchange.
+    module = trainer.engine.module
     groups = list(by_token_budget(examples, tokens_per_batch))
     mine = groups[trainer.accelerator.process_index :: trainer.world_size]
     losses, weights, correct, trained = [], [], [], 0
     shown = progress("validation", len(mine), "batches") if len(mine) >= WORTH_A_BAR else nullcontext()
-    with _evaluating(model), torch.no_grad(), shown as bar:
+    with _evaluating(module), torch.no_grad(), shown as bar:
         for group in mine:
             if abandon():
                 raise Abandoned
             batch = collate(group)
-            sums = trainer.engine.loss(batch.to(trainer.accelerator.device))
-            losses.append(sums.loss)
-            correct.append(sums.correct)
+            loss_sum, right = module(batch.to(trainer.accelerator.device))
+            losses.append(loss_sum)
+            correct.append(right)
             weights.append(batch.weight_sum)
             trained += batch.trained_tokens
             if bar is not None:
                 bar.advance()
-    loss_sum = math.fsum(torch.stack(losses).double().tolist()) if losses else 0.0
-    right = float(torch.stack(correct).sum()) if correct else 0.0
-    loss_sum, weight_sum, right, total = all_sum(trainer, [loss_sum, math.fsum(weights), right, trained])
-    loss = loss_sum / weight_sum if weight_sum > 0.0 else math.nan
+    sums = [
+        math.fsum(torch.stack(losses).double().tolist()) if losses else 0.0, math.fsum(weights),
+        float(torch.stack(correct).sum()) if correct else 0.0, float(trained),
+    ]  # fmt: skip
+    total_loss, weight_sum, hits, total = all_sum(trainer, sums)
+    loss = total_loss / weight_sum if weight_sum > 0.0 else math.nan
     if not math.isfinite(loss):
         raise RunFailed(
             code="T412",
             message=f"the validation loss after step {step} is {loss} over {round(total)} trained tokens",
             hint="lower `train.learning_rate`, or check the validation rows with `luthier data show`",
         )
-    return Validation(loss=loss, token_accuracy=right / total, trained_tokens=round(total))
+    return Validation(loss=loss, token_accuracy=hits / total, trained_tokens=round(total))
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(module: nn.Module) -> Iterator[None]:
     """Dropout and noise off inside; training mode afterwards."""
-    model.eval()
+    module.eval()
     try:
         yield
     finally:
-        model.train()
+        module.train()

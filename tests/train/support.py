@@ -15,6 +15,7 @@ from luthier.model.adapters import apply_method
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
+from luthier.runtime.env import read_env
 from luthier.train.loop import fit
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
@@ -129,7 +130,9 @@ def train(
     prepared = prepared or data()
     subject = tuned(recipe, model=model)
     start = {name: p.detach().clone() for name, p in subject.model.named_parameters() if p.requires_grad}
-    run = RunFolder(folder).create()
+    run = RunFolder(folder)
+    if read_env().rank == 0:
+        run.create()
     result = fit(
         subject, prepared, recipe, run=run, tokenizer=tiny_tokenizer(),
         fingerprint={"data": "d0", "base": "b0", "train": recipe.recipe.train.model_dump(mode="json")}

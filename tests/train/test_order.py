@@ -29,7 +29,7 @@ def test_ten_sequences_four_a_step_two_epochs():
 def test_each_epoch_sees_each_sequence_once(sequences, per_step, epochs, seed):
     plan = order(sequences, per_step, num_train_epochs=float(epochs), seed=seed)
     seen = Counter(index for step in range(plan.total_steps) for index in plan.step(step))
-    assert seen == Counter({index: epochs for index in range(sequences)})
+    assert seen == Counter(dict.fromkeys(range(sequences), epochs))
     assert plan.total_steps == epochs * -(-sequences // per_step)
     assert plan.epochs_after(plan.total_steps) == epochs
 

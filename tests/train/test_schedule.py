@@ -34,9 +34,7 @@ def formula(name: str, step: int, warmup: int, total: int = TOTAL) -> float:
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize(
-    "name", ["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
-)
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"])
 def test_rate_of_every_step_is_the_formula(name, warmup):
     subject = schedule(name, warmup)
     for step in range(TOTAL):

@@ -189,9 +189,7 @@ def nan_model(token: int):
 
 
 def rows_with_token(n: int, token: int, row: int) -> list[Example]:
-    rows = [
-        Example(ids=[i if i != token else 4 for i in r.ids], weights=r.weights, ref=r.ref) for r in examples(n)
-    ]
+    rows = [Example(ids=[i if i != token else 4 for i in r.ids], weights=r.weights, ref=r.ref) for r in examples(n)]
     rows[row] = Example(ids=[token, *rows[row].ids[1:]], weights=rows[row].weights, ref=rows[row].ref)
     return rows
 

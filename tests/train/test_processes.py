@@ -1,0 +1,109 @@
+"""Contract: two processes take the trajectory of one, see every row once, and fail together.
+
+One torchrun launch (gloo) runs all cases of `worker.py`; the same cases run here in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.runs.folder import RunFolder
+from luthier.train.checkpoint import load_tensors
+from tests.train.worker import CASES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Folder of the two-process runs."""
+    folder = tmp_path_factory.mktemp("two")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
+    launch = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "tests.train.worker", str(folder),
+    ]  # fmt: skip
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    torch.set_num_threads(1)
+    return {name: case(folder / name, 1) for name, case in CASES.items()}
+
+
+def facts(folder: Path, rank: int) -> dict:
+    return json.loads((folder / f"facts-{rank}.json").read_text())
+
+
+def weights(folder: Path, name: str, rank: int = 0) -> torch.Tensor:
+    tensors = load_file(folder / f"{name}-{rank}.safetensors")
+    return torch.cat([tensors[key].double().flatten() for key in sorted(tensors)])
+
+
+def test_there_really_are_two_processes_under_ddp(two):
+    for rank in (0, 1):
+        assert facts(two, rank)["processes"] == 2
+        assert facts(two, rank)["wrapper"] == "DistributedDataParallel"
+        assert "CPU" in facts(two, rank)["kind"]
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "uneven_tail", "one_row_in_the_last_step"])
+def test_two_processes_take_the_trajectory_of_one(two, one, name):
+    """B04, B05. Mean of per-process means would give d of about 1e-2."""
+    single = one[name]
+    parameters = {key: p for key, p in single.model.named_parameters() if p.requires_grad}
+    reference = torch.cat([parameters[key].detach().double().flatten() for key in sorted(parameters)])
+    assert single.moved >= 1e-3
+    assert float((weights(two, name) - reference).abs().max()) <= 5e-5
+    lines = RunFolder(two / name).read_lines("metrics.jsonl")
+    for mine, theirs in zip(single.folder.read_lines("metrics.jsonl"), lines, strict=True):
+        assert mine["step"] == theirs["step"]
+        for key in ("loss", "eval_loss"):
+            if key in mine:
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-6)
+        for key in ("tokens", "trained_tokens", "eval_tokens", "epoch", "learning_rate"):
+            assert mine.get(key) == theirs.get(key), "no row is dropped or repeated"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_processes_hold_the_same_weights_bit_for_bit(two, name):
+    assert torch.equal(weights(two, name, 0), weights(two, name, 1))
+
+
+def test_masters_of_two_processes_are_those_of_one(two, one):
+    """bf16: a forward pass of four rows rounds differently from one of eight, so the bound is wider."""
+    step = "checkpoints/step-6"
+    mine = load_tensors(one["bf16"].folder.path / step, "trainable")
+    theirs = load_tensors(two / "bf16" / step, "trainable")
+    start = {name: tensor.float() for name, tensor in one["bf16"].start.items()}
+    moved = torch.cat([(mine[name] - start[name]).flatten() for name in mine])
+    apart = torch.cat([(mine[name] - theirs[name]).flatten() for name in mine])
+    assert moved.norm() > 0.1
+    assert apart.norm() <= 0.1 * moved.norm()
+
+
+def test_a_nan_of_one_process_ends_all_and_names_the_row(two):
+    for rank in (0, 1):
+        found = facts(two, rank)["nan"]
+        assert found["type"] == "RunFailed"
+        assert "rows.jsonl:10" in found["text"]
+        assert "step 2" in found["text"]
+
+
+def test_a_save_that_fails_in_process_0_ends_all(two):
+    first, second = facts(two, 0)["blocked"], facts(two, 1)["blocked"]
+    assert (first["type"], first["exit_code"]) == ("EnvironmentProblem", 4)
+    assert second["type"] == "RunFailed"
+    assert "process 0 failed" in second["text"]

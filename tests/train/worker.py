@@ -1,0 +1,131 @@
+"""One of several processes under torchrun: `python -m torch.distributed.run ... -m tests.train.worker FOLDER`.
+
+Runs the cases named below and writes what each came to, from every process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from luthier.data.types import Example, RowRef
+from luthier.runtime.console import set_quiet
+from luthier.runtime.errors import LuthierError
+from tests.support.tiny import tiny_model
+from tests.train.support import FULL, LORA, Data, Run, data, examples, resolved, train, tuned
+
+EIGHT = {"shuffle": False, "eval_steps": 3, "max_steps": 6}
+
+
+def unequal(n: int) -> list[Example]:
+    """Every other row, so one of two processes, has nearly all trained tokens: a mean of means is far off."""
+    rows = examples(n, low=20, high=60)
+    return [
+        row
+        if index % 2
+        else Example(ids=row.ids, weights=[0.0] * (len(row) - 1) + [1.0], ref=RowRef("rows", index + 1))
+        for index, row in enumerate(rows)
+    ]
+
+
+def per_process(world_size: int, total: int = 8) -> dict[str, int]:
+    return {"per_device_train_batch_size": total // world_size, "gradient_accumulation_steps": 1}
+
+
+def full(folder: Path, world_size: int) -> Run:
+    return train(folder, data(unequal(48), validation=7), method=FULL, **EIGHT, **per_process(world_size))
+
+
+def lora(folder: Path, world_size: int) -> Run:
+    settings = {**EIGHT, **per_process(world_size), "learning_rate": 5e-3}
+    return train(folder, data(unequal(48), validation=7), method=LORA, **settings)
+
+
+def uneven_tail(folder: Path, world_size: int) -> Run:
+    """13 rows, 8 a step in micro-batches of 2: 5 in the last step, 3 and 2, one micro-batch half, one empty."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // world_size}
+    return train(folder, data(unequal(13), validation=5), num_train_epochs=3, shuffle=False, **settings)
+
+
+def one_row_in_the_last_step(folder: Path, world_size: int) -> Run:
+    """9 rows, 8 a step: one process has nothing at all in the second step."""
+    return train(folder, data(unequal(9)), num_train_epochs=3, shuffle=False, **per_process(world_size))
+
+
+def bf16(folder: Path, world_size: int) -> Run:
+    recipe = resolved(method=FULL, **EIGHT, **per_process(world_size))
+    return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model().to(torch.bfloat16))
+
+
+CASES: dict[str, Callable[[Path, int], Run]] = {
+    case.__name__: case for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16)
+}
+
+
+def failures(folder: Path, world_size: int) -> dict[str, Any]:
+    """What every process says when one of them meets a NaN, or cannot save."""
+    found: dict[str, Any] = {}
+    rows = examples(16)
+    rows[9] = Example(ids=[599, *rows[9].ids[1:]], weights=rows[9].weights, ref=rows[9].ref)
+    clean = [Example(ids=[4 if i == 599 else i for i in r.ids], weights=r.weights, ref=r.ref) for r in rows]
+    clean[9] = rows[9]
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[599] = float("nan")
+    found["nan"] = _error(
+        lambda: train(folder / "nan", data(clean), model=model, shuffle=False, **per_process(world_size))
+    )
+    blocked = folder / "blocked"
+    blocked.mkdir(exist_ok=True)
+    (blocked / "checkpoints").touch()
+    found["blocked"] = _error(lambda: train(blocked, data(rows), max_steps=1, **per_process(world_size)))
+    return found
+
+
+def _error(action: Callable[[], Any]) -> dict[str, Any] | None:
+    try:
+        action()
+    except LuthierError as error:
+        return {"type": type(error).__name__, "text": str(error), "exit_code": error.exit_code}
+    return None
+
+
+def wrapper_of(prepared: Data, world_size: int) -> dict[str, Any]:
+    """What the loss really runs through: an exit code proves nothing."""
+    from luthier.train.processes import make_accelerator
+    from luthier.train.setup import make_trainer
+
+    recipe = resolved()
+    accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
+    trainer = make_trainer(accelerator, tuned(recipe).model, recipe.recipe, total_steps=1)
+    return {
+        "processes": accelerator.num_processes,
+        "kind": str(accelerator.distributed_type),
+        "wrapper": type(trainer.wrapper).__name__,
+        "expected": world_size,
+    }
+
+
+def run_all(folder: Path, world_size: int, rank: int) -> None:
+    for name, case in CASES.items():
+        run = case(folder / name, world_size)
+        torch.distributed.barrier() if world_size > 1 else None
+        weights = {key: p.detach() for key, p in run.model.named_parameters() if p.requires_grad}
+        save_file(weights, folder / f"{name}-{rank}.safetensors")
+        (folder / f"{name}-{rank}.json").write_text(json.dumps({**run.result.to_json(), "moved": run.moved}))
+    facts = {**wrapper_of(data(), world_size), **failures(folder, world_size)}
+    (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    from luthier.runtime.env import read_env
+
+    torch.set_num_threads(1)
+    set_quiet(True)
+    run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank)
