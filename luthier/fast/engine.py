@@ -4,8 +4,9 @@
     sums = engine.loss(batch)           # SUM over targets of weight x loss; the caller divides by the global weight
     with engine.inference(): ...        # the model's own attention, for generate() and plain forwards
 
-`attach` changes nothing in the model but the name of its attention implementation. It works on
-transformers models and on PEFT models; under DDP the wrapper goes around `engine.module`
+`attach` changes two things in the model, and `engine.detach()` takes both back: the name of its attention
+implementation, and the classes of linear layers named in the report (parameters and names stay). It works
+on transformers models and on PEFT models; under DDP the wrapper goes around `engine.module`
 (`engine.distribute`), so that the loss runs inside the wrapper's forward and its gradient hooks fire.
 """
 
@@ -22,6 +23,7 @@ from luthier.data.batch import Batch
 from luthier.fast.attention import NAME, has_varlen_kernel, register
 from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
 from luthier.fast.hidden import Layout, model_inputs
+from luthier.fast.linear import Undo, replace_layers, restore_layers
 from luthier.fast.probe import HeadFinding, probe_head, probe_layout
 from luthier.runtime.errors import Problem, RunFailed
 
@@ -84,9 +86,10 @@ class LossModule(nn.Module):  # type: ignore[misc]
 class Engine:
     """A model with its way of computing the loss. Made by `attach`."""
 
-    def __init__(self, module: LossModule, report: tuple[Part, ...]) -> None:
+    def __init__(self, module: LossModule, report: tuple[Part, ...], undo: Undo) -> None:
         self.module = module
         self.report = report
+        self._undo = undo
         self._callable: nn.Module = module
         self._own_attention = _attention_names(module.model)
         self._switch(NAME if self.layout == "flat" else None)
@@ -117,8 +120,9 @@ class Engine:
             self._switch(NAME if self.layout == "flat" else None)
 
     def detach(self) -> None:
-        """Give the model its own attention back for good; the engine is done."""
+        """Give the model back as it came: its attention, its layer classes. The engine must not be used afterwards."""
         self._switch(None)
+        restore_layers(self._undo)
 
     def _switch(self, name: str | None) -> None:
         _set_attention(self._own_attention, name)
@@ -138,6 +142,9 @@ def attach(model: nn.Module, *, neftune_noise_alpha: float = 0.0) -> Engine:
         )])  # fmt: skip
     register()
     own = _attention_names(model)
+    if any(name == NAME for _, name in own):
+        raise RuntimeError("an engine is already attached to this model; call its `detach()` first")
+    undo, replaced = replace_layers(model)
     trunk = base.get_decoder()
     layout = probe_layout(model, trunk, lambda name: _set_attention(own, name))
     _set_attention(own, NAME if layout.layout == "flat" else None)
@@ -146,7 +153,8 @@ def attach(model: nn.Module, *, neftune_noise_alpha: float = 0.0) -> Engine:
     finally:
         _set_attention(own, None)
     module = LossModule(model, layout=layout.layout, finding=finding, neftune_noise_alpha=neftune_noise_alpha)
-    return Engine(module, _report(base, layout.layout, layout.reason, finding))
+    report = (*_report(base, layout.layout, layout.reason, finding), *(Part(*line) for line in replaced))
+    return Engine(module, report, undo)
 
 
 def inner_model(model: Any) -> Any:

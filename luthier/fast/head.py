@@ -22,8 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
+
+from luthier.fast.linear import FastLinear
+from luthier.fast.products import grad_input, grad_weight, product, uses_onednn
 
 __all__ = [
     "LogitTransform",
@@ -172,12 +174,12 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         for start in range(0, hidden_sd.shape[0], settings.rows):
             part = slice(start, start + settings.rows)
             hidden = hidden_sd[part]
-            raw = linear(hidden, weight_vd, bias_v)
+            raw = product(hidden, weight_vd, bias_v)
             grad, part_loss, part_correct = _chunk(raw, ids_s[part], weights_s[part], settings, any(wanted))
             loss += part_loss
             correct += part_correct
             if d_hidden is not None:
-                torch.mm(grad, weight_vd, out=d_hidden[part])
+                d_hidden[part] = grad_input(grad, weight_vd)
             if d_weight is not None:
                 _accumulate(d_weight, grad, hidden)
             if d_bias is not None:
@@ -224,10 +226,10 @@ def _chunk(
 
 def _accumulate(total_fp32: Tensor, grad_sv: Tensor, hidden_sd: Tensor) -> None:
     """total += grad^T hidden, with the sum over chunks in fp32."""
-    if grad_sv.dtype == torch.float32:
+    if grad_sv.dtype == torch.float32 and not uses_onednn(grad_sv):
         total_fp32.addmm_(grad_sv.t(), hidden_sd)
     else:
-        total_fp32 += grad_sv.t() @ hidden_sd
+        total_fp32 += grad_weight(grad_sv, hidden_sd)
 
 
 def plain_linear(head: nn.Module) -> nn.Linear | None:
@@ -240,4 +242,4 @@ def plain_linear(head: nn.Module) -> nn.Linear | None:
     if isinstance(head, ModulesToSaveWrapper) and not head.disable_adapters and len(head.active_adapters) == 1:
         return plain_linear(head.modules_to_save[head.active_adapters[0]])
     hooked = head._forward_hooks or head._forward_pre_hooks
-    return head if type(head) is nn.Linear and not hooked else None
+    return head if type(head) in (nn.Linear, FastLinear) and not hooked else None

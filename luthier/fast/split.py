@@ -51,25 +51,24 @@ def sdpa_documents(
     Shapes: query (1, H, T, K), key and value (1, G, T, K); returns (1, T, H, K).
     """
     outputs = []
-    for start, count, length in groups:
-        stop = start + count * length
-        q, k, v = (_rows(tensor, start, stop, count) for tensor in (query, key, value))
+    sizes = [group.documents * group.length for group in groups]
+    # `split`, not slices: its gradient is one concatenation, a slice's is a zero-filled copy of the whole tensor.
+    parts = zip(groups, *(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    for (_, documents, length), *flat in parts:
+        q, k, v = (_by_document(part, documents) for part in flat)
         banded = window is not None and window < length
         mask = _band(length, window, q.device) if banded and window is not None else None
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
-        outputs.append(out.transpose(1, 2).reshape(1, stop - start, out.shape[1], out.shape[3]))
+        outputs.append(out.transpose(1, 2).reshape(1, documents * length, out.shape[1], out.shape[3]))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
-def _rows(tensor: Tensor, start: int, stop: int, count: int) -> Tensor:
-    """(1, H, T, K) -> (count, H, length, K) for the documents in [start, stop)."""
-    part = tensor[:, :, start:stop]
-    if count == 1:
-        return part
-    return part[0].unflatten(1, (count, -1)).transpose(0, 1)
+def _by_document(part: Tensor, documents: int) -> Tensor:
+    """(1, H, documents x length, K) -> (documents, H, length, K)."""
+    return part if documents == 1 else part[0].unflatten(1, (documents, -1)).transpose(0, 1)
 
 
 def _band(length: int, window: int, device: torch.device) -> Tensor:
