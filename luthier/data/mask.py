@@ -34,6 +34,7 @@ from luthier.data.sandbox import TemplateFailure
 from luthier.data.saying import (
     SENTINELS,
     Unprovable,
+    add_note,
     check_says_all,
     common_length,
     content_span,
@@ -153,6 +154,7 @@ def _prove_turn(
         end = token[1]
     else:
         end = _end_in_history(rendering, index, text, start, literals, alone=alone[start : token[1]], sign=terminator)
+        add_note(notes, "template writes less of an earlier turn than of the last")
     body = text[start : end - len(terminator)]
     check_says_all(rendering.messages[index], body, index, notes)
     if method == "sentinel":
@@ -167,12 +169,14 @@ def _start(rendering: Rendering, index: int, text: str) -> tuple[int, Literal["p
         prompt = rendering.prompt(index)
     except TemplateFailure:
         return _sentinel_start(rendering, index, text), "sentinel"
-    if not text.startswith(prompt):
-        raise Unprovable(
-            f"message {index} (assistant): the prompt a server would send is not the beginning of the rendered row: "
-            f"{difference(text, prompt, names=('the row has', 'the prompt'))}"
-        )
-    return len(prompt), "prefix"
+    if text.startswith(prompt):
+        return len(prompt), "prefix"
+    if index == 0:  # no server can be asked with an empty conversation, so its rendering proves nothing
+        return _sentinel_start(rendering, index, text), "sentinel"
+    raise Unprovable(
+        f"message {index} (assistant): the prompt a server would send is not the beginning of the rendered row: "
+        f"{difference(text, prompt, names=('the row has', 'the prompt'))}"
+    )
 
 
 def _sentinel_start(rendering: Rendering, index: int, text: str) -> int:
@@ -182,7 +186,7 @@ def _sentinel_start(rendering: Rendering, index: int, text: str) -> int:
     start = text.rfind(opening, 0, content[0]) + len(opening) if opening else -1
     between = text[start : content[0]]
     found = opening and text.rfind(opening, 0, content[0]) >= 0
-    if not found or rendering.template.encoder.added_pattern.search(between):
+    if not found or rendering.template.encoder.control_pattern.search(between):
         raise Unprovable(
             f"message {index} (assistant): the text before it, {text[max(0, content[0] - 40) : content[0]]!r}, "
             f"does not end with the template's generation prompt {opening!r}"
@@ -232,11 +236,8 @@ def _terminator(rendering: Rendering, index: int, alone: str, start: int, litera
             break
         closing.insert(0, span)
         place = span[0]
-    for text in (message_text for _, message_text in message_texts(rendering.messages[index])):
-        # A content that itself ends with an added token proves nothing about the template.
-        closing = [
-            span for span in closing if not (text and text.endswith(alone[slice(*span)]) and _ends(alone, span, text))
-        ]
+    texts = [text.strip() for _, text in message_texts(rendering.messages[index])]
+    closing = [span for span in closing if not any(_is_ending_of(text, alone, span) for text in texts)]
     if not closing:
         raise Unprovable(
             f"message {index} (assistant): the template does not close the turn with a token of the tokenizer (it ends "
@@ -245,9 +246,13 @@ def _terminator(rendering: Rendering, index: int, alone: str, start: int, litera
     return closing[-1] if len(closing) == 1 else _kept_when_continued(rendering, index, alone, start, closing)
 
 
-def _ends(alone: str, span: Interval, text: str) -> bool:
-    """Whether the content's own ending, not the template's, is at `span`."""
-    return alone[: span[1]].endswith(text) and not alone[span[1] :].strip()
+def _is_ending_of(text: str, alone: str, span: Interval) -> bool:
+    """Whether an added token is the end of what the message says, and so proves nothing about the template.
+
+    Control tokens in data are known already (`literals`); this is about others (`</think>`).
+    """
+    before, token = alone[: span[0]].rstrip(), alone[slice(*span)]
+    return text.endswith(token) and alone[: span[1]].endswith(text) and not before.endswith(text)
 
 
 def _kept_when_continued(rendering: Rendering, index: int, alone: str, start: int, closing: list[Interval]) -> Interval:
@@ -256,9 +261,10 @@ def _kept_when_continued(rendering: Rendering, index: int, alone: str, start: in
     probe = Rendering(rendering.template, longer, rendering.tools)
     try:
         continued = probe.prompt(len(longer))
+        data = probe.literals(continued, prompt_of=len(longer))
     except TemplateFailure:
         return closing[-1]
-    going_on = {continued[a:b] for a, b in _written(rendering, continued, min(start, len(continued)), [])}
+    going_on = {continued[a:b] for a, b in _written(rendering, continued, min(start, len(continued)), data)}
     return next((span for span in reversed(closing) if alone[slice(*span)] in going_on), closing[-1])
 
 

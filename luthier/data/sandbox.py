@@ -32,7 +32,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 __all__ = ["CPU_SECONDS", "MAX_CHARACTERS", "BoundedTemplate", "TemplateFailure", "TemplateLimit"]
 
-CPU_SECONDS = 2.0
+CPU_SECONDS = 1.0
 MAX_CHARACTERS = 20_000_000
 MAX_SOURCE = 1_000_000
 

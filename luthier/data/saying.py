@@ -13,6 +13,7 @@ from luthier.data.template import Rendering
 __all__ = [
     "SENTINELS",
     "Unprovable",
+    "add_note",
     "check_says_all",
     "common_length",
     "content_span",
@@ -59,19 +60,19 @@ def check_says_all(message: Mapping[str, Any], body: str, index: int, notes: lis
         if text in body:
             continue
         if text.strip() in body:
-            _note(notes, "template trims whitespace")
+            add_note(notes, "template trims whitespace")
             continue
         squeezed = "".join(body.split()) if squeezed is None else squeezed
         if "".join(text.split()) not in squeezed:
             raise Unprovable(
                 f"message {index} (assistant): the template alters its `{name}`: {_first_missing(text, body)}"
             )
-        _note(notes, "template changes whitespace")
+        add_note(notes, "template changes whitespace")
     for call in message.get("tool_calls") or ():
         _check_tool_call(call, body, index)
     plain = message.get("content") if isinstance(message.get("content"), str) else ""
     if said and not message.get("tool_calls") and body.strip() != (plain or "").strip():
-        _note(notes, "template adds text to the turn")
+        add_note(notes, "template adds text to the turn")
 
 
 def _first_missing(text: str, body: str) -> str:
@@ -119,7 +120,8 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value)
 
 
-def _note(notes: list[str], text: str) -> None:
+def add_note(notes: list[str], text: str) -> None:
+    """Note something about a row, once."""
     if text not in notes:
         notes.append(text)
 
