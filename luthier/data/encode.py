@@ -65,9 +65,13 @@ class Encoder:
 
     @cached_property
     def control(self) -> frozenset[str]:
-        """Control tokens: the special ones. Added tokens that are not special (`<think>`) are ordinary model output."""
+        """Control tokens: the special ones, and what is named bos, eos, pad, ... among the added ones.
+
+        Added tokens that are not special (`<think>`) are ordinary model output; a word of the
+        vocabulary that somebody named as pad is still a word.
+        """
         marked = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return frozenset(marked | set(self.tokenizer.all_special_tokens))
+        return frozenset(marked | (set(self.tokenizer.all_special_tokens) & set(self.added)))
 
     @cached_property
     def added_pattern(self) -> re.Pattern[str]:

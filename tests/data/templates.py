@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - tables of cases
 """Every chat template that ships with the installed TRL and transformers, on the tiny tokenizer."""
 
 from __future__ import annotations

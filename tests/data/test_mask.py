@@ -388,7 +388,7 @@ def test_span_weights_follow_the_content_when_the_template_trims_it():
 def test_each_turn_has_the_weight_of_its_message(weights):
     weights[0] = weights[2] = None
     got = run(TWO, chatml(), message_weights=weights)
-    expected = [w for w in (1.0 if w is None else w for w in weights[1::2])]
+    expected = [1.0 if weight is None else weight for weight in weights[1::2]]
     if not any(expected):
         assert got.reason == "empty"
         return
