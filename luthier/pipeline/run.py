@@ -80,6 +80,8 @@ def run_recipe(
         reused: list[str] = []
         try:
             for stage in _wanted(recipe, only):
+                if stage.name == "report":
+                    _write_manifest(session, command)  # the page shows it
                 record, fresh = _run_stage(stage, session)
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]

@@ -72,7 +72,7 @@ def line_chart(
     ys = [y for line in shown for _, y in line.points]
     x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), 6) if min(xs) <= tick <= max(xs)]
     y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), 5)
-    left, right, top, bottom = 52, width - 14, 28, height - 42
+    left, right, top, bottom = 58, width - 14, 28, height - 42
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
