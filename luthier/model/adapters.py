@@ -20,7 +20,14 @@ from luthier.model.identity import verify_record
 from luthier.model.method_report import MethodReport, report_on
 from luthier.model.quantize import is_quantized
 from luthier.model.quiet import quiet_libraries
-from luthier.model.targets import head_name, input_name, is_tied, resolve_modules_to_save, resolve_targets
+from luthier.model.targets import (
+    head_name,
+    input_name,
+    is_tied,
+    modules_named,
+    resolve_modules_to_save,
+    resolve_targets,
+)
 from luthier.recipe.schema import MethodSection
 from luthier.runtime.errors import RecipeError
 
@@ -114,7 +121,7 @@ def _new_adapter(
         r=method.r,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other tools read an int
         lora_dropout=method.lora_dropout,
-        target_modules=method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules),
+        target_modules=_as_written(model, method.target_modules, targets),
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
         modules_to_save=saved or None,
@@ -133,6 +140,17 @@ def _new_adapter(
     cast_adapters(adapted, model.dtype)
     _check_adapted(adapted, targets)
     return adapted, notes + _expert_notes(model)
+
+
+def _as_written(model: PreTrainedModel, spec: str | list[str], targets: list[str]) -> str | list[str]:
+    """`target_modules` of adapter_config.json: the recipe's words, but last names where it says `all-linear`.
+
+    Every serving tool knows last names (`q_proj`); full names are used where last names would match more.
+    """
+    if spec != "all-linear":
+        return spec
+    ends = sorted({name.rpartition(".")[2] for name in targets})
+    return ends if modules_named(model, ends, key="method.target_modules") == targets else targets
 
 
 def _modules_to_save(model: PreTrainedModel, method: MethodSection, notes: list[str]) -> tuple[list[str], bool]:

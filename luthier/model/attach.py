@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 
 from luthier.model.identity import BaseRecord
 from luthier.model.quiet import quiet_libraries
+from luthier.model.targets import resolve_targets
 from luthier.model.weights import check_weight_files, non_finite_tensors, refuse_non_finite, tensors_of
 from luthier.runtime.errors import EnvironmentProblem, RecipeError, RunFailed
 
@@ -55,6 +57,13 @@ def check_adapter_files(folder: Path) -> None:
             hint="save the adapter again as safetensors",
         )
     check_weight_files(folder)
+    file = folder / "adapter_config.json"
+    try:
+        kind = json.loads(file.read_text("utf-8")).get("peft_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise EnvironmentProblem(code="M303", message=f"{file} is not a JSON object: {error}") from error
+    if kind != "LORA":
+        raise RecipeError(code="M324", message=f"{folder} is an adapter of type {kind!r}; only LORA is supported")
 
 
 def check_same_base(record: dict[str, Any] | None, base: PreTrainedModel, folder: Path) -> None:
@@ -84,6 +93,7 @@ def attach_adapter(
     from safetensors.torch import load_file
 
     refuse_non_finite(non_finite_tensors(tensors_of([folder / "adapter_model.safetensors"])), where=str(folder))
+    wanted = _wanted_modules(base, folder)
     try:
         with quiet_libraries():
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, autocast_adapter_dtype=False)
@@ -92,7 +102,7 @@ def attach_adapter(
             code="M324", message=f"the adapter in {folder} does not fit this base: {str(error).strip()[-300:]}",
             hint="name the base it was trained on, with the same `model.new_tokens`",
         ) from error  # fmt: skip
-    _check_adapter_complete(model, folder)
+    _check_adapter_complete(model, folder, wanted)
     cast_adapters(model, dtype or base.dtype)
     if dtype not in (None, base.dtype):
         # The first load went through tensors of the base's type and was rounded to it.
@@ -100,15 +110,26 @@ def attach_adapter(
     return model
 
 
-def _check_adapter_complete(model: PeftModel, folder: Path) -> None:
-    """Every tensor of the file is in the model and the other way round (PEFT only warns)."""
+def _wanted_modules(base: PreTrainedModel, folder: Path) -> set[str] | None:
+    """Modules that adapter_config.json names in this base; None if it selects them in ways we do not write."""
+    value = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    if value.get("layers_to_transform") is not None or value.get("exclude_modules") or value.get("target_parameters"):
+        return None
+    return set(resolve_targets(base, value.get("target_modules") or []))
+
+
+def _check_adapter_complete(model: PeftModel, folder: Path, wanted: set[str] | None) -> None:
+    """Each tensor of the file has its place in the model, and each module to adapt its tensors (PEFT only warns)."""
     from peft import get_peft_model_state_dict
+    from peft.tuners.lora import LoraLayer
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stream:
         saved = set(stream.keys())
-    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    lacking, useless = sorted(wanted - saved), sorted(saved - wanted)
+    needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    # PEFT adapts only modules that the file has tensors for: a deeper base would be adapted in part.
+    adapted = {name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
+    lacking, useless = sorted(needed - saved) + sorted((wanted or adapted) - adapted), sorted(saved - needed)
     if lacking or useless:
         which = (
             f"file lacks {', '.join(lacking[:3])}" if lacking else f"model has no place for {', '.join(useless[:3])}"

@@ -7,7 +7,7 @@ adapter the base it belongs to. A byte that changed afterwards is found by name 
 from __future__ import annotations
 
 import json
-import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,10 @@ def _cached_hash(path: Path) -> str:
         raise EnvironmentProblem(code="M303", message=f"cannot read {path}: {error.strerror or error}") from error
     except json.JSONDecodeError:
         value = hash_file(path)
-    if os.access(_existing_parent(entry), os.W_OK):
-        # A cache that cannot be written costs time, nothing else.
+    with suppress(EnvironmentProblem):
+        # A cache that cannot be written (read-only home, full disk) costs time, nothing else.
         write_json(entry, {"path": str(real), "hash": value})
     return value
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.parents if parent.exists())
 
 
 def write_record(folder: Path, *, kind: str, base: BaseRecord | None, **extra: Any) -> None:

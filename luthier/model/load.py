@@ -26,7 +26,7 @@ from luthier.runtime.errors import EnvironmentProblem, RecipeError
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["DTYPES", "base_record", "is_adapter", "load_base", "load_model_folder", "load_tuned", "locate_model"]
 
@@ -49,7 +49,7 @@ def load_base(section: ModelSection, *, device: Device, dtype: str, quantization
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
     """
-    folder = locate_model(section.name_or_path, section.revision)
+    folder = locate_model(section.name_or_path, section.revision, trust_remote_code=section.trust_remote_code)
     verify_record(folder)
     model = load_model_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
     _match_vocabulary(model, section)
@@ -210,7 +210,7 @@ def _match_vocabulary(model: PreTrainedModel, section: ModelSection) -> None:
     """The tokenizer must not make ids the model has no row for; new tokens get rows."""
     plain = load_plain_tokenizer(section)
     rows, needed = model.get_input_embeddings().weight.shape[0], max(plain.get_vocab().values()) + 1
-    if needed > rows:
+    if needed > rows and not _only_unused_control_tokens(plain, rows):
         raise RecipeError(
             code="M310", message=f"the tokenizer has ids up to {needed - 1:,}, the model has {rows:,} embedding rows",
             hint="use the tokenizer the model was trained with; tokens to add belong in `model.new_tokens`",
@@ -218,3 +218,18 @@ def _match_vocabulary(model: PreTrainedModel, section: ModelSection) -> None:
     if section.new_tokens:
         longer = load_tokenizer(section)
         extend_vocabulary(model, old_length=needed, new_length=max(longer.get_vocab().values()) + 1)
+
+
+def _only_unused_control_tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> bool:
+    """Whether all ids without a row are control tokens the template never writes (image marks of text-only models)."""
+    beyond = {index: token for index, token in tokenizer.added_tokens_decoder.items() if index >= rows}
+    last = max(tokenizer.get_vocab().values())
+    template = str(tokenizer.chat_template or "")
+    if len(beyond) != last + 1 - rows or any(
+        not token.special or token.content in template for token in beyond.values()
+    ):
+        return False
+    note(
+        f"the model has no embedding for {', '.join(token.content for token in beyond.values())}: never use it in data"
+    )
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import AccessError, RecipeError
@@ -21,9 +21,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def locate_model(
-    name_or_path: str, revision: str | None = None, *, kind: Literal["model", "tokenizer"] = "model"
+    name_or_path: str,
+    revision: str | None = None,
+    *,
+    key: str = "model.name_or_path",
+    weights: bool = True,
+    trust_remote_code: bool = False,
 ) -> Path:
     """The local folder of a model or tokenizer; downloads a hub model if it is not in the hub cache.
+
+    Args:
+        name_or_path: what the recipe says.
+        revision: hub revision.
+        key: where the recipe says it, for messages.
+        weights: fetch them; a tokenizer needs none.
+        trust_remote_code: fetch Python files, too.
 
     Raises:
         RecipeError: the path does not exist, or the name can be neither a path nor a hub id.
@@ -34,10 +46,9 @@ def locate_model(
 
         return Path(ensure_smollm2(read_env().cache_dir))
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    if name_or_path and path.is_dir():
         return path
-    key = f"model.{'name_or_path' if kind == 'model' else 'tokenizer'}"
-    if path.exists():
+    if name_or_path and path.exists():
         raise RecipeError(
             code="M301",
             message=f"`{key}` is the file {name_or_path}, not a folder",
@@ -49,12 +60,8 @@ def locate_model(
             message=f"`{key}` is {name_or_path!r}: there is no such folder",
             hint="check the path, or give a hub id such as org/name",
         )
-    return _download(
-        name_or_path,
-        revision,
-        key=key,
-        files=_HUB_FILES if kind == "model" else [p for p in _HUB_FILES if "safetensors" not in p],
-    )
+    files = [pattern for pattern in _HUB_FILES if weights or "safetensors" not in pattern]
+    return _download(name_or_path, revision, key=key, files=[*files, "*.py"] if trust_remote_code else files)
 
 
 def _download(repo: str, revision: str | None, *, key: str, files: list[str]) -> Path:

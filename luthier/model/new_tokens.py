@@ -68,7 +68,7 @@ def extend_vocabulary(model: PreTrainedModel, *, old_length: int, new_length: in
         for table in (model.get_input_embeddings(), model.get_output_embeddings())
         if table is not None
     }
+    start = min(old_length, rows)
     with torch.no_grad():
         for table in tables.values():
-            mean = table.weight[: min(old_length, rows)].float().mean(dim=0)
-            table.weight[old_length:new_length] = mean.to(table.weight.dtype)
+            table.weight[start:new_length] = table.weight[:start].float().mean(dim=0).to(table.weight.dtype)

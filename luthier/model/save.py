@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +70,9 @@ def save_trained(
             save_model_files(base, temporary)
         tokenizer.save_pretrained(temporary)
         write_stop_ids(temporary, stop_ids(tokenizer, base), base)
-        write_record(temporary, kind=kind, base=base_record(base), dtype=str(base.dtype).removeprefix("torch."))
+        trained_in = str(base.dtype).removeprefix("torch.")
+        saved_in = "float32" if kind == "adapter" else trained_in
+        write_record(temporary, kind=kind, base=base_record(base), dtype=saved_in, trained_in=trained_in)
 
 
 def _save_adapter(model: Any, folder: Path, masters: Mapping[str, torch.Tensor]) -> None:
@@ -88,7 +94,8 @@ def _save_adapter(model: Any, folder: Path, masters: Mapping[str, torch.Tensor])
         raise RuntimeError(f"{len(trained)} tensors were trained, but the adapter file would hold {len(state)}")
     full = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in state.items()}
     refuse_non_finite(non_finite_tensors(full), where="the trained adapter")
-    save_file(full, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with os_errors():
+        save_file(full, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = copy.deepcopy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.save_pretrained(folder)
@@ -104,16 +111,28 @@ def save_model_files(model: PreTrainedModel, folder: Path, *, max_shard_size: st
     kept = model.generation_config
     model.generation_config = GenerationConfig()
     try:
-        with quiet_libraries():
+        with quiet_libraries(), os_errors():
             model.save_pretrained(folder, max_shard_size=max_shard_size)
     finally:
         model.generation_config = kept
 
 
+@contextmanager
+def os_errors() -> Iterator[None]:
+    """safetensors reports a full disk as an error of its own: make it an OSError, which `atomic_folder` explains."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
 def write_stop_ids(folder: Path, ids: list[int], model: Any) -> None:
     """generation_config.json of the base with `eos_token_id` replaced; config.json says the same if there is one."""
-    import json
-
     kept = getattr(model, "generation_config", None)
     value = dict(kept.to_diff_dict()) if kept is not None else {}
     value["eos_token_id"] = ids
@@ -121,7 +140,18 @@ def write_stop_ids(folder: Path, ids: list[int], model: Any) -> None:
     file = folder / "config.json"
     if file.is_file():
         config = json.loads(file.read_text("utf-8"))
-        config["eos_token_id"] = ids
-        if isinstance(config.get("text_config"), dict):
-            config["text_config"]["eos_token_id"] = ids
-        write_json(file, config)
+        text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+        text["eos_token_id"] = ids if len(ids) > 1 else ids[0] if ids else None
+        if _is_valid(model, config):
+            write_json(file, config)
+
+
+def _is_valid(model: Any, config: dict[str, Any]) -> bool:
+    """Whether the architecture's config class takes these values; a few take one eos id and no list."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        type(model.config).from_dict(config)
+    except (StrictDataclassError, TypeError, ValueError):
+        return False
+    return True

@@ -19,7 +19,7 @@ from luthier.runtime.errors import Problem, RecipeError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["head_name", "input_name", "is_tied", "resolve_modules_to_save", "resolve_targets"]
+__all__ = ["head_name", "input_name", "is_tied", "modules_named", "resolve_modules_to_save", "resolve_targets"]
 
 
 def input_name(model: PreTrainedModel) -> str:
@@ -57,7 +57,9 @@ def resolve_targets(model: PreTrainedModel, spec: str | Sequence[str]) -> list[s
     linear = [name for name, module in model.named_modules() if _is_linear(module) and name != head]
     if spec == "all-linear":
         return linear
-    matches = _by_regex(model, spec) if isinstance(spec, str) else _by_names(model, spec, key="method.target_modules")
+    matches = (
+        _by_regex(model, spec) if isinstance(spec, str) else modules_named(model, spec, key="method.target_modules")
+    )
     modules = dict(model.named_modules())
     wrong = [name for name in matches if not (_is_linear(modules[name]) or isinstance(modules[name], nn.Embedding))]
     if wrong:
@@ -80,7 +82,7 @@ def resolve_modules_to_save(model: PreTrainedModel, names: Sequence[str]) -> lis
     Raises:
         RecipeError: a name matches nothing, or a module stored in 4 bits.
     """
-    matches = _by_names(model, names, key="method.modules_to_save")
+    matches = modules_named(model, names, key="method.modules_to_save")
     packed = [
         name for name in matches if any(is_quantized(weight) for weight in model.get_submodule(name).parameters())
     ]
@@ -116,8 +118,12 @@ def _by_regex(model: PreTrainedModel, pattern: str) -> list[str]:
     return matches
 
 
-def _by_names(model: PreTrainedModel, names: Sequence[str], *, key: str) -> list[str]:
-    """Modules whose name is an entry or ends with `.entry`, in model order; all misses at once."""
+def modules_named(model: PreTrainedModel, names: Sequence[str], *, key: str) -> list[str]:
+    """Modules whose name is an entry or ends with `.entry`, in model order.
+
+    Raises:
+        RecipeError: entries that match nothing, all at once; `key` is named in the message.
+    """
     all_names = [name for name, _ in model.named_modules() if name]
     problems = [
         Problem(

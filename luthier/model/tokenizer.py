@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_plain_tokenizer", "load_tokenizer", "read_chat_template"]
 
+_REMOTE_KEYS = ("auto_map", "trust_remote_code")
 # transformers' own extension tag; plain Jinja does not know it.
 _GENERATION_TAGS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
@@ -42,7 +43,11 @@ def load_plain_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     revision = section.revision if section.tokenizer is None else None
-    folder = locate_model(section.tokenizer or section.name_or_path, revision, kind="tokenizer")
+    name, key = (
+        section.tokenizer or section.name_or_path,
+        "model.tokenizer" if section.tokenizer else "model.name_or_path",
+    )
+    folder = locate_model(name, revision, key=key, weights=False, trust_remote_code=section.trust_remote_code)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=section.trust_remote_code, local_files_only=True
@@ -53,6 +58,9 @@ def load_plain_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
             message=f"no tokenizer can be loaded from {folder}: {_first_line(error)}",
             hint="give `model.tokenizer` a folder or hub id that has tokenizer.json",
         ) from error
+    if not section.trust_remote_code:
+        # Code that was not run here must not be asked for by the folders we write.
+        tokenizer.init_kwargs = {key: value for key, value in tokenizer.init_kwargs.items() if key not in _REMOTE_KEYS}
     return tokenizer
 
 
