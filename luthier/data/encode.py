@@ -95,6 +95,13 @@ class Encoder:
         full = self.tokenizer("x", add_special_tokens=True)["input_ids"]
         return list(next((full[:n] for n in range(len(full)) if full[n : n + len(bare)] == bare), []))
 
+    @cached_property
+    def seamless(self) -> bool:
+        """Whether pieces can be encoded and decoded by themselves: no space is put in front of a text or dropped there."""
+        probe = " a b  c"
+        ids = self.tokenizer(probe, add_special_tokens=False)["input_ids"]
+        return all(self.decode(ids[:k]) + self.decode(ids[k:]) == probe for k in range(len(ids) + 1))
+
     # --- encoding -------------------------------------------------------------------------------------------------
 
     def prepare(self, texts: Iterable[str]) -> None:
@@ -102,21 +109,39 @@ class Encoder:
         wanted = list(dict.fromkeys(text for text in texts if text))
         self._ready = dict(zip(wanted, self._tokenise(wanted), strict=True)) if wanted else {}
 
-    def encode(self, text: str, literals: Sequence[Interval] = ()) -> Encoded:
-        """Tokenise a text as a whole, apart from `literals`, which become plain-text tokens."""
+    def encode(self, text: str, literals: Sequence[Interval] = (), *, continued: bool = False) -> Encoded:
+        """Tokenise a text as a whole, apart from `literals`, which become plain-text tokens.
+
+        Args:
+            text: what to tokenise.
+            literals: ascending stretches that spell a control token and are data.
+            continued: the text goes on where another ended, so nothing is put in front of it.
+        """
         if not literals:
-            return self._ready.get(text) or next(self._tokenise([text]) if text else iter([Encoded([], [])]))
+            return self._one(text, continued=continued)
         ids: list[int] = []
         ends: list[int] = []
         place = 0
         for start, end in [*literals, (len(text), len(text))]:
-            for piece, plain in ((text[place:start], False), (text[start:end], True)):
-                if piece:
-                    part = next(self._tokenise([piece], plain=plain)).shifted(start if plain else place)
-                    ids += part.ids
-                    ends += part.ends
+            for first, last, spelled in ((place, start, False), (start, end, True)):
+                part = self._one(text[first:last], continued=continued or first > 0, spelled=spelled).shifted(first)
+                ids += part.ids
+                ends += part.ends
             place = end
         return Encoded(ids, ends)
+
+    def _one(self, text: str, *, continued: bool, spelled: bool = False) -> Encoded:
+        if not text:
+            return Encoded([], [])
+        if continued and not self.seamless:
+            # Behind a line feed the tokenizer puts no space of its own in front of the piece.
+            lead = next(self._tokenise(["\n"])).ids
+            whole = next(self._tokenise(["\n" + text], spelled=spelled))
+            if whole.ids[: len(lead)] == lead:
+                return Encoded(whole.ids[len(lead) :], [end - 1 for end in whole.ends[len(lead) :]])
+        if not spelled and text in self._ready:
+            return self._ready[text]
+        return next(self._tokenise([text], spelled=spelled))
 
     def encode_cut(
         self, text: str, starts: Sequence[int], literals: Sequence[Interval] = ()
@@ -145,13 +170,13 @@ class Encoder:
 
     def _piece(self, text: str, start: int, end: int, literals: Sequence[Interval]) -> Encoded:
         inside = [(a - start, b - start) for a, b in literals if a >= start and b <= end]
-        return self.encode(text[start:end], inside).shifted(start)
+        return self.encode(text[start:end], inside, continued=start > 0).shifted(start)
 
-    def _tokenise(self, texts: list[str], *, plain: bool = False) -> Iterator[Encoded]:
-        """`plain`: control tokens in the text are spelled out."""
+    def _tokenise(self, texts: list[str], *, spelled: bool = False) -> Iterator[Encoded]:
+        """`spelled`: control tokens in the text become plain-text tokens."""
         batch = self.tokenizer(
             texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-            return_token_type_ids=False, split_special_tokens=plain, verbose=False,
+            return_token_type_ids=False, split_special_tokens=spelled, verbose=False,
         )  # fmt: skip
         for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
             ends: list[int] = []
@@ -171,20 +196,19 @@ class Encoder:
     def decodes_to(self, encoded: Encoded, first: int, last: int, text: str) -> str | None:
         """Whether tokens [first, last) are exactly `text`.
 
-        Tokenizers that mark spaces at the start of words drop one when they decode from the middle
-        of a text; there the text that the tokens *add* to those before them is compared.
+        Tokenizers that mark the starts of words drop a space when they decode from the middle of
+        a text; there the text that the tokens *add* to those before them is compared.
 
         Returns:
             None if they are, `NFC` if they are its Unicode normal form C (the normaliser that
             several tokenizers apply before training and serving alike), else what they decode to.
         """
         got = self.decode(encoded.ids[first:last])
+        if first and not self.seamless:
+            before, after = self.decode(encoded.ids[:first]), self.decode(encoded.ids[:last])
+            got = after.removeprefix(before) if after.startswith(before) else after
         if got == text:
             return None
-        if first:
-            before, after = self.decode(encoded.ids[:first]), self.decode(encoded.ids[:last])
-            if after == before + text:
-                return None
         return "NFC" if got == unicodedata.normalize("NFC", text) else got
 
 

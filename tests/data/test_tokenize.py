@@ -5,17 +5,21 @@ Mutations tried by hand (each makes tests here fail): weights shifted by one, jo
 control tokens of data encoded as tokens, end-of-text not appended, BOS added twice, truncation from the left.
 """
 
+import json
+import random
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import tokenize_all, tokenize_conversation
 from luthier.data.types import Conversation, Dropped, Example, RowRef, Segment
 from luthier.recipe.schema import DataSection
-from tests.support.tiny import CHATML, tiny_tokenizer
+from tests.support.tiny import CHATML, WORDS, tiny_tokenizer
 
 REF = RowRef("f.jsonl", 3)
 
@@ -272,40 +276,75 @@ def test_any_cut_leaves_a_trained_token_or_no_row(limit):
 # --- tokenizers that alter text -----------------------------------------------------------------------------------
 
 
-def metaspace_tokenizer(prepend):
-    """Like SentencePiece: spaces are marks; `always` puts one in front of every piece of text."""
-    letters = {character: k for k, character in enumerate("<s>|</s>|<unk>|▁|A|B|Q|a|b|c|:|\n|[|]".split("|"))}
-    backend = Tokenizer(models.WordPiece(letters, unk_token="<unk>", continuing_subword_prefix=""))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
-    backend.decoder = decoders.Metaspace(prepend_scheme=prepend)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-                                   chat_template="{% for m in messages %}{{ '[' + m['content'] + ']' }}{% if m['role'] == 'assistant' %}</s>{% endif %}{% endfor %}")  # fmt: skip
+def sentencepiece_like(kind, *, byte_fallback=True):
+    """As converted from SentencePiece: word-start marks, byte fallback; `kind` says where a mark is put in front.
+
+    `llama2` puts it by a normaliser in front of every piece of text, `first` and `always` by the
+    pre-tokenizer, `never` nowhere.
+    """
+    chooser = random.Random(0)
+    trained_on = Tokenizer(models.BPE())
+    trained_on.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    lines = [" ".join(chooser.choices(WORDS, k=12)) + " Q: A: [INST] [/INST] \n" for _ in range(100)]
+    trained_on.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=400, show_progress=False))
+    model = json.loads(trained_on.to_str())["model"]
+    fallback = [f"<0x{k:02X}>" for k in range(256)] if byte_fallback else []
+    vocab = {token: k for k, token in enumerate(["<unk>", *fallback, *model["vocab"]])}
+    merges = [tuple(pair) for pair in model["merges"]]
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=byte_fallback, fuse_unk=True))
+    if kind == "llama2":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+    strip = [decoders.Strip(" ", 1, 0)] if kind != "never" else []
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=(
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    ))  # fmt: skip
 
 
-def test_a_tokenizer_without_prefix_spaces_trains_the_answer_exactly():
-    tokenizer = metaspace_tokenizer("never")
-    got = run(pair("Q:", "a b"), tokenizer)
-    assert trained(got, tokenizer) == "a b</s>"
+def spelled_out(example, tokenizer):
+    """Text of the trained tokens from their names alone: no decoder that could drop a space."""
+    names = tokenizer.convert_ids_to_tokens([t for t, w in zip(example.ids, example.weights, strict=True) if w])
+    raw = b"".join(
+        bytes([int(name[3:5], 16)]) if re.fullmatch("<0x..>", name) else name.replace("▁", " ").encode()
+        for name in names
+    )
+    return raw.decode()
 
 
-def test_a_tokenizer_that_prefixes_a_space_trains_the_exact_answer_or_refuses():
-    for prepend in ("first", "always"):
-        tokenizer = metaspace_tokenizer(prepend)
-        for row in (pair("Q:", "a b"), pair("Q: ", "a b"), pair("Q:", " a b"), pair("", "a b")):
-            got = run(row, tokenizer)
-            if isinstance(got, Dropped):
-                assert got.reason == "unprovable" and "decode to" in got.detail
-            else:
-                before = tokenizer.decode([t for t, w in zip(got.ids, got.weights, strict=True) if not w])
-                assert tokenizer.decode(got.ids) in (
-                    before + row.completion + "</s>",
-                    row.prompt + row.completion + "</s>",
-                )
+SENTENCEPIECE = ["llama2", "first", "always", "never"]
+
+
+@pytest.mark.parametrize("kind", SENTENCEPIECE)
+@pytest.mark.parametrize(
+    "answers", [("people way", "man thing"), ("\npeople", "x\n\ny"), ("漢", "é"), ("a </s> b", "c")]
+)
+def test_chats_with_word_start_marks_train_exactly_the_turns(kind, answers):
+    tokenizer = sentencepiece_like(kind)
+    got = run(chat("time year", answers[0], "day", answers[1]), tokenizer)
+    assert isinstance(got, Example), got
+    assert spelled_out(got, tokenizer) == "".join(f" {answer}</s>" for answer in answers)
+    served = ChatTemplate(tokenizer).prompt_ids([{"role": "user", "content": "time year"}])
+    assert list(got.ids[: len(served)]) == served
+
+
+@pytest.mark.parametrize("kind", SENTENCEPIECE)
+@pytest.mark.parametrize("prompt", ["time:", "time ", "time\n", "Q:"])
+@pytest.mark.parametrize("answer", ["year", " year", "\nyear", "  year"])
+def test_prompt_and_completion_with_word_start_marks_neither_gain_nor_lose_a_space(kind, prompt, answer):
+    tokenizer = sentencepiece_like(kind)
+    got = run(pair(prompt, answer), tokenizer)
+    assert isinstance(got, Example), got
+    assert spelled_out(got, tokenizer) == f"{answer}</s>"
+    alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    assert list(got.ids[: len(alone)]) == alone
 
 
 def test_text_outside_the_vocabulary_is_refused_in_an_answer():
-    got = run(pair("Q:", "a Z"), metaspace_tokenizer("never"))
-    assert got.reason == "unprovable" and "<unk>" in got.detail
+    got = run(pair("Q:", "a 漢"), sentencepiece_like("never", byte_fallback=False))
+    assert got.reason == "unprovable" and "decode to" in got.detail
 
 
 def test_unicode_normalisation_by_the_tokenizer_is_noted():
