@@ -148,6 +148,13 @@ def _value_hint(annotation: Any, current: Any, document: Document, path: KeyPath
         if "true or false" in words and current.lower() in _YES_NO:
             meant = str(_YES_NO[current.lower()]).lower()
             return f"in YAML 1.2 `{current}` is text: write `{meant}`"
+        section = section_of(annotation)
+        if section is not None:
+            # `method: lora`, `data: {train: rows.jsonl}`: the text is the one key that says what it is.
+            required = [name for name, field in section.model_fields.items() if field.is_required()]
+            key = next(iter([*required, *(["name"] if "name" in section.model_fields else [])]), None)
+            one = f"{{{key}: {current}}}"
+            return (f"write [{one}]" if words.startswith("a list of") else f"write {one}") if key else None
         if words.startswith("a list of") and current in choices(annotation):
             return f"write it as a list: [{current}]"
         close = near(current, choices(annotation))

@@ -176,6 +176,10 @@ def test_keys_that_are_equally_near_are_all_named():
         ("train: {report_to: wandb}", 20, 'a list of "tensorboard" | "wandb"', "write it as a list: [wandb]"),
         ("train: {report_to: [wandb, wandbb]}", 28, "one of", 'did you mean "wandb"?'),
         ("train: {warmup_ratio: 1.0}", 23, "a number >= 0 and < 1 (default 0.03); got 1.0", None),
+        ("method: lora", 9, "must be a mapping", "write {name: lora}"),
+        ("train: fast", 8, "must be a mapping", None),
+        ("evaluate: {tasks: [gsm8k]}", 20, "must be a mapping", "write {name: gsm8k}"),
+        ("evaluate: {tasks: gsm8k}", 19, "must be a list of mappings", "write [{name: gsm8k}]"),
         ("train: 3", 8, "must be a mapping; got 3", None),
         ("name: 12", 7, "text or null (default null); got 12", 'quote it: "12"'),
         ("name: 1e5", 7, "got 100000.0", 'quote it: "1e5"'),
@@ -266,3 +270,9 @@ def test_a_mapping_is_checked_like_a_file_and_paths_and_tuples_are_welcome(work)
         )
     assert all(problem.file == "api" and problem.line is None for problem in caught.value.problems)
     assert len(caught.value.problems) == 5
+
+
+def test_a_path_or_a_model_name_in_place_of_its_section_shows_how_to_write_it():
+    found = problems_of("model: org/name\ndata: {train: rows.jsonl}\noutput_dir: x\n", base=False)
+    assert [problem.hint for problem in found] == ["write {name_or_path: org/name}", "write [{path: rows.jsonl}]"]
+    assert problem_of(BASE.replace("{path: rows.jsonl}", "rows.jsonl"), base=False).hint == "write {path: rows.jsonl}"
