@@ -97,7 +97,7 @@ class Encoder:
 
     @cached_property
     def seamless(self) -> bool:
-        """Whether pieces can be encoded and decoded by themselves: no space is put in front of a text or dropped there."""
+        """Whether pieces encode and decode by themselves: no space is put in front of a text or dropped there."""
         probe = " a b  c"
         ids = self.tokenizer(probe, add_special_tokens=False)["input_ids"]
         return all(self.decode(ids[:k]) + self.decode(ids[k:]) == probe for k in range(len(ids) + 1))
