@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.generation.cache import Group, Prefix, joined, new_cache
+from luthier.generation.cache import Group, Prefix, joined, loses_rows, new_cache
 from luthier.generation.decode import extend, find_stop
 
 __all__ = ["Batch", "grouped"]
@@ -64,14 +64,17 @@ class Batch:
         limit = self.width + max_new_tokens
         self._read()
         on_tokens(len(self.rows), 1)
+        leaving = loses_rows(self.cache)
+        segment = SEGMENT_TOKENS if leaving else max_new_tokens
         while True:
             done = self._finished(full=self.ids.shape[1] >= limit)
-            yield from done.values()
-            self._drop(set(done))
+            if leaving or len(done) == len(self.rows):
+                yield from done.values()
+                self._drop(set(done))
             if not self.rows:
                 return
             before = self.ids.shape[1]
-            step = min(SEGMENT_TOKENS, limit - before)
+            step = min(segment, limit - before)
             self.ids = extend(self.inner, self.ids, self.mask, self.cache, self.config, new_tokens=step)
             grown = self.ids.shape[1] - before
             self.mask = torch.nn.functional.pad(self.mask, (0, grown), value=1)
@@ -81,18 +84,18 @@ class Batch:
         """Compute the prompts' keys and values and the first token of every answer."""
         shared = len(self.prefix.ids) if self.prefix else 0
         own = [len(prompt) - shared for prompt in self.prompts]
-        _, simple = new_cache(self.inner.config)
+        _, simple = new_cache(self.inner)
         spans = grouped(own, floor=GROUP_TOKENS.get(self.inner.device.type, 256)) if simple else [(0, len(own))]
         groups, tokens = [], []
         for start, end in spans:
             prompts = self.prompts[start:end]
             ids, mask = self._laid_out(prompts, shared, max(map(len, prompts)))
-            cache = self.prefix.expanded(len(prompts)) if self.prefix else new_cache(self.inner.config)[0]
+            cache = self.prefix.expanded(len(prompts)) if self.prefix else new_cache(self.inner)[0]
             tokens.append(extend(self.inner, ids, mask, cache, self.config, new_tokens=1)[:, -1:])
             groups.append(Group(cache, ids.shape[1]))
         self.cache = groups[0].cache
         if len(groups) > 1:
-            self.cache = joined(groups, self.inner.config, shared=shared, width=self.width)
+            self.cache = joined(groups, self.inner, shared=shared, width=self.width)
         ids, mask = self._laid_out(self.prompts, shared, self.width)
         self.ids = torch.cat([ids, torch.cat(tokens)], dim=1)
         self.mask = torch.nn.functional.pad(mask, (0, 1), value=1)

@@ -16,15 +16,16 @@ Legend: B rows, H key/value heads, L columns, D head size.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-__all__ = ["Group", "Prefix", "RoomyLayer", "joined", "new_cache"]
+__all__ = ["Group", "Prefix", "RoomyLayer", "joined", "loses_rows", "new_cache"]
 
 # Columns of room behind the last token: everything is copied once per so many tokens.
 ROOM_COLUMNS = 64
@@ -84,22 +85,33 @@ class Group:
     columns: int
 
 
-def new_cache(config: Any) -> tuple[Any, bool]:
-    """An empty cache for a model, and whether it is of the kind this module can cut and join."""
-    cache = DynamicCache(config=config)
+def new_cache(inner: Any) -> tuple[Any, bool]:
+    """An empty cache for a model, and whether it is of the kind this module can cut and join.
+
+    The cache is None for models that keep their state in some other way (Mamba).
+    """
+    if "past_key_values" not in inspect.signature(inner.forward).parameters:
+        return None, False
+    cache = DynamicCache(config=inner.config)
     simple = bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
     if simple:
         cache.layers = [RoomyLayer() for _ in cache.layers]
     return cache, simple
 
 
-def joined(groups: Sequence[Group], config: Any, *, shared: int, width: int) -> Any:
+def loses_rows(cache: Any) -> bool:
+    """Whether finished rows can leave a cache: not where a layer also keeps a recurrent state, which stays as it is."""
+    kinds = (DynamicLayer, RoomyLayer, DynamicSlidingWindowLayer)
+    return cache is not None and all(type(layer) in kinds for layer in cache.layers)
+
+
+def joined(groups: Sequence[Group], inner: Any, *, shared: int, width: int) -> Any:
     """One cache of `width` columns for the rows of all groups.
 
     The first `shared` columns of a group stay on the left, the others move to the right; the columns
     between are padding, whose keys and values are 0 and masked.
     """
-    cache, _ = new_cache(config)
+    cache, _ = new_cache(inner)
     for index, layer in enumerate(cache.layers):
         keys = [_spread(group.cache.layers[index].keys, group.columns, shared, width) for group in groups]
         values = [_spread(group.cache.layers[index].values, group.columns, shared, width) for group in groups]

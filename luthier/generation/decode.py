@@ -73,7 +73,8 @@ def extend(inner: Any, ids: Tensor, mask: Tensor, cache: Any, config: Any, *, ne
         inner: From `ready_to_generate`.
         ids: (B, L) prompts, and what was generated so far.
         mask: (B, L) 1 for tokens, 0 for padding; positions count the ones, wherever the padding is.
-        cache: Keys and values of the first columns of `ids` (at most L - 1); extended in place.
+        cache: Keys and values of the first columns of `ids` (at most L - 1), extended in place; or None for
+            models without such a cache, which read all of `ids` again.
         config: From `settings`.
         new_tokens: Fewer come back only when every row has met a stop token.
 
@@ -81,9 +82,8 @@ def extend(inner: Any, ids: Tensor, mask: Tensor, cache: Any, config: Any, *, ne
         (B, L + n) ids.
     """
     config.max_new_tokens = new_tokens
-    sequences: Tensor = inner.generate(
-        input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config
-    )
+    kept = {} if cache is None else {"past_key_values": cache}
+    sequences: Tensor = inner.generate(input_ids=ids, attention_mask=mask, generation_config=config, **kept)
     return sequences
 
 

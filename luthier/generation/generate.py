@@ -172,7 +172,7 @@ def _shared_prefix(inner: Any, prompts: Sequence[Sequence[int]]) -> Prefix | Non
     first = prompts[0]
     length = min(_common(first, other) for other in prompts[1:])
     length = min(length, min(map(len, prompts)) - 1)  # every row keeps a token of its own to continue from
-    cache, simple = new_cache(inner.config)
+    cache, simple = new_cache(inner)
     if length < MIN_SHARED_TOKENS or not simple:
         return None
     ids = torch.tensor([list(first[:length])], dtype=torch.long, device=inner.device)

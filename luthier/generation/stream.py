@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from luthier.generation.decode import context_length, extend, memory_errors, ready_to_generate, settings
+from luthier.generation.cache import new_cache
+from luthier.generation.decode import context_length, extend, inner_model, memory_errors, ready_to_generate, settings
 from luthier.runtime.errors import RecipeError
 
 __all__ = ["stream"]
@@ -41,19 +42,16 @@ def stream(
         RecipeError: an empty prompt, one that fills the model, or settings out of range.
         OutOfMemory: with the setting to lower.
     """
-    from transformers import DynamicCache
-
     room = _room(model, ids, max_new_tokens, temperature, top_p)
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {}
     config = settings(stop_ids=stop_ids, pad_id=stop_ids[0] if stop_ids else 0, **sampling)
     answer: list[int] = []
     text = ""
     inner_ids = torch.tensor([list(ids)], dtype=torch.long)
-    cache: Any = None
+    cache, _ = new_cache(inner_model(model))
     while len(answer) < room:
         # State is put back between tokens: the caller may do anything while it holds a piece.
         with torch.no_grad(), ready_to_generate(model) as inner, memory_errors("answering", hint="ask for less"):
-            cache = cache if cache is not None else DynamicCache(config=inner.config)
             inner_ids = inner_ids.to(inner.device)
             inner_ids = extend(inner, inner_ids, torch.ones_like(inner_ids), cache, config, new_tokens=1)
         token = int(inner_ids[0, -1])
