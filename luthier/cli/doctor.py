@@ -14,9 +14,11 @@ def doctor(as_json: JsonOption = False) -> None:
     if as_json:
         emit_json({"ok": all(check.ok for check in checks), "checks": [check.to_json() for check in checks]})
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("", "what", "found", "fix", box=None, pad_edge=False)
     for check in checks:
-        table.add_row("[green]ok[/]" if check.ok else "[red]no[/]", check.name, check.found, "" if check.ok else check.fix)
+        state = "[green]ok[/]" if check.ok else "[red]no[/]"
+        table.add_row(state, escape(check.name), escape(check.found), "" if check.ok else escape(check.fix))
     show(table)
