@@ -36,7 +36,7 @@ def number(value: float, digits: int = 3) -> str:
     size = abs(value)
     if size >= 10_000:
         return f"{value:,.0f}"
-    if size < 1e-3:
+    if size < 1e-4:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
