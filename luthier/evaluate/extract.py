@@ -7,6 +7,7 @@ text for numbers and within `PATTERN_SECONDS` for patterns, whatever the text an
 from __future__ import annotations
 
 import re
+from collections import deque
 from fractions import Fraction
 from typing import Any
 
@@ -72,7 +73,7 @@ def last_number(text: str) -> Number | None:
     count: `$1,234.50.` is 1234.5 and `50%` is 50. `-` is a sign unless a word, a number or a closing
     bracket stands before it (`10-3` ends in 3). `3/4` without spaces is a fraction, `1/2/2024` is not.
     """
-    matches = list(_NUMBER.finditer(text))
+    matches = list(deque(_NUMBER.finditer(text), maxlen=2))
     if not matches:
         return None
     last = matches[-1]

@@ -114,7 +114,8 @@ def paired_means(
 
 def verdict(test: PairedTest, *, confidence: float, higher_is_better: bool) -> Verdict:
     """`better` or `worse` only when the test is significant at 1 - confidence and the interval excludes 0."""
-    if test.p_value >= 1.0 - confidence or test.interval.low <= 0.0 <= test.interval.high:
+    level = round(1.0 - confidence, 12)  # 1 - 0.95 is a little more than 0.05
+    if test.p_value >= level or test.interval.low <= 0.0 <= test.interval.high:
         return "no evidence"
     return "better" if (test.interval.low > 0.0) == higher_is_better else "worse"
 
@@ -150,27 +151,28 @@ def _bootstrap(data: tuple[Any, ...], statistic: Any, point: float, confidence: 
     from scipy.stats import DegenerateDataWarning, bootstrap
 
     n = len(data[0])
-    if n < 2:
+    # Rows that are all alike (or one row) have no spread to resample.
+    if n < 2 or np.ptp(data[0] / data[1]) == 0.0:
         return Interval(point, point)
 
     def interval(method: str) -> Interval:
-        with warnings.catch_warnings():
-            # Rows that are all alike: answered below by the percentile method.
-            warnings.simplefilter("ignore", DegenerateDataWarning)
-            result = bootstrap(
-                data,
-                statistic,
-                paired=True,
-                vectorized=True,
-                method=method,
-                confidence_level=confidence,
-                n_resamples=RESAMPLES,
-                batch=_batch(n),
-                rng=np.random.default_rng(SEED),
-            )
+        result = bootstrap(
+            data,
+            statistic,
+            paired=True,
+            vectorized=True,
+            method=method,
+            confidence_level=confidence,
+            n_resamples=RESAMPLES,
+            batch=_batch(n),
+            rng=np.random.default_rng(SEED),
+        )
         return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
 
-    found = interval("BCa")
+    with warnings.catch_warnings():
+        # Few rows can leave BCa without an answer; the percentile method always has one.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = interval("BCa")
     return found if math.isfinite(found.low) and math.isfinite(found.high) else interval("percentile")
 
 
