@@ -84,7 +84,7 @@ def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
         model,
         session.tokenizer,
         [load_task(task) for task in recipe.evaluate.tasks],
-        batch_size=session.recipe.evaluate.batch_size,
+        batch_size=recipe.evaluate.batch_size,
         confidence=recipe.evaluate.confidence,
         template_kwargs=recipe.model.chat_template_kwargs,
         control_tokens=recipe.data.control_tokens,

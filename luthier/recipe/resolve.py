@@ -34,7 +34,7 @@ __all__ = ["Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolve
 _REFERENCE_RATE, _REFERENCE_PARAMETERS = 2e-5, 7e9
 _FULL_RATES, _LORA_RATES = (1e-5, 3e-4), (1e-4, 1e-3)
 _LORA_FACTOR = 10.0
-_GENERATION_BATCH = {"cpu": 16, "cuda": 64, "mps": 16}
+_GENERATION_BATCH = {"cpu": 64, "cuda": 256, "mps": 64}
 _EVENTS_PER_RUN = 10
 
 
@@ -115,16 +115,18 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
         facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
     )
     _memory(values, facts)
-    every = max(1, steps // _EVENTS_PER_RUN)
+    every = max(1, math.ceil(steps / _EVENTS_PER_RUN))
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
     often = (
-        f"{_EVENTS_PER_RUN} times in {steps:,} steps" if steps >= _EVENTS_PER_RUN else f"after each of {steps} steps"
+        f"at most {_EVENTS_PER_RUN} times in {steps:,} steps"
+        if steps > _EVENTS_PER_RUN
+        else f"after each of {steps} steps"
     )
     values.fill("train.eval_steps", every if validates else None, often if validates else "there is no validation data")
     values.fill("train.save_steps", every, often)
     batch = _GENERATION_BATCH.get(facts.device_type, _GENERATION_BATCH["cpu"])
-    values.fill("evaluate.batch_size", batch, f"prompts at once on {facts.device_type}; changes no answer")
+    values.fill("evaluate.batch_size", batch, f"most prompts at once on {facts.device_type}, fewer where memory is short")
     return Resolved(recipe=values.recipe, derived=tuple(values.derived))
 
 

@@ -195,6 +195,7 @@ def test_eval_and_save_ten_times_in_a_run():
     assert resolved().recipe.train.eval_steps is None
     assert resolved().recipe.train.save_steps == 3
     assert resolved("train: {max_steps: 5}\n", base=HELD_OUT).recipe.train.eval_steps == 1
+    assert resolved("train: {max_steps: 14}\n", base=HELD_OUT).recipe.train.eval_steps == 2  # 7 times, not 14
     assert resolved("train: {num_train_epochs: 10}\n", base=HELD_OUT).recipe.train.eval_steps == 30
 
 
@@ -210,8 +211,8 @@ def test_recompute_only_when_the_step_cannot_fit():
 
 
 def test_generation_batch():
-    assert resolved().recipe.evaluate.batch_size == 16
-    assert resolved(device_type="cuda").recipe.evaluate.batch_size == 64
+    assert resolved().recipe.evaluate.batch_size == 64
+    assert resolved(device_type="cuda").recipe.evaluate.batch_size == 256
 
 
 # -- the resolved recipe as text
