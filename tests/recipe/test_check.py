@@ -165,6 +165,17 @@ def test_paths_that_may_be_hub_ids(path):
     assert looks_local(path)
 
 
+def test_a_saved_data_set_in_a_folder_has_splits_but_no_configurations():
+    Path("saved").mkdir()
+    load(BASE.replace("{path: rows.jsonl}", "{path: saved, split: test}"), base=False)
+    assert problem_of(BASE.replace("{path: rows.jsonl}", "{path: saved, name: x}"), base=False).code == "C111"
+
+
+def test_a_slip_beside_a_folder_is_a_missing_file_and_no_hub_id():
+    Path("data").mkdir()
+    assert problem_of(BASE.replace("rows.jsonl", "data/tickets"), base=False).code == "C130"
+
+
 def test_a_missing_file_names_the_absolute_path_and_what_is_near(work):
     problem = problem_of(BASE.replace("rows.jsonl", "row.jsonl"), base=False)
     assert (problem.code, problem.line, problem.column) == ("C130", 2, 23)

@@ -53,6 +53,10 @@ def test_a_whole_section_can_be_set():
     assert load("train: {seed: 1}\n", "train={max_steps: 5}").train.model_fields_set == {"max_steps"}
 
 
+def test_what_is_wrong_inside_a_set_section_stands_on_the_command_line():
+    assert problem_of("train: {seed: 1}\n", "train={seed: x}").where() == "command line: train={seed: x}"
+
+
 def test_leading_dashes_are_allowed():
     assert load("", "--train.seed=3").train.seed == 3
 

@@ -244,6 +244,10 @@ def test_bombs_fail_within_two_seconds(text):
     assert all(len(problem.render()) < 1_500 for problem in found)
 
 
+def test_an_alias_inside_itself_is_called_that():
+    assert "*a contains itself" in problem_of("name: &a {b: [*a]}\n").message
+
+
 def test_an_honest_alias_is_expanded_and_its_errors_stand_where_the_value_stands():
     recipe = load("""\
         evaluate:
