@@ -126,7 +126,8 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     values.fill("train.eval_steps", every if validates else None, often if validates else "there is no validation data")
     values.fill("train.save_steps", every, often)
     batch = _GENERATION_BATCH.get(facts.device_type, _GENERATION_BATCH["cpu"])
-    values.fill("evaluate.batch_size", batch, f"most prompts at once on {facts.device_type}, fewer where memory is short")
+    most = f"most prompts at once on {facts.device_type}, fewer where memory is short"
+    values.fill("evaluate.batch_size", batch, most)
     return Resolved(recipe=values.recipe, derived=tuple(values.derived))
 
 
