@@ -94,6 +94,17 @@ def test_half_one_format_and_half_another_is_not_guessed(tmp_path: Path) -> None
     assert problem.code == "D210"
 
 
+def test_half_the_rows_are_not_enough_for_a_verdict(tmp_path: Path) -> None:
+    (problem,) = problems(write(tmp_path / "a.jsonl", [CHAT, {"x": "1"}] * 3))
+    assert problem.code == "D210"
+    assert "no known format" in problem.message
+
+
+def test_a_bad_row_does_not_hide_the_shape_of_the_others(tmp_path: Path) -> None:
+    rows = [{"messages": SHAREGPT["conversations"]}] * 3 + [{"messages": 3}]
+    assert [(p.line, p.code) for p in problems(write(tmp_path / "a.jsonl", rows))] == [(4, "D207")]
+
+
 def test_bad_rows_among_good_ones_do_not_change_the_verdict(tmp_path: Path) -> None:
     found = problems(write(tmp_path / "a.jsonl", [{"messages": "x"}, CHAT, CHAT]))
     assert [(p.line, p.code) for p in found] == [(1, "D207")]

@@ -100,11 +100,16 @@ def test_a_split_that_leaves_one_side_empty_is_an_error(count: int, fraction: fl
     assert caught.value.problems[0].code == "D215"
 
 
-def test_max_rows_never_divides_copies() -> None:
+def test_max_rows_never_divides_copies_and_counts_them() -> None:
     copies = [row("same", line) for line in range(1, 6)] + rows(200)
-    for limit in range(1, 30):
-        train, validation = split_validation(copies, ValidationSection(fraction=0.5, max_rows=limit), seed=0)
-        assert ("same" in texts(train)) != ("same" in texts(validation))
+    held_out = 0
+    for seed in range(6):
+        for limit in (5, 20, 40, 80):
+            train, validation = split_validation(copies, ValidationSection(fraction=0.5, max_rows=limit), seed=seed)
+            assert len(validation) <= limit
+            assert ("same" in texts(train)) != ("same" in texts(validation))
+            held_out += "same" in texts(validation)
+    assert held_out > 0
 
 
 def test_duplicates_and_overlap_are_counted() -> None:
