@@ -99,11 +99,11 @@ def parse_at(text: str, start: int) -> tuple[Any, int]:
         raise _find_fault(text, start) from error
     piece_is_whole = start == 0 and end == len(text)
     piece = text if piece_is_whole else text[start:end]
+    if piece.count("[") + piece.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise _find_fault(text, start)
     if "\\u0000" in piece and _NUL.search(piece):
         raise _find_fault(text, start)
     if "\\u" in piece and _SURROGATE.search(piece) and not _encodable(value):
-        raise _find_fault(text, start)
-    if piece.count("[") + piece.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise _find_fault(text, start)
     return value, end
 
