@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,10 @@ from typing import Any
 
 from luthier.runtime.errors import DataError, Problem
 
-__all__ = ["Encoded", "Encoder", "Interval"]
+__all__ = ["LONG_PREFIX", "Encoded", "Encoder", "Interval"]
+
+LONG_PREFIX = 8_000
+"""Characters up to which a prompt is always encoded as a whole."""
 
 Interval = tuple[int, int]
 """Half-open range of characters."""
@@ -159,7 +163,7 @@ class Encoder:
         for start in starts:
             if start <= base:
                 continue
-            before = self._piece(text, base, start, literals)
+            before = self._before(text, base, start, literals, whole)
             if whole.ids[: len(before.ids)] != before.ids:
                 ids += before.ids
                 ends += before.ends
@@ -167,6 +171,23 @@ class Encoder:
                 base = start
                 whole = self._piece(text, base, len(text), literals)
         return Encoded(ids + whole.ids, ends + whole.ends), cuts
+
+    def _before(self, text: str, base: int, start: int, literals: Sequence[Interval], whole: Encoded) -> Encoded:
+        """Tokens of text[base:start] alone.
+
+        Encoding every prefix of a long conversation would take the square of its length. Added
+        tokens split a text before anything else happens to it, so far into a text only the part
+        behind the last of them is encoded anew; what stands before it is as in `whole`.
+        """
+        anchor = base
+        if self.seamless and start - base > LONG_PREFIX:
+            matches = self.added_pattern.finditer(text, max(base, start - LONG_PREFIX), start)
+            anchor = max((m.end() for m in matches if m.span() not in literals), default=base)
+        if anchor == base:
+            return self._piece(text, base, start, literals)
+        known = bisect_right(whole.ends, anchor)
+        rest = self._piece(text, anchor, start, literals)
+        return Encoded(whole.ids[:known] + rest.ids, whole.ends[:known] + rest.ends)
 
     def _piece(self, text: str, start: int, end: int, literals: Sequence[Interval]) -> Encoded:
         inside = [(a - start, b - start) for a, b in literals if a >= start and b <= end]

@@ -6,7 +6,9 @@ token appears that the data merely spells, and the row begins with at most one B
 
 Policies, by kind of row:
 
-- chat: the rendering is encoded as it stands; BOS is the template's business, as on a server.
+- chat: the rendering is encoded as it stands; BOS is the template's business, as on a server. A
+  template that writes none for a tokenizer that adds one to plain text is noted, not mended: servers
+  (transformers, vLLM) send such prompts without a BOS, and training must see what is served.
 - prompt_completion, text: the tokenizer's own BOS in front if it has one, the end-of-text token
   behind, trained. The completion starts a piece of its own, as in serving.
 - segments: as prompt_completion, but control tokens in them are the row's own template and stay
@@ -28,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.data.encode import Encoded, Encoder, Interval
+from luthier.data.encode import LONG_PREFIX, Encoded, Encoder, Interval
 from luthier.data.mask import Unprovable, prove
 from luthier.data.template import ChatTemplate
 from luthier.data.types import Conversation, Dropped, Example
@@ -100,7 +102,7 @@ def _texts(plans: Sequence[_Plan | Dropped]) -> Iterator[str]:
     for plan in plans:
         if isinstance(plan, _Plan) and not plan.literals:
             yield plan.text
-            yield from (plan.text[:start] for start in plan.starts)
+            yield from (plan.text[:start] for start in plan.starts if start <= LONG_PREFIX)
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -129,6 +131,8 @@ def _plan_chat(conversation: Conversation, template: ChatTemplate, section: Data
     literals = proof.literals if section.control_tokens == "text" else []
     if proof.literals:
         notes.append("control tokens in the data kept as text" if literals else "control tokens in the data allowed")
+    if template.encoder.default_prefix and not proof.text.startswith(template.tokenizer.bos_token or "\0"):
+        notes.append("template writes no BOS token, though the tokenizer adds one to plain text")
     return _Plan(
         text=proof.text, starts=proof.starts, literals=literals, weights=proof.weights, notes=notes,
         turns=[(turn.start, turn.end) for turn in proof.turns],

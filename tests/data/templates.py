@@ -30,7 +30,12 @@ def shipped_templates() -> dict[str, str]:
 
 def tokenizer_for(source: str):
     """The tiny tokenizer with the control tokens that a template names."""
-    tokenizer = tiny_tokenizer(chat_template=source)
+    return with_template(tiny_tokenizer(), source)
+
+
+def with_template(tokenizer, source: str):
+    """The tokenizer, changed: this template, and the control tokens that it names."""
+    tokenizer.chat_template = source
     own = sorted(set(_CONTROL.findall(source)))
     if "bos_token" in source:
         tokenizer.add_special_tokens({"bos_token": "<bos>"})

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from luthier.data.sandbox import BoundedTemplate, TemplateFailure, TemplateLimit
 from luthier.data.template import ChatTemplate
+from luthier.data.tokenize import tokenize_conversation
+from luthier.data.types import Conversation, RowRef
+from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError
 from tests.data.templates import shipped_templates, tokenizer_for
 from tests.support.tiny import CHATML, tiny_tokenizer
@@ -149,6 +152,32 @@ def test_prompt_ids_are_those_of_transformers_when_no_answer_starts_with_white_s
     messages = [{"role": "assistant" if k % 2 else "user", "content": c.strip()} for k, c in enumerate(contents)]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"]
     assert ChatTemplate(tokenizer).prompt_ids(messages) == expected
+
+
+def test_prompts_are_those_of_training_after_the_tokenizer_is_saved_and_loaded(tmp_path):
+    """B27: twenty conversations with system messages, tools and several turns."""
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer_for(shipped_templates()["qwen2_5"])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    section = DataSection(train=[{"path": "x"}], max_length=10_000)
+    for k in range(20):
+        messages = [{"role": "system", "content": f"S {k}"}] if k % 2 else []
+        for turn in range(1 + k % 4):
+            messages.append({"role": "user", "content": f"{turn} question {k}" + "<|im_end|>" * (k % 3 == 0)})
+            if k % 5 == 0:
+                messages += [
+                    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                    {"role": "tool", "content": "2"},
+                ]
+            messages.append({"role": "assistant", "content": f"\nanswer {k}" if k % 7 == 0 else f"answer {k}"})
+        tools = TOOLS if k % 5 == 0 else None
+        row = Conversation(kind="chat", ref=RowRef("f", k), messages=messages, tools=tools)
+        trained = tokenize_conversation(row, ChatTemplate(tokenizer), section=section)
+        for template in (ChatTemplate(tokenizer), ChatTemplate(loaded)):
+            served = template.prompt_ids(messages[:-1], tools)
+            assert list(trained.ids[: len(served)]) == served and trained.weights[len(served)] == 1.0
 
 
 def test_control_tokens_in_messages_are_text_unless_allowed_and_can_be_refused():

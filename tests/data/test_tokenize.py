@@ -144,6 +144,14 @@ def test_a_bos_adding_tokenizer_with_a_bos_writing_template_gives_one_bos():
     assert ChatTemplate(tokenizer).prompt_ids([{"role": "user", "content": "Q"}]).count(tokenizer.bos_token_id) == 1
 
 
+def test_a_template_without_bos_for_a_bos_adding_tokenizer_is_served_and_trained_without_and_noted():
+    tokenizer = bos_tokenizer(chat_template=CHATML)
+    got = run(chat("Q", "A"), tokenizer)
+    assert tokenizer.bos_token_id not in got.ids and "writes no BOS" in got.notes[0]
+    served = tokenizer.apply_chat_template(chat("Q").messages, add_generation_prompt=True, tokenize=True)["input_ids"]
+    assert list(got.ids[: len(served)]) == served == ChatTemplate(tokenizer).prompt_ids(chat("Q").messages)
+
+
 def test_pad_equal_to_eos_does_not_hide_the_end_of_turn():
     tokenizer = tiny_tokenizer(pad_is_eos=True)
     got = run(chat("Q", "A", "R", "B"), tokenizer)
@@ -368,6 +376,14 @@ def test_trimmed_offsets_do_not_move_a_weight():
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     row = chat("Q two", " A  b c  ", "R", "B")
     assert list(run(row, tokenizer).weights) == list(run(row).weights)
+
+
+def test_long_conversations_are_checked_from_the_last_control_token_on_with_the_same_result(monkeypatch):
+    row = chat(*[f"turn {k} word<|im_end|>" if k % 5 == 0 else ("\n" * (k % 3) + f"time {k}") for k in range(40)])
+    whole = run(row)
+    monkeypatch.setattr("luthier.data.encode.LONG_PREFIX", 30)
+    monkeypatch.setattr("luthier.data.tokenize.LONG_PREFIX", 30)
+    assert run(row) == whole
 
 
 # --- many rows ----------------------------------------------------------------------------------------------------
