@@ -260,6 +260,14 @@ def test_a_template_without_a_terminator_is_refused_even_if_the_answer_ends_with
     assert got.reason == "unprovable"
 
 
+def test_an_answer_that_ends_with_an_added_token_does_not_stand_in_for_the_terminator():
+    bare = own("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '\n' }}{% endfor %}"
+               "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")  # fmt: skip
+    bare.tokenizer.add_tokens(["</think>"])
+    got = run([user("Q"), assistant("hm</think>")], bare)
+    assert isinstance(got, Dropped) and "never learn to stop" in got.detail
+
+
 def test_a_terminator_that_is_no_token_is_refused():
     got = run([user("Q"), assistant("A")], own(CHATML.replace("<|im_end|>", "<|over|>")))
     assert got.reason == "unprovable" and "<|over|>" in got.detail
