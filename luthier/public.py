@@ -55,9 +55,7 @@ def train(
     return run_recipe(load_recipe(recipe, overrides), only=("data", "train"), restart=restart)
 
 
-def plan(
-    recipe: str | Path | Mapping[str, Any] | Recipe, *, dtype_bytes: int = 4, tokens: int = 1024
-) -> MemoryPlan:
+def plan(recipe: str | Path | Mapping[str, Any] | Recipe, *, dtype_bytes: int = 4, tokens: int = 1024) -> MemoryPlan:
     """Memory of one training step with micro-batches of `tokens` tokens; loads no weights."""
     from luthier.model.locate import locate_model
     from luthier.plan.memory import plan_memory

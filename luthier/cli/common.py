@@ -46,7 +46,9 @@ def split_overrides(arguments: list[str]) -> list[str]:
             overrides.append(f"{name}={rest.pop(0)}")
         else:
             problems.append(
-                Problem(code="C120", message=f"`{argument}` is no override", hint="write key.sub=value or --key.sub value")
+                Problem(
+                    code="C120", message=f"`{argument}` is no override", hint="write key.sub=value or --key.sub value"
+                )
             )
     if problems:
         raise RecipeError(problems=problems)

@@ -13,7 +13,9 @@ from luthier.cli.output import emit_json, show
 
 def compare(
     first: Annotated[Path, typer.Argument(help="Run folder, or a file with scores.")],
-    second: Annotated[Path | None, typer.Argument(help="Another run folder or file; without it: base against tuned.")] = None,
+    second: Annotated[
+        Path | None, typer.Argument(help="Another run folder or file; without it: base against tuned.")
+    ] = None,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.", min=0.5, max=0.999)] = 0.95,
     rows: Annotated[int, typer.Option("--rows", "-n", help="Changed rows to show.", min=0)] = 3,
     as_json: JsonOption = False,

@@ -22,7 +22,7 @@ def show_rows(
     packed: Annotated[bool, typer.Option("--packed", help="Show packs instead of rows.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tokens coloured by what they are: trained, context, special. --json: ids, labels, positions, documents, reasons."""
+    """Tokens coloured: trained, context, special. --json: ids, labels, positions, documents, reasons."""
     from luthier.data.show import packed_records, row_records, row_text
 
     session = _session(recipe, overrides)
@@ -37,7 +37,7 @@ def show_rows(
         return
     for record in records:
         show(row_text(record, session.tokenizer))
-    show("[bold green]trained[/]  context  [dim cyan]special[/]: what is trained decodes to the answers, end-of-turn included")
+    show("[bold green]trained[/]  context  [dim cyan]special[/]: trained tokens are the answers and their end-of-turn")
 
 
 @app.command("check", context_settings=OVERRIDES)
@@ -55,12 +55,15 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]
     lines += [
-        f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, {manifest['validation_rows']:,} to validate",
+        f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, "
+        f"{manifest['validation_rows']:,} to validate",
         f"{manifest['tokens']:,} tokens, {manifest['trained_tokens']:,} trained ({manifest['trained_fraction']:.1%})",
-        f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, {lengths['max']} longest",
+        f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
+        f"{lengths['max']} longest",
         f"{manifest['packs']:,} sequences, {manifest['pack_efficiency']:.1%} full",
         f"masks proven: {manifest['mask_proof']['turns']:,} turns in {manifest['mask_proof']['rows']:,} rows",
-        f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: {manifest['train_validation_overlap']:,}",
+        f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
+        f"{manifest['train_validation_overlap']:,}",
     ]
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
@@ -68,11 +71,10 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def _session(recipe: Any, overrides: list[str] | None) -> Any:
-    import tempfile
     from pathlib import Path
 
     from luthier.pipeline.session import Session
     from luthier.runs.folder import RunFolder
 
     loaded = load_with_overrides(recipe, overrides)
-    return Session(loaded.recipe, RunFolder(Path(tempfile.mkdtemp(prefix="luthier-data-"))))
+    return Session(loaded.recipe, RunFolder(Path(loaded.recipe.output_dir)))

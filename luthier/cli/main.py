@@ -28,6 +28,7 @@ class UsageProblem(Protocol):
     def show(self, file: IO[str] | None = None) -> None:
         """Print usage and message."""
 
+
 app = typer.Typer(
     name="luthier",
     help="From raw examples to a fine-tuned, proven, served language model.",
@@ -71,7 +72,9 @@ def main() -> None:
     except MemoryError as error:
         sys.exit(_report(OutOfMemory(message=f"the machine's memory ran out: {error}", code="R750"), arguments, debug))
     except OSError as error:
-        problem = EnvironmentProblem(message=f"{error.strerror or error}: {error.filename or 'no file named'}", code="R751")
+        problem = EnvironmentProblem(
+            message=f"{error.strerror or error}: {error.filename or 'no file named'}", code="R751"
+        )
         sys.exit(_report(problem, arguments, debug))
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")

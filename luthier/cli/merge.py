@@ -19,6 +19,8 @@ def merge(folder: Annotated[Path, typer.Argument(help="Run folder.")], as_json: 
 
     recipe = recipe_of_run(folder)
     forced = recipe.model_copy(update={"export": recipe.export.model_copy(update={"merge": True})})
-    result = run_recipe(forced, recipe_text=(folder / "recipe.yaml").read_text("utf-8"), only=("merge",), command=sys.argv)
+    result = run_recipe(
+        forced, recipe_text=(folder / "recipe.yaml").read_text("utf-8"), only=("merge",), command=sys.argv
+    )
     if as_json:
         emit_json(result.stages["merge"])

@@ -41,8 +41,12 @@ def plan(
     for part in ("weights", "gradients", "optimizer", "masters"):
         table.add_row(part, f"{getattr(result, part) / 2**20:,.0f}", exact)
     for part in ("activations", "logits"):
-        table.add_row(part, f"{getattr(result, part) / 2**20:,.0f}", f"{estimate}; {result.tokens:,} tokens a micro-batch")
-    table.add_row("total", f"{result.total / 2**20:,.0f}", "" if available is None else f"of {available / 2**20:,.0f} on {gpu}")
+        table.add_row(
+            part, f"{getattr(result, part) / 2**20:,.0f}", f"{estimate}; {result.tokens:,} tokens a micro-batch"
+        )
+    table.add_row(
+        "total", f"{result.total / 2**20:,.0f}", "" if available is None else f"of {available / 2**20:,.0f} on {gpu}"
+    )
     show(table)
     share = result.trainable / result.parameters
     show(f"{result.trainable:,} trained parameters beside {result.parameters:,} of the base ({share:.2%})")

@@ -28,7 +28,9 @@ def ls(root: RootArgument = Path("runs"), as_json: JsonOption = False) -> None:
     table = Table("run", "base", "method", "steps", "loss", "before -> after", "finished", box=None, pad_edge=False)
     for run in overviews:
         scores = ", ".join(f"{task['name']} {task['before']:.2f} -> {task['after']:.2f}" for task in run["comparison"])
-        table.add_row(run["folder"], run["base"], run["method"], _text(run["steps"]), _text(run["loss"]), scores, run["finished"])
+        table.add_row(
+            run["folder"], run["base"], run["method"], _text(run["steps"]), _text(run["loss"]), scores, run["finished"]
+        )
     show(table if overviews else f"no run folders below {root}")
 
 
@@ -45,11 +47,15 @@ def show_run(folder: Annotated[Path, typer.Argument(help="Run folder.")], as_jso
 
     table = Table("stage", "seconds", "finished", "result", box=None, pad_edge=False)
     for name, stage in run["stages"].items():
-        result = ", ".join(f"{key} {_text(value)}" for key, value in stage["result"].items() if not isinstance(value, dict | list))
+        result = ", ".join(
+            f"{key} {_text(value)}" for key, value in stage["result"].items() if not isinstance(value, dict | list)
+        )
         table.add_row(name, f"{stage['seconds']:.1f}", stage["finished_at"], result)
     show(table)
     for task in run["comparison"]:
-        show(f"{task['name']}: {task['before']:.3f} -> {task['after']:.3f}, p = {task['p_value']:.2g}: {task['verdict']}")
+        show(
+            f"{task['name']}: {task['before']:.3f} -> {task['after']:.3f}, p = {task['p_value']:.2g}: {task['verdict']}"
+        )
 
 
 def _text(value: Any) -> str:

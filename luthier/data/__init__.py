@@ -1,0 +1,1 @@
+"""Rows to batches: sources, conversations, templates and masks, tokens, packs."""

@@ -1,6 +1,6 @@
 """Records that the data stages hand to each other. No torch, no tokenizer.
 
-    Source --read--> Row --normalise--> Conversation --template+mask--> Example --pack--> Pack --collate--> Batch
+Source --read--> Row --normalise--> Conversation --template+mask--> Example --pack--> Pack --collate--> Batch
 """
 
 from __future__ import annotations

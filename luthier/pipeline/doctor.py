@@ -84,7 +84,9 @@ def _disk() -> list[Check]:
         there = next(parent for parent in [path, *path.parents] if parent.exists())
         free = shutil.disk_usage(there).free / 2**30
         checks.append(
-            Check(name=f"disk of the {name}", ok=free > 2, found=f"{free:.0f} GiB free at {path}", fix="free some space")
+            Check(
+                name=f"disk of the {name}", ok=free > 2, found=f"{free:.0f} GiB free at {path}", fix="free some space"
+            )
         )
     return checks
 

@@ -40,7 +40,9 @@ def recipe_of_run(folder: Path) -> Recipe:
     file = folder / "manifest.json"
     if not file.is_file():
         raise RecipeError(
-            code="R730", message=f"{folder} is no run folder (it has no manifest.json)", hint="`luthier runs ls` lists them"
+            code="R730",
+            message=f"{folder} is no run folder (it has no manifest.json)",
+            hint="`luthier runs ls` lists them",
         )
     manifest = json.loads(file.read_text("utf-8"))
     recipe = recipe_from_dict(manifest["recipe"], origin=str(file))
@@ -64,9 +66,7 @@ def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
 
 def _metrics(run: RunFolder) -> dict[str, Any]:
     lines = run.read_lines("metrics.jsonl")
-    return {
-        f"step {line['step']} {name}": line[name] for line in lines for name in EXACT_METRICS if name in line
-    }
+    return {f"step {line['step']} {name}": line[name] for line in lines for name in EXACT_METRICS if name in line}
 
 
 def _scores(run: RunFolder) -> dict[str, Any]:
@@ -75,7 +75,9 @@ def _scores(run: RunFolder) -> dict[str, Any]:
         path = run.path / "eval" / file
         if path.is_file():
             tasks = json.loads(path.read_text("utf-8"))["tasks"]
-            values |= {f"{file} {task['name']} row {row['ref']}": row["output"] for task in tasks for row in task["rows"]}
+            values |= {
+                f"{file} {task['name']} row {row['ref']}": row["output"] for task in tasks for row in task["rows"]
+            }
     return values
 
 

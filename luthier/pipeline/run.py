@@ -74,7 +74,9 @@ def run_recipe(
     started = time.monotonic()
     run = RunFolder(Path(recipe.output_dir))
     with run.lock():
-        write_text(run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True)))
+        write_text(
+            run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
+        )
         session = Session(recipe, run, restart=restart)
         results: dict[str, dict[str, Any]] = {}
         reused: list[str] = []
@@ -86,7 +88,9 @@ def run_recipe(
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]
         except LuthierError as error:
-            run.event("failed", code=error.problems[0].code, message=error.problems[0].message, exit_code=error.exit_code)
+            run.event(
+                "failed", code=error.problems[0].code, message=error.problems[0].message, exit_code=error.exit_code
+            )
             raise
         finally:
             _write_manifest(session, command)

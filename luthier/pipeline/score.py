@@ -23,7 +23,9 @@ def score_model(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
     """
     if not recipe.evaluate.tasks:
         raise RecipeError(
-            code="C150", message="the recipe has no `evaluate.tasks`", hint="add one, for instance {name: gsm8k, path: test.jsonl}"
+            code="C150",
+            message="the recipe has no `evaluate.tasks`",
+            hint="add one, for instance {name: gsm8k, path: test.jsonl}",
         )
     from luthier.evaluate.run import results_to_json, run_tasks
     from luthier.evaluate.tasks import load_task

@@ -16,7 +16,7 @@ from luthier.plan.shape import ModelShape, read_shape
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
 from luthier.recipe.schema import Recipe, TaskSpec
 from luthier.runs.folder import RunFolder
-from luthier.runtime.atomic import write_json, write_text
+from luthier.runtime.atomic import write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 
@@ -92,15 +92,13 @@ class Session:
         """Rows as tokens with their masks; from the cache when nothing changed."""
         from luthier.data.prepare import prepare
 
-        prepared = prepare(
+        return prepare(
             self.recipe.data,
             self.tokenizer,
             seed=self.recipe.train.seed,
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
         )
-        write_json(self.run.path / "data" / "manifest.json", prepared.manifest)
-        return prepared
 
     @cached_property
     def resolved(self) -> Resolved:

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.pipeline.session import Session
 from luthier.recipe.schema import Recipe
+from luthier.runtime.atomic import write_json
 from luthier.runtime.console import note
 
 __all__ = ["STAGES", "Stage", "training_fingerprint"]
@@ -46,16 +47,17 @@ def _data_depends(session: Session) -> dict[str, Any]:
 
 def _data(session: Session) -> dict[str, Any]:
     manifest = session.prepared.manifest
+    write_json(session.run.path / "data" / "manifest.json", manifest)
     dropped = sum(manifest["dropped"].values())
     note(
-        f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, {dropped:,} dropped; "
-        f"{manifest['tokens']:,} tokens, {manifest['trained_fraction']:.0%} trained; {manifest['packs']:,} sequences, "
+        f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, "
+        f"{dropped:,} dropped; {manifest['tokens']:,} tokens, {manifest['trained_fraction']:.0%} trained; "
+        f"{manifest['packs']:,} sequences, "
         f"{manifest['pack_efficiency']:.0%} full; every mask proven; cache {manifest['cache']}"
     )
-    keys = (
-        "hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens", "trained_fraction", "dropped"
-    )  # fmt: skip
-    return {key: manifest[key] for key in keys}
+    keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
+    more = ("trained_fraction", "dropped")
+    return {key: manifest[key] for key in (*keys, *more)}
 
 
 # -- scores
@@ -77,7 +79,6 @@ def _scoring_depends(session: Session) -> dict[str, Any]:
 def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
     from luthier.evaluate.run import results_to_json, run_tasks
     from luthier.evaluate.tasks import load_task
-    from luthier.runtime.atomic import write_json
 
     recipe = session.resolved.recipe
     results = run_tasks(
@@ -94,11 +95,13 @@ def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
     write_json(session.run.path / "eval" / file, value)
     for task in value["tasks"]:
         note(
-            f"  {task['name']}: {task['metric']} {task['score']:.3f} [{task['low']:.3f}, {task['high']:.3f}] on {task['n']} rows"
-            f" ({task['tokens_per_second']:.0f} tokens/s)"
+            f"  {task['name']}: {task['metric']} {task['score']:.3f} [{task['low']:.3f}, {task['high']:.3f}] "
+            f"on {task['n']} rows ({task['tokens_per_second']:.0f} tokens/s)"
         )
     return {
-        "tasks": [{key: task[key] for key in ("name", "metric", "n", "score", "low", "high")} for task in value["tasks"]]
+        "tasks": [
+            {key: task[key] for key in ("name", "metric", "n", "score", "low", "high")} for task in value["tasks"]
+        ]
     }
 
 
@@ -150,7 +153,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
 
 
 def _train_depends(session: Session) -> dict[str, Any]:
-    """As the fingerprint, from the recipe as written: computed without torch, so a finished run is reused in a second."""
+    """As the fingerprint, from the recipe as written: no torch needed, so a finished run is reused in a second."""
     recipe = session.recipe
     return {
         "code": CODE_VERSION["train"],
@@ -208,12 +211,9 @@ def _compare_depends(session: Session) -> dict[str, Any]:
 
 def _compare(session: Session) -> dict[str, Any]:
     from luthier.evaluate.compare import compare_files
-    from luthier.runtime.atomic import write_json
 
     folder = session.run.path / "eval"
-    value = compare_files(
-        folder / "before.json", folder / "after.json", confidence=session.recipe.evaluate.confidence
-    )
+    value = compare_files(folder / "before.json", folder / "after.json", confidence=session.recipe.evaluate.confidence)
     write_json(folder / "comparison.json", value)
     for task in value["tasks"]:
         note(
@@ -238,7 +238,6 @@ def _merge_depends(session: Session) -> dict[str, Any]:
 
 def _merge(session: Session) -> dict[str, Any]:
     from luthier.export.merge import merge
-    from luthier.runtime.atomic import write_json
 
     run = session.run.path
     report = merge(
@@ -252,7 +251,8 @@ def _merge(session: Session) -> dict[str, Any]:
     write_json(run / "export" / "merge.json", value)
     note(
         f"  merged model and adapter agree: largest logit difference {value['max_logit_difference']:.2g} "
-        f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, same first choice on {value['argmax_agreement']:.1%}"
+        f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, "
+        f"same first choice on {value['argmax_agreement']:.1%}"
     )
     return value
 
@@ -297,4 +297,3 @@ STAGES: tuple[Stage, ...] = (
     Stage(name="report", title="one page", wanted=_always, depends_on=_report_depends, action=_report,
           outputs=("report.html",)),
 )  # fmt: skip
-

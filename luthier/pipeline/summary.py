@@ -31,7 +31,8 @@ def summary_lines(result: RunResult) -> list[str]:
     train = result.stages.get("train")
     if train:
         lines.append(
-            f"  trained {train['steps']} steps, {train['tokens']:,} tokens at {train['tokens_per_second']:,.0f} tokens/s"
+            f"  trained {train['steps']} steps, {train['tokens']:,} tokens "
+            f"at {train['tokens_per_second']:,.0f} tokens/s"
         )
     lines += ["Next:", f"  luthier chat {result.folder} --side-by-side        talk to base and tuned model"]
     if "report" in result.stages:

@@ -99,7 +99,9 @@ def trainable_parameters(shape: ModelShape, method: MethodSection) -> int:
     if method.name == "freeze":
         return sum(tensor.parameters for tensor in shape.tensors if _unfrozen(tensor, shape, method))
     adapted = [tensor for tensor in shape.linear_tensors if _targeted(tensor, method.target_modules)]
-    extra = [tensor for tensor in shape.tensors if any(f".{name}." in f".{tensor.name}" for name in method.modules_to_save)]
+    extra = [
+        tensor for tensor in shape.tensors if any(f".{name}." in f".{tensor.name}" for name in method.modules_to_save)
+    ]
     return sum(method.r * sum(tensor.shape) for tensor in adapted) + sum(tensor.parameters for tensor in extra)
 
 

@@ -114,7 +114,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def read_header(file: Path) -> list[Tensor]:
-    """Names, types and shapes in a safetensors file: an 8-byte little-endian length, then JSON (format specification)."""
+    """Names, types and shapes in a safetensors file: an 8-byte little-endian length, then JSON."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -123,7 +123,9 @@ def read_header(file: Path) -> list[Tensor]:
             header = json.loads(stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise EnvironmentProblem(
-            code="M313", message=f"{file} is not a complete safetensors file: {error}", hint="fetch or convert the model again"
+            code="M313",
+            message=f"{file} is not a complete safetensors file: {error}",
+            hint="fetch or convert the model again",
         ) from error
     return [
         Tensor(name, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items() if name != "__metadata__"

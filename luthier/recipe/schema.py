@@ -48,7 +48,7 @@ class ModelSection(Section):
     chat_template: str | None = None
     """A Jinja chat template, or the path of a `.jinja` file; replaces the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Extra variables for the chat template, for instance `{enable_thinking: false}`; used in training and serving alike."""
+    """Extra variables for the chat template, for instance `{enable_thinking: false}`; in training and serving alike."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in memory. `auto`: bfloat16 where the device computes it natively, else float32."""
     quantization: Literal["auto", "none", "nf4"] = "auto"
@@ -107,13 +107,13 @@ class DataSection(Section):
     max_length: PositiveInt = 1024
     """Longest row, and size of a pack, in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end and never the prompt of an answer."""
+    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end, never a whole answer."""
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which tokens are trained. Per-message and per-span weights in the data win."""
     on_empty: Literal["error", "drop"] = "error"
     """What happens to rows with nothing to train on (no answer, empty answer)."""
     control_tokens: Literal["text", "allow", "error"] = "text"
-    """Control tokens such as `<|im_end|>` inside data: encode as plain text, allow as control tokens, or refuse the row."""
+    """Control tokens such as `<|im_end|>` inside data: encode as plain text, allow them, refuse the row."""
     packing: bool = True
     """Fill batches with several rows up to `max_length` tokens; rows never see each other."""
 
@@ -122,7 +122,7 @@ class MethodSection(Section):
     """Which weights are trained, and how."""
 
     name: Literal["full", "lora", "qlora", "freeze"] = "lora"
-    """`full` all weights; `lora` adapters; `qlora` adapters on a 4-bit base; `freeze` only the weights named by `trainable`."""
+    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights."""
     r: PositiveInt = 16
     """LoRA rank."""
     lora_alpha: Annotated[float, Field(gt=0.0)] = 32.0
@@ -162,7 +162,7 @@ class TrainSection(Section):
     num_train_epochs: Annotated[float, Field(gt=0.0)] = 1.0
     """Passes over the training rows; may be a fraction."""
     max_steps: PositiveInt | None = None
-    """Stop after this many optimizer steps; wins over `num_train_epochs`."""
+    """Stop after this many optimizer steps. Excludes `num_train_epochs`."""
     learning_rate: Annotated[float, Field(gt=0.0)] | Auto = "auto"
     """Peak learning rate."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
@@ -170,7 +170,7 @@ class TrainSection(Section):
     )
     """Shape of the schedule (names of transformers)."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
-    """Share of the steps in which the learning rate rises from 0. Ignored when `warmup_steps` is given."""
+    """Share of the steps in which the learning rate rises from 0. Excludes `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the learning rate rises from 0."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch_fused"
@@ -233,7 +233,7 @@ class TaskSpec(Section):
     metric: Literal["exact", "contains", "regex", "number", "json_exact", "loss"] | None = None
     """Main score of a row. `number` compares the last number; `loss` is the held-out loss of the references."""
     pattern: str | None = None
-    """Regular expression whose first group is the answer, applied to output and reference before the metric; needed by `regex`."""
+    """Regular expression whose first group is the answer in output and reference; needed by `regex`."""
     limit: PositiveInt | None = None
     """Use only the first rows."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None

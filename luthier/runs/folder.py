@@ -1,18 +1,18 @@
 """The run folder: everything a run leaves, and everything a page or a command shows of it.
 
-    runs/NAME/
-      recipe.yaml        as the user wrote it
-      resolved.yaml      every value, with the reason of each derived one
-      manifest.json      commit, versions, hardware, hashes of data and base, seeds
-      stages/STAGE.json  a finished stage: what it depended on, what it made, how long it took
-      events.jsonl       what happened, one JSON object a line
-      metrics.jsonl      one line per logged training step
-      data/              manifest of rows, dropped rows
-      checkpoints/step-N complete or absent
-      final/             adapter, or the trained model
-      merged/            the model to serve
-      eval/              before and after: scores and every answer
-      report.html
+runs/NAME/
+  recipe.yaml        as the user wrote it
+  resolved.yaml      every value, with the reason of each derived one
+  manifest.json      commit, versions, hardware, hashes of data and base, seeds
+  stages/STAGE.json  a finished stage: what it depended on, what it made, how long it took
+  events.jsonl       what happened, one JSON object a line
+  metrics.jsonl      one line per logged training step
+  data/              manifest of rows, dropped rows
+  checkpoints/step-N complete or absent
+  final/             adapter, or the trained model
+  merged/            the model to serve
+  eval/              before and after: scores and every answer
+  report.html
 """
 
 from __future__ import annotations
@@ -96,12 +96,20 @@ class RunFolder:
         try:
             return StageRecord(**json.loads(file.read_text("utf-8")))
         except (json.JSONDecodeError, TypeError) as error:
-            raise RunFailed(code="R721", message=f"{file} is damaged: {error}", hint=f"delete {file}; the stage will run again") from error
+            raise RunFailed(
+                code="R721", message=f"{file} is damaged: {error}", hint=f"delete {file}; the stage will run again"
+            ) from error
 
-    def finish_stage(self, name: str, *, depends_on: dict[str, Any], result: dict[str, Any], seconds: float) -> StageRecord:
+    def finish_stage(
+        self, name: str, *, depends_on: dict[str, Any], result: dict[str, Any], seconds: float
+    ) -> StageRecord:
         """Record a stage as finished."""
-        record = StageRecord(stage=name, depends_on=depends_on, result=result, seconds=round(seconds, 3), finished_at=utc_now())
-        write_json(self.path / "stages" / f"{name}.json", {slot: getattr(record, slot) for slot in StageRecord.__slots__})
+        record = StageRecord(
+            stage=name, depends_on=depends_on, result=result, seconds=round(seconds, 3), finished_at=utc_now()
+        )
+        write_json(
+            self.path / "stages" / f"{name}.json", {slot: getattr(record, slot) for slot in StageRecord.__slots__}
+        )
         return record
 
     def forget_stage(self, name: str) -> None:

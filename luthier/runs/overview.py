@@ -16,7 +16,11 @@ STAGE_ORDER = ("data", "baseline", "train", "evaluate", "compare", "merge", "rep
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
     """Overviews of the run folders at most two levels below `root`, newest first."""
-    folders = {file.parent for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json") for file in root.glob(pattern)}
+    folders = {
+        file.parent
+        for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json")
+        for file in root.glob(pattern)
+    }
     runs = [_overview(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
     return sorted(runs, key=lambda run: str(run["finished"]), reverse=True)
 
@@ -29,7 +33,9 @@ def describe_run(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "recipe.yaml").is_file():
         raise RecipeError(
-            code="R730", message=f"{folder} is no run folder (it has no recipe.yaml)", hint="`luthier runs ls` lists them"
+            code="R730",
+            message=f"{folder} is no run folder (it has no recipe.yaml)",
+            hint="`luthier runs ls` lists them",
         )
     run = RunFolder(folder)
     records = {name: run.stage(name) for name in STAGE_ORDER}

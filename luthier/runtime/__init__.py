@@ -1,0 +1,1 @@
+"""Environment, devices, console, errors, files. Imports nothing else of Luthier."""

@@ -111,6 +111,8 @@ def _rich_bar(label: str, total: float, unit: str) -> Iterator[Bar]:
         class RichBar(Bar):
             def advance(self, units: float = 1.0, *, say: str = "") -> None:
                 super().advance(units)
-                display.update(task, advance=units, **({"say": say} if say else {}))
+                display.update(task, advance=units)
+                if say:
+                    display.update(task, say=say)
 
         yield RichBar(label, total, unit)

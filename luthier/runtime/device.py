@@ -69,7 +69,14 @@ def pick_device() -> Device:
         )  # fmt: skip
     host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not env.force_cpu and torch.backends.mps.is_available():
-        return Device(type="mps", index=0, name="Apple GPU", memory_bytes=host_bytes, native_bf16=True, reason="Metal is available")
+        return Device(
+            type="mps",
+            index=0,
+            name="Apple GPU",
+            memory_bytes=host_bytes,
+            native_bf16=True,
+            reason="Metal is available",
+        )
     native = bool(_BF16_FLAGS & cpu_flags())
     why = "LUTHIER_FORCE_CPU is set" if env.force_cpu else "no accelerator found"
     return Device(type="cpu", index=0, name="CPU", memory_bytes=host_bytes, native_bf16=native, reason=why)

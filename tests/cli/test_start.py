@@ -36,7 +36,9 @@ def recipe(tmp_path_factory):
     rows.write_text("".join(json.dumps(row) + "\n" for row in conversations(8)))
     path = folder / "recipe.yaml"
     path.write_text(
-        f"model: {{name_or_path: {folder / 'model'}}}\ndata: {{train: [{{path: {rows}}}]}}\noutput_dir: {folder / 'run'}\n"
+        f"model: {{name_or_path: {folder / 'model'}}}\n"
+        f"data: {{train: [{{path: {rows}}}]}}\n"
+        f"output_dir: {folder / 'run'}\n"
     )
     return path
 
@@ -73,8 +75,8 @@ def test_help_and_plan_answer_in_about_a_second(recipe):
 def test_help_fits_on_a_screen_and_names_every_verb():
     done = _luthier("--help", env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"})
     assert len(done.stdout.splitlines()) <= 40
-    for verb in ("quickstart", "init", "run", "plan", "data", "train", "eval", "compare", "merge", "chat", "rerun", "runs",
-                 "doctor", "schema"):  # fmt: skip
+    verbs = "quickstart init run plan data train eval compare merge chat rerun runs doctor schema"
+    for verb in verbs.split():
         assert f" {verb} " in done.stdout
 
 
@@ -104,5 +106,3 @@ def test_both_spellings_of_an_override_mean_the_same(recipe):
     ]
     assert plans[0] == plans[1] == plans[2]
     assert plans[0] == json.loads(_luthier("plan", str(recipe), "--json").stdout)["trainable"] // 4
-
-

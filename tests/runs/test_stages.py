@@ -12,7 +12,9 @@ from luthier.runtime.errors import EnvironmentProblem, RunFailed
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -49,7 +51,11 @@ def test_a_damaged_stage_record_is_named(tmp_path):
 
 
 def test_a_second_owner_is_refused(tmp_path):
-    with RunFolder(tmp_path).lock(), pytest.raises(EnvironmentProblem, match="in use by process"), RunFolder(tmp_path).lock():
+    with (
+        RunFolder(tmp_path).lock(),
+        pytest.raises(EnvironmentProblem, match="in use by process"),
+        RunFolder(tmp_path).lock(),
+    ):
         pass
     with RunFolder(tmp_path).lock():
         pass
