@@ -31,7 +31,9 @@ from luthier.runtime.atomic import atomic_folder, fsync_path
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.runtime.hashing import hash_file
 
-__all__ = ["Checkpoint", "checkpoint_path", "checkpoints", "load_tensors", "read_state", "save", "verify"]
+__all__ = [
+    "Checkpoint", "checkpoint_path", "checkpoints", "load_tensors", "read_state", "require_valid", "save", "verify",
+]  # fmt: skip
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ from luthier.data.batch import Batch, collate
 from luthier.data.types import Example, Pack
 from luthier.train.order import Order, split
 
-__all__ = ["Feed", "MicroBatch", "without_weight"]
+__all__ = ["Feed", "MicroBatch", "by_token_budget", "without_weight"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,10 @@ def fit(
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = on_main(accelerator, lambda: find(run, identity))
+    device = accelerator.device
     with (
-        own_random_numbers(), deterministic_kernels(recipe.train.deterministic), stop_on_signals() as stop,
-        explain_out_of_memory(recipe, accelerator.device),
+        own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),
+        stop_on_signals() as stop, explain_out_of_memory(recipe, device),
     ):  # fmt: skip
         trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
         position = restore(trainer, resumed) if resumed else Progress()

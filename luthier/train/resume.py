@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from luthier.runs.folder import RunFolder
@@ -23,7 +22,7 @@ from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError, RunFailed
 from luthier.train.checkpoint import Checkpoint, checkpoints, read_state, verify
 
-__all__ = ["Resumed", "find", "roll_back_metrics", "run_identity", "start_anew"]
+__all__ = ["Resumed", "find", "roll_back_metrics", "run_identity", "start_anew", "versions"]
 
 VERSIONS = ("python", "luthier", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 RESTART_HINT = "undo the change, choose another `output_dir`, or start this run anew with `--restart`"
@@ -129,9 +128,3 @@ def _compare_versions(run: RunFolder, was: Mapping[str, str]) -> None:
         note("  resuming with other library versions, the numbers may differ in the last digits:", style="yellow")
         for line in changed:
             note(f"    {line}", style="yellow")
-
-
-def newest_path(folder: Path) -> Path | None:
-    """Path of the checkpoint with the highest step, unverified."""
-    found = checkpoints(folder)
-    return found[-1].path if found else None

@@ -2,6 +2,8 @@
 
 Each turn of `run_to_end` first does what the present step still owes (validation, checkpoint),
 then takes the next step. A resumed run enters at the same place, so it owes and does the same.
+Steps come in the order of `order.py`, also the first: a step with the largest micro-batch first
+would find a lack of memory sooner, but the result would depend on it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def seed_micro_batch(*, seed: int, step: int, micro_batch: int, rank: int) -> No
 
 
 @contextmanager
-def own_random_numbers() -> Iterator[None]:
-    """Leave torch's generators as they were found."""
-    with torch.random.fork_rng():
+def own_random_numbers(device: torch.device) -> Iterator[None]:
+    """Leave torch's generators (of the CPU and of this device) as they were found."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield

@@ -31,10 +31,10 @@ from luthier.train.seeds import seed_micro_batch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Abandoned", "Trainer", "Update", "update"]
+__all__ = ["Abandoned", "Trainer", "Update", "all_sum", "update"]
 
 
-class Abandoned(Exception):  # noqa: N818 - not an error: a stop was asked for between two micro-batches
+class Abandoned(Exception):
     """The step was given up before it changed anything."""
 
 
@@ -116,7 +116,7 @@ def update(
     # 3. Norm of the whole gradient, and the sums of all processes.
     norm = torch.nn.utils.get_total_norm(trainer.weights.gradients())
     grad_norm = float(norm)
-    loss_per_micro_batch = torch.stack(losses).double().tolist()
+    loss_per_micro_batch = torch.stack(losses).tolist()
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
     loss_sum, correct, tokens, trained_tokens, stop, not_finite = all_sum(trainer, [
         math.fsum(loss_per_micro_batch) if finite else 0.0, float(torch.stack(corrects).sum()),

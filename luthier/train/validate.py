@@ -65,7 +65,7 @@ def validate(
             if bar is not None:
                 bar.advance()
     sums = [
-        math.fsum(torch.stack(losses).double().tolist()) if losses else 0.0, math.fsum(weights),
+        math.fsum(torch.stack(losses).tolist()) if losses else 0.0, math.fsum(weights),
         float(torch.stack(correct).sum()) if correct else 0.0, float(trained),
     ]  # fmt: skip
     total_loss, weight_sum, hits, total = all_sum(trainer, sums)
