@@ -131,7 +131,7 @@ def _json_exact(answer: str | None, reference: str) -> Score:
             extracted = None
     fields = count_fields(value, expected)
     return Score(
-        value=float(value is not ... and same_json(value, expected)),
+        value=float(same_json(value, expected)),
         extracted=extracted,
         secondary={"valid_json": float(value is not ...), "field_f1": fields.f1 if value is not ... else 0.0},
         fields=fields,

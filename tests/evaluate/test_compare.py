@@ -19,7 +19,8 @@ def result(scores, *, name="t", metric="exact", settings=None, outputs=None, wei
         secondary = {"nll": score * weight, "weight": weight} if metric == "loss" else {}
         rows.append({
             "ref": f"/somewhere/rows.jsonl:{index + 1}", "prompt": f"p{index}",
-            "messages": [{"role": "user", "content": f"q{index}"}], "output": None if metric == "loss" else outputs[index] if outputs else f"o{score}",
+            "messages": [{"role": "user", "content": f"q{index}"}],
+            "output": None if metric == "loss" else outputs[index] if outputs else f"o{score}",
             "extracted": None,
             "reference": f"r{index}", "score": score, "secondary": secondary, "finish_reason": "stop",
         })  # fmt: skip

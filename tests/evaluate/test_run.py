@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from luthier.evaluate.compare import BINDING
 from luthier.evaluate.results import TaskResult, read_results, results_to_json
 from luthier.evaluate.run import run_tasks
 from luthier.evaluate.tasks import load_task, load_tasks
@@ -80,6 +81,12 @@ def test_the_file_has_the_agreed_shape_and_can_be_read_back(scripted, raw, tmp_p
     path.write_text(json.dumps(value, allow_nan=False))
     assert read_results(path) == [TaskResult.from_json(value["tasks"][0])]
     assert results_to_json(read_results(path), model="base") == value
+
+
+def test_every_setting_is_binding_for_a_comparison_or_known_not_to_matter(scripted, raw):
+    task = load_task(TaskSpec(name="known", path=raw, metric="exact", max_new_tokens=4))
+    (result,) = run_tasks(scripted, tiny_tokenizer(), [task], batch_size=2)
+    assert set(result.settings) == set(BINDING) | {"batch_size", "device", "dtype"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"tasks": 3}', '{"tasks": [{}]}', '{"tasks": [3]}', "\xff"])
