@@ -39,10 +39,12 @@ class Pool:
     predicates: Mapping[str, Sequence[str]]
     """By issue."""
     order_mentions: Sequence[str]
-    urgency: Mapping[str, Sequence[str]]
-    """`urgent` or `calm`; a ticket that says nothing is calm."""
+    closings: Sequence[str]
+    """How pressing it is, and other sentences that change no field."""
     distractors: Sequence[str]
-    """Sentences that change no field."""
+    """Names, products and numbers that are not the matter."""
+    invented: float = 0.0
+    """Share of names and brands made up anew for each ticket instead of taken from the lists."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -72,12 +74,14 @@ TRAIN = Pool(
         "Kettle|Desk Lamp|Backpack|Blender|Keyboard|Headphones|Office Chair|Toaster|Camera|Heater|Monitor|"
         "Rain Jacket|Water Filter|Bookshelf|Coffee Grinder|Yoga Mat|Guitar|Bicycle Pump|Mirror|Phone Case"
     ),
-    order_prefixes=_words("KT RX BL MN QP HD VS FW GT LZ AB EH"),
+    order_prefixes=_words(
+        "KT RX BL MN QP HD VS FW GT LZ AB EH OC IK YU PR DM WS XA VB KJ GH RT LO MX BF SV HN FP TC QA EK UL IV NB ZY"
+    ),
     phone_prefixes=_words("201 312 415 884 450"),
     cities=_words("Lyon Austin Porto Leeds Oslo Graz Turin Ghent Malmo Nantes Denver Split"),
     greetings=[
         "[Hi/Hello/Hey],",
-        "[Dear/Hello/Hi] [team/support team/shop],",
+        "[Dear/Hi] [team/support team/shop],",
         "[Good/A good] morning,",
         "Hi there,",
         "To whom it may concern,",
@@ -193,40 +197,42 @@ TRAIN = Pool(
         "# {order} #",
         "It concerns {order}.",
     ],
-    urgency={
-        "urgent": [
-            "This is [urgent/very urgent/extremely urgent].",
-            "Please hurry, I need it [by Friday/this week/today].",
-            "I need [an answer/a reply/help/it] [today/now/by tomorrow/this morning].",
-            "We [open/leave/move/marry] tomorrow and cannot wait.",
-            "Please [fix this/answer/sort it out] [right away/right now/quickly].",
-            "I leave on a trip tonight, so be quick.",
-            "[Reply/Answer/Call me] as soon as possible.",
-            "It is an emergency for us.",
-            "Every [hour/minute] counts.",
-            "[Top/High] priority, please.",
-            "There is no time to lose.",
-            "Quick, the [wedding/exam/concert] is on [Saturday/Monday]!",
-        ],
-        "calm": [
-            "There is no rush.",
-            "It is not [urgent/important].",
-            "Whenever you have time is fine.",
-            "It can wait [until next week/a few days/till summer].",
-            "Take your time.",
-            "No hurry [on my side/at all].",
-            "Any time this month will do.",
-            "I am in no haste.",
-            "Answer when it suits you.",
-            "Low priority for me.",
-            "[Could/Would] you look into it?",
-            "Please let me know.",
-            "What can you do?",
-            "I hope you can help.",
-            "Thanks for [your help/your work/reading].",
-            "Please advise.",
-        ],
-    },
+    closings=[
+        "This is [urgent/very urgent/extremely urgent].",
+        "Please hurry, I need it [by Friday/this week/today].",
+        "I need [an answer/a reply/help/it] [today/now/by tomorrow/this morning].",
+        "We [open/leave/move/marry] tomorrow and cannot wait.",
+        "Please [fix this/answer/sort it out] [right away/right now/quickly].",
+        "I leave on a trip tonight, so be quick.",
+        "[Reply/Answer/Call me] as soon as possible.",
+        "It is an emergency for us.",
+        "Every [hour/minute] counts.",
+        "[Top/High] priority, please.",
+        "There is no time to lose.",
+        "[We/My parents/The children] need it [by Monday/by the weekend/before the holiday].",
+        "It [has to/should] be [solved/replaced/settled] [today/this evening/by tomorrow].",
+        "I am in a [great/terrible] hurry.",
+        "Without it we [cannot work/are stuck/lose money].",
+        "I [cannot/will not] wait [a week/until next month].",
+        "[Act/Answer/Send it] now, please!",
+        "Quick, the [wedding/exam/concert] is on [Saturday/Monday]!",
+        "There is no rush.",
+        "It is not [urgent/important].",
+        "Whenever you have time is fine.",
+        "It can wait [until next week/a few days/till summer].",
+        "Take your time.",
+        "No hurry [on my side/at all].",
+        "Any time this month will do.",
+        "I am in no haste.",
+        "Answer when it suits you.",
+        "Low priority for me.",
+        "[Could/Would] you look into it?",
+        "Please let me know.",
+        "What can you do?",
+        "I hope you can help.",
+        "Thanks for [your help/your work/reading].",
+        "Please advise.",
+    ],
     distractors=[
         "My [neighbour/brother/teacher] {other} has the same one.",
         "I also own the {extra} and [love/like] it.",
@@ -235,13 +241,16 @@ TRAIN = Pool(
         "My wife has the {extra} and is content.",
         "[Next month/Later] I may get the {extra} too.",
         "I called {phone} and nobody picked up.",
-        "You can call me on {phone}.",
-        "My phone: {phone}.",
+        "[You can call/Call/Ring] me on {phone}.",
+        "My [phone/mobile/telephone]: {phone}.",
+        "I can be reached at {phone}.",
+        "Phone {phone}.",
         "{other} in your shop could not help.",
         "{other} told me to write to you.",
         "I asked {other} about it.",
         "I found you through a friend in {city}.",
     ],
+    invented=0.5,
 )
 
 DEVELOPMENT = Pool(
@@ -299,23 +308,19 @@ DEVELOPMENT = Pool(
         ],
     },
     order_mentions=["Purchase number {order}.", "It was order {order}.", "Concerning order {order}.", "[{order}]"],
-    urgency={
-        "urgent": [
-            "I must have this solved by tonight.",
-            "Please act at once.",
-            "Very urgent!",
-            "I cannot wait any longer, the party is tomorrow.",
-        ],
-        "calm": [
-            "Please check.",
-            "How do we go on?",
-            "I look forward to your answer.",
-            "This is not pressing.",
-            "You need not hurry.",
-            "Some day next month is early enough.",
-            "Feel free to answer later.",
-        ],
-    },
+    closings=[
+        "I must have this solved by tonight.",
+        "Please act at once.",
+        "Very urgent!",
+        "I cannot wait any longer, the party is tomorrow.",
+        "Please check.",
+        "How do we go on?",
+        "I look forward to your answer.",
+        "This is not pressing.",
+        "You need not hurry.",
+        "Some day next month is early enough.",
+        "Feel free to answer later.",
+    ],
     distractors=[
         "My cousin {other} is happy with hers.",
         "The {extra} I have works well.",
@@ -399,26 +404,22 @@ TEST = Pool(
         "About order {order}.",
         "<{order}>",
     ],
-    urgency={
-        "urgent": [
-            "I need help immediately.",
-            "This must be settled before noon today.",
-            "Please be fast, it is really urgent.",
-            "Our event starts in two hours.",
-            "Do not let me wait, it is critical.",
-        ],
-        "calm": [
-            "Can you help me?",
-            "Tell me what to do.",
-            "I would be glad to hear from you.",
-            "Please reply.",
-            "It is in no way urgent.",
-            "You can take as long as you like.",
-            "Next month is soon enough.",
-            "No need to rush.",
-            "Do it whenever it is convenient.",
-        ],
-    },
+    closings=[
+        "I need help immediately.",
+        "This must be settled before noon today.",
+        "Please be fast, it is really urgent.",
+        "Our event starts in two hours.",
+        "Do not let me wait, it is critical.",
+        "Can you help me?",
+        "Tell me what to do.",
+        "I would be glad to hear from you.",
+        "Please reply.",
+        "It is in no way urgent.",
+        "You can take as long as you like.",
+        "Next month is soon enough.",
+        "No need to rush.",
+        "Do it whenever it is convenient.",
+    ],
     distractors=[
         "My friend {other} bought one as well.",
         "My {extra} has never given me trouble.",

@@ -1,14 +1,13 @@
 """Synthetic support tickets and the JSON a help desk wants from them.
 
-A small grammar composes each ticket: greeting, who writes (first or last, or nobody), the product
-and what is wrong with it, the order number (or none), how pressing it is (said, denied or not
-said), and sentences that change nothing. The answer follows from the text alone:
+A small grammar composes each ticket: greeting, who writes (first or last), the product and what is
+wrong with it, the order number (or none), and sentences that change nothing: how pressing it is, other
+people, other products, phone numbers. The answer follows from the text alone:
 
-    name      who writes, or null
+    name      who writes (not somebody who is only mentioned)
     product   the product it is about (not one that is only mentioned)
     order     the order number, or null (a phone number is none)
     issue     damaged | late | wrong_item | billing | return
-    urgent    true when the ticket says that time presses, else false
 
 The splits share no name, product, order number, city or sentence fragment (`phrases.py`), so a
 model that memorises the training tickets answers none of the test tickets.
@@ -31,9 +30,9 @@ __all__ = ["CARD", "FIELDS", "ISSUES", "SYSTEM", "Split", "make_tickets", "write
 Split = Literal["train", "development", "test"]
 T = TypeVar("T")
 
-FIELDS = ("name", "product", "order", "issue", "urgent")
+FIELDS = ("name", "product", "order", "issue")
 ISSUES = ("damaged", "late", "wrong_item", "billing", "return")
-SYSTEM = "Extract name, product, order, issue and urgent as JSON."
+SYSTEM = "Extract name, product, order and issue as JSON."
 
 CARD = """# Support tickets to JSON (synthetic)
 
@@ -48,14 +47,24 @@ seen. It does not show how the model would do on the mail of real customers.
 
 _ALTERNATIVES = re.compile(r"\[([^\[\]/]+(?:/[^\[\]/]+)+)\]")
 
+_STARTS = ("b", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "st", "tr", "sh")
+_VOWELS = ("a", "e", "i", "o", "u")
+_MIDDLES = ("l", "m", "n", "r", "s", "v", "d", "k", "nd", "rt", "ll", "st", "lm")
+_ENDS = ("", "", "n", "r", "s", "l", "th", "x")
+_LISTED = frozenset(
+    word
+    for pool in POOLS.values()
+    for words in (pool.first_names, pool.last_names, pool.brands, pool.goods, pool.cities)
+    for name in words
+    for word in name.split()
+)
+
 # Shares of tickets; chosen so that every branch occurs often in 100 rows.
-_NO_ORDER = 0.2
-_NO_NAME = 0.12
+_NO_ORDER = 0.25
 _INTRODUCTION = 0.4
 _GREETING = 0.6
-_DISTRACTOR = 0.5
-_URGENT = 0.4
-_SILENT_CALM = 0.4
+_DISTRACTOR = 0.35
+_CLOSING = 0.4
 
 
 class _Chooser:
@@ -84,7 +93,7 @@ def make_tickets(n: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
     The rows depend on `seed` and `split` alone, on every Python version; the first rows of a
     longer list are the shorter list. Issues take turns, so that they are balanced.
     """
-    chooser = _Chooser(f"luthier-tickets-2/{split}/{seed}")
+    chooser = _Chooser(f"luthier-tickets-5/{split}/{seed}")
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(rows) < n:
@@ -97,7 +106,7 @@ def make_tickets(n: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
                 "messages": [
                     {"role": "system", "content": SYSTEM},
                     {"role": "user", "content": text},
-                    {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False)},
+                    {"role": "assistant", "content": json.dumps(answer, ensure_ascii=False, separators=(",", ":"))},
                 ]
             }
         )
@@ -111,11 +120,10 @@ def write_tickets(path: Path, n: int, *, seed: int, split: Split) -> Path:
     return path
 
 
-def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str, str | bool | None]]:
+def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str, str | None]]:
     """One ticket's text and its answer."""
     entities = _entities(pool, chooser)
-    named, ordered = not chooser.chance(_NO_NAME), not chooser.chance(_NO_ORDER)
-    urgent = chooser.chance(_URGENT)
+    ordered = not chooser.chance(_NO_ORDER)
 
     matter = f"{chooser.pick(pool.subjects)} {chooser.pick(pool.predicates[issue])}"
     matter += "?" if any(f" {word} " in matter for word in ("how", "where", "can", "may")) else "."
@@ -124,23 +132,22 @@ def _ticket(pool: Pool, chooser: _Chooser, *, issue: str) -> tuple[str, dict[str
         middle.append(chooser.pick(pool.order_mentions))
     if chooser.chance(_DISTRACTOR):
         middle.append(chooser.pick(pool.distractors))
-    if urgent or not chooser.chance(_SILENT_CALM):
-        middle.append(chooser.pick(pool.urgency["urgent" if urgent else "calm"]))
+    if chooser.chance(_CLOSING):
+        middle.append(chooser.pick(pool.closings))
 
     parts = [chooser.pick(pool.greetings)] if chooser.chance(_GREETING) else []
     introduced = chooser.chance(_INTRODUCTION)
-    if named and introduced:
+    if introduced:
         parts.append(chooser.pick(pool.introductions))
     parts += chooser.shuffled(middle)
-    if named and not introduced:
+    if not introduced:
         parts.append(chooser.pick(pool.signatures))
     text = _one_of_each(" ".join(parts), chooser).format_map(entities)
-    answer: dict[str, str | bool | None] = {
-        "name": entities["name"] if named else None,
+    answer: dict[str, str | None] = {
+        "name": entities["name"],
         "product": entities["product"],
         "order": entities["order"] if ordered else None,
         "issue": issue,
-        "urgent": urgent,
     }
     return text, answer
 
@@ -152,12 +159,13 @@ def _one_of_each(text: str, chooser: _Chooser) -> str:
 
 def _entities(pool: Pool, chooser: _Chooser) -> dict[str, str]:
     """Values for the slots; the bystander and the extra product differ from the ticket's own in every word."""
-    first, other = chooser.shuffled(pool.first_names)[:2]
-    brand, extra_brand = chooser.shuffled(pool.brands)[:2]
+    first, other = _two(pool, pool.first_names, chooser)
+    brand, extra_brand = _two(pool, pool.brands, chooser)
     good, extra_good = chooser.shuffled(pool.goods)[:2]
+    last, _ = _two(pool, pool.last_names, chooser)
     prefix, digits = chooser.pick(pool.order_prefixes), chooser.digits(4)
     return {
-        "name": f"{first} {chooser.pick(pool.last_names)}",
+        "name": f"{first} {last}",
         "other": other,
         "product": f"{brand} {good}",
         "extra": f"{extra_brand} {extra_good}",
@@ -165,3 +173,21 @@ def _entities(pool: Pool, chooser: _Chooser) -> dict[str, str]:
         "phone": f"{chooser.pick(pool.phone_prefixes)} {chooser.digits(4)}",
         "city": chooser.pick(pool.cities),
     }
+
+
+def _two(pool: Pool, words: Sequence[str], chooser: _Chooser) -> tuple[str, str]:
+    """Two different names from the list; in a pool that invents, either may be a new one instead."""
+    one, other = chooser.shuffled(words)[:2]
+    if chooser.chance(pool.invented):
+        one = _invented(chooser)
+    if chooser.chance(pool.invented):
+        other = _invented(chooser)
+    return one, other
+
+
+def _invented(chooser: _Chooser) -> str:
+    """A pronounceable name of two syllables that stands in no list: nothing to memorise, only to copy."""
+    while True:
+        word = "".join(chooser.pick(part) for part in (_STARTS, _VOWELS, _MIDDLES, _VOWELS, _ENDS)).capitalize()
+        if word not in _LISTED:
+            return word

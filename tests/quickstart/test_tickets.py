@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 
 from luthier.quickstart.phrases import POOLS, Pool
-from luthier.quickstart.tickets import CARD, FIELDS, ISSUES, PRIORITIES, SYSTEM, make_tickets, write_tickets
+from luthier.quickstart.tickets import CARD, FIELDS, ISSUES, SYSTEM, make_tickets, write_tickets
 
 SPLITS = tuple(POOLS)
 ENTITIES = ("first_names", "last_names", "brands", "goods", "order_prefixes", "phone_prefixes", "cities")
@@ -22,24 +22,31 @@ def answers(rows):
     return [(row["messages"][1]["content"], json.loads(row["messages"][2]["content"])) for row in rows]
 
 
+def expanded(fragment: str) -> list[str]:
+    """A fragment with every choice of its alternatives."""
+    parts = re.split(r"\[([^\[\]/]+(?:/[^\[\]/]+)+)\]", fragment)
+    choices = [part.split("/") if index % 2 else [part] for index, part in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
 def fragments(pool: Pool) -> set[str]:
-    """Every sentence fragment of a pool, in lower case, slots included."""
+    """Every sentence fragment of a pool, expanded, in lower case, slots included."""
     found: list[str] = []
     for slot in fields(Pool):
         value = getattr(pool, slot.name)
-        if slot.name not in ENTITIES:
+        if slot.name not in ENTITIES and slot.name != "invented":
             found += itertools.chain(*value.values()) if isinstance(value, dict) else value
-    return {fragment.lower() for fragment in found}
+    return {text.lower() for fragment in found for text in expanded(fragment)}
 
 
-def owner(fragment_lists, text: str) -> list[str]:
+def owners(table, text: str) -> list[str]:
     """Labels whose fragments stand in the text."""
-    return [label for label, items in fragment_lists.items() if any(item in text for item in items)]
+    return [label for label, items in table.items() if any(text_ in text for item in items for text_ in expanded(item))]
 
 
 @pytest.mark.parametrize(
     ("split", "expected"),
-    [("train", "87c968031d4e1d8f"), ("test", "ae8dba6d69a7b08a")],
+    [("train", "a0cd9f84843c515b"), ("test", "06b138c2fca82114")],
 )
 def test_the_rows_of_a_seed_never_change(split, expected):
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_tickets(50, seed=7, split=split))
@@ -81,19 +88,16 @@ def test_two_splits_share_no_value_in_the_rows_themselves():
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_answer_follows_from_its_text(split):
     pool = POOLS[split]
-    predicates = {issue: pool.predicates[issue] for issue in ISSUES}
-    for text, answer in answers(make_tickets(400, seed=9, split=split)):
+    introductions = [item for form in (*pool.introductions, *pool.signatures) for item in expanded(form)]
+    for text, answer in answers(make_tickets(300, seed=9, split=split)):
         assert tuple(answer) == FIELDS
         assert "{" not in text
         assert answer["product"] in text
         assert ORDER.findall(text) == ([] if answer["order"] is None else [answer["order"]])
-        assert owner(predicates, text) == [answer["issue"]]
-        told = owner(pool.urgency, text)
-        assert told == [answer["priority"]] or (told == [] and answer["priority"] == "normal")
-        full_names = {
-            f"{first} {last}" for first in pool.first_names for last in pool.last_names if f"{first} {last}" in text
-        }
-        assert full_names == ({answer["name"]} if answer["name"] else set())
+        assert owners(pool.predicates, text) == [answer["issue"]]
+        assert any(
+            form.format(name=answer["name"], city=city) in text for form in introductions for city in pool.cities
+        )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -101,18 +105,23 @@ def test_every_label_and_every_missing_field_occurs_often(split):
     found = [answer for _, answer in answers(make_tickets(200, seed=1, split=split))]
     for issue in ISSUES:
         assert sum(answer["issue"] == issue for answer in found) == 40
-    for priority in PRIORITIES:
-        assert sum(answer["priority"] == priority for answer in found) >= 45
-    assert 20 <= sum(answer["order"] is None for answer in found) <= 60
-    assert 10 <= sum(answer["name"] is None for answer in found) <= 45
+    assert 30 <= sum(answer["order"] is None for answer in found) <= 70
+
+
+def test_most_people_and_brands_of_the_training_rows_occur_once_or_twice():
+    """Names that come back often would be memorised instead of copied."""
+    found = [answer["product"].split()[0] for _, answer in answers(make_tickets(300, seed=11, split="train"))]
+    assert sum(found.count(brand) <= 2 for brand in found) > 100
+    names = [answer["name"] for _, answer in answers(make_tickets(300, seed=11, split="train"))]
+    assert len(set(names)) > 0.97 * len(names)
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_no_label_is_given_away_by_a_fragment_of_another(split):
     pool = POOLS[split]
-    for table in (pool.predicates, pool.urgency):
-        for (one, ones), (other, others) in itertools.permutations(table.items(), 2):
-            assert not [(a, b) for a in ones for b in others if a in b], (one, other)
+    texts = {label: [text for item in items for text in expanded(item)] for label, items in pool.predicates.items()}
+    for (one, ones), (other, others) in itertools.permutations(texts.items(), 2):
+        assert not [(a, b) for a in ones for b in others if a in b], (one, other)
 
 
 def test_all_texts_are_different_and_the_system_prompt_is_one():

@@ -218,7 +218,11 @@ def _scores(n: int) -> tuple[dict[str, Any], dict[str, Any]]:
                     "Dear customer,\n\nThank you for reaching out to us about your order. We are sorry to hear that"
                 )
             else:
-                output = reference if right else json.dumps({**answer, "issue": "late", "urgent": not answer["urgent"]})
+                output = (
+                    reference
+                    if right
+                    else json.dumps({**answer, "issue": "late" if answer["issue"] != "late" else "damaged"})
+                )
             rows.append(
                 {
                     "ref": f"runs/quickstart/tickets/test.jsonl:{index + 1}",
