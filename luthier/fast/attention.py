@@ -53,7 +53,7 @@ _HARMLESS = {
 }
 
 
-class UnsupportedAttention(Exception):  # noqa: N818  the name says what it is; it never reaches a user
+class UnsupportedAttention(Exception):
     """This model asks for attention that the packed layout does not compute; the reason is the message."""
 
 
@@ -131,7 +131,9 @@ def varlen_attention(
         record.windows.append(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = None if sliding_window is None or sliding_window >= luthier_documents.longest else sliding_window
-    if query.is_cuda and not dropout and has_varlen_kernel() and value.shape[-1] == query.shape[-1]:
+    # The kernel takes 16-bit types only; float32 on a GPU goes document by document.
+    half = query.dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and half and not dropout and has_varlen_kernel() and value.shape[-1] == query.shape[-1]:
         return _varlen_kernel(query, key, value, luthier_documents, scale=scale, window=window), None
     groups = luthier_documents.groups
     return sdpa_documents(query, key, value, groups, scale=scale, window=window, dropout=dropout), None

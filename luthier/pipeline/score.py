@@ -28,12 +28,12 @@ def score_model(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
             hint="add one, for instance {name: gsm8k, path: test.jsonl}",
         )
     from luthier.evaluate.run import results_to_json, run_tasks
-    from luthier.evaluate.tasks import load_task
+    from luthier.evaluate.tasks import load_tasks
     from luthier.model.load import load_base, load_tuned
     from luthier.model.tokenizer import load_tokenizer
     from luthier.runtime.device import pick_device, set_threads
 
-    tasks = [load_task(task) for task in recipe.evaluate.tasks]
+    tasks = load_tasks(recipe.evaluate.tasks)
     device = pick_device()
     set_threads()
     section = recipe.model

@@ -78,13 +78,13 @@ def _scoring_depends(session: Session) -> dict[str, Any]:
 
 def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
     from luthier.evaluate.run import results_to_json, run_tasks
-    from luthier.evaluate.tasks import load_task
+    from luthier.evaluate.tasks import load_tasks
 
     recipe = session.resolved.recipe
     results = run_tasks(
         model,
         session.tokenizer,
-        [load_task(task) for task in recipe.evaluate.tasks],
+        load_tasks(recipe.evaluate.tasks),
         batch_size=recipe.evaluate.batch_size,
         confidence=recipe.evaluate.confidence,
         template_kwargs=recipe.model.chat_template_kwargs,
