@@ -31,8 +31,8 @@ from luthier.fast.products import grad_input, grad_weight, product, product_libr
 __all__ = ["FastLinear", "Undo", "fast_lora_class", "replace_layers", "restore_layers"]
 
 
-Undo = Sequence[tuple[nn.Module, type[nn.Module]]]
-"""Replaced instances, each with the class it had."""
+Undo = Sequence[tuple[nn.Module, str, Any]]
+"""Changed instances: the attribute, and the value it had."""
 
 
 class FastLinear(nn.Linear):  # type: ignore[misc]
@@ -138,34 +138,50 @@ def _simple_adapter(layer: Any, x: Tensor) -> str | None:
     return name if same else None
 
 
-def replace_layers(model: nn.Module) -> tuple[list[tuple[nn.Module, type[nn.Module]]], list[tuple[str, str, str]]]:
+def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
     """Give instances their fast subclass.
 
+    Also keeps bitsandbytes' 4-bit layers on a CPU in the layout that trains: on processors with AVX512-BF16 they
+    repack themselves at the first forward pass in evaluation mode, and the repacked product has no gradient, so one
+    validation pass would silently end the training of everything below.
+
     Returns:
-        (undo, report): the instances with the class they had, for `restore_layers`; lines (part, runs on, why).
+        (undo, report): what `restore_layers` needs; lines (part, runs on, why).
     """
     from peft.tuners.lora.layer import Linear as LoraLinear
 
     library, reason = product_library()
     on_cpu = next(model.parameters()).device.type == "cpu"
-    undo: list[tuple[nn.Module, type[nn.Module]]] = []
-    linears = loras = 0
+    undo: list[tuple[nn.Module, str, Any]] = []
+    linears = loras = four_bit = repacked = 0
     for module in list(model.modules()):
         if type(module) is nn.Linear and on_cpu and library == "onednn" and module.weight.dtype == torch.float32:
-            undo.append((module, nn.Linear))
+            undo.append((module, "__class__", nn.Linear))
             module.__class__ = FastLinear
             linears += 1
         elif type(module) is LoraLinear and not module.fan_in_fan_out:
-            undo.append((module, LoraLinear))
+            undo.append((module, "__class__", LoraLinear))
             module.__class__ = fast_lora_class()
             loras += 1
+        elif getattr(module, "support_avx512bf16_for_cpu", False) and on_cpu:
+            undo.append((module, "support_avx512bf16_for_cpu", True))
+            module.support_avx512bf16_for_cpu = False
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                module.state_dict()  # bitsandbytes unpacks when it saves; its scales were rounded on the way
+                repacked += 1
+            four_bit += 1
     report = [("linear layers", f"oneDNN ({linears} layers)" if linears else "torch", reason if on_cpu else "CUDA")]
     if loras:
         report.append(("LoRA layers", f"one function each ({loras} layers)", "thin products added in place"))
+    if four_bit:
+        why = "bitsandbytes' repacked layout for evaluation has no gradient"
+        if repacked:
+            why += f"; {repacked} layers had been evaluated before, which rounded their scales (about 1%)"
+        report.append(("4-bit layers", f"the layout that trains ({four_bit} layers)", why))
     return undo, report
 
 
 def restore_layers(undo: Undo) -> None:
-    """Give instances their own class back."""
-    for module, original in undo:
-        module.__class__ = original
+    """Take back what `replace_layers` did."""
+    for module, attribute, original in undo:
+        setattr(module, attribute, original)
