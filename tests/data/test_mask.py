@@ -182,6 +182,13 @@ def chatml():
     return ChatTemplate(tiny_tokenizer())
 
 
+def round_trips(text, tokenizer):
+    return (
+        tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"], clean_up_tokenization_spaces=False)
+        == text
+    )
+
+
 def check_against_transformers(messages, template):
     """The independent statement of contract 1."""
     tokenizer = template.tokenizer
@@ -191,7 +198,9 @@ def check_against_transformers(messages, template):
         return got
     assert got.weights[0] == 0
     full = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert tokenizer.decode(got.ids, clean_up_tokenization_spaces=False) == full
+    exact = round_trips(full, tokenizer)  # some vocabularies lack some bytes: noted in context, refused in answers
+    assert (tokenizer.decode(got.ids, clean_up_tokenization_spaces=False) == full) == exact
+    assert exact == ("tokenizer changes context text" not in got.notes)
     place = 0  # tokens consumed
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -200,7 +209,7 @@ def check_against_transformers(messages, template):
         assert full.startswith(prompt)
         served = template.prompt_ids(messages[:index])
         assert list(got.ids[: len(served)]) == served
-        assert tokenizer.decode(served, clean_up_tokenization_spaces=False) == prompt
+        assert not exact or tokenizer.decode(served, clean_up_tokenization_spaces=False) == prompt
         assert not any(got.weights[place : len(served)])
         end = len(served)
         while end < len(got.weights) and got.weights[end]:

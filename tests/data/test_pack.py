@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.pack import _best_fit, _completion, efficiency, one_by_one, pack
+from luthier.data.pack import _best_fit, _completion, _next_size, efficiency, one_by_one, pack
 
 CASES = st.integers(1, 64).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=200), st.just(capacity))
@@ -85,3 +85,9 @@ def test_without_packing_each_row_is_its_own_sequence_in_order():
 
 def test_nothing_packs_to_nothing():
     assert pack([], 10) == [] and efficiency([], 10) == 0.0
+
+
+def test_one_row_that_fills_the_room_is_taken_before_a_pair():
+    assert _next_size({4: [0], 3: [1], 1: [2]}, [1, 3, 4], 4) == 4
+    assert _next_size({3: [1], 1: [2]}, [1, 3], 4) == 3
+    assert _next_size({3: [1], 1: [2]}, [1, 3], 0) is None

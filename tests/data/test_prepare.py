@@ -12,7 +12,8 @@ import pytest
 from tokenizers import AddedToken
 
 from luthier.data.batch import collate
-from luthier.data.prepare import prepare
+from luthier.data.prepare import _raise_for, prepare
+from luthier.data.types import Dropped, RowRef
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError
 from tests.support.tiny import CHATML, conversations, tiny_tokenizer
@@ -186,6 +187,7 @@ def test_a_long_row_is_dropped_cut_or_an_error_and_always_counted(tmp_path, caps
     dropped = run(rows).manifest
     assert dropped["dropped"] == {"overlong": 2} and dropped["rows_used"] == 1
     assert [item["ref"][-1] for item in dropped["dropped_rows"]] == ["2", "3"]
+    assert dropped["cut_tokens"] > 600
     assert "of all tokens are cut off or dropped" in capsys.readouterr().err.replace("\n", " ")
     cut = run(rows, overlong="truncate")
     assert cut.manifest["truncated"] == 1 and cut.manifest["truncated_rows"][0]["ref"].endswith(":2")
@@ -203,6 +205,17 @@ def test_empty_answers_are_errors_or_dropped_as_asked(tmp_path):
     assert [p.line for p in caught.value.problems] == [2, 3]
     manifest = run(rows, on_empty="drop").manifest
     assert manifest["dropped"] == {"empty": 2} and manifest["rows_used"] == 1 and manifest["rows_read"] == 3
+
+
+def test_rows_found_empty_only_as_tokens_follow_on_empty_but_a_cut_the_recipe_asked_for_is_no_error():
+    empty, cut = (
+        Dropped(RowRef("f", 1), "empty", "no trained token"),
+        Dropped(RowRef("f", 2), "empty", "cut at 9 tokens"),
+    )
+    with pytest.raises(DataError, match="no trained token") as caught:
+        _raise_for([empty, cut], section({"path": "x"}))
+    assert len(caught.value.problems) == 1
+    _raise_for([empty, cut], section({"path": "x"}, on_empty="drop"))
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -116,6 +116,9 @@ def test_a_leading_newline_that_would_fuse_with_the_header_is_noted_as_a_split()
     got = run(chat("Q", "\nA"), tokenizer)
     assert got.notes == ("boundary split",) and trained(got, tokenizer) == "\nA<|im_end|>"
     assert run(chat("Q", "A"), tokenizer).notes == ()
+    row = chat("Q", "\nA", "R", "B")
+    served = ChatTemplate(tokenizer).prompt_ids(row.messages[:3])
+    assert list(run(row, tokenizer).ids[: len(served)]) == served  # the history is cut where training cuts it
 
 
 # --- BOS and end-of-text (B24, B25, B26) --------------------------------------------------------------------------
