@@ -10,7 +10,6 @@ import torch
 
 from luthier.model.identity import BaseRecord
 from luthier.model.quiet import quiet_libraries
-from luthier.model.targets import resolve_targets
 from luthier.model.weights import check_weight_files, non_finite_tensors, refuse_non_finite, tensors_of
 from luthier.runtime.errors import EnvironmentProblem, RecipeError, RunFailed
 
@@ -93,7 +92,6 @@ def attach_adapter(
     from safetensors.torch import load_file
 
     refuse_non_finite(non_finite_tensors(tensors_of([folder / "adapter_model.safetensors"])), where=str(folder))
-    wanted = _wanted_modules(base, folder)
     try:
         with quiet_libraries():
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable, autocast_adapter_dtype=False)
@@ -102,7 +100,7 @@ def attach_adapter(
             code="M324", message=f"the adapter in {folder} does not fit this base: {str(error).strip()[-300:]}",
             hint="name the base it was trained on, with the same `model.new_tokens`",
         ) from error  # fmt: skip
-    _check_adapter_complete(model, folder, wanted)
+    _check_adapter_complete(model, folder)
     cast_adapters(model, dtype or base.dtype)
     if dtype not in (None, base.dtype):
         # The first load went through tensors of the base's type and was rounded to it.
@@ -110,26 +108,15 @@ def attach_adapter(
     return model
 
 
-def _wanted_modules(base: PreTrainedModel, folder: Path) -> set[str] | None:
-    """Modules that adapter_config.json names in this base; None if it selects them in ways we do not write."""
-    value = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-    if value.get("layers_to_transform") is not None or value.get("exclude_modules") or value.get("target_parameters"):
-        return None
-    return set(resolve_targets(base, value.get("target_modules") or []))
-
-
-def _check_adapter_complete(model: PeftModel, folder: Path, wanted: set[str] | None) -> None:
-    """Each tensor of the file has its place in the model, and each module to adapt its tensors (PEFT only warns)."""
+def _check_adapter_complete(model: PeftModel, folder: Path) -> None:
+    """Every tensor of the file is in the model and the other way round (PEFT only warns)."""
     from peft import get_peft_model_state_dict
-    from peft.tuners.lora import LoraLayer
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stream:
         saved = set(stream.keys())
     needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    # PEFT adapts only modules that the file has tensors for: a deeper base would be adapted in part.
-    adapted = {name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer)}
-    lacking, useless = sorted(needed - saved) + sorted((wanted or adapted) - adapted), sorted(saved - needed)
+    lacking, useless = sorted(needed - saved), sorted(saved - needed)
     if lacking or useless:
         which = (
             f"file lacks {', '.join(lacking[:3])}" if lacking else f"model has no place for {', '.join(useless[:3])}"

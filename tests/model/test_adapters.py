@@ -132,10 +132,12 @@ def test_the_same_seed_gives_the_same_adapter_whatever_the_global_state(base):
     assert not any(torch.equal(first[name], other[name]) for name in names)
 
 
-@pytest.mark.parametrize("method", [{}, {"use_dora": True}, {"modules_to_save": ["embed_tokens"]}], ids=str)
+@pytest.mark.parametrize(
+    "method", [{}, {"use_dora": True}, {"modules_to_save": ["embed_tokens"]}, {"name": "qlora"}], ids=str
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_adapters_have_the_type_of_the_model(base, dtype, method):
-    tuned, _ = prepare(section(base, new_tokens=["<x>"]), dtype=dtype, name="lora", **method)
+    tuned, _ = prepare(section(base, new_tokens=["<x>"]), dtype=dtype, **{"name": "lora", **method})
     types = {value.dtype for name, value in tuned.model.named_parameters() if is_adapter_parameter(name)}
     assert types == {getattr(torch, dtype)}
 
