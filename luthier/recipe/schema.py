@@ -52,7 +52,7 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in memory. `auto`: bfloat16 where the device computes it natively, else float32."""
     quantization: Literal["auto", "none", "nf4"] = "auto"
-    """Storage of the frozen base. `auto`: `nf4` for `method: qlora`, else `none`."""
+    """Storage of the frozen base. `auto`: `nf4` for `method.name: qlora`, else `none`."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention for padded batches and generation; packed batches use Luthier's own per-document attention."""
     new_tokens: list[str] = Field(default_factory=list)
@@ -107,7 +107,7 @@ class DataSection(Section):
     max_length: PositiveInt = 1024
     """Longest row, and size of a pack, in tokens."""
     overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end, never a whole answer."""
+    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end of the row."""
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which tokens are trained. Per-message and per-span weights in the data win."""
     on_empty: Literal["error", "drop"] = "error"

@@ -1,0 +1,207 @@
+"""Write the pages of docs/reference from the code they describe.
+
+python docs/generate.py           write them
+python docs/generate.py --check   write nothing; exit 1 and name the stale pages
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FOLDER", "cli_page", "pages", "recipe_page"]
+
+FOLDER = Path(__file__).parent / "reference"
+HEAD = "<!-- Written by docs/generate.py from the code; edit the docstrings there, then run it again. -->\n"
+SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
+# Keys of `Recipe` whose section stands below another section.
+NESTED = {"Source": "data.train[]", "ValidationSection": "data.validation", "TaskSpec": "evaluate.tasks[]"}
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page: where it goes, and its text."""
+    return {FOLDER / "recipe.md": recipe_page(), FOLDER / "cli.md": cli_page()}
+
+
+# -- the recipe
+
+
+def recipe_page() -> str:
+    """All keys of a recipe as tables, from the JSON Schema that `luthier schema` prints."""
+    from luthier.recipe.json_schema import json_schema
+
+    schema = json_schema()
+    definitions = schema["$defs"]
+    lines = [
+        HEAD,
+        "# Recipe keys\n",
+        "Every key that a recipe may have. Anything else is an error that names the nearest key.",
+        "`key.sub=value` on the command line sets a key, `data.train.0.path=...` one of an entry of a list.",
+        "The prose is in [data](../data.md), [training](../training.md), [evaluation](../evaluation.md) and "
+        "[merge](../merge.md).\n",
+    ]
+    order = _sections(schema)
+    simple = [(name, field) for name, field in schema["properties"].items() if not _section(field)]
+    required = schema.get("required", [])
+    lines += ["## Top level\n", *_table(dict(simple), required)]
+    lines += ["", "The other keys are sections:\n"]
+    lines += [f"- [`{path}`](#{_anchor(path)}): {definitions[name]['description']}" for path, name in order]
+    for path, name in order:
+        definition = definitions[name]
+        lines += ["", f"## {path}\n", f"{definition['description']}\n"]
+        lines += _table(definition["properties"], definition.get("required", []))
+    return "\n".join(lines) + "\n"
+
+
+def _sections(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(path in a recipe, name of the definition), each section followed by those inside it."""
+    found: list[tuple[str, str]] = []
+    for key, field in schema["properties"].items():
+        name = _section(field)
+        if name:
+            found.append((key, name))
+            inner = [_section(below) for below in schema["$defs"][name]["properties"].values()]
+            found += [(NESTED[below], below) for below in inner if below]
+    return found
+
+
+def _section(field: Mapping[str, Any]) -> str:
+    """Name of the section a field holds (itself, or as items of a list); empty for a value."""
+    for option in (field, field.get("items", {}), *field.get("anyOf", [])):
+        if "$ref" in option:
+            return str(option["$ref"]).rpartition("/")[2]
+    return ""
+
+
+def _table(fields: Mapping[str, Any], required: list[str]) -> list[str]:
+    rows = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
+    for key, field in fields.items():
+        default = "required" if key in required else _default(field)
+        rows.append(f"| `{key}` | {_allowed(field)} | {default} | {_cell(field['description'])} |")
+    return rows
+
+
+def _allowed(field: Mapping[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_allowed(option) for option in field["anyOf"] if option.get("type") != "null") + (
+            " or `null`" if any(option.get("type") == "null" for option in field["anyOf"]) else ""
+        )
+    if "$ref" in field:
+        path = NESTED.get(_section(field), "")
+        return f"[section](#{_anchor(path)})" if path else "section"
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{field['const']}`"
+    if field["type"] == "array":
+        inner = field["items"]
+        if "$ref" in inner:
+            return f"list of [sections](#{_anchor(NESTED[_section(field)])})"
+        return f"list of {_allowed(inner)}"
+    if field["type"] == "object":
+        values = field.get("additionalProperties")
+        return f"mapping of text to {_allowed(values)}" if isinstance(values, dict) else "mapping"
+    bounds = " and ".join(f"{sign} {field[name]:g}" for name, sign in SIGNS.items() if name in field)
+    return " ".join(part for part in (WORDS[field["type"]], bounds) if part)
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    if "default" in field:
+        return f"`{json.dumps(field['default'])}`"
+    empty = {"array": "`[]`", "object": "`{}`"}.get(field.get("type", ""), "")
+    return empty or "its defaults"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _anchor(path: str) -> str:
+    """As web pages of repositories make them: lower case, dots and brackets left out."""
+    return path.lower().replace(".", "").replace("[]", "")
+
+
+# -- the command line
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options, from the commands themselves."""
+    import typer
+
+    from luthier.cli import main
+
+    root = typer.main.get_command(main.app)
+    lines = [
+        HEAD,
+        "# Commands\n",
+        f"{root.help}\n",
+        "`luthier COMMAND --help` shows the same. Tables and JSON go to stdout; progress, summaries and errors to",
+        "stderr. `--json` makes the result one JSON value on stdout, errors included. `--debug` adds the Python trace",
+        "to an error. Exit codes and error codes: [errors](../errors.md). Commands that take a recipe take overrides,",
+        "too: `key.sub=value`, `--key.sub value` or `--key.sub=value`.\n",
+        "| command | what it does |",
+        "|---|---|",
+    ]
+    commands = list(_commands(root, "luthier"))
+    lines += [f"| [`{name}`](#{name.replace(' ', '-')}) | {_cell(command.help or '')} |" for name, command in commands]
+    for name, command in commands:
+        lines += ["", f"## {name}\n", "```", _usage(name, command), "```\n", f"{_cell(command.help or '')}\n"]
+        lines += ["| argument or option | default | meaning |", "|---|---|---|"]
+        lines += [_parameter(parameter) for parameter in command.params if not parameter.hidden]
+        if not command.params:
+            lines[-2:] = ["No arguments and no options."]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def _usage(name: str, command: Any) -> str:
+    words = []
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            word = str(parameter.name).upper() + ("..." if parameter.nargs == -1 else "")
+            words.append(word if parameter.required else f"[{word}]")
+    options = ["[OPTIONS]"] if any(item.param_type_name == "option" for item in command.params) else []
+    return " ".join([name, *options, *words])
+
+
+def _parameter(parameter: Any) -> str:
+    argument = parameter.param_type_name == "argument"
+    name = f"`{str(parameter.name).upper()}`" if argument else ", ".join(f"`{option}`" for option in parameter.opts)
+    if argument and parameter.required:
+        default = "required"
+    elif parameter.default is None or getattr(parameter, "is_flag", False):
+        default = ""
+    else:
+        default = f"`{parameter.default}`"
+    limits = (("at least", parameter.min), ("at most", parameter.max))
+    bounds = "; ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+    meaning = _cell(parameter.help or "")
+    return f"| {name} | {default} | {meaning}{f' ({bounds})' if bounds else ''} |"
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the pages; returns the exit code."""
+    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text]
+    if "--check" in arguments:
+        sys.stderr.writelines(f"stale: {path}; run `python docs/generate.py`\n" for path in stale)
+        return int(bool(stale))
+    for path in stale:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(pages()[path], "utf-8")
+        sys.stderr.write(f"wrote {path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

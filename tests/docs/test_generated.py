@@ -1,0 +1,62 @@
+"""Contract: docs/reference is what the code says today, and leaves out no key and no command."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["recipe.md", "cli.md"])
+def test_the_page_is_up_to_date(name):
+    generate = generator()
+    wanted = {path.name: text for path, text in generate.pages().items()}[name]
+    there = (generate.FOLDER / name).read_text("utf-8")
+    assert there == wanted, f"docs/reference/{name} is stale: run `python docs/generate.py`"
+
+
+def test_every_recipe_key_is_there():
+    from luthier.recipe.json_schema import json_schema
+
+    text = generator().recipe_page()
+    schema = json_schema()
+    for definition in schema["$defs"].values():
+        for key, field in definition["properties"].items():
+            assert f"| `{key}` |" in text
+            assert " ".join(field["description"].split()).replace("|", "\\|") in text
+
+
+def test_every_command_and_option_is_there():
+    import typer
+
+    from luthier.cli.main import app
+
+    generate = generator()
+    text = generate.cli_page()
+    commands = dict(generate._commands(typer.main.get_command(app), "luthier"))
+    assert len(commands) >= 16
+    for name, command in commands.items():
+        section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            for option in parameter.opts:
+                shown = option.upper() if parameter.param_type_name == "argument" else option
+                assert f"`{shown}`" in section, (name, option)
+
+
+def test_check_names_a_stale_page(tmp_path, monkeypatch, capsys):
+    generate = generator()
+    assert generate.main(["--check"]) == 0
+    monkeypatch.setattr(generate, "FOLDER", tmp_path)
+    assert generate.main(["--check"]) == 1
+    assert "stale: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert generate.main([]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.md", "cli.md"}
