@@ -170,7 +170,13 @@ def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
                 module.state_dict()  # bitsandbytes unpacks when it saves; its scales were rounded on the way
                 repacked += 1
             four_bit += 1
-    report = [("linear layers", f"oneDNN ({linears} layers)" if linears else "torch", reason if on_cpu else "CUDA")]
+    report: list[tuple[str, str, str]] = []
+    if linears:
+        report.append(("linear layers", f"oneDNN ({linears} layers)", reason))
+    elif on_cpu and library == "onednn":
+        report.append(("linear layers", "torch", "torch already multiplies this type with oneDNN"))
+    elif on_cpu:
+        report.append(("linear layers", "torch", reason))
     if loras:
         report.append(("LoRA layers", f"one function each ({loras} layers)", "thin products added in place"))
     if four_bit:

@@ -26,14 +26,14 @@ def make_batch(lengths, *, vocab=600, seed=0, share=0.6, first=None) -> Batch:
 
 def documents(batch: Batch):
     """(ids (1, L), weights (L,)) of each document, weights as targets."""
-    weights = torch.zeros(batch.tokens)
+    weights = torch.zeros(batch.tokens, device=batch.input_ids.device)
     weights[batch.source_index + 1] = batch.target_weights
     return list(zip(batch.input_ids.split(batch.doc_lengths), weights.split(batch.doc_lengths), strict=True))
 
 
 def one_by_one(model, batch: Batch, *, label_smoothing=0.0):
     """Sum of weighted losses, each document alone through `model(...)`; (loss, correct)."""
-    total, correct = torch.zeros(()), 0
+    total, correct = torch.zeros((), device=batch.input_ids.device), 0
     for ids, weights in documents(batch):
         logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
         log_probs = log_softmax(logits[:-1], dim=-1)
