@@ -108,6 +108,7 @@ def test_killed_at_points_spread_over_the_run(tmp_path, whole, operations, share
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_every_operation(tmp_path, whole, operations):
     for limit in range(1, operations + 1):
         check(tmp_path / str(limit), limit, whole)
