@@ -6,6 +6,7 @@ Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import IO, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ import typer
 
 from luthier.cli import chat, compare, data, doctor, evaluate, init, merge, plan, quickstart, rerun, run, runs, schema
 from luthier.cli.output import print_error, wants_json
-from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory
+from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory, RecipeError
 
 __all__ = ["app", "main"]
 
@@ -27,6 +28,9 @@ class UsageProblem(Protocol):
 
     def show(self, file: IO[str] | None = None) -> None:
         """Print usage and message."""
+
+    def format_message(self) -> str:
+        """The message alone."""
 
 
 app = typer.Typer(
@@ -58,6 +62,8 @@ app.command("schema", rich_help_panel=LOOK)(schema.schema)
 
 def main() -> None:
     """Entry point of the command line: every error ends here, with its exit code."""
+    # On some CPUs bitsandbytes logs at every import that an optional hub kernel is missing.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:
@@ -92,6 +98,9 @@ def _report(error: LuthierError, arguments: list[str], debug: bool) -> int:
 
 def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
     if isinstance(error, UsageProblem):
+        if wants_json(arguments):
+            usage = RecipeError(message=error.format_message(), code="C122", hint="`luthier --help` lists the commands")
+            return _report(usage, arguments, debug)
         error.show(sys.stderr)
         return 2
     if debug:

@@ -23,11 +23,17 @@ def emit_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
+WIDTH_OF_A_PIPE = 160
+
+
 def show(renderable: Any) -> None:
-    """A table or text on stdout: it is the result of the command."""
+    """A table or text on stdout: it is the result of the command. A pipe has no width, so nothing is cut for one."""
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=False).print(renderable)
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_OF_A_PIPE)
+    console.print(renderable)
 
 
 def print_error(error: LuthierError, *, as_json: bool) -> None:

@@ -29,7 +29,8 @@ from luthier.runs.manifest import code_version, hardware, library_versions
 from luthier.runs.stages import why_run
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
-from luthier.runtime.errors import LuthierError
+from luthier.runtime.env import read_env
+from luthier.runtime.errors import EnvironmentProblem, LuthierError
 
 __all__ = ["RunResult", "run_recipe"]
 
@@ -72,6 +73,7 @@ def run_recipe(
         LuthierError: with the exit code of its class; the run folder says how far it came.
     """
     started = time.monotonic()
+    _refuse_several_processes()
     run = RunFolder(Path(recipe.output_dir))
     with run.lock():
         write_text(
@@ -97,6 +99,17 @@ def run_recipe(
     return RunResult(
         folder=run.path, stages=results, reused=tuple(reused), seconds=round(time.monotonic() - started, 3)
     )
+
+
+def _refuse_several_processes() -> None:
+    """The loop runs on several processes; the stages around it do not share a folder between them yet."""
+    processes = read_env().world_size
+    if processes > 1:
+        raise EnvironmentProblem(
+            code="R731",
+            message=f"this recipe was started by a launcher with {processes} processes; a run takes one process so far",
+            hint="start it without torchrun or accelerate; `luthier.train.loop.fit` itself runs under torchrun",
+        )
 
 
 def _wanted(recipe: Recipe, only: Sequence[str] | None) -> list[Stage]:

@@ -21,7 +21,7 @@ from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.stages import flatten
-from luthier.runtime.errors import DataError
+from luthier.runtime.errors import DataError, RecipeError
 from luthier.train import trackers
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.processes import make_accelerator, on_main
@@ -69,6 +69,7 @@ def fit(
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
     _require_validation(recipe, data.validation)
+    _refuse_float16(recipe)
     accelerator = make_accelerator(
         next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
@@ -105,6 +106,16 @@ def fit(
             trainer.weights.close()
             trainer.engine.detach()
         return loop.result(result, weights_from)
+
+
+def _refuse_float16(recipe: Recipe) -> None:
+    """Gradients of float16 underflow without loss scaling, which this loop does not do."""
+    if recipe.model.dtype == "float16":
+        raise RecipeError(
+            code="T474",
+            message="`model.dtype: float16` cannot be trained: small gradients would become zero",
+            hint="use bfloat16 or float32; `auto` chooses what this device computes natively",
+        )
 
 
 def _require_validation(recipe: Recipe, validation: Sequence[Example]) -> None:

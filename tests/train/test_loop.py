@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -290,3 +291,11 @@ def test_the_model_is_itself_again_afterwards(tmp_path):
     row = examples(1)[0]
     reference_nll(run.model, row)  # a plain forward, with the model's own attention
     assert run.model.config._attn_implementation == tiny_model().config._attn_implementation
+
+
+def test_float16_is_refused_before_anything_is_written(tmp_path):
+    recipe = resolved(max_steps=1)
+    half = recipe.recipe.model_copy(update={"model": recipe.recipe.model.model_copy(update={"dtype": "float16"})})
+    with pytest.raises(RecipeError, match="float16"):
+        train(tmp_path, recipe=replace(recipe, recipe=half))
+    assert not (tmp_path / "metrics.jsonl").exists() and not (tmp_path / "final").exists()
