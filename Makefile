@@ -34,10 +34,10 @@ quickstart: $(VENV)/.ready-run  ## Score, tune, score again, merge and chat: an 
 	$(BIN)/luthier quickstart
 
 test: $(VENV)/.ready  ## Default tests: two cores, no GPU, no network, under 10 minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.ready  ## Default and slow tests
-	$(BIN)/python -m pytest -m "not gpu and not multi_gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not multi_gpu"
 
 test-gpu: $(VENV)/.ready  ## Tests that need one CUDA device
 	$(BIN)/python -m pytest -m gpu

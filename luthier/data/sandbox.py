@@ -43,7 +43,7 @@ _CODE_ERRORS = (
 _WIDE_FORMAT = re.compile(r"[%{][^%{}]*?\d{6,}")
 
 
-class TemplateFailure(Exception):  # noqa: N818 - an outcome for a row, turned into a Problem by the caller
+class TemplateFailure(Exception):
     """The template does not compile, or refuses these messages; the text says why."""
 
 

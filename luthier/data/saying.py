@@ -28,7 +28,7 @@ SENTINELS = ("\ue0a0\ue0a1\ue0a2\ue0a3", "\ue0b4\ue0b5\ue0b6\ue0b7")
 _FIELDS = ("reasoning_content", "thinking", "reasoning", "content")
 
 
-class Unprovable(Exception):  # noqa: N818 - the outcome of a row, turned into `Dropped`
+class Unprovable(Exception):
     """A turn cannot be proven to be what would be served; the text says which and why."""
 
 
