@@ -1,5 +1,6 @@
 """Contract: every recipe that ships loads and checks. Only data that is not shipped may be missing."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def test_the_recipe_checks_whole_where_its_data_is_there(path, tmp_path, monkeyp
     recipe = load_recipe(copy).recipe
     assert recipe.output_dir.startswith("runs/")
     assert recipe.name
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_files_of_the_repository_that_comments_name_exist(path):
+    named = re.findall(r"\b(?:docs|benchmarks|recipes|tests)/[\w./-]+\.\w+", path.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_a_broken_recipe_is_noticed(tmp_path, monkeypatch):
