@@ -9,6 +9,7 @@ from luthier.runtime import errors
 ROOT = Path(__file__).parents[2]
 CODE = re.compile(r"[CDMTEXR][1-7][0-9]{2}\Z")
 ROW = re.compile(r"^\| ([A-Z][0-9]{3}) \|", re.MULTILINE)
+EXITS_ROW = re.compile(r"^\| ([A-Z][0-9]{3}) \| ([0-9, ]+) \|", re.MULTILINE)
 EXIT_ROW = re.compile(r"^\| ([0-9]+) \| `?(\w*)`? \|", re.MULTILINE)
 
 
@@ -20,6 +21,24 @@ def codes_in_package() -> set[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.match(node.value):
                 found.add(node.value)
     return found
+
+
+def exits_in_package() -> dict[str, set[int]]:
+    """Exit codes of the classes in whose call a code is written down."""
+    found: dict[str, set[int]] = {}
+    for file in (ROOT / "luthier").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            cls = getattr(errors, node.func.id, None) if isinstance(node, ast.Call) and _named(node) else None
+            if not (isinstance(cls, type) and issubclass(cls, errors.LuthierError)):
+                continue
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Constant) and isinstance(inner.value, str) and CODE.match(inner.value):
+                    found.setdefault(inner.value, set()).add(cls(message="x").exit_code)
+    return found
+
+
+def _named(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Name)
 
 
 def page() -> str:
@@ -50,3 +69,10 @@ def test_exit_codes_are_those_of_the_classes():
         errors.OutOfMemory, errors.AccessError, errors.Interrupted,
     )  # fmt: skip
     assert table == {cls.__name__: cls(message="x").exit_code for cls in classes}
+
+
+def test_each_code_has_the_exit_codes_of_the_errors_that_carry_it():
+    explained = {code: {int(one) for one in exits.split(",")} for code, exits in EXITS_ROW.findall(page())}
+    raised = exits_in_package()
+    assert len(raised) > 60
+    assert {code: exits for code, exits in raised.items() if explained[code] != exits} == {}
