@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from luthier.data.batch import Batch
@@ -163,13 +164,14 @@ def inner_model(model: Any) -> Any:
 
 
 def _report(base: Any, layout: Layout, reason: str, finding: HeadFinding) -> tuple[Part, ...]:
-    on_cuda = next(base.parameters()).is_cuda
+    weight = next(p for p in base.parameters() if p.is_floating_point())
+    on_cuda, half = weight.is_cuda, weight.dtype in (torch.bfloat16, torch.float16)
     if layout == "padded":
         attention = Part("attention", "the model's own, documents padded to a rectangle", reason)
-    elif on_cuda and has_varlen_kernel():
+    elif on_cuda and half and has_varlen_kernel():
         attention = Part("attention", "torch varlen kernel over packed documents, no padding", reason)
     else:
-        why = "this torch has no varlen kernel" if on_cuda else "CPU"
+        why = "CPU" if not on_cuda else "the varlen kernel takes 16-bit types" if not half else "no varlen kernel here"
         attention = Part("attention", f"scaled-dot-product per packed document, no padding ({why})", reason)
     if finding.kind == "model":
         return attention, Part("head", "the model's own forward, all logits", finding.reason)

@@ -39,6 +39,8 @@ __all__ = [
 # fp32 bytes of one chunk of logits. On a CPU a chunk should stay near the caches; on a GPU
 # a chunk of 4k to 8k rows is needed for the products to run at their best rate.
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
+# fp32 bytes of the rows that the passes over the vocabulary work on at once on a CPU: within its caches.
+_CACHED_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,22 +208,39 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 def _chunk(
     raw: Tensor, ids: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the head's output (in its dtype), loss and correct count of one chunk of logits."""
+    """Turn a chunk of head outputs into their gradient (in place for fp32); returns it, the loss and the correct count.
+
+    The passes over the vocabulary run on a few rows at a time where that keeps them in the caches.
+    """
+    rows = _CACHED_BYTES // (4 * raw.shape[1]) if raw.device.type == "cpu" else raw.shape[0]
+    loss = torch.zeros((), dtype=torch.float32, device=raw.device)
+    correct = torch.zeros((), dtype=torch.int64, device=raw.device)
+    for block, block_ids, block_weights in zip(*(t.split(max(1, rows)) for t in (raw, ids, weights)), strict=True):
+        block_loss, block_correct = _block(block, block_ids, block_weights, settings, with_gradient)
+        loss += block_loss
+        correct += block_correct
+    return raw, loss, correct
+
+
+def _block(
+    raw: Tensor, ids: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss and correct count of some rows; writes the gradient over `raw`."""
     smoothing, transform = settings.label_smoothing, settings.transform
     logits = transform.apply(raw.float())
     correct = (logits.argmax(dim=-1) == ids).sum()
-    lse = torch.logsumexp(logits, dim=-1)
-    loss = (1.0 - smoothing) * (lse - logits.gather(1, ids[:, None]).squeeze(1))
+    log_probs = torch.log_softmax(logits, dim=-1)
+    loss = (smoothing - 1.0) * log_probs.gather(1, ids[:, None]).squeeze(1)
     if smoothing:
-        loss += smoothing * (lse - logits.mean(dim=-1))
+        loss -= smoothing * log_probs.mean(dim=-1)
     loss = (loss * weights).sum()
-    if not with_gradient:
-        return raw, loss, correct
-    grad = (logits - lse[:, None]).exp_().mul_(weights[:, None])
-    if smoothing:
-        grad.sub_((weights * (smoothing / raw.shape[1]))[:, None])
-    grad.scatter_add_(1, ids[:, None], (weights * (smoothing - 1.0))[:, None])
-    return transform.backward_(grad, logits).to(raw.dtype), loss, correct
+    if with_gradient:
+        grad = log_probs.exp_().mul_(weights[:, None])
+        if smoothing:
+            grad.sub_((weights * (smoothing / raw.shape[1]))[:, None])
+        grad.scatter_add_(1, ids[:, None], (weights * (smoothing - 1.0))[:, None])
+        raw.copy_(transform.backward_(grad, logits))
+    return loss, correct
 
 
 def _accumulate(total_fp32: Tensor, grad_sv: Tensor, hidden_sd: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Contract: packed attention is the attention of each document alone, and refuses what it does not compute.
 
-Planted and seen to fail: attention over the whole sequence; window off by one; grouped heads in the wrong order.
+Planted and seen to fail: attention over the whole sequence; a window off by one; grouped heads in another order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Contract: for every family, packed loss and gradients are those of the documents run one by one through the
 stock model, and no document changes another one's hidden states by a single bit (B30).
 
-Planted and seen to fail: attention over the whole pack; positions that run on; a window that is dropped; the
-logit scale left out; a cache switched on.
+Planted and seen to fail: attention over the whole pack; positions that run on (GPT-2 sees it: rotary positions are
+relative); a window that is dropped; the logit scale left out; rows of the padded rectangle off by a column.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Contract: the chunked head gives the loss, the arg-max count and every gradient of the plain definition.
 
-Planted and seen to fail: a constant weight for all targets (B10); label smoothing on the target only (B08);
-log-sum-exp over a vocabulary padded to a multiple of 64 (B12); the last chunk left out; the tanh derivative left out.
+Planted and seen to fail: one weight for all targets (B10); the gradient without its smoothing term; a log-sum-exp
+over the vocabulary padded to a multiple of 64 (B12); the last chunk left out; the tanh derivative left out.
 """
 
 from __future__ import annotations
