@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,18 @@ from luthier.cli.output import emit_json, show
 from luthier.runtime.errors import RecipeError
 
 
+class Method(StrEnum):
+    """Methods a recipe can start with."""
+
+    full = "full"
+    lora = "lora"
+    qlora = "qlora"
+
+
 def init(
     data: Annotated[Path, typer.Argument(help="File with your examples (json, jsonl, csv, parquet, arrow).")],
     model: Annotated[str, typer.Option(help="Base model: hub id or folder.")] = "smollm2-135m-instruct",
-    method: Annotated[str, typer.Option(help="full, lora or qlora.")] = "lora",
+    method: Annotated[Method, typer.Option(help="What to train.")] = Method.lora,
     out: Annotated[Path, typer.Option("--out", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing recipe.")] = False,
     as_json: JsonOption = False,
@@ -40,7 +49,7 @@ def init(
         max_length=_max_length(found.characters),
         task_metric=found.metric,
         output_dir=f"runs/{data.name.split('.')[0]}",
-        method=method,
+        method=method.value,
     )
     write_text(out, text)
     if as_json:

@@ -9,7 +9,8 @@ import typer
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.output import emit_json, show
 
-MICRO_BATCH_TOKENS = 1024
+# The token budgets of `recipe/steps.py`: what a run takes when the recipe does not say.
+MICRO_BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
 
 
 def plan(
@@ -23,12 +24,14 @@ def plan(
     from luthier.plan.devices import device_bytes
     from luthier.plan.memory import plan_memory
     from luthier.plan.shape import read_shape
+    from luthier.runtime.device import cpu_native_bf16
 
     wanted = load_with_overrides(recipe, overrides).recipe
     available = device_bytes(gpu) if gpu else None
     shape = read_shape(locate_model(wanted.model.name_or_path, wanted.model.revision))
-    full_width = wanted.model.dtype == "float32" or (wanted.model.dtype == "auto" and gpu is None)
-    tokens = max(wanted.data.max_length, MICRO_BATCH_TOKENS)
+    native = gpu is not None or cpu_native_bf16()
+    full_width = wanted.model.dtype == "float32" or (wanted.model.dtype == "auto" and not native)
+    tokens = max(wanted.data.max_length, MICRO_BATCH_TOKENS["cuda" if gpu else "cpu"])
     result = plan_memory(shape, wanted, dtype_bytes=4 if full_width else 2, tokens=tokens)
     fits = None if available is None else result.total <= available
     if as_json:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.runs.manifest import cpu_name
-from luthier.runtime.device import cpu_flags, physical_cores
+from luthier.runtime.device import cpu_native_bf16, physical_cores
 from luthier.runtime.env import read_env
 
 __all__ = ["Check", "examine"]
@@ -63,8 +63,7 @@ def _libraries() -> list[Check]:
 
 
 def _devices() -> list[Check]:
-    native = bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
-    kind = "computes bfloat16 natively" if native else "no bfloat16 units: Luthier computes in float32 here"
+    kind = "computes bfloat16 natively" if cpu_native_bf16() else "no bfloat16 units: Luthier computes in float32 here"
     checks = [Check(name="CPU", ok=True, found=f"{cpu_name()}, {physical_cores()} cores, {kind}")]
     if importlib.util.find_spec("torch") is None:
         return checks

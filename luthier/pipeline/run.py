@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.pipeline.session import Session
-from luthier.pipeline.stages import STAGES, Stage
+from luthier.pipeline.stages import STAGES, Stage, refuse_changed_resume
 from luthier.recipe.load import dump_yaml
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder, StageRecord
@@ -33,6 +33,8 @@ from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, LuthierError
 
 __all__ = ["RunResult", "run_recipe"]
+
+BEFORE_SCORES = ("data", "baseline", "train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +78,11 @@ def run_recipe(
     _refuse_several_processes()
     run = RunFolder(Path(recipe.output_dir))
     with run.lock():
+        session = Session(recipe, run, restart=restart)
+        refuse_changed_resume(session, wanted=_wanted(recipe, only))
         write_text(
             run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
         )
-        session = Session(recipe, run, restart=restart)
         results: dict[str, dict[str, Any]] = {}
         reused: list[str] = []
         try:
@@ -127,6 +130,9 @@ def _run_stage(stage: Stage, session: Session) -> tuple[StageRecord, bool]:
         note(f"{stage.name}: reused, nothing it depends on changed (took {record.seconds:.0f} s then)", style="dim")
         return record, False
     note(f"{stage.name}: {stage.title}" + ("" if record is None else f" ({reason})"), style="bold")
+    if stage.name in BEFORE_SCORES:
+        session.tasks  # noqa: B018  a task that cannot be read is told before the work, not after it
+    session.again = record is not None
     run.forget_stage(stage.name)
     run.event("stage_started", stage=stage.name, reason=reason)
     started = time.monotonic()

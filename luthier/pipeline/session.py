@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.data.prepare import Prepared
+    from luthier.evaluate.tasks import Task
     from luthier.runtime.device import Device
 
 __all__ = ["Session"]
@@ -37,6 +38,8 @@ class Session:
         self.run = run
         self.restart = restart
         """Start the training over instead of resuming from a checkpoint."""
+        self.again = False
+        """The stage that runs now had finished before: its old result is replaced, not continued."""
 
     # -- inputs, without torch
 
@@ -86,6 +89,13 @@ class Session:
         from luthier.model.tokenizer import load_tokenizer
 
         return load_tokenizer(self.recipe.model)
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """The tasks with their rows; everything wrong with any of them is raised at once."""
+        from luthier.evaluate.tasks import load_tasks
+
+        return load_tasks(self.recipe.evaluate.tasks)
 
     @cached_property
     def prepared(self) -> Prepared:

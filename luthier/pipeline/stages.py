@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
 from luthier.recipe.schema import Recipe
+from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
 from luthier.runtime.console import note
+from luthier.runtime.errors import RecipeError
 
 __all__ = ["STAGES", "Stage", "training_fingerprint"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
+INTENT_FILE = "training.json"
 CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1}
 
 
@@ -78,13 +82,12 @@ def _scoring_depends(session: Session) -> dict[str, Any]:
 
 def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
     from luthier.evaluate.run import results_to_json, run_tasks
-    from luthier.evaluate.tasks import load_tasks
 
     recipe = session.resolved.recipe
     results = run_tasks(
         model,
         session.tokenizer,
-        load_tasks(recipe.evaluate.tasks),
+        session.tasks,
         batch_size=recipe.evaluate.batch_size,
         confidence=recipe.evaluate.confidence,
         template_kwargs=recipe.model.chat_template_kwargs,
@@ -154,16 +157,45 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
 
 def _train_depends(session: Session) -> dict[str, Any]:
     """As the fingerprint, from the recipe as written: no torch needed, so a finished run is reused in a second."""
+    return {**_train_depends_but_data(session), "data": session.stage_result("data")["hash"]}
+
+
+def _train_depends_but_data(session: Session) -> dict[str, Any]:
     recipe = session.recipe
     return {
         "code": CODE_VERSION["train"],
-        "data": session.stage_result("data")["hash"],
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
     }
+
+
+def _intent(session: Session) -> dict[str, Any]:
+    """What an unfinished training is of; known from the recipe and the files alone."""
+    depends_on = _train_depends_but_data(session)
+    return {**depends_on, "data": _data_depends(session)}
+
+
+def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
+    """An interrupted training may only be continued as it was; told before anything in the folder changes.
+
+    Raises:
+        RecipeError: data, base or recipe changed since; lists what.
+    """
+    run = session.run
+    interrupted = run.stage("train") is None and any((run.path / "checkpoints").glob("step-*"))
+    intent = run.path / INTENT_FILE
+    if session.restart or not interrupted or not intent.is_file() or all(stage.name != "train" for stage in wanted):
+        return
+    changed = differences(json.loads(intent.read_text("utf-8")), json.loads(json.dumps(_intent(session))))
+    if changed:
+        raise RecipeError(
+            code="T432",
+            message=f"{run.path} holds an interrupted training of another kind: " + "; ".join(changed[:10]),
+            hint="undo the change to resume, or start over with --restart, or choose another `output_dir`",
+        )
 
 
 def _train(session: Session) -> dict[str, Any]:
@@ -178,6 +210,7 @@ def _train(session: Session) -> dict[str, Any]:
         recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
     )
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    write_json(session.run.path / INTENT_FILE, _intent(session))
     tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
     for line in tuned.report.lines():
         note(f"  {line}")
@@ -188,7 +221,7 @@ def _train(session: Session) -> dict[str, Any]:
         run=session.run,
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
-        restart=session.restart,
+        restart=session.restart or session.again,
     )
     weights = hash_folder(session.run.path / "final", ("*.safetensors",))
     return {"weights": weights, "method": tuned.report.to_json(), **result.to_json()}

@@ -25,7 +25,7 @@ def summary_lines(result: RunResult) -> list[str]:
     lines = ["", f"Done in {result.seconds:.0f} s: {result.folder}"]
     for task in result.comparison:
         lines.append(
-            f"  {task['name']}: {task['before']:.1%} -> {task['after']:.1%} on {task['n']} held-out rows, "
+            f"  {task['name']}: {_score(task, 'before')} -> {_score(task, 'after')} on {task['n']} held-out rows, "
             f"p = {task['p_value']:.2g}: {task['verdict']}"
         )
     train = result.stages.get("train")
@@ -40,3 +40,8 @@ def summary_lines(result: RunResult) -> list[str]:
     if "merge" in result.stages:
         lines.append(f"  {result.folder / 'merged'} loads in plain transformers, vLLM and the like")
     return lines
+
+
+def _score(task: dict[str, Any], when: str) -> str:
+    """Share of rows in percent; losses as they are."""
+    return f"{task[when]:.4f}" if task["metric"] == "loss" else f"{task[when]:.1%}"

@@ -26,5 +26,5 @@ def device_bytes(name: str) -> int:
         near = get_close_matches(name.lower(), known, n=1, cutoff=0.4)
         hint = f'did you mean "{known[near[0]]}"?' if near else None
         allowed = ", ".join(DEVICE_GIB)
-        raise RecipeError(code="C130", message=f"unknown device `{name}`; known are {allowed}", hint=hint)
+        raise RecipeError(code="C131", message=f"unknown device `{name}`; known are {allowed}", hint=hint)
     return int(DEVICE_GIB[known[name.lower()]] * 2**30)

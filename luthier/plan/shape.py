@@ -76,7 +76,7 @@ def read_shape(folder: Path) -> ModelShape:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise EnvironmentProblem(
-            code="M310",
+            code="M304",
             message=f"{folder} holds no .safetensors file",
             hint="convert the model to safetensors; pickled weights (.bin, .pt) are never loaded",
         )
@@ -99,7 +99,7 @@ def read_shape(folder: Path) -> ModelShape:
         )
     except KeyError as error:
         raise EnvironmentProblem(
-            code="M311", message=f"{folder / 'config.json'} has no {error}; Luthier plans for decoder language models"
+            code="M303", message=f"{folder / 'config.json'} has no {error}; Luthier plans for decoder language models"
         ) from error
 
 
@@ -108,7 +108,7 @@ def _config(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise EnvironmentProblem(code="M312", message=f"cannot read {file}: {error}") from error
+        raise EnvironmentProblem(code="M303", message=f"cannot read {file}: {error}") from error
     # Some multi-part models keep the language model's sizes one level down.
     return {**value, **value.get("text_config", {})}
 
@@ -123,7 +123,7 @@ def read_header(file: Path) -> list[Tensor]:
             header = json.loads(stream.read(length))
     except (OSError, ValueError, struct.error) as error:
         raise EnvironmentProblem(
-            code="M313",
+            code="M305",
             message=f"{file} is not a complete safetensors file: {error}",
             hint="fetch or convert the model again",
         ) from error

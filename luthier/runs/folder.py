@@ -76,7 +76,7 @@ class RunFolder:
             except BlockingIOError as error:
                 owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
                 raise EnvironmentProblem(
-                    code="R720",
+                    code="R723",
                     message=f"{self.path} is in use by process {owner or 'unknown'}",
                     hint="wait for it, stop it, or choose another `output_dir`",
                 ) from error

@@ -9,7 +9,7 @@ from luthier.pipeline.rerun import rerun
 from luthier.pipeline.run import run_recipe
 from luthier.recipe.load import recipe_from_dict
 from luthier.runs.overview import describe_run, find_runs
-from luthier.runtime.errors import EnvironmentProblem, RecipeError
+from luthier.runtime.errors import EnvironmentProblem, LuthierError, RecipeError
 from tests.support.tiny import conversations, save_tiny
 
 
@@ -81,7 +81,7 @@ def test_a_changed_learning_rate_runs_training_and_what_follows_but_not_data_and
     folder, _ = world
     shutil.copytree(folder / "run", tmp_path / "run")
     changed = _recipe(folder, train={"learning_rate": 5e-3}, output_dir=str(tmp_path / "run"))
-    result = run_recipe(changed, restart=True)
+    result = run_recipe(changed)
     assert result.reused == ("data", "baseline")
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     reasons = {event["stage"]: event["reason"] for event in events if event["event"] == "stage_started"}
@@ -148,3 +148,28 @@ def test_a_launcher_with_several_processes_is_refused_before_the_folder_is_made(
     with pytest.raises(EnvironmentProblem, match="2 processes"):
         run_recipe(_recipe(world[0], output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_training_of_another_kind_is_refused_before_anything_changes(world, tmp_path):
+    folder, _ = world
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "stages" / "train.json").unlink()  # as after a kill in training: checkpoints, no finished stage
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(RecipeError, match=r"train\.seed: 0 -> 5"):
+        run_recipe(_recipe(folder, train={"seed": 5}, output_dir=str(tmp_path / "run")))
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert after == before
+    result = run_recipe(_recipe(folder, output_dir=str(tmp_path / "run")))
+    assert result.stages["train"]["resumed_from"] == 4, "the same recipe goes on from the checkpoint"
+
+
+def test_a_task_that_cannot_be_read_is_told_before_training(world, tmp_path):
+    folder, _ = world
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "no answer"}]}\n')
+    tasks = {
+        "tasks": [{"name": "bad", "path": str(tmp_path / "bad.jsonl"), "metric": "exact"}],
+        "compare_with_base": False,
+    }
+    with pytest.raises(LuthierError, match="bad.jsonl"):
+        run_recipe(_recipe(folder, evaluate=tasks, output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
