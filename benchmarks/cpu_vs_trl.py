@@ -1,6 +1,6 @@
 """Tokens per second of one whole training step on a CPU: Luthier against TRL's SFTTrainer, on the same rows.
 
-    python benchmarks/cpu_vs_trl.py                          # LoRA and full, a few minutes
+    python benchmarks/cpu_vs_trl.py                          # LoRA and full: about 8 minutes on two idle cores
     python benchmarks/cpu_vs_trl.py --data rows.jsonl --json result.json
 
 The model has SmolLM2-135M's shape with random weights; rows have GSM8K-like lengths from a seeded generator, or
@@ -107,14 +107,12 @@ def measure_luthier(
     from luthier.model.adapters import apply_method
     from luthier.recipe.load import recipe_from_dict
     from luthier.runtime.device import set_threads
-    from luthier.runtime.malloc import keep_freed_memory
     from luthier.train.feed import MicroBatch
     from luthier.train.processes import make_accelerator
     from luthier.train.setup import make_trainer
     from luthier.train.step import update
 
     set_threads()
-    keep_freed_memory()
     recipe = recipe_from_dict(
         {
             "model": {"name_or_path": "random"}, "data": {"train": [{"path": "none"}]},
@@ -309,15 +307,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="jsonl with input_ids and completion_mask")
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--tokens-per-step", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of a turn (after one that is not timed)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps of a turn (after one that is not timed)")
     parser.add_argument("--sweep-steps", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--methods", default="lora,full")
     parser.add_argument("--dtypes", default="auto", help="float32,bfloat16; auto: bfloat16 only where it is native")
+    parser.add_argument("--layers", type=int, default=SHAPE["num_hidden_layers"], help="fewer for a quick try")
     parser.add_argument("--json", type=Path, help="write everything here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--method", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    SHAPE["num_hidden_layers"] = options.layers
     if options.worker:
         worker(options.worker, options.method, read_rows(options.data, options.rows, 0), options.tokens_per_step)
         return
@@ -326,6 +326,7 @@ def main() -> None:
     if options.dtypes == "auto":
         dtypes = ["float32", "bfloat16"] if facts["native_bf16"] else ["float32"]
     arguments = ["--rows", str(options.rows), "--tokens-per-step", str(options.tokens_per_step)]
+    arguments += ["--layers", str(options.layers)]
     arguments += ["--data", str(options.data.resolve())] if options.data else []
     results = [r for method in options.methods.split(",") for r in compare(method, dtypes, options, arguments)]
     print(table(results))

@@ -27,6 +27,7 @@ from luthier.fast.hidden import Layout, model_inputs
 from luthier.fast.linear import Undo, replace_layers, restore_layers
 from luthier.fast.probe import HeadFinding, probe_head, probe_layout
 from luthier.runtime.errors import Problem, RunFailed
+from luthier.runtime.malloc import keep_freed_memory
 
 __all__ = ["Engine", "LossModule", "LossSums", "Part", "attach"]
 
@@ -155,6 +156,9 @@ def attach(model: nn.Module, *, neftune_noise_alpha: float = 0.0) -> Engine:
         _set_attention(own, None)
     module = LossModule(model, layout=layout.layout, finding=finding, neftune_noise_alpha=neftune_noise_alpha)
     report = (*_report(base, layout.layout, layout.reason, finding), *(Part(*line) for line in replaced))
+    if next(model.parameters()).device.type == "cpu":
+        kept, why = keep_freed_memory()
+        report += (Part("memory", "freed blocks stay with the process" if kept else "as the C library does it", why),)
     return Engine(module, report, undo)
 
 

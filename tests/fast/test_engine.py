@@ -119,7 +119,7 @@ def test_a_four_bit_base_that_was_evaluated_before_still_trains():
     packs = getattr(model.get_base_model().model.layers[0].mlp.up_proj.base_layer, "support_avx512bf16_for_cpu", None)
     assert packs is False
     if any(part.name == "4-bit layers" for part in engine.report):
-        assert "rounded" in engine.report[-1].reason
+        assert any("rounded" in part.reason for part in engine.report)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -162,6 +162,13 @@ def test_the_probe_leaves_modes_gradients_and_random_numbers_alone():
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_report_has_a_reason_for_every_part():
+    report = attach(build("llama")).report
+    assert [part.name for part in report][:2] == ["attention", "head"]
+    assert report[-1].name == "memory"
+    assert all(part.runs and part.reason for part in report)
 
 
 def test_attaching_twice_is_refused():
