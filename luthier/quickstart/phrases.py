@@ -26,7 +26,7 @@ class Pool:
     brands: Sequence[str]
     goods: Sequence[str]
     """A product is a brand and a good: `Nimbus Kettle`."""
-    order_prefixes: Sequence[str]
+    order_letters: Sequence[str]
     phone_prefixes: Sequence[str]
     cities: Sequence[str]
     greetings: Sequence[str]
@@ -59,7 +59,11 @@ def _names(text: str) -> tuple[str, ...]:
 TRAIN = Pool(
     first_names=_words(
         "Ana Ben Carla Derek Elif Farid Greta Hugo Ines Jonas Kavya Liam Mara Nils Olga Pablo Quinn Rosa Sven Tara "
-        "Umar Vera Wim Xenia Yann Zoe Amir Bea Cyril Dana Petra Omar Silvia Tomas Yuki Ravi Nora Ivan Leah Marc"
+        "Umar Vera Wim Xenia Yann Zoe Amir Bea Cyril Dana Petra Omar Silvia Tomas Yuki Ravi Nora Ivan Leah Marc "
+        "Adam Alice Andre Anita Arthur Aisha Bella Brian Camille Carlos Claire Daniel David Diana Edith Elena Emma "
+        "Erik Esther Eva Frank Gabriel George Grace Harold Helen Irene Isaac Jack Jane Jerome Joan Julia Karl Kate "
+        "Kevin Laura Leon Linda Louis Lucia Maria Martin Maya Michael Mina Monica Nathan Nicole Noah Oscar Otto Paul "
+        "Peter Philip Rachel Raul Rita Robert Ruth Samuel Sarah Sofia Stefan Susan Theo Thomas Uma Victor Walter"
     ),
     last_names=_words(
         "Ruiz Okafor Lindt Marsh Tanaka Bauer Costa Dlamini Evans Fischer Gupta Hansen Ivanov Jensen Kaya Lopez "
@@ -68,13 +72,19 @@ TRAIN = Pool(
     ),
     brands=_words(
         "Nimbus Orbit Falcon Cedar Pixel Lumen Harbor Vertex Maple Zephyr Cobalt Juniper Quartz Ember Willow Atlas "
-        "Canyon Delta Echo Fern"
+        "Canyon Delta Echo Fern Anchor Arrow Bamboo Bishop Breeze Bridge Bronze Canvas Captain Castle Cherry Circle "
+        "Comet Compass Copper Coral Cosmos Crystal Diamond Dolphin Dragon Eagle Eclipse Engine Explorer Forest Fortune "
+        "Galaxy Gazelle Ginger Granite Hammer Hazel Hunter Island Ivory Jasper Jupiter Kingdom Lantern Legend Liberty "
+        "Lotus Magnet Marble Master Mercury Mirage Momentum Monarch Mountain Nectar Noble Ocean Olive Oxford Palace "
+        "Panther Phoenix Pilot Planet Prairie Premier Prime Ranger Ribbon Rocket Royal Sailor Saturn Sierra Silver "
+        "Spirit Spring Summit Thunder Tiger Timber Titan Tower Traveler Triumph Tulip Union Velvet Venture Victory "
+        "Violet Vision Volcano Voyager Walnut Winter Wizard Wonder"
     ),
     goods=_names(
         "Kettle|Desk Lamp|Backpack|Blender|Keyboard|Headphones|Office Chair|Toaster|Camera|Heater|Monitor|"
         "Rain Jacket|Water Filter|Bookshelf|Coffee Grinder|Yoga Mat|Guitar|Bicycle Pump|Mirror|Phone Case"
     ),
-    order_prefixes=_words(
+    order_letters=_words(
         "KT RX BL MN QP HD VS FW GT LZ AB EH OC IK YU PR DM WS XA VB KJ GH RT LO MX BF SV HN FP TC QA EK UL IV NB ZY"
     ),
     phone_prefixes=_words("201 312 415 884 450"),
@@ -110,7 +120,7 @@ TRAIN = Pool(
     ],
     subjects=[
         "[The/My/Our/Your] {product}",
-        "[The/A] {product} [I bought/I ordered/we ordered/I paid for]",
+        "[The/Your] {product} [I bought/I ordered/we ordered/I paid for]",
         "The [new/blue/large/second] {product}",
         "The {product} for our [office/shop/house] in {city}",
         "The {product} for my [friend/boss/uncle/niece] {other}",
@@ -235,22 +245,26 @@ TRAIN = Pool(
     ],
     distractors=[
         "My [neighbour/brother/teacher] {other} has the same one.",
-        "I also own the {extra} and [love/like] it.",
-        "The {extra} was [great/perfect], by the way.",
-        "The {extra} I got last year [is fine/still runs].",
+        "{other} [in your shop could not help/told me to write to you].",
+        "I asked {other} about it.",
+        "I found you through a friend in {city}.",
+        "I also [own/use/ordered] the {extra} and [love/like] it.",
+        "The {extra} was [great/perfect/cheaper], by the way.",
+        "The {extra} I got last year [is fine/still runs/never let me down].",
+        "The {extra} [we own/from last year/in our kitchen] is [good/great/without fault].",
         "My wife has the {extra} and is content.",
         "[Next month/Later] I may get the {extra} too.",
+        "Your {extra} is a [good/fine] product.",
+        "With the {extra} [everything is fine/all went well].",
         "I called {phone} and nobody picked up.",
         "[You can call/Call/Ring] me on {phone}.",
         "My [phone/mobile/telephone]: {phone}.",
         "I can be reached at {phone}.",
-        "Phone {phone}.",
-        "{other} in your shop could not help.",
-        "{other} told me to write to you.",
-        "I asked {other} about it.",
-        "I found you through a friend in {city}.",
+        "[Phone/Tel.] {phone}.",
+        "{phone} is my [telephone/mobile] number.",
+        "I have [a new/another] number, {phone}.",
     ],
-    invented=0.5,
+    invented=0.4,
 )
 
 DEVELOPMENT = Pool(
@@ -258,7 +272,7 @@ DEVELOPMENT = Pool(
     last_names=_words("Adeyemi Blum Chandra Duarte Eklund Fontaine Grimaldi Horvat Iqbal Janssen Kowalski Larsen"),
     brands=_words("Sable Tundra Marlin Onyx Clover Pioneer Saffron Beacon"),
     goods=_names("Tent|Speaker|Rice Cooker|Printer|Wall Clock|Suitcase|Vacuum|Tablet"),
-    order_prefixes=_words("JC WD PY TN"),
+    order_letters=_words("JC WD PY TN"),
     phone_prefixes=_words("606 718"),
     cities=_words("Bergen Tucson Siena Cork Basel Utrecht"),
     greetings=["Greetings,", "Hello team,", "Good afternoon,", "Hi folks,"],
@@ -336,7 +350,7 @@ TEST = Pool(
     ),
     brands=_words("Raven Solstice Glacier Tempo Meadow Cinder Aurora Pebble Sparrow Drift"),
     goods=_names("Hair Dryer|Router|Sleeping Bag|Microwave|Wrist Watch|Garden Bench|Fan|Drill|Mattress|Scooter"),
-    order_prefixes=_words("ZE CU DJ NA SO"),
+    order_letters=_words("ZE CU DJ NA SO"),
     phone_prefixes=_words("503 919"),
     cities=_words("Ulm Boise Faro Perth Aarhus Parma Linz"),
     greetings=["Good evening,", "Hello again,", "Dear support,", "Hi all,", "Dear Sir or Madam,"],

@@ -26,7 +26,7 @@ TRAIN_SEED = 11
 TEST_SEED = 2024
 
 PROMPT = (
-    "Hi, Priya Nair here. The Tidal Espresso Machine came with a broken lever. Order XK-2291. "
+    "Hi, Priya Nair here. The Tidal Espresso Machine came with a broken lever. Order 2291-XK. "
     "My cafe opens on Saturday, please be quick!"
 )
 """Written by hand; none of its words for people and things is in the tickets."""

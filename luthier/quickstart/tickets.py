@@ -63,7 +63,7 @@ _LISTED = frozenset(
 _NO_ORDER = 0.25
 _INTRODUCTION = 0.4
 _GREETING = 0.6
-_DISTRACTOR = 0.35
+_DISTRACTOR = 0.4
 _CLOSING = 0.4
 
 
@@ -93,7 +93,7 @@ def make_tickets(n: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
     The rows depend on `seed` and `split` alone, on every Python version; the first rows of a
     longer list are the shorter list. Issues take turns, so that they are balanced.
     """
-    chooser = _Chooser(f"luthier-tickets-5/{split}/{seed}")
+    chooser = _Chooser(f"luthier-tickets-7/{split}/{seed}")
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(rows) < n:
@@ -163,13 +163,13 @@ def _entities(pool: Pool, chooser: _Chooser) -> dict[str, str]:
     brand, extra_brand = _two(pool, pool.brands, chooser)
     good, extra_good = chooser.shuffled(pool.goods)[:2]
     last, _ = _two(pool, pool.last_names, chooser)
-    prefix, digits = chooser.pick(pool.order_prefixes), chooser.digits(4)
+    letters, digits = chooser.pick(pool.order_letters), chooser.digits(4)
     return {
         "name": f"{first} {last}",
         "other": other,
         "product": f"{brand} {good}",
         "extra": f"{extra_brand} {extra_good}",
-        "order": chooser.pick((f"{prefix}-{digits}", f"{prefix}{digits}", f"{digits}-{prefix}")),
+        "order": chooser.pick((f"{digits}-{letters}", f"{digits}{letters}")),
         "phone": f"{chooser.pick(pool.phone_prefixes)} {chooser.digits(4)}",
         "city": chooser.pick(pool.cities),
     }

@@ -50,7 +50,7 @@ def test_the_question_to_both_models_uses_no_name_or_product_of_the_tickets():
             for word in item.split()
         }
         assert not words & listed
-        assert not words & set(pool.order_prefixes)
+        assert not words & set(pool.order_letters)
 
 
 @pytest.mark.slow

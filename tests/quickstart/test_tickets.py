@@ -14,8 +14,8 @@ from luthier.quickstart.phrases import POOLS, Pool
 from luthier.quickstart.tickets import CARD, FIELDS, ISSUES, SYSTEM, make_tickets, write_tickets
 
 SPLITS = tuple(POOLS)
-ENTITIES = ("first_names", "last_names", "brands", "goods", "order_prefixes", "phone_prefixes", "cities")
-ORDER = re.compile(r"\b(?:[A-Z]{2}-?\d{4}|\d{4}-[A-Z]{2})\b")
+ENTITIES = ("first_names", "last_names", "brands", "goods", "order_letters", "phone_prefixes", "cities")
+ORDER = re.compile(r"\b\d{4}-?[A-Z]{2}\b")
 
 
 def answers(rows):
@@ -46,7 +46,7 @@ def owners(table, text: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("split", "expected"),
-    [("train", "a0cd9f84843c515b"), ("test", "06b138c2fca82114")],
+    [("train", "0a7bcec548b2e91c"), ("test", "e6d93cb859fece4f")],
 )
 def test_the_rows_of_a_seed_never_change(split, expected):
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_tickets(50, seed=7, split=split))
