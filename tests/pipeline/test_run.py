@@ -170,6 +170,6 @@ def test_a_task_that_cannot_be_read_is_told_before_training(world, tmp_path):
         "tasks": [{"name": "bad", "path": str(tmp_path / "bad.jsonl"), "metric": "exact"}],
         "compare_with_base": False,
     }
-    with pytest.raises(LuthierError, match="bad.jsonl"):
+    with pytest.raises(LuthierError, match=r"bad\.jsonl"):
         run_recipe(_recipe(folder, evaluate=tasks, output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
