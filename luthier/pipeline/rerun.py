@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.pipeline.run import RunResult, run_recipe
 from luthier.recipe.load import recipe_from_dict
+from luthier.recipe.paths import missing_path
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
-from luthier.runs.manifest import library_versions
+from luthier.runs.manifest import library_versions, read_manifest
 from luthier.runs.stages import differences
 from luthier.runtime.errors import RecipeError
 
 __all__ = ["RerunResult", "recipe_of_run", "rerun"]
 
+PATH_KEYS = ("name_or_path", "tokenizer", "chat_template", "path", "fewshot_path", "init_from")
 EXACT_METRICS = ("loss", "grad_norm", "learning_rate", "eval_loss")
 
 
@@ -31,27 +34,45 @@ class RerunResult:
     """What is not equal, and what may explain it."""
 
 
-def recipe_of_run(folder: Path) -> Recipe:
-    """The recipe a run was made with, overrides included.
+def recipe_of_run(folder: Path, *, to_run: bool = False) -> Recipe:
+    """The recipe a run was made with, overrides included; relative paths start where the run was made.
+
+    Args:
+        folder: The run folder.
+        to_run: All files it names must be there. Talking and merging need none of the rows.
 
     Raises:
-        RecipeError: `folder` is no run folder.
+        RecipeError: `folder` is no run folder, or files are missing.
+        RunFailed: its manifest is damaged.
     """
     file = folder / "manifest.json"
-    if not file.is_file():
+    manifest = read_manifest(folder)
+    if not manifest:
         raise RecipeError(
             code="R730",
             message=f"{folder} is no run folder (it has no manifest.json)",
             hint="`luthier runs ls` lists them",
         )
-    manifest = json.loads(file.read_text("utf-8"))
-    recipe = recipe_from_dict(manifest["recipe"], origin=str(file))
+    value = _from_there(manifest["recipe"], Path(manifest.get("working_directory", ".")))
+    recipe = recipe_from_dict(value, origin=str(file)) if to_run else Recipe.model_validate(value)
     return recipe.model_copy(update={"output_dir": str(folder)})
+
+
+def _from_there(value: Any, there: Path, key: str = "") -> Any:
+    """A stored recipe with the relative paths that lead somewhere from `there` made absolute."""
+    if isinstance(value, dict):
+        return {name: _from_there(item, there, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_from_there(item, there, key) for item in value]
+    if key not in PATH_KEYS or not isinstance(value, str) or not value:
+        return value
+    absolute = os.path.normpath(there / value)
+    return absolute if not value.startswith("~") and missing_path(absolute) is None else value
 
 
 def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
     """Run the recipe of `folder` again into `output_dir` and compare every number."""
-    recipe = recipe_of_run(folder).model_copy(update={"output_dir": str(output_dir)})
+    recipe = recipe_of_run(folder, to_run=True).model_copy(update={"output_dir": str(output_dir)})
     old = RunFolder(folder)
     text = (folder / "recipe.yaml").read_text("utf-8")
     result = run_recipe(recipe, recipe_text=text, restart=True, command=command)
@@ -59,7 +80,7 @@ def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
     found = [f"metrics {line}" for line in differences(_metrics(old), _metrics(new))]
     found += [f"scores {line}" for line in differences(_scores(old), _scores(new))]
     found += [f"weights {line}" for line in differences(_weights(old), _weights(new))]
-    versions = json.loads((folder / "manifest.json").read_text("utf-8"))["versions"]
+    versions = read_manifest(folder)["versions"]
     causes = [f"version of {line}" for line in differences(versions, library_versions())]
     return RerunResult(result=result, equal=not found, differences=found + (causes if found else []))
 
@@ -75,8 +96,11 @@ def _scores(run: RunFolder) -> dict[str, Any]:
         path = run.path / "eval" / file
         if path.is_file():
             tasks = json.loads(path.read_text("utf-8"))["tasks"]
+            # By place: the same row has another name when the run is repeated from another folder.
             values |= {
-                f"{file} {task['name']} row {row['ref']}": row["output"] for task in tasks for row in task["rows"]
+                f"{file} {task['name']} row {place}": {"output": row["output"], "score": row["score"]}
+                for task in tasks
+                for place, row in enumerate(task["rows"], start=1)
             }
     return values
 

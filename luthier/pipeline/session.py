@@ -19,6 +19,7 @@ from luthier.runs.folder import RunFolder
 from luthier.runtime.atomic import write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
+from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,8 +134,13 @@ class Session:
         return resolved
 
     def stage_result(self, name: str) -> dict[str, Any]:
-        """What a finished stage handed on."""
+        """What a finished stage handed on.
+
+        Raises:
+            RecipeError: it has not finished (a later stage was asked for alone).
+        """
         record = self.run.stage(name)
         if record is None:
-            raise LookupError(f"stage {name} has not finished")
+            message = f"{self.run.path} has not finished its stage `{name}`"
+            raise RecipeError(code="R732", message=message, hint="`luthier run` with its recipe.yaml goes on")
         return record.result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -10,12 +11,33 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["code_version", "cpu_name", "hardware", "library_versions"]
+from luthier.runtime.errors import RunFailed
 
+__all__ = ["code_version", "cpu_name", "hardware", "library_versions", "read_manifest"]
+
+REPAIR = "`luthier run` with its recipe.yaml writes it again"
 LIBRARIES = (
     "luthier", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors",
     "bitsandbytes", "trl", "numpy", "scipy", "pydantic", "pyarrow", "huggingface-hub", "triton",
 )  # fmt: skip
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`manifest.json` of a run folder; empty if there is none.
+
+    Raises:
+        RunFailed: it is damaged.
+    """
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise RunFailed(code="R724", message=f"{file} is damaged: {error}", hint=REPAIR) from error
+    if not isinstance(value, dict) or not isinstance(value.get("recipe"), dict):
+        raise RunFailed(code="R724", message=f"{file} is damaged: it holds no recipe", hint=REPAIR)
+    return value
 
 
 def library_versions() -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from luthier.runs.folder import RunFolder
-from luthier.runtime.errors import RecipeError
+from luthier.runs.manifest import read_manifest
+from luthier.runtime.console import note
+from luthier.runtime.errors import RecipeError, RunFailed
 
 __all__ = ["describe_run", "find_runs"]
 
@@ -21,7 +22,12 @@ def find_runs(root: Path) -> list[dict[str, Any]]:
         for pattern in ("manifest.json", "*/manifest.json", "*/*/manifest.json")
         for file in root.glob(pattern)
     }
-    runs = [_overview(folder) for folder in folders if (folder / "recipe.yaml").is_file()]
+    runs = []
+    for folder in folders:
+        try:
+            runs += [_overview(folder)] if (folder / "recipe.yaml").is_file() else []
+        except RunFailed as error:  # one damaged run must not hide the others
+            note(f"left out: {error.problems[0].message}", style="yellow")
     return sorted(runs, key=lambda run: str(run["finished"]), reverse=True)
 
 
@@ -44,12 +50,12 @@ def describe_run(folder: Path) -> dict[str, Any]:
         for name, record in records.items()
         if record is not None
     }
-    return {**_overview(folder), "stages": stages, "manifest": _read(folder / "manifest.json")}
+    return {**_overview(folder), "stages": stages, "manifest": read_manifest(folder)}
 
 
 def _overview(folder: Path) -> dict[str, Any]:
     run = RunFolder(folder)
-    manifest = _read(folder / "manifest.json")
+    manifest = read_manifest(folder)
     recipe = manifest.get("recipe", {})
     train = run.stage("train")
     compare = run.stage("compare")
@@ -63,10 +69,3 @@ def _overview(folder: Path) -> dict[str, Any]:
         "comparison": compare.result["tasks"] if compare else [],
         "finished": max(finished, default=""),
     }
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    value: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    return value

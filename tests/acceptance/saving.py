@@ -104,11 +104,11 @@ def damaged(lab: Lab, c: Check) -> None:
     for what, change in changes.items():
         name = lab.copy_of("half", f"changed-{what.replace(' ', '-')}")
         word = change.split("=")[0].split(".")[-1] if what != "seed" else "seed"
-        c.refused(f"other {what}", lab.again(name, "train", change).ran, 2, "checkpoint", word)
+        c.refused(f"other {what}", lab.again(name, "train", change).ran, 2, word, "--restart")
     own = write_rows(lab.folder / "own.jsonl", conversations(32))
     stopped(lab, "data", 3, data__train=[{"path": str(own)}])
     own.write_text(own.read_text("utf-8").replace(" time", " tide", 1), "utf-8")
-    c.refused("one byte of the data changed", lab.again("data").ran, 2, "checkpoint", "data")
+    c.refused("one byte of the data changed", lab.again("data").ran, 2, "data", "--restart")
 
 
 def _flip(path: Path) -> None:

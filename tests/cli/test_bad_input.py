@@ -143,6 +143,24 @@ def test_a_folder_that_is_no_run(refused, tmp_path, verb):
     refused(2, *verb, tmp_path, mentions=(str(tmp_path), "no run folder"))
 
 
+def test_a_stage_before_the_one_it_needs(world, call, refused, tmp_path):
+    recipe = damaged_base(world, tmp_path, lambda folder: (folder / "model.safetensors").unlink())
+    assert call("train", recipe).code == 4
+    assert (tmp_path / "run" / "manifest.json").is_file(), "the run folder is there, the training is not"
+    refused(2, "merge", tmp_path / "run", mentions=("has not finished its stage `train`",))
+
+
+def test_a_damaged_manifest_is_named_and_hides_no_other_run(world, call, refused, tmp_path):
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").write_text("x")
+        (tmp_path / name / "manifest.json").write_text('{"recipe": {}}' if name == "other" else "{cut")
+    for verb in (("merge",), ("rerun",), ("runs", "show")):
+        refused(1, *verb, tmp_path / "run", mentions=("manifest.json is damaged",))
+    said = call("runs", "ls", tmp_path, "--json")
+    assert [run["folder"] for run in said.json] == [str(tmp_path / "other")] and "damaged" in said.err
+
+
 def test_eval_without_tasks(world, refused, tmp_path):
     refused(2, "eval", write_recipe(tmp_path / "recipe.yaml", world), mentions=("evaluate.tasks",))
 
@@ -351,3 +369,31 @@ def test_a_model_folder_that_is_not_there(world, refused, tmp_path):
     recipe = write_recipe(tmp_path / "recipe.yaml", world, evaluate=task)
     refused(2, "eval", recipe, "--model", tmp_path / "nowhere", mentions=("nowhere",))
     refused(2, "chat", tmp_path / "nowhere", "--prompt", "hello", mentions=("nowhere",))
+
+
+# -- hostile surroundings
+
+
+def test_names_that_a_shell_would_run_are_only_names(world, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "-n;touch MARK;$(touch MARK)`touch MARK`|touch MARK"
+    shutil.copy(world / "rows.jsonl", tmp_path / f"{name}.jsonl")
+    data = {"train": [{"path": str(tmp_path / f"{name}.jsonl")}]}
+    recipe = write_recipe(tmp_path / "recipe.yaml", world, data=data, output_dir=str(tmp_path / f"run {name}"))
+    said = call("run", recipe)
+    assert said.code == 0, said.err
+    assert (tmp_path / f"run {name}" / "report.html").is_file()
+    assert not list(tmp_path.rglob("MARK"))
+
+
+def test_secrets_of_the_environment_are_in_no_file_and_no_message(world, call, tmp_path, monkeypatch):
+    canary = "hf_canary0123456789canary"
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(variable, canary)
+    recipe = write_recipe(tmp_path / "recipe.yaml", world)
+    said = [call("run", recipe), call("run", recipe, "train.sed=1", "--debug"), call("runs", "show", tmp_path / "run")]
+    assert said[0].code == 0 and said[1].code == 2
+    assert canary not in "".join(one.out + one.err for one in said)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(files) > 15
+    assert not [path for path in files if canary.encode() in path.read_bytes()]

@@ -196,3 +196,33 @@ def test_version_and_help(ok):
     assert "quickstart" in ok("--help").out
     for verb in ("run", "train", "plan", "data", "eval", "compare", "merge", "chat", "rerun", "runs", "init", "doctor"):
         assert ok(verb, "--help").out
+
+
+def test_a_run_with_relative_paths_can_be_used_from_anywhere(world, ok, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("base", "rows.jsonl", "test.jsonl"):
+        (home / name).symlink_to(world / name)
+    task = {"name": "words", "path": "test.jsonl", "metric": "exact", "max_new_tokens": 2}
+    write_recipe(
+        home / "recipe.yaml", world, model={"name_or_path": "base"}, data={"train": [{"path": "rows.jsonl"}]},
+        evaluate={"tasks": [task]}, export={"merge": False}, output_dir="run",
+    )  # fmt: skip
+    monkeypatch.chdir(home)
+    ok("run", "recipe.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert ok("rerun", "home/run", "--output-dir", "again", "--json").json["equal"] is True
+    assert ok("chat", "home/run", "-p", "time", "--side-by-side", "--max-new-tokens", "2").out
+    assert ok("merge", "home/run", "--json").json["passed"] is True
+
+
+def test_chat_and_merge_need_no_rows(world, ok, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((world / "rows.jsonl").read_text())
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", world, data={"train": [{"path": str(rows)}]}, export={"merge": False}
+    )
+    ok("train", recipe)
+    rows.unlink()
+    assert ok("chat", tmp_path / "run", "-p", "time", "--max-new-tokens", "2").out
+    assert ok("merge", tmp_path / "run", "--json").json["passed"] is True
