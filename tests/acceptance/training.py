@@ -108,7 +108,8 @@ def not_finite(lab: Lab, c: Check) -> None:
         changes = {"model__name_or_path": str(base), "data__train": [{"path": str(path)}], "train__save_steps": 1}
         run = lab.run(name, **changes)
         if name == "nan":
-            c.refused("NaN in the base", run.ran, 1, "embed_tokens")
+            c.refused("NaN in the base", run.ran, 1, "model.embed_tokens.weight")
+            c.equal("steps taken with it", len(run.metrics), 0)
         else:
             c.refused(
                 f"overflow in row 37, stopped before step {len(run.metrics) + 1}",
