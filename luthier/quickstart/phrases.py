@@ -94,6 +94,8 @@ TRAIN = Pool(
         "[Dear/Hi] [team/support team/shop],",
         "[Good/A good] morning,",
         "Hi there,",
+        "Hello [everyone/friends/people],",
+        "[Morning/Afternoon/Salutations/Howdy/Welcome],",
         "To whom it may concern,",
         "Dear [customer service/help desk],",
     ],

@@ -93,7 +93,7 @@ def make_tickets(n: int, *, seed: int, split: Split) -> list[dict[str, Any]]:
     The rows depend on `seed` and `split` alone, on every Python version; the first rows of a
     longer list are the shorter list. Issues take turns, so that they are balanced.
     """
-    chooser = _Chooser(f"luthier-tickets-7/{split}/{seed}")
+    chooser = _Chooser(f"luthier-tickets-8/{split}/{seed}")
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(rows) < n:
