@@ -70,7 +70,7 @@ def tell(output_dir: Path, *, command: Sequence[str] = ()) -> dict[str, Any]:
     note("Luthier quickstart: tune a small model to turn support tickets into JSON, and prove it.", style="bold")
     note(f"  model: {DESCRIPTION}")
     note(f"  data:  {TRAIN_ROWS} training and {TEST_ROWS} test tickets, synthetic; the test shares no name or phrase")
-    note("  time:  about 5 minutes on two cores")
+    note("  time:  two to six minutes on two cores")
     loaded = load_recipe(prepare(output_dir))
     result = run_recipe(loaded.recipe, recipe_text=loaded.text, command=command)
     note()
