@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
+from luthier.recipe.facts import Decision, Facts
 from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
@@ -29,41 +30,13 @@ from luthier.recipe.unused import (
     unused_in_validation,
 )
 
-__all__ = ["Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
+__all__ = ["Decision", "Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
 
 _REFERENCE_RATE, _REFERENCE_PARAMETERS = 2e-5, 7e9
 _FULL_RATES, _LORA_RATES = (1e-5, 3e-4), (1e-4, 1e-3)
 _LORA_FACTOR = 10.0
 _GENERATION_BATCH = {"cpu": 64, "cuda": 256, "mps": 64}
 _EVENTS_PER_RUN = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a recipe cannot know: the device, the data after preparation, the model."""
-
-    device_type: str
-    """`cpu`, `cuda` or `mps`."""
-    native_bf16: bool
-    device_memory_bytes: int
-    """Of one device; of the host for a CPU."""
-    world_size: int
-    rows: int
-    """Training rows that are used."""
-    sequences: int
-    """Packs of an epoch; rows without packing."""
-    tokens: int
-    """Of an epoch, without padding."""
-    model_parameters: int
-
-    def __post_init__(self) -> None:
-        for name in ("world_size", "rows", "sequences", "tokens", "model_parameters"):
-            assert getattr(self, name) > 0, f"{name} must be positive"
-
-    @property
-    def mean_tokens(self) -> float:
-        """Tokens of a sequence."""
-        return self.tokens / self.sequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,19 +145,22 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     else:
         target, rows = sequences_for_rows(facts.rows, facts.sequences)
         why = f"about {rows} of {facts.rows:,} rows a step (2%, a power of two from 4 to 64)"
+    planned = facts.planned
     batching = choose_batching(
         target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=facts.world_size,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
+        micro_batch_tokens=planned.micro_batch_tokens if planned else None,
     )  # fmt: skip
+    budget = f"the largest micro-batch within the token budget of a {facts.device_type} device"
+    if planned:
+        budget = planned.reasons["train.per_device_train_batch_size"]
     count = batching.sequences_per_step
     devices = f" x {facts.world_size} devices" if facts.world_size > 1 else ""
     plural = "sequence" if count == 1 else "sequences"
     values.fill(
         "train.per_device_train_batch_size",
         batching.per_device_train_batch_size,
-        f"the largest micro-batch within the token budget of a {facts.device_type} device"
-        if accumulate is None
-        else f"with {accumulate} micro-batches a step, nearest to {why}",
+        budget if accumulate is None else f"with {accumulate} micro-batches a step, nearest to {why}",
     )
     product = f"{batching.per_device_train_batch_size} x {batching.gradient_accumulation_steps}{devices}"
     values.fill(
@@ -198,6 +174,31 @@ def _batching(values: _Values, facts: Facts) -> Batching:
 
 
 def _memory(values: _Values, facts: Facts) -> None:
+    """Recompute and the form of a 4-bit base: from the plan, or rules of thumb where there is none."""
+    planned = facts.planned
+    reasons = planned.reasons if planned else {}
+    if values.get("model.quantization") != "nf4":
+        values.fill("model.dequantize_base", False, "the base is not nf4")
+    elif planned:
+        values.fill("model.dequantize_base", planned.dequantize_base, reasons["model.dequantize_base"])
+    else:
+        values.fill("model.dequantize_base", False, "packed weights need least memory")
+    policy, layers = "train.gradient_checkpointing", "train.gradient_checkpointing_layers"
+    from_plan = planned is not None and values.get(policy) == "auto"
+    if isinstance(values.get(layers), int):
+        values.fill(policy, True, "gradient_checkpointing_layers says how many layers")
+    elif planned:
+        values.fill(policy, planned.recompute, reasons.get(policy, ""))
+    else:
+        _recompute_by_thumb(values, facts)
+    if from_plan and planned is not None:
+        values.fill(layers, planned.recompute_layers, reasons.get(layers, reasons[policy]))
+    else:
+        whole = "all layers" if values.get(policy) is True else "no layer as a whole"
+        values.fill(layers, None, f"gradient_checkpointing {str(values.get(policy)).lower()}: {whole}")
+
+
+def _recompute_by_thumb(values: _Values, facts: Facts) -> None:
     need, have = _memory_estimate(values, facts), facts.device_memory_bytes
     amounts = f"a rough {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB"
     if need > have:

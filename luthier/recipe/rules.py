@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
@@ -71,7 +72,7 @@ class Parts:
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _quantization, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _method, _memory, _train, _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -188,16 +189,11 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield from _file(method.init_from, "method.init_from", locate)
 
 
-def _quantization(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    model, method = parts.model, parts.method
-    if model is None or method is None:
-        return
-    if method.name == "qlora" and model.quantization == "none":
-        message = "method qlora trains on a 4-bit base, but `model.quantization` is none"
-        yield locate("model.quantization").problem("C110", message, hint="write nf4, or method: {name: lora}")
-    if method.name in {"full", "freeze"} and model.quantization == "nf4":
-        message = f"method {method.name} trains the weights themselves, and 4-bit weights cannot be trained"
-        yield locate("model.quantization").problem("C110", message, hint="write none, or method: {name: qlora}")
+def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    if parts.model is not None and parts.method is not None:
+        yield from base_rules(parts.model, parts.method, locate)
+    if parts.train is not None:
+        yield from recompute_rules(parts.train, locate)
 
 
 def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -51,8 +51,10 @@ class ModelSection(Section):
     """Extra variables for the chat template, for instance `{enable_thinking: false}`; in training and serving alike."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the weights in memory. `auto`: bfloat16 where the device computes it natively, else float32."""
-    quantization: Literal["auto", "none", "nf4"] = "auto"
-    """Storage of the frozen base. `auto`: `nf4` for `method.name: qlora`, else `none`."""
+    quantization: Literal["auto", "none", "nf4", "fp8"] = "auto"
+    """Storage of the frozen base. `auto`: `nf4` for `method.name: qlora`, else `none`. `fp8` is faster and inexact."""
+    dequantize_base: bool | Auto = "auto"
+    """For `nf4`: keep the weights unpacked in 16 bits on the device: the same numbers, faster, more memory."""
     attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
     """Attention for padded batches and generation; packed batches use Luthier's own per-document attention."""
     new_tokens: list[str] = Field(default_factory=list)
@@ -191,8 +193,12 @@ class TrainSection(Section):
     """Sequences (packs, or rows without packing) of one micro-batch on one device."""
     gradient_accumulation_steps: PositiveInt | Auto = "auto"
     """Micro-batches summed before an update. The split between the two keys never changes the result."""
-    gradient_checkpointing: bool | Auto = "auto"
-    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    gradient_checkpointing: bool | Literal["selective"] | Auto = "auto"
+    """Recompute activations in the backward pass. `true`: whole layers, 1.3 to 1.45 times the time;
+    `selective`: only norms and the product of the MLP, almost free; `auto`: what the plan finds fastest that fits."""
+    gradient_checkpointing_layers: PositiveInt | Auto | None = "auto"
+    """Recompute only the first n decoder layers as a whole; the others keep all, or are `selective` beside it.
+    null: all layers with `true`, none with `selective`."""
     shuffle: bool = True
     """New seeded order in every epoch; false keeps the order of the files."""
     logging_steps: PositiveInt = 1

@@ -65,16 +65,18 @@ def choose_batching(
     world_size: int,
     per_device_train_batch_size: int | None = None,
     gradient_accumulation_steps: int | None = None,
+    micro_batch_tokens: int | None = None,
 ) -> Batching:
     """Split a step into micro-batches; a number that is given stays.
 
     The sequences of one device are the nearest whole number; the micro-batch is their largest divisor
-    within the token budget of the device, so the split never changes what goes into a step.
+    within the token budget of the device (`micro_batch_tokens` of a plan, else `MICRO_BATCH_TOKENS`), so the
+    split never changes what goes into a step.
     """
     micro, accumulate = per_device_train_batch_size, gradient_accumulation_steps
     per_device = max(1, round(sequences_per_step / world_size))
     if micro is None and accumulate is None:
-        budget = MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
+        budget = micro_batch_tokens or MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
         divisors = [size for size in range(1, per_device + 1) if per_device % size == 0]
         micro = max([size for size in divisors if size * mean_tokens <= budget], default=1)
         accumulate = per_device // micro

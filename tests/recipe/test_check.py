@@ -80,6 +80,9 @@ def test_rules_within_a_section(text, column, code, words):
         ("quantization: none", "qlora", "trains on a 4-bit base"),
         ("quantization: nf4", "full", "4-bit weights cannot be trained"),
         ("quantization: nf4", "freeze, last_n_layers: 1", "4-bit weights cannot be trained"),
+        ("quantization: fp8", "full", "8-bit weights cannot be trained"),
+        ("quantization: fp8", "freeze, last_n_layers: 1", "8-bit weights cannot be trained"),
+        ("quantization: fp8", "qlora", "trains on a 4-bit base"),
     ],
 )
 def test_quantisation_must_fit_the_method(model, method, words):
@@ -90,8 +93,27 @@ def test_quantisation_must_fit_the_method(model, method, words):
 
 
 @pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        (BASE.replace("instruct}", "instruct, dequantize_base: true}"), "C111", "the base is not nf4"),
+        (BASE.replace("instruct}", "instruct, quantization: fp8, dtype: float32}"), "C110", "come out in bfloat16"),
+        (
+            BASE + "train: {gradient_checkpointing: false, gradient_checkpointing_layers: 3}\n",
+            "C111",
+            "`train.gradient_checkpointing` is false",
+        ),
+    ],
+)
+def test_recompute_and_storage_of_the_base(text, code, words):
+    problem = problem_of(text, base=False)
+    assert (problem.code, words in problem.message) == (code, True), problem.render()
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "train: {gradient_checkpointing: selective, gradient_checkpointing_layers: 3}",
+        "train: {gradient_checkpointing_layers: 3}",
         "train: {max_steps: 3, num_train_epochs: null}",
         "train: {max_steps: null, num_train_epochs: 2}",
         "train: {warmup_steps: 0}",

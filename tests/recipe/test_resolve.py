@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.recipe.load import load_recipe, recipe_from_dict
-from luthier.recipe.resolve import Facts, Resolved, recipe_to_dict, resolve, resolved_yaml, total_steps
+from luthier.recipe.resolve import Decision, Facts, Resolved, recipe_to_dict, resolve, resolved_yaml, total_steps
 from luthier.recipe.steps import MICRO_BATCH_TOKENS, choose_batching, sequences_for_rows, sequences_for_tokens
 from tests.recipe.support import BASE, load
 
@@ -86,11 +86,13 @@ def test_quantisation_follows_the_method():
 def test_what_the_recipe_says_is_never_derived():
     text = """\
 train: {learning_rate: 0.5, per_device_train_batch_size: 3, gradient_accumulation_steps: 5,
-        gradient_checkpointing: true, save_steps: null, eval_steps: 7}
+        gradient_checkpointing: true, gradient_checkpointing_layers: null, save_steps: null, eval_steps: 7}
 evaluate: {batch_size: 3}
 method: {name: full}
 """
-    result = resolved(text, base=HELD_OUT.replace("instruct", "instruct, dtype: float16, quantization: none"))
+    result = resolved(
+        text, base=HELD_OUT.replace("instruct", "instruct, dtype: float16, quantization: none, dequantize_base: false")
+    )
     train = result.recipe.train
     assert (train.learning_rate, train.save_steps, train.eval_steps, train.gradient_checkpointing) == (
         0.5,
@@ -208,6 +210,33 @@ def test_recompute_only_when_the_step_cannot_fit():
     big = {"model_parameters": 8_030_000_000, "device_type": "cuda", "native_bf16": True}
     assert resolved(device_memory_bytes=24 * GIB, **big).recipe.train.gradient_checkpointing is True
     assert resolved(device_memory_bytes=141 * GIB, **big).recipe.train.gradient_checkpointing is False
+
+
+def test_the_plan_decides_what_the_recipe_leaves_open_and_nothing_else():
+    reasons_given = {
+        "train.per_device_train_batch_size": "fits, and is fastest",
+        "train.gradient_checkpointing": "without it 90 GiB of 79",
+        "train.gradient_checkpointing_layers": "12 of 32 layers are enough",
+        "model.dequantize_base": "15 GiB are free",
+    }
+    planned = Decision(
+        micro_batch_tokens=4_096, recompute=True, recompute_layers=12, dequantize_base=True, reasons=reasons_given
+    )
+    cuda = {"device_type": "cuda", "native_bf16": True, "planned": planned}
+    result = resolved("method: {name: qlora}\ntrain: {tokens_per_step: 16000}\n", **cuda)
+    train = result.recipe.train
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (4, 4)
+    assert (train.gradient_checkpointing, train.gradient_checkpointing_layers) == (True, 12)
+    assert result.recipe.model.dequantize_base is True
+    assert reasons_given.items() <= reasons(result).items()
+    given = "train: {gradient_checkpointing: selective, per_device_train_batch_size: 2}\n"
+    result = resolved(given, **cuda)
+    assert result.recipe.train.gradient_checkpointing == "selective"
+    assert result.recipe.train.gradient_checkpointing_layers is None  # the plan's 12 are for its own policy
+    assert result.recipe.train.per_device_train_batch_size == 2
+    assert result.recipe.model.dequantize_base is False  # method lora: the base is not nf4
+    result = resolved("train: {gradient_checkpointing_layers: 5}\n", **cuda)
+    assert (result.recipe.train.gradient_checkpointing, result.recipe.train.gradient_checkpointing_layers) == (True, 5)
 
 
 def test_generation_batch():

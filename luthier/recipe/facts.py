@@ -1,0 +1,55 @@
+"""What a recipe cannot know, and what the plan decided from it. `resolve` turns both into values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Decision", "Facts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the plan chose (`plan/search.py`); none of it changes what a step computes."""
+
+    micro_batch_tokens: int
+    """Most tokens of a micro-batch on one device."""
+    recompute: bool | Literal["selective"]
+    """`train.gradient_checkpointing`."""
+    recompute_layers: int | None
+    """`train.gradient_checkpointing_layers`."""
+    dequantize_base: bool
+    """`model.dequantize_base`; False unless the base is nf4."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why, by key of the recipe (`train.per_device_train_batch_size` for the micro-batch)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a recipe cannot know: the device, the data after preparation, the model."""
+
+    device_type: str
+    """`cpu`, `cuda` or `mps`."""
+    native_bf16: bool
+    device_memory_bytes: int
+    """Of one device; of the host for a CPU."""
+    world_size: int
+    rows: int
+    """Training rows that are used."""
+    sequences: int
+    """Packs of an epoch; rows without packing."""
+    tokens: int
+    """Of an epoch, without padding."""
+    model_parameters: int
+    planned: Decision | None = None
+    """None: there is no plan (a CPU, or an unknown model); rules of thumb stand in for it."""
+
+    def __post_init__(self) -> None:
+        for name in ("world_size", "rows", "sequences", "tokens", "model_parameters"):
+            assert getattr(self, name) > 0, f"{name} must be positive"
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a sequence."""
+        return self.tokens / self.sequences
