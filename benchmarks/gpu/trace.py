@@ -1,0 +1,112 @@
+"""One step under torch's profiler: kernels, their groups, and how long the device had nothing to do.
+
+    big products     matrix products whose smallest side is above 128
+    thin products    the others (LoRA's)
+    attention        flash / cuDNN / memory-efficient attention kernels
+    copies, casts    memcpy, memset, copy and cast kernels, concatenation
+    optimizer        fused AdamW, multi-tensor kernels (norm, clipping), 8-bit optimizers
+    loss             softmax and cross-entropy kernels
+    elementwise      torch's elementwise and reduction kernels, and Triton's (norm, rotary, activation)
+    other            the rest
+
+`idle_ms` is the unprofiled median step minus the time in which at least one kernel ran in the profiled one: the
+profiler slows the host down, not the kernels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+THIN = 128
+_PRODUCTS = {
+    "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "aten::_int_mm",
+    "aten::linear", "aten::matmul",
+}  # fmt: skip
+_GROUPS = (
+    ("optimizer", r"adam|multi_tensor|foreach|koptimizer|blockwise8bit|lamb_|lpnorm"),
+    ("products", r"gemm|nvjet|cutlass|cublas|xmma|wgmma|scaled_mm|splitk"),
+    ("attention", r"flash|fmha|attention|attn|mha_"),
+    ("loss", r"cross_entropy|softmax|nll|logsumexp"),
+    ("copies, casts", r"memcpy|memset|copy|catarray|\bcast|to_copy|index_put|fill"),
+    ("elementwise", r"elementwise|vectorized|reduce|triton|_kernel|norm|rope|glu|quantize"),
+)
+
+
+def group_of(name: str) -> str:
+    """Group of a kernel by its name; `products` are split by shape later."""
+    lowered = name.lower()
+    if re.search(r"flash|fmha", lowered):  # cutlass attention kernels are no products
+        return "attention"
+    return next((group for group, pattern in _GROUPS if re.search(pattern, lowered)), "other")
+
+
+def profile_step(run_step: Callable[[], Any], *, device: str, step_ms: float, top: int = 25) -> dict[str, Any]:
+    """Profile one step; see the head of this file. On a CPU operators stand for kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    with profile(activities=activities, record_shapes=True) as profiler:
+        run_step()
+        if cuda:
+            import torch
+
+            torch.cuda.synchronize()
+    events = list(profiler.events())
+    kernels = _device_kernels(events) if cuda else _host_operators(events)
+    thin_ms = _thin_products_ms(events, cuda=cuda)
+    groups: dict[str, float] = {}
+    names: dict[str, list[float]] = {}
+    for name, start, end in kernels:
+        groups[group_of(name)] = groups.get(group_of(name), 0.0) + (end - start) / 1e3
+        names.setdefault(name, []).append((end - start) / 1e3)
+    products = groups.pop("products", 0.0)
+    groups = {"big products": products - thin_ms, "thin products": thin_ms, **groups}
+    busy = _union_ms([(start, end) for _, start, end in kernels]) if cuda else sum(map(sum, names.values()))
+    copies = sum(1 for name, _, _ in kernels if name.startswith(("Memcpy", "Memset")))
+    leading = sorted(names.items(), key=lambda item: -sum(item[1]))[:top]
+    return {
+        "kernels": len(kernels) - copies, "memory_operations": copies, "busy_ms": round(busy, 2),
+        "idle_ms": round(step_ms - busy, 2),
+        "groups_ms": {name: round(ms, 2) for name, ms in sorted(groups.items(), key=lambda item: -item[1])},
+        "top": [[name[:90], len(times), round(sum(times), 2)] for name, times in leading],
+    }  # fmt: skip
+
+
+def _device_kernels(events: Iterable[Any]) -> list[tuple[str, float, float]]:
+    """(name, start, end) in microseconds of everything that ran on the device."""
+    from torch.autograd import DeviceType
+
+    return [
+        (event.name, event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    ]
+
+
+def _host_operators(events: Iterable[Any]) -> list[tuple[str, float, float]]:
+    return [(event.name, 0.0, float(event.self_cpu_time_total)) for event in events if event.self_cpu_time_total > 0]
+
+
+def _thin_products_ms(events: Iterable[Any], *, cuda: bool) -> float:
+    """Time in products with a side of at most `THIN`, found by the shapes of the operators that launched them."""
+    total = 0.0
+    for event in events:
+        shapes = [shape for shape in event.input_shapes or () if isinstance(shape, list) and len(shape) >= 2]
+        if event.name not in _PRODUCTS or len(shapes) < 2:
+            continue
+        spent = sum(kernel.duration for kernel in event.kernels) if cuda else event.self_cpu_time_total
+        if min(min(shape[-2:]) for shape in shapes[-2:]) <= THIN:
+            total += spent / 1e3
+    return total
+
+
+def _union_ms(ranges: list[tuple[float, float]]) -> float:
+    """Milliseconds covered by at least one of the ranges (microseconds)."""
+    covered, reached = 0.0, float("-inf")
+    for start, end in sorted(ranges):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered / 1e3
