@@ -35,6 +35,7 @@ __all__ = [
     "Observed",
     "UnsupportedAttention",
     "has_varlen_kernel",
+    "note_window",
     "observe",
     "register",
     "varlen_attention",
@@ -67,6 +68,10 @@ class Documents:
     longest: int
     groups: tuple[Group, ...]
     """Documents of one length that lie next to each other, for calls that take several at once."""
+    rows: Tensor | None = None
+    """(S,) int64, ascending: rows of the last hidden states that are needed; None: all."""
+    last_layer: int | None = None
+    """Index of the decoder layer that computes only `rows` after its attention; None: no layer does."""
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Documents:
@@ -87,6 +92,13 @@ class Observed:
 
 
 _observed: ContextVar[Observed | None] = ContextVar("luthier_observed_attention", default=None)
+
+
+def note_window(window: int | None) -> None:
+    """Tell a running `observe` which window an attention call uses."""
+    record = _observed.get()
+    if record is not None:
+        record.windows.append(window)
 
 
 @contextmanager
@@ -126,9 +138,7 @@ def varlen_attention(
             "use `engine.loss(batch)`, or `with engine.inference():` around other calls"
         )
     _refuse_unknown(module, query, key, attention_mask, luthier_documents, kwargs)
-    record = _observed.get()
-    if record is not None:
-        record.windows.append(sliding_window)
+    note_window(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = None if sliding_window is None or sliding_window >= luthier_documents.longest else sliding_window
     # The kernel takes 16-bit types only; float32 on a GPU goes document by document.

@@ -5,7 +5,7 @@
     with engine.inference(): ...        # the model's own attention, for generate() and plain forwards
 
 `attach` changes two things in the model, and `engine.detach()` takes both back: the name of its attention
-implementation, and the classes of linear layers named in the report (parameters and names stay). It works
+implementation, and the classes of the layers named in the report (parameters and names stay). It works
 on transformers models and on PEFT models; under DDP the wrapper goes around `engine.module`
 (`engine.distribute`), so that the loss runs inside the wrapper's forward and its gradient hooks fire.
 """
@@ -14,31 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from luthier.data.batch import Batch
-from luthier.fast.attention import NAME, has_varlen_kernel, register
+from luthier.fast.attention import NAME, register
+from luthier.fast.decoder.function import Replaced, replace_decoder_layers
 from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
-from luthier.fast.hidden import Layout, model_inputs
+from luthier.fast.hidden import Layout, model_inputs, take_rows
 from luthier.fast.linear import Undo, replace_layers, restore_layers
-from luthier.fast.probe import HeadFinding, probe_head, probe_layout
+from luthier.fast.probe import HeadFinding, LayoutFinding, probe_head, probe_layout
+from luthier.fast.recompute import recompute_other_layers
+from luthier.fast.report import Part, report_attention, report_decoder, report_head
+from luthier.fast.settings import EngineSettings
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.runtime.malloc import keep_freed_memory
 
 __all__ = ["Engine", "LossModule", "LossSums", "Part", "attach"]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One line of the report: what a part of the model runs on, and why."""
-
-    name: str
-    runs: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +49,22 @@ class LossSums:
 class LossModule(nn.Module):  # type: ignore[misc]
     """Model and loss as one module: `forward(batch)` -> (loss sum, correct count). This is what DDP wraps."""
 
-    def __init__(self, model: nn.Module, *, layout: Layout, finding: HeadFinding, neftune_noise_alpha: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        layout: Layout,
+        finding: HeadFinding,
+        settings: EngineSettings,
+        last_layer: int | None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.layout: Layout = layout
         self.finding = finding
-        self.neftune_noise_alpha = neftune_noise_alpha
+        self.neftune_noise_alpha = settings.neftune_noise_alpha
+        self.last_layer = last_layer
+        """The decoder layer that can compute trained rows alone, if there is one."""
 
     def forward(self, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss sum and correct count of one batch."""
@@ -72,7 +76,11 @@ class LossModule(nn.Module):  # type: ignore[misc]
         if self.finding.kind == "model":
             logits = base(**inputs.kwargs).logits.flatten(0, 1)[rows]
             return logits_cross_entropy(logits, batch.target_ids, batch.target_weights, label_smoothing=label_smoothing)
-        hidden = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)[rows]
+        if self.last_layer is not None:
+            inputs.only(rows, last_layer=self.last_layer)
+        hidden = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)
+        if hidden.shape[0] != rows.shape[0] or self.last_layer is None:
+            hidden = take_rows(hidden, rows)
         settings: dict[str, Any] = {
             "target_ids_s": batch.target_ids, "target_weights_s": batch.target_weights,
             "label_smoothing": label_smoothing, "transform": self.finding.transform,
@@ -88,10 +96,11 @@ class LossModule(nn.Module):  # type: ignore[misc]
 class Engine:
     """A model with its way of computing the loss. Made by `attach`."""
 
-    def __init__(self, module: LossModule, report: tuple[Part, ...], undo: Undo) -> None:
+    def __init__(self, module: LossModule, report: tuple[Part, ...], undo: Undo, decoder: Replaced) -> None:
         self.module = module
         self.report = report
         self._undo = undo
+        self._decoder = decoder
         self._callable: nn.Module = module
         self._own_attention = _attention_names(module.model)
         self._switch(NAME if self.layout == "flat" else None)
@@ -124,18 +133,29 @@ class Engine:
     def detach(self) -> None:
         """Give the model back as it came: its attention, its layer classes. The engine must not be used afterwards."""
         self._switch(None)
+        self._decoder.restore()
         restore_layers(self._undo)
 
     def _switch(self, name: str | None) -> None:
         _set_attention(self._own_attention, name)
 
 
-def attach(model: nn.Module, *, neftune_noise_alpha: float = 0.0) -> Engine:
+def attach(
+    model: nn.Module, settings: EngineSettings | None = None, *, neftune_noise_alpha: float | None = None
+) -> Engine:
     """Probe `model` (on its device, in its dtype, adapters in place) and make its engine.
+
+    Args:
+        model: transformers or PEFT model.
+        settings: how layers run; the defaults keep every activation and change no number beyond rounding.
+        neftune_noise_alpha: short for the setting of that name.
 
     Raises:
         RunFailed: the model is no causal decoder, or not even the padded layout gives its own hidden states.
     """
+    settings = settings or EngineSettings()
+    if neftune_noise_alpha is not None:
+        settings = replace(settings, neftune_noise_alpha=neftune_noise_alpha)
     base = inner_model(model)
     if getattr(base.config, "is_encoder_decoder", False):
         raise RunFailed(problems=[Problem(
@@ -148,41 +168,44 @@ def attach(model: nn.Module, *, neftune_noise_alpha: float = 0.0) -> Engine:
         raise RuntimeError("an engine is already attached to this model; call its `detach()` first")
     undo, replaced = replace_layers(model)
     trunk = base.get_decoder()
-    layout = probe_layout(model, trunk, lambda name: _set_attention(own, name))
+    layout, decoder, refused = _choose_layout(model, trunk, settings, lambda name: _set_attention(own, name))
     _set_attention(own, NAME if layout.layout == "flat" else None)
     try:
         finding = probe_head(base, trunk, base.get_output_embeddings(), layout.layout)
     finally:
         _set_attention(own, None)
-    module = LossModule(model, layout=layout.layout, finding=finding, neftune_noise_alpha=neftune_noise_alpha)
-    report = (*_report(base, layout.layout, layout.reason, finding), *(Part(*line) for line in replaced))
+    recomputed = recompute_other_layers(trunk, decoder, settings)
+    last = decoder.last.index if decoder.last is not None and finding.kind == "head" else None
+    module = LossModule(model, layout=layout.layout, finding=finding, settings=settings, last_layer=last)
+    report = (
+        report_attention(base, layout), report_head(base, finding),
+        *report_decoder(decoder, settings, refused=refused, recomputed=recomputed, device=model.device),
+        *(Part(*line) for line in replaced),
+    )  # fmt: skip
     if next(model.parameters()).device.type == "cpu":
         kept, why = keep_freed_memory()
         report += (Part("memory", "freed blocks stay with the process" if kept else "as the C library does it", why),)
-    return Engine(module, report, undo)
+    return Engine(module, report, undo, decoder)
+
+
+def _choose_layout(
+    model: Any, trunk: Any, settings: EngineSettings, switch: Callable[[str | None], None]
+) -> tuple[LayoutFinding, Replaced, str | None]:
+    """Layout, replaced decoder layers, and why they were given up if they were."""
+    decoder, refused = Replaced(), None
+    if settings.replace_layers:
+        decoder = replace_decoder_layers(trunk, settings)
+    inexact = settings.frozen_base == "fp8" and bool(decoder.programs)
+    layout = probe_layout(model, trunk, switch, inexact=inexact)
+    if layout.layout == "padded" and decoder.programs:
+        decoder.restore()
+        layout, refused = probe_layout(model, trunk, switch), layout.reason
+    return layout, decoder, refused
 
 
 def inner_model(model: Any) -> Any:
     """The transformers model under PEFT, or the model itself. Adapters live in its layers, so calling it uses them."""
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def _report(base: Any, layout: Layout, reason: str, finding: HeadFinding) -> tuple[Part, ...]:
-    weight = next(p for p in base.parameters() if p.is_floating_point())
-    on_cuda, half = weight.is_cuda, weight.dtype in (torch.bfloat16, torch.float16)
-    if layout == "padded":
-        attention = Part("attention", "the model's own, documents padded to a rectangle", reason)
-    elif on_cuda and half and has_varlen_kernel():
-        attention = Part("attention", "torch varlen kernel over packed documents, no padding", reason)
-    else:
-        why = "CPU" if not on_cuda else "the varlen kernel takes 16-bit types" if not half else "no varlen kernel here"
-        attention = Part("attention", f"scaled-dot-product per packed document, no padding ({why})", reason)
-    if finding.kind == "model":
-        return attention, Part("head", "the model's own forward, all logits", finding.reason)
-    if plain_linear(base.get_output_embeddings()) is None:
-        head = type(base.get_output_embeddings()).__name__
-        return attention, Part("head", f"supervised rows only, in chunks through {head}", finding.reason)
-    return attention, Part("head", "supervised rows only, chunked linear cross-entropy", finding.reason)
 
 
 def _attention_names(model: nn.Module) -> list[tuple[Any, str]]:

@@ -12,6 +12,7 @@ Legend: T tokens, D documents, L longest document.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from luthier.data.batch import Batch
 from luthier.fast.attention import Documents
 
-__all__ = ["Layout", "ModelInputs", "model_inputs"]
+__all__ = ["Layout", "ModelInputs", "model_inputs", "take_rows"]
 
 Layout = Literal["flat", "padded"]
 
@@ -36,6 +37,11 @@ class ModelInputs:
     def rows(self, source_index_s: Tensor) -> Tensor:
         """Positions of flat tokens in the model's output once its first two axes are joined."""
         return source_index_s if self._rows_t is None else self._rows_t[source_index_s]
+
+    def only(self, source_index_s: Tensor, *, last_layer: int) -> None:
+        """Let the last decoder layer compute these rows alone; the model's output has just them."""
+        documents: Documents = self.kwargs["luthier_documents"]
+        self.kwargs["luthier_documents"] = replace(documents, rows=source_index_s, last_layer=last_layer)
 
     def embed(self, embeddings: nn.Module, *, noise_alpha: float) -> None:
         """Replace the ids by embeddings with NEFTune noise (arXiv:2310.05914).
@@ -70,3 +76,22 @@ def model_inputs(batch: Batch, layout: Layout) -> ModelInputs:
     rows_t = batch.doc_ids.long() * batch.max_doc + batch.position_ids
     kwargs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
     return ModelInputs(kwargs, rows_t)
+
+
+def take_rows(hidden_td: Tensor, rows_s: Tensor) -> Tensor:
+    """hidden[rows] for rows that differ from each other: the gradient is one copy instead of a sorted sum."""
+    taken: Tensor = _TakeRows.apply(hidden_td, rows_s)
+    return taken
+
+
+class _TakeRows(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, hidden_td: Tensor, rows_s: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_s)
+        ctx.tokens = hidden_td.shape[0]
+        return hidden_td.index_select(0, rows_s)
+
+    @staticmethod
+    def backward(ctx: Any, grad_sd: Tensor) -> tuple[Tensor, None]:
+        (rows_s,) = ctx.saved_tensors
+        return grad_sd.new_zeros(ctx.tokens, grad_sd.shape[1]).index_copy_(0, rows_s, grad_sd), None

@@ -15,6 +15,7 @@ import torch
 from luthier.fast.attention import NAME
 from luthier.fast.engine import attach, inner_model
 from luthier.fast.hidden import model_inputs
+from luthier.fast.settings import EngineSettings
 from tests.fast.families import FLAT, PADDED, build
 from tests.fast.helpers import assert_same_gradients, gradients, make_batch, one_by_one, relative
 
@@ -61,6 +62,7 @@ def test_replacing_the_first_document_changes_no_later_hidden_state_by_a_bit(nam
 
 def test_contamination_is_seen_when_it_is_planted(monkeypatch):
     from luthier.fast import attention, split
+    from luthier.fast.decoder import core_attention
 
     def whole_pack(query, key, value, groups, **kwargs):
         tokens = sum(group.documents * group.length for group in groups)
@@ -68,6 +70,7 @@ def test_contamination_is_seen_when_it_is_planted(monkeypatch):
 
     engine = attach(build("llama").eval())
     monkeypatch.setattr(attention, "sdpa_documents", whole_pack)
+    monkeypatch.setattr(core_attention, "sdpa_documents", whole_pack)
     before = hidden_states(engine, make_batch(LENGTHS, vocab=601))
     after = hidden_states(engine, make_batch(LENGTHS, vocab=601, first=range(40, 49)))
     assert (before[9:] - after[9:]).abs().max() > 1e-3
@@ -98,7 +101,7 @@ def test_a_window_that_the_model_does_not_pass_on_is_refused(monkeypatch):
             self.config = config
 
     monkeypatch.setattr(modeling_mistral.MistralAttention, "forward", forgets)
-    engine = attach(model)
+    engine = attach(model, EngineSettings(replace_layers=False))
     assert engine.layout == "padded"
     assert "windows" in engine.report[0].reason
 

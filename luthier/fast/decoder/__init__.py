@@ -1,0 +1,1 @@
+"""Decoder layers of known families as one differentiable function each: forward and backward written out."""

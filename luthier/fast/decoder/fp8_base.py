@@ -1,0 +1,64 @@
+"""A frozen matrix in 8-bit floats (e4m3), for the named, inexact `quantization: fp8`.
+
+W is rounded twice, once for each product, with one scale a row of the contraction's other side:
+
+    forward         y = x W^T    W as (N, K), scale per output    x per row of x
+    input gradient  dx = g W     W^T as (K, N), scale per input   g per row of g
+
+Hopper's 8-bit products want both operands contiguous along the sum, hence two copies: together as
+large as one copy in 16 bits. Activations and gradients are rounded row by row when they are used.
+The modules keep their own weights (see `Projection`): saving, merging and generation use those.
+
+Legend: M rows, K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.fast.decoder.linears import LinearView
+from luthier.fast.kernels.fp8 import quantize_rows
+
+__all__ = ["Fp8", "scaled_product"]
+
+
+class Fp8:
+    """See the head of this file."""
+
+    def __init__(self, views: Sequence[LinearView], dtype: torch.dtype) -> None:
+        from luthier.fast.decoder.bases import bias_of, unpack
+
+        weight_nk = torch.cat([unpack(view, dtype) for view in views])
+        self.dtype = dtype
+        self.rows_nk, self.rows_scale = quantize_rows(weight_nk)
+        self.columns_kn, self.columns_scale = quantize_rows(weight_nk.t().contiguous())
+        self.bias_n = bias_of(views)
+
+    def forward(self, x_mk: Tensor) -> Tensor:
+        """x W^T + bias, both rounded to 8 bits."""
+        return scaled_product(*quantize_rows(x_mk), self.rows_nk, self.rows_scale, self.bias_n, self.dtype)
+
+    def input_gradient(self, g_mn: Tensor) -> Tensor:
+        """g W, both rounded to 8 bits."""
+        return scaled_product(*quantize_rows(g_mn), self.columns_kn, self.columns_scale, None, self.dtype)
+
+
+def scaled_product(
+    x_mk: Tensor, x_scale_m1: Tensor, w_nk: Tensor, w_scale_n1: Tensor, bias_n: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """(x scale_x) (w scale_w)^T + bias, summed in fp32; on a CPU through fp32 copies."""
+    if x_mk.is_cuda:
+        return torch._scaled_mm(
+            x_mk,
+            w_nk.t(),
+            scale_a=x_scale_m1,
+            scale_b=w_scale_n1.t(),
+            bias=bias_n,
+            out_dtype=dtype,
+            use_fast_accum=True,
+        )  # fmt: skip
+    y_mn = (x_mk.float() * x_scale_m1) @ (w_nk.float() * w_scale_n1).t()
+    return (y_mn if bias_n is None else y_mn + bias_n.float()).to(dtype)

@@ -1,0 +1,41 @@
+"""What the engine is told: how layers run, and what is computed again in the backward pass.
+
+The plan chooses these values; `train/setup.py` takes them from the resolved recipe. No setting but
+`frozen_base: fp8` changes what is computed beyond rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["EngineSettings", "FrozenBase", "Recompute"]
+
+Recompute = Literal["none", "selective", "layer"]
+FrozenBase = Literal["as_loaded", "dequantized", "fp8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Settings of one engine."""
+
+    neftune_noise_alpha: float = 0.0
+    """NEFTune noise on the embeddings in training; 0 turns it off."""
+    replace_layers: bool = True
+    """False: every module runs as transformers and PEFT wrote it (attention and loss stay packed)."""
+    recompute: Recompute = "none"
+    """`none` keeps every activation; `selective` computes norms and the activation product again (elementwise
+    work only); `layer` keeps a layer's input and runs the layer again."""
+    recompute_layers: int | None = None
+    """With `layer`: only the first n decoder layers, the others keep everything. None: all."""
+    frozen_base: FrozenBase = "as_loaded"
+    """Storage of frozen linear weights under adapters: `dequantized` keeps a 16-bit copy of a 4-bit base (the same
+    values, bit for bit), `fp8` rounds the base to 8-bit floats with a scale a row (inexact)."""
+    extended_lora: bool | None = None
+    """Adapter and base in one product through one extended matrix. None: on CUDA."""
+
+    def policy(self, layer_index: int) -> Recompute:
+        """What decoder layer `layer_index` (from 0) does."""
+        if self.recompute == "layer" and self.recompute_layers is not None and layer_index >= self.recompute_layers:
+            return "none"
+        return self.recompute
