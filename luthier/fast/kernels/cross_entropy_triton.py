@@ -1,0 +1,101 @@
+"""Cross entropy on CUDA: a program a row, read twice and written once. See `cross_entropy.py` for what is computed.
+
+Each lane keeps the maximum m of what it has seen and l = sum exp(z - m), with one exponential a logit:
+e = exp(-|z - m|), then l = l + e, or l = l e + 1 where z is the new maximum. Lanes meet after the last column.
+A target is the first arg max if no earlier logit reaches it and no later one exceeds it: no index is searched.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["cross_entropy_"]
+
+# Below any logit of a trained or untrained model and finite, so that no inf - inf arises. A logit of -inf is fine.
+_LOWEST = tl.constexpr(-1e30)
+
+
+@triton.jit
+def _logits(raw, scale, cap, has_scale: tl.constexpr, has_cap: tl.constexpr):
+    z = raw.to(tl.float32)
+    if has_scale:
+        z = z * scale
+    if has_cap:
+        z = cap * (2.0 * tl.sigmoid(2.0 * (z / cap)) - 1.0)
+    return z
+
+
+@triton.jit
+def _rows(
+    raw_ptr, ids_ptr, weights_ptr, loss_ptr, correct_ptr, vocab, stride, smoothing, scale, cap,
+    has_scale: tl.constexpr, has_cap: tl.constexpr, smooth: tl.constexpr, gradient: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    raw_ptr += row * stride
+    target = tl.load(ids_ptr + row).to(tl.int32)
+    weight = tl.load(weights_ptr + row).to(tl.float32)
+    # A lane of the same computation as all others: its ties with them are exact.
+    lane = tl.arange(0, block)
+    chosen = tl.max(_logits(tl.load(raw_ptr + target + lane * 0), scale, cap, has_scale, has_cap), axis=0)
+    top = tl.full((block,), _LOWEST, dtype=tl.float32)
+    total = tl.zeros((block,), dtype=tl.float32)
+    summed = tl.zeros((block,), dtype=tl.float32)
+    beaten = tl.zeros((block,), dtype=tl.int32)
+    for start in range(0, vocab, block):
+        col = start + lane
+        inside = col < vocab
+        z = _logits(tl.load(raw_ptr + col, mask=inside, other=0.0), scale, cap, has_scale, has_cap)
+        if smooth:
+            summed += tl.where(inside, z, 0.0)
+        z = tl.where(inside, z, float("-inf"))
+        e = tl.exp(-tl.abs(z - top))
+        higher = z > top
+        total = tl.where(higher, total * e + 1.0, total + e)
+        top = tl.maximum(top, z)
+        beaten |= ((z > chosen) | ((z == chosen) & (col < target))).to(tl.int32)
+    highest = tl.max(top, axis=0)
+    lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0))
+    loss = (1.0 - smoothing) * (lse - chosen)
+    if smooth:
+        loss += smoothing * (lse - tl.sum(summed, axis=0) / vocab)
+    tl.store(loss_ptr + row, loss * weight)
+    tl.store(correct_ptr + row, (tl.max(beaten, axis=0) == 0).to(tl.int64))
+    if gradient:
+        count = tl.cdiv(vocab, block)
+        for index in range(0, count):
+            # Backwards: the end of the row is what the caches still hold.
+            col = (count - 1 - index) * block + lane
+            raw = tl.load(raw_ptr + col, mask=col < vocab, other=0.0)
+            z = _logits(raw, scale, cap, has_scale, has_cap)
+            grad = tl.exp(z - lse) - tl.where(col == target, 1.0 - smoothing, 0.0)
+            if smooth:
+                grad -= smoothing / vocab
+            grad *= weight
+            if has_cap:
+                grad *= 1.0 - (z / cap) * (z / cap)
+            if has_scale:
+                grad *= scale
+            tl.store(raw_ptr + col, grad.to(raw.dtype), mask=col < vocab)
+
+
+def cross_entropy_(
+    raw_sv: Tensor, ids_s: Tensor, weights_s: Tensor, label_smoothing: float, scale: float, softcap: float | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `cross_entropy.cross_entropy_`."""
+    rows, vocab = raw_sv.shape
+    loss_s = torch.empty(rows, dtype=torch.float32, device=raw_sv.device)
+    correct_s = torch.empty(rows, dtype=torch.int64, device=raw_sv.device)
+    if rows:
+        block = min(4096, max(32, triton.next_power_of_2(vocab)))
+        _rows[(rows,)](
+            raw_sv, ids_s.contiguous(), weights_s.contiguous(), loss_s, correct_s, vocab, raw_sv.stride(0),
+            label_smoothing, scale, softcap or 1.0, scale != 1.0, softcap is not None, label_smoothing != 0.0,
+            with_gradient, block, num_warps=max(1, min(8, block // 256)),
+        )  # fmt: skip
+    return loss_s.sum(), correct_s.sum()
