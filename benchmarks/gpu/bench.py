@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import traceback
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def timed(run: Run, info: dict[str, Any]) -> None:
             break
     clock.wait()
     seconds = time.perf_counter() - start
-    steps = [clock.milliseconds(a, b) for a, b in zip(marks[:-1], marks[1:], strict=True)]
+    steps = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
     done = run.updates[before:]
     rates = [update.tokens / ms * 1e3 for update, ms in zip(done, steps, strict=True)]
     tokens, supervised = sum(u.tokens for u in done), sum(u.trained_tokens for u in done)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 PHASES = ("forward", "head+loss", "backward", "optimizer")
@@ -110,7 +111,7 @@ class Phases:
         self._mark("end")
         self.clock.wait()
         spent: dict[str, float] = dict.fromkeys(("host", *PHASES), 0.0)
-        for (name, start), (_, end) in zip(self.marks[:-1], self.marks[1:], strict=True):
+        for (name, start), (_, end) in pairwise(self.marks):
             spent[name] += self.clock.milliseconds(start, end)
         if not any(name == "head+loss" for name, _ in self.marks):
             spent["forward+head"] = spent.pop("forward")

@@ -27,7 +27,7 @@ def make_documents(tokens: int, *, max_doc: int, vocab_size: int, mean: float = 
     while total < tokens:
         n = int(np.clip(chooser.lognormal(mu, SIGMA), 16, max_doc))
         ids = np.minimum((vocab_size - 4) * chooser.random(n) ** 3, vocab_size - 5).astype(np.int64) + 4
-        cut = max(1, int(round(n * np.clip(chooser.normal(0.4, 0.1), 0.05, 0.9))))
+        cut = max(1, round(n * float(np.clip(chooser.normal(0.4, 0.1), 0.05, 0.9))))
         weights = np.ones(n, dtype=np.float32)
         weights[:cut] = 0.0
         examples.append(Example(ids=ids, weights=weights, ref=RowRef("random", len(examples) + 1)))

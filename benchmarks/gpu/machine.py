@@ -75,6 +75,6 @@ def take_turn() -> None:
     """Wait until no other process of this list uses the device; the lock ends with the process (BENCH_LOCK)."""
     path = os.environ.get("BENCH_LOCK")
     if path and not _turn:
-        handle = open(path, "w", encoding="utf-8")  # noqa: SIM115  held until the process ends
+        handle = Path(path).open("w", encoding="utf-8")  # noqa: SIM115  held until the process ends
         fcntl.flock(handle, fcntl.LOCK_EX)
         _turn.append(handle)

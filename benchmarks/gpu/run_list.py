@@ -20,8 +20,6 @@ Only the standard library.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import re
@@ -37,11 +35,13 @@ from typing import IO, Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-GRACE = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
+sys.path[0] = str(ROOT)
+
+from benchmarks.gpu.children import adopt_orphans, die_with_parent, end_group, kill, own_children  # noqa: E402
+from benchmarks.gpu.table import HEADER, row  # noqa: E402
+
 LOG_BYTES = 300_000
 """Of one process' output that are kept: the beginning and the end."""
-_SET_CHILD_SUBREAPER, _SET_PARENT_DEATH_SIGNAL = 36, 1
 
 
 @dataclass
@@ -78,7 +78,8 @@ def parse_line(line: str, options: argparse.Namespace) -> Job:
         identity.update(peer=name, model=model, method=method, max_doc=int(rows_of), tokens=int(rows_of) * int(rows))
         command = [
             str(Path(options.peers) / "bench_peers.py"), "--peer", name, "--model", model, "--method", method,
-            "--seq", rows_of, "--bs", rows, "--max-seconds", "25", "--tok", str(Path(options.peers).parent / "tok"), *rest, *options.extra,
+            "--seq", rows_of, "--bs", rows, "--max-seconds", "25", "--tok", str(Path(options.peers).parent / "tok"),
+            *rest, *options.extra,
         ]  # fmt: skip
         _peer_paths(environment, name)
     else:
@@ -132,7 +133,7 @@ class Runner:
         job.log = tempfile.TemporaryFile()  # noqa: SIM115  closed when the job is finished
         job.process = subprocess.Popen(
             job.command, stdin=subprocess.DEVNULL, stdout=job.log, stderr=subprocess.STDOUT, env=job.environment,
-            cwd=ROOT, process_group=0, preexec_fn=_die_with_parent,
+            cwd=ROOT, process_group=0, preexec_fn=die_with_parent,
         )  # fmt: skip
         job.turn = time.monotonic()
         self.running.append(job)
@@ -192,46 +193,8 @@ class Runner:
         for job in self.running:
             if job.process is not None:
                 end_group(job.process)
-        for pid in _own_children():
-            _kill(pid)
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its group: SIGTERM, five seconds, SIGKILL."""
-    if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-
-
-def _own_children() -> list[int]:
-    """Processes whose parent is this one: orphans come here, because this process is their reaper."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text("utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == os.getpid():
-            found.append(int(stat.parent.name))
-    return found
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        for pid in own_children():
+            kill(pid)
 
 
 def _read(log: IO[bytes]) -> str:
@@ -244,44 +207,6 @@ def _read(log: IO[bytes]) -> str:
         if results not in data:
             data += results
     return data.decode("utf-8", errors="replace")
-
-
-HEADER = (
-    f"{'peer':17}{'model':9}{'method':7}{'tokens':>7}{'doc':>6} {'setting':24}{'tok/s':>9}{'median':>9}{'sup/s':>9}"
-    f"{'ms':>9}{'GiB':>7}{'MFU':>7}{'first':>7}"
-)
-
-
-def row(result: dict[str, Any]) -> str:
-    """One line of the table."""
-    tokens = result.get("tokens") or result.get("seq", 0) * result.get("bs", 0)
-    memory, first = result.get("peak_gib", result.get("mem_gb")), result.get("first_step_s")
-    parts = [
-        f"{str(result.get('peer', '?'))[:16]:17}{str(result.get('model', '-'))[:8]:9}{result.get('method', '-')!s:7}",
-        f"{tokens:>7}{result.get('max_doc', result.get('seq', '-')):>6} {_setting(result)[:23]:24}",
-        *(f"{_number(result.get(key)):>9}" for key in ("tok_s", "tok_s_median", "sup_tok_s")),
-        f"{_number(result.get('ms_step'), 1):>9}{_number(memory, 1):>7}{_number(result.get('mfu'), 3):>7}",
-        f"{_number(first, 1):>7}",
-    ]
-    verdict = f"  {str(result['verdict'])[:120]}" if "verdict" in result else ""
-    problem = result.get("error") or result.get("late")
-    return "".join(parts) + verdict + (f"  ERROR {str(problem)[:160]}".replace("\n", " ") if problem else "")
-
-
-def _setting(result: dict[str, Any]) -> str:
-    """What a row was run with, in a few letters."""
-    if "recompute" not in result:
-        return " ".join(str(result[key]) for key in ("ckpt", "attn", "opt") if result.get(key))
-    layers = f"{result['recompute_layers']}" if result.get("recompute_layers") else ""
-    words = [result["recompute"] + layers, "" if result["quantization"] == "none" else result["quantization"]]
-    words.append("dequantized" if result.get("dequantize_base") else "")
-    words.append("" if result["optim"] == "adamw_torch_fused" else result["optim"])
-    words.append(result.get("label", ""))
-    return " ".join(word for word in words if word)
-
-
-def _number(value: Any, digits: int = 0) -> str:
-    return f"{value:,.{digits}f}" if isinstance(value, int | float) else "-"
 
 
 def parse() -> argparse.Namespace:
@@ -315,7 +240,7 @@ def read_lists(options: argparse.Namespace) -> list[str]:
 def main() -> int:
     """Run; the exit code is 1 if a process failed."""
     options = parse()
-    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     runner = Runner([parse_line(line, options) for line in read_lists(options)], options)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(130))
