@@ -8,8 +8,9 @@ For logits z = f(h W^T + b) of one target y with weight w, f the optional scale 
 
 The gradient of z is known as soon as z is, so `LinearCrossEntropy` makes the gradients of h, W and b
 in its forward pass, chunk by chunk: three matrix products, no logits kept, none computed twice. The
-backward pass only scales them. Products run in the compute dtype, everything over the vocabulary in
-fp32, and the head's gradient is summed over chunks in fp32.
+backward pass only scales them, in place, and therefore runs once. Products run in the compute dtype,
+everything over the vocabulary in fp32, and the head's gradient is summed over chunks in fp32: on CUDA
+by the product itself, and not at all where one chunk holds all rows.
 
 Legend: S supervised targets, D width of the hidden states, V vocabulary.
 """
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from luthier.fast.kernels.cross_entropy import cross_entropy_
+from luthier.fast.kernels.scale import scaled_
 from luthier.fast.linear import FastLinear
 from luthier.fast.products import grad_input, grad_weight, product, uses_onednn
 
@@ -36,9 +39,13 @@ __all__ = [
     "plain_linear",
 ]
 
-# fp32 bytes of one chunk of logits. On a CPU a chunk should stay near the caches; on a GPU
-# a chunk of 4k to 8k rows is needed for the products to run at their best rate.
+# Bytes of one chunk of logits. On a CPU a chunk should stay near the caches; on a GPU a chunk of 4k to 8k
+# rows is needed for the products to run at their best rate, and more rows only take memory.
 _CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
+_MAX_ROWS = {"cuda": 8192}
+# Logits of a chunk on CUDA start every row at a multiple of this many elements, whatever the vocabulary:
+# products and kernels move 16 bytes at a time only from such addresses.
+_ROW_ALIGNMENT = 64
 # fp32 bytes of the rows that the passes over the vocabulary work on at once on a CPU: within its caches.
 _CACHED_BYTES = 2 << 20
 
@@ -55,19 +62,14 @@ class LogitTransform:
         scaled = raw if self.scale == 1.0 else raw * self.scale
         return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
 
-    def backward_(self, grad: Tensor, logits: Tensor) -> Tensor:
-        """Turn the gradient of `logits` into the gradient of the head's output, in place."""
-        if self.softcap is not None:
-            grad.mul_(1.0 - (logits / self.softcap).square_())
-        return grad if self.scale == 1.0 else grad.mul_(self.scale)
-
 
 IDENTITY = LogitTransform()
 
 
-def chunk_rows(n_rows: int, vocab_size: int, device_type: str) -> int:
+def chunk_rows(n_rows: int, vocab_size: int, device_type: str, *, element_bytes: int = 4) -> int:
     """Rows of logits to hold at once: near-equal chunks within the byte budget of the device, at least one row."""
-    fitting = max(1, _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["cuda"]) // (4 * vocab_size))
+    fitting = max(1, _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["cuda"]) // (element_bytes * vocab_size))
+    fitting = min(fitting, _MAX_ROWS.get(device_type, fitting))
     count = max(1, -(-n_rows // fitting))
     return max(1, -(-n_rows // count))
 
@@ -88,9 +90,14 @@ def linear_cross_entropy(
     Same contract as `reference.linear_cross_entropy`.
 
     Returns:
-        (loss, correct): fp32 scalar with gradient for hidden, weight and bias; int64 scalar.
+        (loss, correct): fp32 scalar with gradient for hidden, weight and bias; int64 scalar. The gradient
+        can be asked for once: a second backward pass raises RuntimeError.
     """
-    rows = rows_per_chunk or chunk_rows(hidden_sd.shape[0], weight_vd.shape[0], hidden_sd.device.type)
+    # On CUDA the logits stay in the compute dtype; elsewhere some of them also exist in fp32.
+    element_bytes = hidden_sd.element_size() if hidden_sd.is_cuda else 4
+    rows = rows_per_chunk or chunk_rows(
+        hidden_sd.shape[0], weight_vd.shape[0], hidden_sd.device.type, element_bytes=element_bytes
+    )
     settings = _Settings(label_smoothing, transform, rows, torch.is_grad_enabled())
     loss, correct = _LinearCrossEntropy.apply(hidden_sd, weight_vd, bias_v, target_ids_s, target_weights_s, settings)
     return loss, correct
@@ -170,85 +177,105 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         wanted = [settings.with_gradient and need for need in ctx.needs_input_grad[:3]]
         loss = torch.zeros((), dtype=torch.float32, device=hidden_sd.device)
         correct = torch.zeros((), dtype=torch.int64, device=hidden_sd.device)
-        d_hidden = torch.empty_like(hidden_sd) if wanted[0] else None
-        d_weight = torch.zeros_like(weight_vd, dtype=torch.float32) if wanted[1] else None
+        d_hidden = torch.empty_like(hidden_sd, memory_format=torch.contiguous_format) if wanted[0] else None
+        d_weight: Tensor | None = None
         d_bias = torch.zeros_like(bias_v, dtype=torch.float32) if wanted[2] and bias_v is not None else None
+        room = _logits_room(hidden_sd, weight_vd, settings.rows)
         for start in range(0, hidden_sd.shape[0], settings.rows):
             part = slice(start, start + settings.rows)
             hidden = hidden_sd[part]
-            raw = product(hidden, weight_vd, bias_v)
-            grad, part_loss, part_correct = _chunk(raw, ids_s[part], weights_s[part], settings, any(wanted))
+            raw = _raw_logits(hidden, weight_vd, bias_v, room)
+            part_loss, part_correct = _to_gradient_(raw, ids_s[part], weights_s[part], settings, any(wanted))
             loss += part_loss
             correct += part_correct
             if d_hidden is not None:
-                d_hidden[part] = grad_input(grad, weight_vd)
-            if d_weight is not None:
-                _accumulate(d_weight, grad, hidden)
+                _grad_input(raw, weight_vd, d_hidden[part])
+            if wanted[1]:
+                d_weight = _add_weight_gradient(d_weight, raw, hidden, only=hidden.shape[0] == hidden_sd.shape[0])
             if d_bias is not None:
-                d_bias += grad.sum(dim=0, dtype=torch.float32)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        ctx.dtypes = (weight_vd.dtype, None if bias_v is None else bias_v.dtype)
+                d_bias += raw.sum(dim=0, dtype=torch.float32)
+        if wanted[1] and d_weight is None:
+            d_weight = torch.zeros_like(weight_vd)
+        # Not `save_for_backward`: the backward pass scales these in place and gives them away.
+        ctx.gradients = (d_hidden, d_weight, d_bias)
+        ctx.dtypes = (hidden_sd.dtype, weight_vd.dtype, None if bias_v is None else bias_v.dtype)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if d_hidden is None else (d_hidden * d_loss).to(d_hidden.dtype),
-            None if d_weight is None else (d_weight * d_loss).to(weight_dtype),
-            None if d_bias is None else (d_bias * d_loss).to(bias_dtype),
-            None,
-            None,
-            None,
-        )
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "the loss of the head was differentiated twice: its gradients are made in the forward pass and given "
+                "away by the first backward pass; compute the loss again, or sum the losses before one backward pass"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [
+            None if gradient is None else scaled_(gradient, d_loss, dtype)
+            for gradient, dtype in zip(gradients, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None)
 
 
-def _chunk(
+def _logits_room(hidden_sd: Tensor, weight_vd: Tensor, rows: int) -> Tensor | None:
+    """Memory that every chunk of logits uses in turn on CUDA, rows aligned."""
+    if not hidden_sd.is_cuda:
+        return None
+    stride = -(-weight_vd.shape[0] // _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+    return hidden_sd.new_empty((min(rows, hidden_sd.shape[0]), stride))
+
+
+def _raw_logits(hidden: Tensor, weight_vd: Tensor, bias_v: Tensor | None, room: Tensor | None) -> Tensor:
+    if room is None:
+        return product(hidden, weight_vd, bias_v)
+    raw = room[: hidden.shape[0], : weight_vd.shape[0]]
+    if bias_v is None:
+        return torch.mm(hidden, weight_vd.t(), out=raw)
+    return torch.addmm(bias_v, hidden, weight_vd.t(), out=raw)
+
+
+def _to_gradient_(
     raw: Tensor, ids: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn a chunk of head outputs into their gradient (in place for fp32); returns it, the loss and the correct count.
+) -> tuple[Tensor, Tensor]:
+    """Turn a chunk of head outputs into their gradient; returns the loss and the correct count.
 
-    The passes over the vocabulary run on a few rows at a time where that keeps them in the caches.
+    On a CPU the passes over the vocabulary run on a few rows at a time, which keeps them in the caches.
     """
     rows = _CACHED_BYTES // (4 * raw.shape[1]) if raw.device.type == "cpu" else raw.shape[0]
     loss = torch.zeros((), dtype=torch.float32, device=raw.device)
     correct = torch.zeros((), dtype=torch.int64, device=raw.device)
     for block, block_ids, block_weights in zip(*(t.split(max(1, rows)) for t in (raw, ids, weights)), strict=True):
-        block_loss, block_correct = _block(block, block_ids, block_weights, settings, with_gradient)
+        block_loss, block_correct = cross_entropy_(
+            block, block_ids, block_weights, label_smoothing=settings.label_smoothing,
+            scale=settings.transform.scale, softcap=settings.transform.softcap, with_gradient=with_gradient,
+        )  # fmt: skip
         loss += block_loss
         correct += block_correct
-    return raw, loss, correct
-
-
-def _block(
-    raw: Tensor, ids: Tensor, weights: Tensor, settings: _Settings, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss and correct count of some rows; writes the gradient over `raw`."""
-    smoothing, transform = settings.label_smoothing, settings.transform
-    logits = transform.apply(raw.float())
-    correct = (logits.argmax(dim=-1) == ids).sum()
-    log_probs = torch.log_softmax(logits, dim=-1)
-    loss = (smoothing - 1.0) * log_probs.gather(1, ids[:, None]).squeeze(1)
-    if smoothing:
-        loss -= smoothing * log_probs.mean(dim=-1)
-    loss = (loss * weights).sum()
-    if with_gradient:
-        grad = log_probs.exp_().mul_(weights[:, None])
-        if smoothing:
-            grad.sub_((weights * (smoothing / raw.shape[1]))[:, None])
-        grad.scatter_add_(1, ids[:, None], (weights * (smoothing - 1.0))[:, None])
-        raw.copy_(transform.backward_(grad, logits))
     return loss, correct
 
 
-def _accumulate(total_fp32: Tensor, grad_sv: Tensor, hidden_sd: Tensor) -> None:
-    """total += grad^T hidden, with the sum over chunks in fp32."""
-    if grad_sv.dtype == torch.float32 and not uses_onednn(grad_sv):
-        total_fp32.addmm_(grad_sv.t(), hidden_sd)
+def _grad_input(grad_sv: Tensor, weight_vd: Tensor, out_sd: Tensor) -> None:
+    if grad_sv.is_cuda:
+        torch.mm(grad_sv, weight_vd, out=out_sd)
     else:
-        total_fp32 += grad_weight(grad_sv, hidden_sd)
+        out_sd.copy_(grad_input(grad_sv, weight_vd))
+
+
+def _add_weight_gradient(total: Tensor | None, grad_sv: Tensor, hidden_sd: Tensor, *, only: bool) -> Tensor:
+    """total + grad^T hidden, summed in fp32; in the dtype of the products if this is the `only` chunk on CUDA."""
+    grad_vs = grad_sv.t()
+    if grad_sv.is_cuda and only:
+        return grad_vs @ hidden_sd
+    if grad_sv.is_cuda and grad_sv.dtype in (torch.bfloat16, torch.float16):
+        # cuBLAS multiplies 16-bit inputs into an fp32 result, and adds to it, within the product.
+        if total is None:
+            return torch.ops.aten.mm.dtype(grad_vs, hidden_sd, torch.float32)
+        return torch.ops.aten.addmm.dtype_out(total, grad_vs, hidden_sd, torch.float32, out=total)
+    if total is None:
+        total = grad_sv.new_zeros((grad_sv.shape[1], hidden_sd.shape[1]), dtype=torch.float32)
+    if grad_sv.dtype == torch.float32 and not uses_onednn(grad_sv):
+        return total.addmm_(grad_vs, hidden_sd)
+    return total.add_(grad_weight(grad_sv, hidden_sd))
 
 
 def plain_linear(head: nn.Module) -> nn.Linear | None:

@@ -124,10 +124,28 @@ def test_no_target_at_all_is_a_zero_loss_with_zero_gradients():
     assert not grad.any()
 
 
+def test_a_second_backward_pass_raises_instead_of_scaling_the_gradients_again():
+    hidden, weight, _, targets, weights = make(601)
+    loss, _ = head.linear_cross_entropy(hidden, weight, target_ids_s=targets, target_weights_s=weights)
+    first = torch.autograd.grad(loss * 0.5, [hidden, weight], retain_graph=True)
+    kept = [grad.clone() for grad in first]
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        torch.autograd.grad(loss * 0.5, [hidden, weight])
+    assert all(torch.equal(grad, copy) for grad, copy in zip(first, kept, strict=True))
+
+
+def test_parameters_take_the_gradient_buffers_without_a_copy():
+    hidden, weight, _, targets, weights = make(601)
+    loss, _ = head.linear_cross_entropy(hidden, weight, target_ids_s=targets, target_weights_s=weights)
+    made = [gradient.data_ptr() for gradient in loss.grad_fn.gradients[:2]]
+    (loss * 0.5).backward()
+    assert [hidden.grad.data_ptr(), weight.grad.data_ptr()] == made
+
+
 @pytest.mark.parametrize(("rows", "vocab"), [(1, 262_144), (300, 49_152), (16_384, 128_256), (1_000_000, 50_257)])
-@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
-def test_a_chunk_of_logits_never_reaches_two_to_the_31_elements(rows, vocab, device_type):
-    chunk = head.chunk_rows(rows, vocab, device_type)
+@pytest.mark.parametrize(("device_type", "element_bytes"), [("cpu", 4), ("cuda", 4), ("cuda", 2)])
+def test_a_chunk_of_logits_never_reaches_two_to_the_31_elements(rows, vocab, device_type, element_bytes):
+    chunk = head.chunk_rows(rows, vocab, device_type, element_bytes=element_bytes)
     assert 1 <= chunk <= rows
     assert chunk * vocab < 2**31
     chunks = -(-rows // chunk)
