@@ -1,57 +1,211 @@
-"""`luthier plan`: memory of a recipe, before a weight is loaded. Imports no torch."""
+"""`luthier plan`: memory, time and the setting a run takes, before a weight is loaded. Imports no torch."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.output import emit_json, show
 
-# The token budgets of `recipe/steps.py`: what a run takes when the recipe does not say.
-MICRO_BATCH_TOKENS = {"cpu": 1_024, "cuda": 16_384}
+if TYPE_CHECKING:
+    from luthier.plan.devices import Accelerator
+    from luthier.plan.result import Plan
 
 
 def plan(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
-    gpu: Annotated[str | None, typer.Option(help="Device to fit, for instance H200, L4, RTX4090.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="Device, for instance H200, 'L4 24GB', 'rtx 4090'; default: this machine.")
+    ] = None,
+    num_gpus: Annotated[int, typer.Option(min=1, max=64, help="Devices of one host.")] = 1,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=1.0, help="Memory of a device, for a share of it or one that is not listed.")
+    ] = None,
+    mean_tokens: Annotated[int | None, typer.Option(min=1, help="Mean tokens of a row, instead of looking.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Training rows, instead of looking.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Memory by part for one micro-batch; with --gpu, whether it fits. No weights are loaded."""
-    from luthier.model.locate import locate_model
-    from luthier.plan.devices import device_bytes
-    from luthier.plan.memory import plan_memory
-    from luthier.plan.shape import read_shape
-    from luthier.runtime.device import cpu_native_bf16
+    """Memory, time and disk of a recipe; what fits, and what to change if nothing does. No weights, no GPU."""
+    from luthier.plan.inputs import documents_of, shape_of
+    from luthier.plan.request import make_request
+    from luthier.plan.search import make_plan
+    from luthier.runtime.env import read_env
 
     wanted = load_with_overrides(recipe, overrides).recipe
-    available = device_bytes(gpu) if gpu else None
-    shape = read_shape(locate_model(wanted.model.name_or_path, wanted.model.revision))
-    native = gpu is not None or cpu_native_bf16()
-    full_width = wanted.model.dtype == "float32" or (wanted.model.dtype == "auto" and not native)
-    tokens = max(wanted.data.max_length, MICRO_BATCH_TOKENS["cuda" if gpu else "cpu"])
-    result = plan_memory(shape, wanted, dtype_bytes=4 if full_width else 2, tokens=tokens)
-    fits = None if available is None else result.total <= available
+    device, how = _device(gpu, gpu_memory_gib)
+    request = make_request(
+        wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device,
+        num_gpus=num_gpus, cache_dir=read_env().cache_dir,
+    )  # fmt: skip
+    answer = make_plan(request)
     if as_json:
-        emit_json({**result.to_json(), "device_bytes": available, "fits": fits})
+        emit_json({**answer.to_json(), "device_found": how})
         return
+    _render(answer, how)
+
+
+def _device(gpu: str | None, memory_gib: float | None) -> tuple[Accelerator, str]:
+    from luthier.plan.devices import find_device, nearest_by_memory
+    from luthier.plan.machine import this_machine, with_memory
+
+    if gpu is not None:
+        device, how = find_device(gpu), "data sheet, and rates measured on it"
+        if not device.measured:
+            how = "data sheet; the share of it that is reached is assumed"
+    elif memory_gib is not None:
+        near = nearest_by_memory(int(memory_gib * 2**30))
+        device, how = near, f"memory as given; rates of {near.name} assumed"
+    else:
+        device, how = this_machine()
+    return (device, how) if memory_gib is None else (with_memory(device, memory_gib), how)
+
+
+def _render(answer: Plan, how: str) -> None:
     from rich.table import Table
 
-    table = Table("part", "MiB", "how it is known", box=None, pad_edge=False)
-    exact, estimate = "exact: parameters x bytes", "estimate: see docs/plan.md"
-    for part in ("weights", "gradients", "optimizer", "masters"):
-        table.add_row(part, f"{getattr(result, part) / 2**20:,.0f}", exact)
-    for part in ("activations", "logits"):
+    from luthier.plan.reasons import gib
+
+    request, chosen = answer.request, answer.chosen
+    shape = request.sizes.shape
+    facts = Table(box=None, pad_edge=False, show_header=False)
+    facts.add_row(
+        "model",
+        f"{shape.architecture}, {shape.parameters:,} parameters, {request.sizes.trainable:,} trained ({request.sizes.trainable / shape.parameters:.2%})",
+        shape.source,
+    )
+    facts.add_row(
+        "data", f"{request.documents.rows:,} rows, {request.documents.tokens:,} tokens an epoch", request.documents.how
+    )
+    devices = f"{request.num_gpus} x " if request.num_gpus > 1 else ""
+    facts.add_row("device", f"{devices}{request.device.name}, {gib(request.device.memory_bytes)}", how)
+    show(facts)
+    show("")
+    show(_memory_table(answer))
+    show("")
+    show(_time_table(answer))
+    show("")
+    show("setting: " + chosen.setting.describe(shape.layers))
+    for key, reason in answer.reasons.items():
+        if key != "model.dequantize_base" or "nf4" in chosen.setting.base:
+            show(f"  {key}: {reason}")
+    for line in _closing(answer):
+        show(line)
+
+
+HOW_MEMORY = {
+    "weights": "exact: parameters x bytes as stored",
+    "adapters": "exact: A and B with the padding of extended matrices",
+    "gradients": "exact: 4 bytes a trained parameter",
+    "masters": "exact: 4 bytes a trained parameter held in 16 bits",
+    "optimizer": "exact: states of train.optim",
+    "activations": "formula: what the layers keep (docs/plan.md)",
+    "transient": "formula: one layer's backward",
+    "logits": "formula: head and loss, one chunk",
+    "gathered": "formula: weights of two layers from other devices",
+    "workspace": "stated constant: libraries",
+    "outside": "stated constants: context, and the allocator's fragmentation",
+}
+
+
+def _memory_table(answer: Plan) -> object:
+    from rich.table import Table
+
+    chosen = answer.chosen
+    unit, name = (2**30, "GiB") if chosen.needed_bytes >= 2**30 else (2**20, "MiB")
+    table = Table(
+        "part", name, f"how it is known ({chosen.memory.moment}: the peak of a step)", box=None, pad_edge=False
+    )
+    for part, size in chosen.memory.parts().items():
+        if size or part in ("weights", "gradients", "optimizer", "activations"):
+            table.add_row(part, f"{size / unit:,.2f}", HOW_MEMORY[part])
+    if chosen.correction.runs:
+        factor, runs = chosen.correction.memory, chosen.correction.runs
         table.add_row(
-            part, f"{getattr(result, part) / 2**20:,.0f}", f"{estimate}; {result.tokens:,} tokens a micro-batch"
+            "correction",
+            f"{(chosen.needed_bytes - chosen.memory.total) / unit:,.2f}",
+            f"x {factor:.2f}, measured in {runs} runs here",
+        )
+    verdict = "fits" if answer.fits else "does not fit"
+    table.add_row(
+        "total",
+        f"{chosen.needed_bytes / unit:,.2f}",
+        f"of {answer.request.device.memory_bytes / unit:,.2f} on {answer.request.device.name}: {verdict}",
+    )
+    return table
+
+
+HOW_TIME = {
+    "products": "products with the weights of the layers",
+    "thin": "adapters: memory traffic of their gradients",
+    "head": "head and loss on trained tokens",
+    "attention": "from the lengths of documents",
+    "elementwise": "norms, RoPE, GLU: memory traffic",
+    "unpack": "4-bit weights unpacked",
+    "gradients": "fp32 sums of weight gradients",
+    "optimizer": "update: memory traffic",
+    "waiting": "the host launches kernels slower than they run",
+    "exchange": "communication that is not hidden",
+    "other": "collate, copies, logging: stated constant",
+}
+
+
+def _time_table(answer: Plan) -> object:
+    from rich.table import Table
+
+    chosen = answer.chosen
+    table = Table(
+        "seconds of a step", "s", "formula x efficiency (luthier/plan/efficiency.py)", box=None, pad_edge=False
+    )
+    for part, seconds in chosen.step.parts().items():
+        if seconds >= 0.0005 * chosen.step.total:
+            table.add_row(part, f"{seconds:,.4f}", HOW_TIME[part])
+    if chosen.correction.runs:
+        table.add_row(
+            "correction",
+            f"{chosen.seconds - chosen.step.total:,.4f}",
+            f"x {chosen.correction.seconds:.2f}, measured in {chosen.correction.runs} runs here",
         )
     table.add_row(
-        "total", f"{result.total / 2**20:,.0f}", "" if available is None else f"of {available / 2**20:,.0f} on {gpu}"
+        "step",
+        f"{chosen.seconds:,.4f}",
+        f"{chosen.step_tokens:,.0f} tokens, {chosen.tokens_per_second:,.0f} tokens/s"
+        + ("" if answer.mfu is None else f", MFU {answer.mfu:.0%} of the data sheet"),
     )
-    show(table)
-    share = result.trainable / result.parameters
-    show(f"{result.trainable:,} trained parameters beside {result.parameters:,} of the base ({share:.2%})")
-    if fits is False:
-        show("does not fit: try method.name=qlora, train.gradient_checkpointing=true or a smaller data.max_length")
+    return table
+
+
+def _closing(answer: Plan) -> Iterator[str]:
+    from luthier.plan.disk import disk_bytes
+    from luthier.plan.reasons import gib
+
+    request, chosen = answer.request, answer.chosen
+    yield f"run: {answer.steps:,} steps, {answer.tokens:,.0f} tokens, {_duration(answer.seconds)} of training (loading, scoring and merging come on top)"
+    disk = disk_bytes(request, chosen.memory)
+    yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
+    if request.num_gpus > 1:
+        yield "several devices: planned for; `luthier run` itself takes one process so far"
+    if answer.runners_up:
+        yield "other settings:"
+    for other in answer.runners_up:
+        yield f"  {other.candidate.setting.describe(request.sizes.shape.layers)}: {other.why}"
+    if answer.fits:
+        return
+    yield (
+        "nothing fits. One change after which it does, the smallest first:"
+        if answer.remedies
+        else ("nothing fits, and no single change helps: a smaller model, or method.name=qlora on several devices")
+    )
+    for remedy in answer.remedies:
+        yield f"  {remedy.change}: {remedy.effect}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5_400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,127 +1,152 @@
-"""Bytes a fine-tune needs on one device. Pure arithmetic over a `ModelShape` and a recipe.
+"""Bytes a fine-tune needs on one device, by part, at the moment of its peak.
 
-Exact: weights, gradients, optimizer states, masters (counts of parameters times bytes). Estimated: activations,
-by counting the tensors a pre-norm decoder layer keeps for its backward pass (formula at `activation_elements`),
-and the chunk of logits. What the allocator adds is not counted. `docs/plan.md` says how far to trust it.
+The peak is the largest of three moments of a step:
 
-Units: bytes; one micro-batch of `tokens` tokens.
+    loss       the forward pass is over: everything kept, and the head's chunk
+    backward   the first layer's backward: everything kept, and its transient
+    end        the last layer's backward: all gradients, one layer's transient
+
+Gradients of earlier micro-batches exist in all three; with one micro-batch a step only those of the head do before
+`end`. Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula: activations, transient, head
+(`activations.py`). Stated constants: workspace, and outside the allocator its fragmentation and the context
+(`efficiency.py`). A sharded setting divides weights, gradients and states by the number of devices and gathers
+the weights of two layers and of the embeddings at a time (FSDP2, ZeRO-3, arXiv:1910.02054).
+
+Units: bytes.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from luthier.plan.shape import ModelShape, Tensor
-from luthier.recipe.schema import MethodSection, Recipe
+from luthier.plan.activations import activation_bytes, head_bytes, kept_bytes_per_token, transient_bytes
+from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.setting import Setting
+from luthier.plan.sizes import Sizes
+from luthier.plan.states import gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
+from luthier.plan.trained import trainable_parameters
 
-__all__ = ["MemoryPlan", "plan_memory", "trainable_parameters"]
+__all__ = ["MemoryPlan", "estimate_memory", "trainable_parameters"]
 
-NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
-"""A 4-bit value, an 8-bit scale per 64 values, an fp32 scale per 256 scales (QLoRA, arXiv:2305.14314)."""
-ADAM_BYTES = 8
-"""Two fp32 moments a trainable parameter."""
-LOGIT_ROWS = 1024
-"""Supervised tokens whose logits exist at once (`fast/head.py`)."""
+PARTS = (
+    "weights", "adapters", "gradients", "masters", "optimizer", "activations", "transient", "logits", "gathered",
+    "workspace", "outside",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Where the bytes go."""
+    """Where the bytes go at the peak of a step."""
 
     parameters: int
     trainable: int
     tokens: int
+    """Of the largest micro-batch."""
+    moment: str
+    """`loss`, `backward` or `end`."""
     weights: int
+    adapters: int
     gradients: int
-    optimizer: int
     masters: int
+    optimizer: int
     activations: int
+    transient: int
     logits: int
+    gathered: int
+    """Weights gathered from other devices."""
+    workspace: int
+    """Of libraries inside the allocator; on a CPU the process itself."""
+    outside: int
+    """Context and fragmentation: not in the allocator's peak."""
+
+    @property
+    def peak(self) -> int:
+        """What the allocator's peak will show (`torch.cuda.max_memory_allocated`); of the process on a CPU."""
+        return self.total - self.outside
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.masters + self.activations + self.logits
+        """All of it: what the device must have."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by part; they add up to `total`."""
+        return {name: getattr(self, name) for name in PARTS}
 
     def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary, with the total."""
-        return {**asdict(self), "total": self.total}
+        """As a plain dictionary, with peak and total."""
+        head = {name: getattr(self, name) for name in ("parameters", "trainable", "tokens", "moment")}
+        return {**head, **self.parts(), "peak": self.peak, "total": self.total}
 
 
-def plan_memory(shape: ModelShape, recipe: Recipe, *, dtype_bytes: int, tokens: int) -> MemoryPlan:
-    """Memory of one training step with micro-batches of `tokens` tokens.
+def estimate_memory(
+    sizes: Sizes,
+    setting: Setting,
+    *,
+    optim: str,
+    supervised: float,
+    device_type: str = "cuda",
+    table: Efficiency = EFFICIENCY,
+) -> MemoryPlan:
+    """Memory of one training step.
 
     Args:
-        shape: Sizes of the base model.
-        recipe: What is trained, and how.
-        dtype_bytes: Bytes of a weight in the compute type (4 or 2).
-        tokens: Tokens in one micro-batch.
+        sizes: of model and method.
+        setting: micro-batch, recompute, storage, sharding.
+        optim: `train.optim`.
+        supervised: share of the tokens that have a loss.
+        device_type: `cuda` or `cpu`.
+        table: constants.
     """
-    trainable = trainable_parameters(shape, recipe.method)
-    adapters = trainable if recipe.method.name in ("lora", "qlora") else 0
-    weights = _weight_bytes(shape, recipe, dtype_bytes) + adapters * dtype_bytes
-    elements = activation_elements(shape, recipe.method)
-    if recipe.train.gradient_checkpointing is True:
-        kept = tokens * shape.layers * shape.hidden_size + tokens * elements
-    else:
-        kept = tokens * shape.layers * elements
+    cuda = device_type == "cuda"
+    share = setting.world if setting.sharded else 1
+    weights = weight_bytes(sizes, setting.base, setting.dtype_bytes, table)
+    chunk = table.head_chunk_bytes if cuda else table.head_chunk_bytes_cpu
+    head = head_bytes(sizes, setting, max(1, round(supervised * setting.micro_tokens)), chunk)
+    gradients = gradient_bytes(sizes)
+    static = {
+        "weights": (weights["base"] + weights["unpacked"] + weights["modules_to_save"]) // share,
+        "adapters": weights["adapters"] // share,
+        "masters": master_bytes(sizes, setting.dtype_bytes) // share,
+        "optimizer": optimizer_bytes(sizes, optim) // share,
+        "gathered": _gathered(sizes, setting),
+        "workspace": table.workspace_bytes if cuda else table.process_bytes,
+    }
+    moment, dynamic = _peak(_moments(sizes, setting, head=head, gradients=gradients // share))
+    peak = sum(static.values()) + sum(dynamic.values())
+    outside = round(table.fragmentation * peak) + table.context_bytes if cuda else 0
+    outside += table.communication_bytes if setting.world > 1 else 0
     return MemoryPlan(
-        parameters=shape.parameters,
-        trainable=trainable,
-        tokens=tokens,
-        weights=weights,
-        gradients=trainable * dtype_bytes,
-        optimizer=trainable * ADAM_BYTES,
-        masters=trainable * 4 if dtype_bytes < 4 else 0,
-        activations=kept * dtype_bytes,
-        logits=min(tokens, LOGIT_ROWS) * shape.vocab_size * (4 + 2 * dtype_bytes),
-    )
+        parameters=sizes.parameters, trainable=sizes.trainable, tokens=setting.micro_tokens, moment=moment,
+        outside=outside, **static, **dynamic,
+    )  # fmt: skip
 
 
-def activation_elements(shape: ModelShape, method: MethodSection) -> int:
-    """Elements one token keeps in one layer for the backward pass.
-
-    Two norms (input and output each), q, k, v before and after rotation (v once), the attention output, gate, up,
-    their activation and product; with adapters also the rank-r products.
-    """
-    query = shape.heads * shape.head_dim
-    key_value = shape.key_value_heads * shape.head_dim
-    elements = 4 * shape.hidden_size + 3 * query + 3 * key_value + 4 * shape.intermediate_size
-    return elements + (7 * method.r if method.name in ("lora", "qlora") else 0)
-
-
-def trainable_parameters(shape: ModelShape, method: MethodSection) -> int:
-    """Parameters that get a gradient."""
-    if method.name == "full":
-        return shape.parameters
-    if method.name == "freeze":
-        return sum(tensor.parameters for tensor in shape.tensors if _unfrozen(tensor, shape, method))
-    adapted = [tensor for tensor in shape.linear_tensors if _targeted(tensor, method.target_modules)]
-    extra = [
-        tensor for tensor in shape.tensors if any(f".{name}." in f".{tensor.name}" for name in method.modules_to_save)
-    ]
-    return sum(method.r * sum(tensor.shape) for tensor in adapted) + sum(tensor.parameters for tensor in extra)
+def _moments(sizes: Sizes, setting: Setting, *, head: int, gradients: int) -> dict[str, dict[str, int]]:
+    """Bytes of the parts that come and go, by moment."""
+    activations, transient = activation_bytes(sizes, setting), transient_bytes(sizes, setting)
+    if sizes.lowest_layer >= sizes.shape.layers:
+        transient = 0
+    head_gradient = 4 * sizes.head if sizes.trained_head else 0
+    early = gradients if setting.accumulate > 1 else min(gradients, head_gradient)
+    last = kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) * setting.micro_tokens
+    return {
+        "loss": {"gradients": early if setting.accumulate > 1 else 0, "activations": activations, "transient": 0,
+                 "logits": head},
+        "backward": {"gradients": early, "activations": activations, "transient": transient, "logits": 0},
+        "end": {"gradients": gradients, "activations": min(activations, last), "transient": transient, "logits": 0},
+    }  # fmt: skip
 
 
-def _targeted(tensor: Tensor, targets: str | list[str]) -> bool:
-    module = tensor.name.removesuffix(".weight")
-    if targets == "all-linear":
-        return True
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == target or module.endswith("." + target) for target in targets)
+def _peak(moments: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
+    return max(moments.items(), key=lambda item: sum(item[1].values()))
 
 
-def _unfrozen(tensor: Tensor, shape: ModelShape, method: MethodSection) -> bool:
-    if any(re.search(pattern, tensor.name) for pattern in method.trainable):
-        return True
-    layer = re.search(r"\.layers\.(\d+)\.", tensor.name)
-    return bool(method.last_n_layers and layer and int(layer.group(1)) >= shape.layers - method.last_n_layers)
-
-
-def _weight_bytes(shape: ModelShape, recipe: Recipe, dtype_bytes: int) -> int:
-    quantized = recipe.method.name == "qlora" or recipe.model.quantization == "nf4"
-    linear = sum(tensor.parameters for tensor in shape.linear_tensors) if quantized else 0
-    return round(linear * NF4_BYTES) + (shape.parameters - linear) * dtype_bytes
+def _gathered(sizes: Sizes, setting: Setting) -> int:
+    """Two layers and the embeddings in the compute type, and as much gradient for what is trained."""
+    if not setting.sharded:
+        return 0
+    layer = 2 * sizes.linear_per_layer + sizes.head
+    trained = layer if sizes.trained_linear else 0
+    return (layer + trained) * setting.dtype_bytes

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from luthier.recipe.load import load_recipe, recipe_from_dict
 from luthier.recipe.resolve import Decision, Facts, Resolved, recipe_to_dict, resolve, resolved_yaml, total_steps
-from luthier.recipe.steps import MICRO_BATCH_TOKENS, choose_batching, sequences_for_rows, sequences_for_tokens
+from luthier.recipe.steps import (
+    MICRO_BATCH_TOKENS,
+    choose_batching,
+    divisible,
+    sequences_for_rows,
+    sequences_for_tokens,
+)
 from tests.recipe.support import BASE, load
 
 pytestmark = pytest.mark.usefixtures("work")
@@ -112,11 +118,30 @@ def test_two_percent_of_the_rows_a_step_by_hand():
     # 2% of 300 rows are 6, the nearest power of two is 8, and 8 rows of 5 a pack are 1.6 packs.
     assert sequences_for_rows(300, 60) == (2, 8)
     assert sequences_for_rows(7_473, 7_473) == (64, 64)  # 149 rows, at most 64
-    assert sequences_for_rows(7_473, 1_500) == (13, 64)  # 64 rows of 4.98 a pack
+    assert sequences_for_rows(7_473, 1_500) == (12, 64)  # 64 rows of 4.98 a pack are 12.85, and 13 does not divide
     assert sequences_for_rows(1_600, 1_600) == (32, 32)
     assert sequences_for_rows(10, 10) == (4, 4)  # at least 4 rows
     assert sequences_for_rows(10, 1) == (1, 4)
     assert sequences_for_rows(2, 2) == (2, 4)  # never more than there are
+
+
+def test_steps_divide_well_and_stay_near_what_was_asked():
+    assert [divisible(number) for number in (1, 7, 10, 11, 13, 17, 19, 22, 61, 64)] == [
+        1,
+        7,
+        10,
+        12,
+        12,
+        18,
+        20,
+        24,
+        60,
+        64,
+    ]
+    for number in range(11, 600):
+        found = divisible(number)
+        assert abs(found - number) <= 0.1 * number
+        assert (2 * 3 * 5) ** 12 % found == 0  # no other prime
 
 
 def test_tokens_per_step_by_hand():

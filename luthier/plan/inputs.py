@@ -1,0 +1,133 @@
+"""Where a plan's model sizes and document lengths come from, and how far they are known. Loads no weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.data.files import DataFile, find_files, is_local
+from luthier.data.sources import read_conversations
+from luthier.data.types import Conversation
+from luthier.model.locate import locate_model
+from luthier.plan.known import known_model
+from luthier.plan.shape import ModelShape, read_shape
+from luthier.plan.work import Documents, assumed_documents, documents_from_lengths, documents_from_manifest
+from luthier.recipe.schema import DataSection, Recipe, Source
+from luthier.runs.folder import RunFolder
+from luthier.runtime.errors import LuthierError
+
+__all__ = ["documents_of", "shape_of"]
+
+SAMPLE = 1_000
+"""Rows that are read to estimate lengths."""
+CHEAP_BYTES = 64 << 20
+"""Files above are not looked at: an assumption stands in for them."""
+CHARACTERS_PER_TOKEN = 4.0
+"""Rule of thumb for English text and vocabularies of 50,000 tokens and more."""
+TEMPLATE_TOKENS = 5
+"""What a chat template adds to a message."""
+
+
+def shape_of(recipe: Recipe) -> ModelShape:
+    """Sizes of the base: of a local folder, from the table that ships with us, or from the hub's `config.json`.
+
+    Raises:
+        EnvironmentProblem, RecipeError, AccessError: the model is not there or cannot be read.
+    """
+    name = recipe.model.name_or_path
+    if not Path(name).expanduser().exists() and (known := known_model(name)) is not None:
+        return known
+    return read_shape(locate_model(name, recipe.model.revision, weights=False))
+
+
+def documents_of(recipe: Recipe, *, mean_tokens: int | None = None, rows: int | None = None) -> Documents:
+    """Number and lengths of the training rows: as given; from the finished data stage of the run folder; estimated
+    from local files; else assumed. `Documents.how` says which."""
+    data = recipe.data
+    if mean_tokens is not None or rows is not None:
+        return assumed_documents(max_length=data.max_length, packing=data.packing, mean_tokens=mean_tokens, rows=rows)
+    found = _finished_stage(recipe)
+    if found is not None:
+        return found
+    try:
+        return _estimated(data)
+    except (LuthierError, OSError, _NotCheap) as error:
+        why = str(error).splitlines()[0][:80] if not isinstance(error, LuthierError) else error.problems[0].message[:80]
+        assumed = assumed_documents(max_length=data.max_length, packing=data.packing, mean_tokens=None, rows=None)
+        return assumed.with_how(f"{assumed.how}; the data were not looked at: {why}")
+
+
+class _NotCheap(Exception):
+    """Reading would take too long for a plan."""
+
+
+def _finished_stage(recipe: Recipe) -> Documents | None:
+    run = RunFolder(Path(recipe.output_dir))
+    try:
+        record = run.stage("data")
+        manifest = json.loads((run.path / "data" / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError, LuthierError):
+        return None
+    if record is None or record.depends_on.get("data") != recipe.data.model_dump(mode="json"):
+        return None
+    how = f"exact: the finished data stage of {run.path}"
+    return documents_from_manifest(manifest, max_length=recipe.data.max_length, packing=recipe.data.packing, how=how)
+
+
+def _estimated(data: DataSection) -> Documents:
+    """Lengths of the first rows of each source at four characters a token."""
+    lengths: list[tuple[int, int, float]] = []
+    exact = True
+    for index, source in enumerate(data.train):
+        if not is_local(source.path):
+            raise _NotCheap(f"{source.path} is on the hub")
+        files = find_files(source.path, split=source.split)
+        if sum(file.path.stat().st_size for file in files) > CHEAP_BYTES:
+            raise _NotCheap(f"{source.path} is larger than {CHEAP_BYTES >> 20} MiB")
+        limit = min(SAMPLE, source.limit or SAMPLE)
+        sample = read_conversations(
+            source.model_copy(update={"limit": limit}), index, on_empty="drop", loss_on=data.loss_on
+        )
+        count = _rows(files, source, sample.rows)
+        exact = exact and sample.rows < limit
+        used = [_tokens(row, data.loss_on) for row in sample.conversations]
+        factor = source.weight * count / max(1, sample.rows)
+        lengths += [(total, trained, factor) for total, trained in used]
+    return documents_from_lengths(
+        lengths, max_length=data.max_length, packing=data.packing, overlong=data.overlong,
+        how=f"estimated from {'all rows' if exact else f'the first {SAMPLE:,} rows'} at {CHARACTERS_PER_TOKEN:g} "
+        "characters a token",
+    )  # fmt: skip
+
+
+def _rows(files: Sequence[DataFile], source: Source, sampled: int) -> int:
+    """Rows of a source: exact when all were sampled, lines of plain JSON lines; else by the size of the files."""
+    if sampled < SAMPLE:
+        return sampled
+    if all(file.kind == "jsonl" and file.path.suffix == ".jsonl" for file in files):
+        count = sum(file.path.read_bytes().count(b"\n") for file in files)
+    else:
+        raise _NotCheap(f"{source.path}: rows of such files cannot be counted in a moment")
+    return min(count, source.limit or count)
+
+
+def _tokens(row: Conversation, loss_on: str) -> tuple[int, int]:
+    """(all, trained) tokens of a row, estimated."""
+    if row.kind == "chat":
+        texts = [(str(message.get("role")), str(message.get("content") or "")) for message in row.messages]
+        sizes = [len(text) / CHARACTERS_PER_TOKEN + TEMPLATE_TOKENS for _, text in texts]
+        answers = [
+            size for (role, _), size in zip(texts, sizes, strict=True) if role == "assistant" or loss_on == "all"
+        ]
+        trained = sum(answers[-1:] if loss_on == "last_assistant" else answers)
+    elif row.kind == "prompt_completion":
+        sizes = [len(row.prompt) / CHARACTERS_PER_TOKEN, len(row.completion) / CHARACTERS_PER_TOKEN + 1]
+        trained = sizes[1]
+    elif row.kind == "text":
+        sizes = [len(row.text) / CHARACTERS_PER_TOKEN + 1]
+        trained = sizes[0]
+    else:
+        sizes = [len(segment.text) / CHARACTERS_PER_TOKEN for segment in row.segments]
+        trained = sum(size for size, segment in zip(sizes, row.segments, strict=True) if segment.weight)
+    return max(1, round(sum(sizes))), max(1, round(trained))

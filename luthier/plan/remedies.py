@@ -1,0 +1,113 @@
+"""When nothing fits: single changes after which something does, smallest first.
+
+The order is how much a change changes: first what computes the same numbers, then what changes the optimizer's
+rounding, the data, the method, and at last the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from luthier.plan.devices import larger_devices
+from luthier.plan.reasons import gib
+from luthier.plan.sizes import sizes_of
+from luthier.recipe.schema import MethodSection, Recipe
+
+if TYPE_CHECKING:
+    from luthier.plan.request import Request
+    from luthier.plan.result import Candidate
+
+__all__ = ["Remedy", "remedies"]
+
+SHORTEST = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remedy:
+    """One change after which it fits."""
+
+    change: str
+    """As an override or option: `method.name=lora`, `--num-gpus 2`."""
+    effect: str
+    """What it then needs and reaches."""
+
+
+def remedies(request: Request, fit: Callable[[Request], Candidate | None]) -> tuple[Remedy, ...]:
+    """Every single change that helps, smallest first.
+
+    Args:
+        request: what does not fit.
+        fit: the fastest setting of a request that fits, or None.
+    """
+    found = []
+    for change, changed in _changes(request):
+        candidate = fit(changed)
+        if candidate is not None:
+            effect = f"{gib(candidate.needed_bytes)} of {gib(changed.device.memory_bytes)}, "
+            effect += f"{candidate.tokens_per_second:,.0f} tokens/s"
+            found.append(Remedy(change=change, effect=effect))
+    return tuple(found)
+
+
+def _changes(request: Request) -> Iterator[tuple[str, Request]]:
+    recipe = request.recipe
+    train, model, method = recipe.train, recipe.model, recipe.method
+    if request.recompute is not None:
+        keys: dict[str, Any] = {"gradient_checkpointing": "auto", "gradient_checkpointing_layers": "auto"}
+        yield "train.gradient_checkpointing=auto", _with(request, "train", keys)
+    if train.per_device_train_batch_size != "auto" or train.gradient_accumulation_steps != "auto":
+        tokens = _step_tokens(request)
+        keys = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": "auto", "tokens_per_step": tokens}
+        yield f"train.tokens_per_step={tokens} instead of the two batch keys", _with(request, "train", keys)
+    if model.dequantize_base is True:
+        yield "model.dequantize_base=auto", _with(request, "model", {"dequantize_base": "auto"})
+    if train.optim in ("adamw_torch", "adamw_torch_fused") and not request.sizes.adapters:
+        yield "train.optim=adamw_8bit", _with(request, "train", {"optim": "adamw_8bit"})
+    yield from _shorter(request)
+    if method.name in ("full", "freeze"):
+        yield "method.name=lora", _with_method(request, "lora")
+    if method.name in ("full", "freeze", "lora"):
+        yield "method.name=qlora", _with_method(request, "qlora")
+    count = request.num_gpus * 2
+    while count <= 8 and request.device.type == "cuda":
+        yield f"--num-gpus {count}", replace(request, num_gpus=count)
+        count *= 2
+    for device in larger_devices(request.device.memory_bytes):
+        yield f"--gpu {device.name}", replace(request, device=device)
+
+
+def _shorter(request: Request) -> Iterator[tuple[str, Request]]:
+    """Half of `data.max_length`, a quarter, ...: longer rows are then dropped or cut."""
+    length = request.recipe.data.max_length // 2
+    documents = request.documents
+    while length >= SHORTEST:
+        shorter = replace(
+            documents,
+            longest_sequence=min(length, documents.longest_sequence),
+            sequences=max(documents.sequences, -(-documents.tokens // length)),
+        )
+        changed = replace(_with(request, "data", {"max_length": length}), documents=shorter)
+        yield f"data.max_length={length}", changed
+        length //= 2
+
+
+def _step_tokens(request: Request) -> int:
+    _, split = next(request.splits())
+    return max(1, round(split.sequences_per_step * request.documents.sequence_tokens))
+
+
+def _with(request: Request, section: str, update: dict[str, Any]) -> Request:
+    part = getattr(request.recipe, section).model_copy(update=update)
+    recipe: Recipe = request.recipe.model_copy(update={section: part})
+    return replace(request, recipe=recipe)
+
+
+def _with_method(request: Request, name: str) -> Request:
+    """The method with the defaults of its adapter, on a base stored as it wants."""
+    old = request.recipe.method
+    method = MethodSection(name=name, r=old.r, lora_alpha=old.lora_alpha, target_modules=old.target_modules)  # type: ignore[arg-type]
+    changed = _with(request, "model", {"quantization": "auto", "dequantize_base": "auto"})
+    recipe = changed.recipe.model_copy(update={"method": method})
+    return replace(changed, recipe=recipe, sizes=sizes_of(request.sizes.shape, method))

@@ -1,0 +1,122 @@
+"""What a plan is asked: a recipe, a model, a device, data; and the settings that the recipe leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.plan.calibrate import Correction, calibration_file, correction
+from luthier.plan.devices import Accelerator
+from luthier.plan.setting import Base, Recompute
+from luthier.plan.shape import ModelShape
+from luthier.plan.sizes import Sizes, sizes_of
+from luthier.plan.work import Documents
+from luthier.recipe.schema import Recipe
+from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
+
+__all__ = ["BUDGETS", "Request", "make_request"]
+
+BUDGETS = tuple(1024 * 2**power for power in range(7))
+"""Token budgets of a micro-batch that are tried: 1k to 64k."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One question to the plan."""
+
+    recipe: Recipe
+    sizes: Sizes
+    documents: Documents
+    device: Accelerator
+    num_gpus: int = 1
+    cache_dir: Path | None = None
+    """Where measurements of earlier runs are; None: none are used."""
+    may_shard: bool = True
+    """Consider sharded weights on several devices."""
+
+    @property
+    def dtype_bytes(self) -> int:
+        """Bytes of a number in the compute type."""
+        wanted = self.recipe.model.dtype
+        if wanted == "auto":
+            return 2 if self.device.native_bf16 else 4
+        return 4 if wanted == "float32" else 2
+
+    @property
+    def bases(self) -> tuple[Base, ...]:
+        """Ways of storing the base that compute the same numbers, by the recipe."""
+        model = self.recipe.model
+        nf4 = model.quantization == "nf4" or (model.quantization == "auto" and self.recipe.method.name == "qlora")
+        if model.quantization == "fp8":
+            return ("fp8",)
+        if not nf4:
+            return ("plain",)
+        if model.dequantize_base == "auto":
+            return ("nf4_dequantized", "nf4") if self.device.type == "cuda" else ("nf4",)
+        return ("nf4_dequantized",) if model.dequantize_base else ("nf4",)
+
+    @property
+    def recompute(self) -> tuple[Recompute, int | None] | None:
+        """What the recipe fixes; None: the plan chooses."""
+        policy, layers = self.recipe.train.gradient_checkpointing, self.recipe.train.gradient_checkpointing_layers
+        count = layers if isinstance(layers, int) else None
+        if policy == "auto":
+            return None if count is None else ("layer", count)
+        return {False: "none", True: "layer", "selective": "selective"}[policy], count  # type: ignore[return-value]
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Of all devices, as `recipe/resolve.py` takes them."""
+        wanted = self.recipe.train.tokens_per_step
+        if wanted != "auto":
+            return sequences_for_tokens(wanted, self.documents.sequence_tokens)
+        return sequences_for_rows(self.documents.rows, self.documents.sequences)[0]
+
+    def splits(self) -> Iterator[tuple[int, Batching]]:
+        """(token budget, split of a step) for every different micro-batch, largest first."""
+        seen: set[int] = set()
+        train = self.recipe.train
+        micro = train.per_device_train_batch_size
+        accumulate = train.gradient_accumulation_steps
+        # On a CPU small micro-batches stay in the caches (`recipe/steps.py`): there is nothing to search.
+        budgets = tuple(reversed(BUDGETS)) if self.device.type == "cuda" else BUDGETS[:1]
+        for budget in budgets:
+            split = choose_batching(
+                self.sequences_per_step, mean_tokens=self.documents.sequence_tokens, device_type=self.device.type,
+                world_size=self.num_gpus, micro_batch_tokens=budget,
+                per_device_train_batch_size=None if micro == "auto" else micro,
+                gradient_accumulation_steps=None if accumulate == "auto" else accumulate,
+            )  # fmt: skip
+            if split.per_device_train_batch_size not in seen:
+                seen.add(split.per_device_train_batch_size)
+                yield budget, split
+
+    def steps(self, split: Batching) -> int:
+        """Optimizer steps of the run."""
+        train = self.recipe.train
+        return total_steps(self.documents.sequences, split.sequences_per_step, train.num_train_epochs, train.max_steps)
+
+    def key(self, base: Base) -> dict[str, str]:
+        """What runs must have in common for their measurements to correct this plan."""
+        copies = f" x{self.num_gpus}"
+        return {
+            "device": self.device.name,
+            "model": f"{self.sizes.shape.family} {self.sizes.parameters:.1e}",
+            "method": f"{self.recipe.method.name} {base} {self.dtype_bytes} bytes{copies}",
+        }
+
+    def correction(self, base: Base) -> Correction:
+        """Factors from earlier runs on this machine."""
+        return Correction() if self.cache_dir is None else correction(calibration_file(self.cache_dir), self.key(base))
+
+
+def make_request(
+    recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1,
+    cache_dir: Path | None = None,
+) -> Request:  # fmt: skip
+    """A request for a model of this shape."""
+    return Request(
+        recipe=recipe, sizes=sizes_of(shape, recipe.method), documents=documents, device=device, num_gpus=num_gpus,
+        cache_dir=cache_dir,
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""What a plan says. Frozen records; `to_json` is what `--json` prints and `plan.json` keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.plan.calibrate import Correction
+from luthier.plan.disk import disk_bytes
+from luthier.plan.memory import MemoryPlan
+from luthier.plan.setting import Setting
+from luthier.plan.time import StepTime
+from luthier.recipe.facts import Decision
+from luthier.recipe.steps import Batching
+
+if TYPE_CHECKING:
+    from luthier.plan.remedies import Remedy
+    from luthier.plan.request import Request
+
+__all__ = ["Candidate", "Plan", "RunnerUp"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One setting with its memory and time."""
+
+    setting: Setting
+    budget: int
+    """Token budget of a micro-batch that leads to this split."""
+    split: Batching
+    memory: MemoryPlan
+    """Before correction."""
+    step: StepTime
+    """Before correction."""
+    correction: Correction
+    step_tokens: float
+    """Of one optimizer step, all devices."""
+    available_bytes: int
+    """Of one device, less what the plan leaves free."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of one device: corrected peak, and what is outside the allocator."""
+        return round(self.memory.peak * self.correction.memory) + self.memory.outside
+
+    @property
+    def peak_bytes(self) -> int:
+        """What the allocator will show, corrected."""
+        return round(self.memory.peak * self.correction.memory)
+
+    @property
+    def fits(self) -> bool:
+        """It needs no more than there is."""
+        return self.needed_bytes <= self.available_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Of one optimizer step, corrected."""
+        return self.step.total * self.correction.seconds
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Of all devices together."""
+        return self.seconds / self.step_tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices together."""
+        return self.step_tokens / self.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerUp:
+    """Another setting, and why it was not taken."""
+
+    candidate: Candidate
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The answer to a request."""
+
+    request: Request
+    chosen: Candidate
+    """The fastest that fits; if none does, the one with the least memory."""
+    fits: bool
+    reasons: Mapping[str, str]
+    """By key of the recipe."""
+    runners_up: tuple[RunnerUp, ...]
+    remedies: tuple[Remedy, ...]
+    """Single changes after which it fits, smallest first; empty when it fits."""
+    steps: int
+    model_flops_per_token: float
+
+    @property
+    def tokens(self) -> float:
+        """Of the whole run."""
+        return self.steps * self.chosen.step_tokens
+
+    @property
+    def seconds(self) -> float:
+        """Of all optimizer steps; loading, scoring and merging come on top."""
+        return self.steps * self.chosen.seconds
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs a second over the datasheet's bf16 rate (its fp32 rate in fp32); None on a CPU."""
+        device = self.request.device
+        if device.type != "cuda":
+            return None
+        peak = device.bf16_datasheet if self.request.dtype_bytes == 2 and device.bf16_datasheet else device.fp32
+        return self.chosen.tokens_per_second * self.model_flops_per_token / (peak * self.request.num_gpus)
+
+    def decision(self) -> Decision:
+        """For `recipe/resolve.py`."""
+        setting = self.chosen.setting
+        recompute: Any = {"none": False, "layer": True, "selective": "selective"}[setting.recompute]
+        return Decision(
+            micro_batch_tokens=self.chosen.budget, recompute=recompute, recompute_layers=setting.recompute_layers,
+            dequantize_base=setting.base == "nf4_dequantized", reasons=dict(self.reasons),
+        )  # fmt: skip
+
+    def predicted(self) -> dict[str, Any]:
+        """What `calibrate.record` wants: uncorrected, with the key; and the corrected values beside it."""
+        return {
+            "key": self.request.key(self.chosen.setting.base),
+            "peak_bytes": self.chosen.memory.peak,
+            "seconds_per_step": self.chosen.step.total,
+            "corrected_peak_bytes": self.chosen.peak_bytes,
+            "corrected_seconds_per_step": self.chosen.seconds,
+            "correction": asdict(self.chosen.correction),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        chosen, request = self.chosen, self.request
+        return {
+            **chosen.memory.to_json(),
+            "device": request.device.name,
+            "device_bytes": request.device.memory_bytes,
+            "num_gpus": request.num_gpus,
+            "fits": self.fits,
+            "needed_bytes": chosen.needed_bytes,
+            "setting": asdict(chosen.setting),
+            "per_device_train_batch_size": chosen.split.per_device_train_batch_size,
+            "gradient_accumulation_steps": chosen.split.gradient_accumulation_steps,
+            "setting_in_words": chosen.setting.describe(request.sizes.shape.layers),
+            "reasons": dict(self.reasons),
+            "seconds_by_part": chosen.step.parts(),
+            "seconds_per_step": chosen.seconds,
+            "tokens_per_step": chosen.step_tokens,
+            "tokens_per_second": chosen.tokens_per_second,
+            "mfu": self.mfu,
+            "steps": self.steps,
+            "total_tokens": self.tokens,
+            "total_seconds": self.seconds,
+            "disk": disk_bytes(request, chosen.memory),
+            "model": request.sizes.shape.source,
+            "data": request.documents.how,
+            "predicted": self.predicted(),
+            "runners_up": [
+                {
+                    "setting": other.candidate.setting.describe(request.sizes.shape.layers), "why": other.why,
+                    "fits": other.candidate.fits, "needed_bytes": other.candidate.needed_bytes,
+                    "tokens_per_second": other.candidate.tokens_per_second,
+                }
+                for other in self.runners_up
+            ],
+            "remedies": [asdict(remedy) for remedy in self.remedies],
+        }  # fmt: skip

@@ -1,0 +1,145 @@
+"""Choose how a recipe runs: the fastest setting that fits, the runners-up, and what would make it fit.
+
+Every setting computes the same numbers, so speed decides: seconds a token, corrected by earlier runs on this
+machine. Of settings within 1% that differ in the micro-batch only, the one with less memory is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from luthier.plan.efficiency import EFFICIENCY
+from luthier.plan.memory import estimate_memory
+from luthier.plan.reasons import reasons_for, why_not
+from luthier.plan.remedies import Remedy, remedies
+from luthier.plan.request import Request
+from luthier.plan.result import Candidate, Plan, RunnerUp
+from luthier.plan.setting import Base, Setting
+from luthier.plan.time import estimate_step, model_flops_per_token
+from luthier.recipe.steps import Batching
+
+__all__ = ["evaluate", "make_plan", "search"]
+
+TIE = 1.01
+RUNNERS_UP = 3
+
+
+def make_plan(request: Request) -> Plan:
+    """The plan for a request; when nothing fits it has the smallest setting, `fits` False, and remedies."""
+    candidates = search(request)
+    fitting = [candidate for candidate in candidates if candidate.fits]
+    chosen = _fastest(fitting) if fitting else min(candidates, key=lambda candidate: candidate.needed_bytes)
+    changes: tuple[Remedy, ...] = () if fitting else remedies(request, first_fit)
+    return Plan(
+        request=request, chosen=chosen, fits=bool(fitting), reasons=reasons_for(request, chosen, candidates),
+        runners_up=tuple(_runners_up(chosen, candidates)), remedies=changes, steps=request.steps(chosen.split),
+        model_flops_per_token=model_flops_per_token(request.sizes, request.documents),
+    )  # fmt: skip
+
+
+def first_fit(request: Request) -> Candidate | None:
+    """The fastest setting that fits, or None."""
+    fitting = [candidate for candidate in search(request) if candidate.fits]
+    return _fastest(fitting) if fitting else None
+
+
+def search(request: Request) -> list[Candidate]:
+    """Every setting worth a look: for each micro-batch, base and way of distribution the policies from no recompute
+    to all, up to the first that fits and the next."""
+    found: list[Candidate] = []
+    for budget, split in request.splits():
+        for base in request.bases:
+            for sharded in (False, True) if request.num_gpus > 1 and request.may_shard else (False,):
+                plain = _setting(request, split, base, sharded=sharded)
+                found += _policies(request, plain, budget, split)
+    return found
+
+
+def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching) -> Candidate:
+    """Memory and time of one setting."""
+    device, documents = request.device, request.documents
+    optim = request.recipe.train.optim
+    correction = request.correction(setting.base)
+    memory = estimate_memory(
+        request.sizes, setting, optim=optim, supervised=documents.supervised, device_type=device.type
+    )
+    step_tokens = split.sequences_per_step * documents.sequence_tokens / request.num_gpus
+    step = estimate_step(request.sizes, setting, documents, device, step_tokens=step_tokens, optim=optim)
+    room = int(device.memory_bytes * (1 - EFFICIENCY.safety))
+    return Candidate(
+        setting=setting, budget=budget, split=split, memory=memory, step=step, correction=correction,
+        step_tokens=step_tokens * request.num_gpus, available_bytes=room,
+    )  # fmt: skip
+
+
+def _setting(request: Request, split: Batching, base: Base, *, sharded: bool) -> Setting:
+    documents, micro = request.documents, split.per_device_train_batch_size
+    largest = micro * documents.longest_sequence
+    if not request.recipe.data.packing:
+        # Rows of one batch are not all as long as the longest: half again of the mean is taken.
+        largest = min(largest, max(documents.longest_sequence, round(1.5 * micro * documents.sequence_tokens)))
+    return Setting(
+        micro_tokens=min(largest, documents.tokens), base=base, dtype_bytes=request.dtype_bytes,
+        accumulate=split.gradient_accumulation_steps, world=request.num_gpus, sharded=sharded,
+    )  # fmt: skip
+
+
+def _policies(request: Request, plain: Setting, budget: int, split: Batching) -> Iterator[Candidate]:
+    """Recompute from none to all. Where nothing is given: none; if that does not fit, selective, and the fewest
+    whole layers that fit, with the others keeping all or selective; all layers at the end."""
+    fixed = request.recompute
+    if fixed is not None:
+        setting = replace(plain, recompute=fixed[0], recompute_layers=fixed[1])
+        yield evaluate(request, setting, budget=budget, split=split)
+        return
+    none = evaluate(request, plain, budget=budget, split=split)
+    yield none
+    selective = evaluate(request, replace(plain, recompute="selective"), budget=budget, split=split)
+    if request.sizes.fast:
+        yield selective
+    if none.fits or (selective.fits and request.sizes.fast):
+        return
+    layers = request.sizes.shape.layers
+    everything = evaluate(request, replace(plain, recompute="layer"), budget=budget, split=split)
+    if everything.fits:
+        mixed = [replace(plain, recompute="layer")]
+        mixed += [replace(plain, recompute="selective")] if request.sizes.fast else []
+        for start in mixed:
+            low, high = request.sizes.lowest_layer + 1, layers
+            while low < high:
+                middle = (low + high) // 2
+                candidate = evaluate(request, replace(start, recompute_layers=middle), budget=budget, split=split)
+                low, high = (low, middle) if candidate.fits else (middle + 1, high)
+            if low < layers:
+                yield evaluate(request, replace(start, recompute_layers=low), budget=budget, split=split)
+    yield everything
+
+
+def _fastest(candidates: list[Candidate]) -> Candidate:
+    best = min(candidates, key=lambda candidate: (candidate.seconds_per_token, candidate.needed_bytes))
+
+    def same_but_smaller(candidate: Candidate) -> bool:
+        setting = replace(candidate.setting, micro_tokens=0, accumulate=0)
+        close = candidate.seconds_per_token <= TIE * best.seconds_per_token
+        return close and setting == replace(best.setting, micro_tokens=0, accumulate=0)
+
+    return min(filter(same_but_smaller, candidates), key=lambda candidate: candidate.needed_bytes)
+
+
+def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:
+    """One other candidate of each kind: recompute, base, distribution, micro-batch; fastest first."""
+    seen = {_kind(chosen)}
+    others = sorted(candidates, key=lambda candidate: (not candidate.fits, candidate.seconds_per_token))
+    count = 0
+    for candidate in others:
+        if _kind(candidate) in seen or count == RUNNERS_UP:
+            continue
+        seen.add(_kind(candidate))
+        count += 1
+        yield RunnerUp(candidate=candidate, why=why_not(candidate, chosen))
+
+
+def _kind(candidate: Candidate) -> tuple[object, ...]:
+    setting = candidate.setting
+    return (setting.recompute, setting.recompute_layers is None, setting.base, setting.sharded)

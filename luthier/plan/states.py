@@ -1,0 +1,75 @@
+"""Bytes of weights, gradients, masters and optimizer states: parameters times bytes, by storage and method."""
+
+from __future__ import annotations
+
+from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.setting import Base
+from luthier.plan.sizes import Sizes
+
+__all__ = ["NF4_BYTES", "gradient_bytes", "master_bytes", "optimizer_bytes", "weight_bytes"]
+
+NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+"""A 4-bit value, an 8-bit scale per 64 values, an fp32 scale per 256 scales (QLoRA, arXiv:2305.14314)."""
+ADAM_BYTES = 8
+"""Two fp32 moments."""
+ADAM_8BIT_BYTES = 2 + 2 * 4 / 256
+"""Two 8-bit moments, each with an fp32 scale per block of 256 (bitsandbytes 0.49, `optimizer.py`)."""
+
+
+def weight_bytes(sizes: Sizes, base: Base, dtype_bytes: int, table: Efficiency = EFFICIENCY) -> dict[str, int]:
+    """Bytes of the model's weights by part.
+
+    - `base`: stored parameters x bytes of the compute type; linear layers of the decoder layers in nf4 or, for fp8,
+      one e4m3 copy for each of the two products with an fp32 scale a row (2 bytes a weight).
+    - `unpacked`: for nf4_dequantized the 16-bit copy.
+    - `adapters`: for plain and unpacked bases on a GPU the rows and columns that the extended matrices
+      (N + P, K + P) have more than W, P the ranks padded to 64; they hold A and B. Else A and B.
+    - `modules_to_save`: PEFT trains a copy and keeps the original.
+    """
+    layers = sizes.shape.layers
+    plain = sizes.parameters * dtype_bytes
+    outside = (sizes.parameters - sizes.linear) * dtype_bytes
+    parts = {"base": plain, "unpacked": 0, "adapters": 0, "modules_to_save": 0}
+    if base in ("nf4", "nf4_dequantized"):
+        packed = round(sizes.linear * NF4_BYTES)
+        parts["base"] = outside + packed
+        if base == "nf4_dequantized":
+            parts["unpacked"] = sizes.linear * dtype_bytes
+            parts["base"] -= 0 if table.dequantized_keeps_packed else packed
+    elif base == "fp8":
+        scales = sum(4 * (group.outputs + group.inputs) for group in sizes.groups) * layers
+        copies = 2 * sizes.linear + scales
+        parts["base"] = (plain if table.fp8_keeps_base else outside) + copies
+    if sizes.adapters:
+        extended = base in ("plain", "nf4_dequantized") and dtype_bytes == 2
+        padding = sum(group.padding for group in sizes.groups) * layers
+        parts["adapters"] = dtype_bytes * (padding if extended else sizes.adapter_parameters)
+        parts["modules_to_save"] = sizes.trained_base * dtype_bytes
+    return parts
+
+
+def gradient_bytes(sizes: Sizes) -> int:
+    """fp32 gradients: of fp32 parameters themselves, else of the masters, where all micro-batches are summed."""
+    return 4 * sizes.trainable
+
+
+def master_bytes(sizes: Sizes, dtype_bytes: int) -> int:
+    """An fp32 copy of every trained parameter that is held in 16 bits (`train/masters.py`)."""
+    return 4 * sizes.trainable if dtype_bytes < 4 else 0
+
+
+def optimizer_bytes(sizes: Sizes, optim: str) -> int:
+    """States of `train.optim`.
+
+    AdamW: 8 bytes a trained parameter. adamw_8bit: 2 bytes and two scales per 256, but 8 bytes in tensors of fewer
+    than 4,096 elements (bitsandbytes `min_8bit_size`; embeddings are not excepted unless registered so, which we do
+    not). Adafactor (arXiv:1804.04235, as transformers runs it, no first moment): an fp32 row and column a matrix, all
+    of a vector. SGD without momentum: none.
+    """
+    if optim == "adamw_8bit":
+        return round((sizes.trainable - sizes.small_trained) * ADAM_8BIT_BYTES + sizes.small_trained * ADAM_BYTES)
+    if optim == "adafactor":
+        return 4 * (sizes.factored_rows + sizes.trained_vectors)
+    if optim == "sgd":
+        return 0
+    return ADAM_BYTES * sizes.trainable

@@ -1,0 +1,224 @@
+"""Seconds of one optimizer step, by part.
+
+Operations a token (shared/research/perf.md §2.1), P linear weights, passes forward 1, input gradient 1 where the
+backward pass goes, weight gradient 1 where trained, forward again 1 where recomputed:
+
+    products    2 P a pass                at the rate of products, shapes included (`Efficiency.tile`)
+    thin        reads of inputs and output gradients for the gradients of A and B
+    head        2 d V a pass, on supervised tokens only: 2 passes frozen, 3 trained; logits 5 times through memory
+    attention   2 q n (n + tile) a document forward, 2.5 times that backward (FlashAttention redoes q k^T)
+    elementwise 8 d + 2 (q + kv) + 3 f elements forward, 8 d + 2 (q + 2 kv) + 6 f backward (fused; §2.2)
+    unpack      packed and unpacked bytes of a 4-bit base a pass
+    gradients   fp32 sums of weight gradients: 10 bytes a trained weight and micro-batch
+    optimizer   30 bytes a trained weight with AdamW (gradient, master, two moments, weight), 18 in 8 bits
+    waiting     what the host takes longer to launch kernels than the device to run them
+    exchange    communication that is not hidden (`sharding.py`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from luthier.plan.devices import Accelerator
+from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.setting import Setting
+from luthier.plan.sharding import exchange_seconds
+from luthier.plan.sizes import Group, Sizes
+from luthier.plan.states import NF4_BYTES
+from luthier.plan.work import Documents
+
+__all__ = ["StepTime", "estimate_step", "model_flops_per_token"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds by part of one optimizer step; the parts add up to `total`."""
+
+    products: float
+    thin: float
+    head: float
+    attention: float
+    elementwise: float
+    unpack: float
+    gradients: float
+    optimizer: float
+    waiting: float
+    exchange: float
+    other: float
+
+    @property
+    def total(self) -> float:
+        """Seconds of a step."""
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Seconds by part."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Passes:
+    """How many decoder layers do what."""
+
+    forward: int
+    again: int
+    backward: int
+
+
+def estimate_step(
+    sizes: Sizes,
+    setting: Setting,
+    documents: Documents,
+    device: Accelerator,
+    *,
+    step_tokens: float,
+    optim: str,
+    table: Efficiency = EFFICIENCY,
+) -> StepTime:
+    """Seconds of one optimizer step of `step_tokens` tokens on each device.
+
+    Args:
+        sizes: of model and method.
+        setting: as it runs; `accumulate` micro-batches make the step.
+        documents: lengths and supervised share.
+        device: rates.
+        step_tokens: real tokens of a step on one device, all micro-batches together.
+        optim: `train.optim`.
+        table: constants.
+    """
+    layers, lowest = sizes.shape.layers, sizes.lowest_layer
+    again = max(0, setting.whole_layers(layers) - lowest)
+    passes = _Passes(forward=layers, again=again, backward=layers - lowest)
+    tokens = step_tokens / setting.accumulate
+    rate = device.bf16 if setting.dtype_bytes == 2 and device.native_bf16 else device.fp32
+    parts = {
+        "products": _products(sizes, setting, passes, tokens, rate, device, table),
+        "thin": _thin(sizes, setting, passes, tokens, device, table),
+        "head": _head(sizes, setting, documents, tokens, rate, device, table),
+        "attention": _attention(sizes, documents, passes, tokens, rate, table),
+        "elementwise": _elementwise(sizes, setting, passes, tokens, device, table),
+        "unpack": _unpack(sizes, setting, passes, device, table),
+        "gradients": 10.0 * sizes.trained_base / (device.bandwidth * table.elementwise),
+    }
+    busy = sum(parts.values())
+    launches = (table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0)) * layers
+    waiting = max(0.0, launches * table.launch_seconds - busy) if device.type == "cuda" else 0.0
+    micro = {name: setting.accumulate * seconds for name, seconds in parts.items()}
+    compute = setting.accumulate * (busy + waiting)
+    share = setting.world if setting.sharded else 1
+    update = _optimizer_bytes(sizes, setting, optim) / share / (device.bandwidth * table.optimizer)
+    return StepTime(
+        **micro, waiting=setting.accumulate * waiting, optimizer=update,
+        exchange=exchange_seconds(sizes, setting, device, compute=compute, table=table), other=table.step_seconds,
+    )  # fmt: skip
+
+
+def _product(m: float, n: int, k: int, rate: float, table: Efficiency) -> float:
+    """Seconds of one (m, k) x (k, n) product."""
+    return 2.0 * m * n * k / rate * (1.0 + table.tile * (1.0 / m + 1.0 / n + 1.0 / k))
+
+
+def _products(
+    sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, rate: float, device: Accelerator, table: Efficiency
+) -> float:
+    """Products with the weights of the decoder layers; a trained one also has its weight gradient."""
+    best = rate * (table.product if setting.dtype_bytes == 2 else table.fp32_product)
+    if setting.base == "fp8" and device.fp8:
+        best = device.fp8 * table.fp8_product
+    one = sum(_product(tokens, *_widths(group, setting), best, table) for group in sizes.groups)
+    trained = sizes.trained_linear / max(1, sizes.linear) * sizes.shape.layers
+    return one * (passes.forward + passes.again + passes.backward + trained)
+
+
+def _widths(group: Group, setting: Setting) -> tuple[int, int]:
+    extended = setting.base in ("plain", "nf4_dequantized") and setting.dtype_bytes == 2
+    pad = group.pad if extended else 0
+    return group.outputs + pad, group.inputs + pad
+
+
+def _thin(
+    sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, device: Accelerator, table: Efficiency
+) -> float:
+    """Gradients of A and B read x (K) and g (N) once each; outside an extended matrix u, v and the two additions
+    pass over x, g, y and dx as well."""
+    if not sizes.adapters:
+        return 0.0
+    extended = setting.base in ("plain", "nf4_dequantized") and setting.dtype_bytes == 2
+    forward = backward = 0.0
+    for group in (group for group in sizes.groups if group.rank):
+        backward += 2.0 * (group.inputs + group.outputs)
+        forward += group.inputs
+        if not extended:
+            forward += 2.0 * group.outputs
+            backward += group.outputs + 2.0 * group.inputs
+    elements = tokens * (forward * (passes.forward + passes.again) + backward * passes.backward)
+    return elements * setting.dtype_bytes / (device.bandwidth * table.thin)
+
+
+def _head(
+    sizes: Sizes, setting: Setting, documents: Documents, tokens: float, rate: float, device: Accelerator,
+    table: Efficiency,
+) -> float:  # fmt: skip
+    rows = documents.supervised * tokens
+    shape = sizes.shape
+    best = rate * (table.product if setting.dtype_bytes == 2 else table.fp32_product)
+    count = 3 if sizes.trained_head else 2
+    products = count * _product(rows, shape.vocab_size, shape.hidden_size, best, table)
+    logits = 5 * rows * shape.vocab_size * setting.dtype_bytes / (device.bandwidth * table.elementwise)
+    return products + logits
+
+
+def _attention(
+    sizes: Sizes, documents: Documents, passes: _Passes, tokens: float, rate: float, table: Efficiency
+) -> float:
+    seen = documents.squares_per_token
+    shape = sizes.shape
+    if shape.window and shape.windowed_layers:
+        inside = min(seen, float(shape.window) * 2)
+        seen = seen + (inside - seen) * shape.windowed_layers / shape.layers
+    one = 2.0 * shape.query * tokens * (seen + table.attention_tile)
+    return one * (passes.forward + passes.again + 2.5 * passes.backward) / (rate * table.attention)
+
+
+def _elementwise(
+    sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, device: Accelerator, table: Efficiency
+) -> float:
+    shape = sizes.shape
+    d, q, kv, f = shape.hidden_size, shape.query, shape.key_value, shape.intermediate_size
+    norms = shape.norms_per_layer / 2 + (0.25 if shape.qk_norm else 0.0)
+    forward = 8 * d * norms + 2 * (q + kv) + 3 * f
+    backward = 8 * d * norms + 2 * (q + 2 * kv) + 6 * f
+    if setting.rest == "selective":
+        backward += 4 * d
+    size = float(setting.dtype_bytes)
+    total = size * (forward * (passes.forward + passes.again) + backward * passes.backward)
+    if setting.base == "fp8":
+        total += (2 * d + q + f) * (passes.forward + passes.again) + (2 * d + q + 2 * kv + 2 * f) * passes.backward
+    slower = 1.0 if sizes.fast else table.slow_layers
+    return slower * tokens * total / (device.bandwidth * table.elementwise)
+
+
+def _unpack(sizes: Sizes, setting: Setting, passes: _Passes, device: Accelerator, table: Efficiency) -> float:
+    """4.1 ms a pass over the 8B body on an H200 (perf.md §2.2): packed bytes in, 16-bit bytes out."""
+    if setting.base != "nf4":
+        return 0.0
+    each = sizes.linear_per_layer * (NF4_BYTES + setting.dtype_bytes)
+    count = passes.forward + passes.again + passes.backward
+    return count * each / (device.bandwidth * table.elementwise)
+
+
+def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> float:
+    """Read and written in one update, and the gradient's norm (4)."""
+    live = setting.dtype_bytes if setting.dtype_bytes < 4 else 0
+    states = {"adamw_8bit": 4.0, "adafactor": 4.0, "sgd": 0.0}.get(optim, 16.0)
+    return sizes.trainable * (4 + 4 + 8 + states + live)
+
+
+def model_flops_per_token(sizes: Sizes, documents: Documents) -> float:
+    """m (N_body + N_head) + 3 A with A = 2 s q L; m = 2 forward + 2 input gradient + 2 weight gradient where they are
+    needed (6 full, 4 LoRA). Recompute never counts (shared/research/perf.md, "Rates used")."""
+    layers = sizes.shape.layers
+    body = sizes.linear * (2.0 + 2.0 * sizes.backward_layers / layers) + 2.0 * sizes.trained_linear
+    head = sizes.head * (6.0 if sizes.trained_head else 4.0)
+    attention = 2.0 * documents.squares_per_token * sizes.shape.query * layers
+    return body + head + attention * (1.0 + 2.0 * sizes.backward_layers / layers)
