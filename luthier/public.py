@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from luthier.pipeline.rerun import RerunResult
     from luthier.pipeline.run import RunResult
-    from luthier.plan.memory import MemoryPlan
+    from luthier.plan.result import Plan
     from luthier.recipe.schema import Recipe
 
 __all__ = ["compare", "evaluate", "load_recipe", "merge", "plan", "rerun", "run", "train"]
@@ -55,15 +55,21 @@ def train(
     return run_recipe(load_recipe(recipe, overrides), only=("data", "train"), restart=restart)
 
 
-def plan(recipe: str | Path | Mapping[str, Any] | Recipe, *, dtype_bytes: int = 4, tokens: int = 1024) -> MemoryPlan:
-    """Memory of one training step with micro-batches of `tokens` tokens; loads no weights."""
-    from luthier.model.locate import locate_model
-    from luthier.plan.memory import plan_memory
-    from luthier.plan.shape import read_shape
+def plan(recipe: str | Path | Mapping[str, Any] | Recipe, *, gpu: str | None = None, num_gpus: int = 1) -> Plan:
+    """Memory, time and the setting a run takes, on this machine or on a named device; loads no weights."""
+    from luthier.plan.devices import find_device
+    from luthier.plan.inputs import documents_of, shape_of
+    from luthier.plan.machine import this_machine
+    from luthier.plan.request import make_request
+    from luthier.plan.search import make_plan
+    from luthier.runtime.env import read_env
 
     wanted = load_recipe(recipe)
-    shape = read_shape(locate_model(wanted.model.name_or_path, wanted.model.revision))
-    return plan_memory(shape, wanted, dtype_bytes=dtype_bytes, tokens=tokens)
+    device = find_device(gpu) if gpu else this_machine()[0]
+    cache = read_env().cache_dir
+    return make_plan(
+        make_request(wanted, shape_of(wanted), documents_of(wanted), device, num_gpus=num_gpus, cache_dir=cache)
+    )
 
 
 def evaluate(recipe: str | Path | Mapping[str, Any] | Recipe, *, model: str | Path | None = None) -> dict[str, Any]:

@@ -71,15 +71,12 @@ def _render(answer: Plan, how: str) -> None:
 
     request, chosen = answer.request, answer.chosen
     shape = request.sizes.shape
+    trained, sizes = request.sizes.trainable, request.sizes
     facts = Table(box=None, pad_edge=False, show_header=False)
-    facts.add_row(
-        "model",
-        f"{shape.architecture}, {shape.parameters:,} parameters, {request.sizes.trainable:,} trained ({request.sizes.trainable / shape.parameters:.2%})",
-        shape.source,
-    )
-    facts.add_row(
-        "data", f"{request.documents.rows:,} rows, {request.documents.tokens:,} tokens an epoch", request.documents.how
-    )
+    share = f"{trained:,} trained ({trained / sizes.parameters:.2%})"
+    facts.add_row("model", f"{shape.architecture}, {sizes.parameters:,} parameters, {share}", shape.source)
+    documents = request.documents
+    facts.add_row("data", f"{documents.rows:,} rows, {documents.tokens:,} tokens an epoch", documents.how)
     devices = f"{request.num_gpus} x " if request.num_gpus > 1 else ""
     facts.add_row("device", f"{devices}{request.device.name}, {gib(request.device.memory_bytes)}", how)
     show(facts)
@@ -183,7 +180,9 @@ def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.reasons import gib
 
     request, chosen = answer.request, answer.chosen
-    yield f"run: {answer.steps:,} steps, {answer.tokens:,.0f} tokens, {_duration(answer.seconds)} of training (loading, scoring and merging come on top)"
+    beside = "loading, scoring and merging come on top"
+    amount = f"{answer.steps:,} steps, {answer.tokens:,.0f} tokens"
+    yield f"run: {amount}, {_duration(answer.seconds)} of training ({beside})"
     disk = disk_bytes(request, chosen.memory)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.sources import hash_source
 from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
+from luthier.pipeline.planning import decide, keep_plan, run_request
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
 from luthier.recipe.schema import Recipe, TaskSpec
@@ -113,8 +114,11 @@ class Session:
 
     @cached_property
     def resolved(self) -> Resolved:
-        """The recipe without `auto`, with the reason of every derived value; also written to the run folder."""
+        """The recipe without `auto`, with the reason of every derived value; also written to the run folder, as is
+        the plan behind it (`plan.json`)."""
         counts = self.stage_result("data")
+        request = run_request(self)
+        decision, made_from = (None, "") if request is None else decide(self, request)
         resolved = resolve(
             self.recipe,
             Facts(
@@ -126,8 +130,11 @@ class Session:
                 sequences=counts["packs"],
                 tokens=counts["tokens"],
                 model_parameters=self.shape.parameters,
+                planned=decision,
             ),
         )
+        if request is not None and decision is not None:
+            keep_plan(self, request, resolved, decision, made_from)
         write_text(self.run.path / "resolved.yaml", resolved_yaml(resolved))
         for derived in resolved.derived:
             note(f"  {derived.key}: {derived.value}  ({derived.reason})", style="dim")

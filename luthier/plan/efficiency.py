@@ -12,9 +12,9 @@ full 396.6k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["EFFICIENCY", "Efficiency"]
+__all__ = ["CPU_EFFICIENCY", "EFFICIENCY", "Efficiency", "efficiency_of"]
 
 MIB, GIB = 2**20, 2**30
 
@@ -76,4 +76,16 @@ class Efficiency:
 
 
 EFFICIENCY = Efficiency()
-"""The constants in use."""
+"""The constants in use on a GPU."""
+
+CPU_EFFICIENCY = replace(
+    EFFICIENCY, product=0.85, fp32_product=0.85, tile=16.0, attention=0.3, attention_tile=64.0, step_seconds=0.02
+)
+"""On a processor: no tiles to fill on large grids, attention per document through SDPA. Fitted, with the rates of a
+core (`plan/machine.py`), to 395 (LoRA fp32), 624 (LoRA bf16), 302 (full fp32) and 477 (full bf16) tokens/s of
+SmolLM2-135M on two cores (benchmarks/results/cpu_vs_trl.md)."""
+
+
+def efficiency_of(device_type: str) -> Efficiency:
+    """The table for `cuda` or `cpu`."""
+    return CPU_EFFICIENCY if device_type == "cpu" else EFFICIENCY

@@ -15,10 +15,9 @@ from luthier.runtime.errors import RecipeError
 
 __all__ = ["accelerator_named", "cpu_accelerator", "this_machine"]
 
-CPU_CORE_FP32, CPU_CORE_BF16, CPU_CORE_BANDWIDTH = 140e9, 280e9, 10e9
-"""Operations and bytes a second of one core: fp32 from 407 tokens/s of the quickstart (SmolLM2-135M LoRA, 0.69
-GFLOP a token, two cores; benchmarks/results/quickstart.md); bf16 twice that where the processor has units for it
-(benchmarks/results/cpu_vs_trl.md); bandwidth assumed."""
+CPU_CORE_FP32, CPU_CORE_BF16, CPU_CORE_BANDWIDTH = 185e9, 290e9, 10e9
+"""Operations and bytes a second of one core, fitted to training on two cores (see `CPU_EFFICIENCY`); bandwidth
+assumed. bf16 only where the processor has units for it. Cores differ by a factor of three: the first run calibrates."""
 
 
 def this_machine() -> tuple[Accelerator, str]:

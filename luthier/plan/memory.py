@@ -18,7 +18,6 @@ Units: bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from luthier.plan.activations import activation_bytes, head_bytes, kept_bytes_per_token, transient_bytes
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
@@ -73,11 +72,6 @@ class MemoryPlan:
     def parts(self) -> dict[str, int]:
         """Bytes by part; they add up to `total`."""
         return {name: getattr(self, name) for name in PARTS}
-
-    def to_json(self) -> dict[str, Any]:
-        """As a plain dictionary, with peak and total."""
-        head = {name: getattr(self, name) for name in ("parameters", "trainable", "tokens", "moment")}
-        return {**head, **self.parts(), "peak": self.peak, "total": self.total}
 
 
 def estimate_memory(

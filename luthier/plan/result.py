@@ -134,39 +134,53 @@ class Plan:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """Everything, as plain values; `memory.peak` and `time.seconds_per_step` are what a run is held to."""
         chosen, request = self.chosen, self.request
+        layers = request.sizes.shape.layers
         return {
-            **chosen.memory.to_json(),
-            "device": request.device.name,
-            "device_bytes": request.device.memory_bytes,
-            "num_gpus": request.num_gpus,
             "fits": self.fits,
-            "needed_bytes": chosen.needed_bytes,
-            "setting": asdict(chosen.setting),
-            "per_device_train_batch_size": chosen.split.per_device_train_batch_size,
-            "gradient_accumulation_steps": chosen.split.gradient_accumulation_steps,
-            "setting_in_words": chosen.setting.describe(request.sizes.shape.layers),
-            "reasons": dict(self.reasons),
-            "seconds_by_part": chosen.step.parts(),
-            "seconds_per_step": chosen.seconds,
-            "tokens_per_step": chosen.step_tokens,
-            "tokens_per_second": chosen.tokens_per_second,
-            "mfu": self.mfu,
-            "steps": self.steps,
-            "total_tokens": self.tokens,
-            "total_seconds": self.seconds,
-            "disk": disk_bytes(request, chosen.memory),
+            "device": request.device.name,
+            "num_gpus": request.num_gpus,
             "model": request.sizes.shape.source,
             "data": request.documents.how,
+            "parameters": request.sizes.parameters,
+            "trainable": request.sizes.trainable,
+            "setting": {
+                **asdict(chosen.setting),
+                "per_device_train_batch_size": chosen.split.per_device_train_batch_size,
+                "gradient_accumulation_steps": chosen.split.gradient_accumulation_steps,
+                "words": chosen.setting.describe(layers),
+            },
+            "reasons": dict(self.reasons),
+            "memory": {
+                "parts": chosen.memory.parts(),
+                "moment": chosen.memory.moment,
+                "tokens": chosen.memory.tokens,
+                "peak": chosen.peak_bytes,
+                "total": chosen.needed_bytes,
+                "device": request.device.memory_bytes,
+            },
+            "time": {
+                "parts": chosen.step.parts(),
+                "seconds_per_step": chosen.seconds,
+                "tokens_per_step": chosen.step_tokens,
+                "tokens_per_second": chosen.tokens_per_second,
+                "mfu": self.mfu,
+                "steps": self.steps,
+                "tokens": self.tokens,
+                "seconds": self.seconds,
+            },
+            "disk": disk_bytes(request, chosen.memory),
             "predicted": self.predicted(),
             "runners_up": [
                 {
-                    "setting": other.candidate.setting.describe(request.sizes.shape.layers), "why": other.why,
-                    "fits": other.candidate.fits, "needed_bytes": other.candidate.needed_bytes,
+                    "setting": other.candidate.setting.describe(layers),
+                    "why": other.why,
+                    "fits": other.candidate.fits,
+                    "total": other.candidate.needed_bytes,
                     "tokens_per_second": other.candidate.tokens_per_second,
                 }
                 for other in self.runners_up
             ],
             "remedies": [asdict(remedy) for remedy in self.remedies],
-        }  # fmt: skip
+        }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from luthier.plan.efficiency import EFFICIENCY
+from luthier.plan.efficiency import efficiency_of
 from luthier.plan.memory import estimate_memory
 from luthier.plan.reasons import reasons_for, why_not
 from luthier.plan.remedies import Remedy, remedies
@@ -59,14 +59,14 @@ def search(request: Request) -> list[Candidate]:
 def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching) -> Candidate:
     """Memory and time of one setting."""
     device, documents = request.device, request.documents
-    optim = request.recipe.train.optim
+    optim, table = request.recipe.train.optim, efficiency_of(device.type)
     correction = request.correction(setting.base)
     memory = estimate_memory(
-        request.sizes, setting, optim=optim, supervised=documents.supervised, device_type=device.type
+        request.sizes, setting, optim=optim, supervised=documents.supervised, device_type=device.type, table=table
     )
     step_tokens = split.sequences_per_step * documents.sequence_tokens / request.num_gpus
-    step = estimate_step(request.sizes, setting, documents, device, step_tokens=step_tokens, optim=optim)
-    room = int(device.memory_bytes * (1 - EFFICIENCY.safety))
+    step = estimate_step(request.sizes, setting, documents, device, step_tokens=step_tokens, optim=optim, table=table)
+    room = int(device.memory_bytes * (1 - table.safety))
     return Candidate(
         setting=setting, budget=budget, split=split, memory=memory, step=step, correction=correction,
         step_tokens=step_tokens * request.num_gpus, available_bytes=room,
