@@ -89,7 +89,6 @@ class Run:
         from benchmarks.gpu.clock import Clock
 
         self.options, self.clock = options, Clock(options.device)
-        self.step = 0
         self.updates: list[Any] = []
 
     def build(self, info: dict[str, Any]) -> None:
@@ -99,10 +98,10 @@ class Run:
         from benchmarks.gpu import trainers
         from benchmarks.gpu.documents import make_documents
         from benchmarks.gpu.models import random_model, shape
+        from benchmarks.gpu.steps import Steps
         from luthier.data.pack import pack
         from luthier.model.adapters import apply_method
         from luthier.train.processes import make_accelerator
-        from luthier.train.setup import make_feed, make_order
 
         options = self.options
         start = time.perf_counter()
@@ -131,9 +130,8 @@ class Run:
         self._count(tuned, examples, info)
         device = next(iter(tuned.parameters())).device
         accelerator = make_accelerator(device, report_to=[], logging_dir="none")
-        order = make_order(recipe.train, sequences=len(packs), world_size=1)
         self.trainer = trainers.make(options.impl, accelerator, tuned, recipe, total_steps=total)
-        self.feed = make_feed(accelerator, order, recipe.train, examples=examples, packs=packs)
+        self.steps = Steps(self.trainer, accelerator, recipe, examples=examples, packs=packs)
         info["setup_s"] = round(time.perf_counter() - start, 2)
         self.take()
         self.clock.wait()
@@ -153,11 +151,7 @@ class Run:
 
     def take(self) -> Any:
         """One update, as the loop does it."""
-        from luthier.train.step import update
-
-        batches = self.feed.step(self.step)
-        result = update(self.trainer, batches, step=self.step, stop_requested=lambda: False)
-        self.step += 1
+        result = self.steps.take()
         self.updates.append(result)
         return result
 
@@ -234,9 +228,7 @@ def preimport(options: argparse.Namespace) -> None:
     import transformers
     from transformers import LlamaForCausalLM, Qwen2ForCausalLM  # noqa: F401
 
-    import luthier.model.adapters
-    import luthier.train.setup
-    import luthier.train.step  # noqa: F401
+    import luthier.model.adapters  # noqa: F401
 
     if options.quantization == "nf4" or "8bit" in options.optim:
         import bitsandbytes  # noqa: F401

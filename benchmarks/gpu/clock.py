@@ -77,7 +77,7 @@ class Phases:
 
         engine, weights = self.trainer.engine, self.trainer.weights
         self._wrap(engine, "loss", before="forward", after="backward")
-        self._wrap(weights, "average_over_processes", before="optimizer", after=None)
+        self._wrap(weights, "gradients", before="optimizer", after=None)
         decoder = inner_model(engine.module.model).get_decoder()
         handle = decoder.register_forward_hook(lambda *_: self._mark("head+loss"))
         self._undo.append(handle.remove)

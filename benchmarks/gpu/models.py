@@ -69,7 +69,7 @@ def shape(name: str, *, layers: int | None = None) -> tuple[str, dict[str, Any]]
 
 def random_model(
     kind: str, settings: dict[str, Any], *, device: str, dtype: str = "bfloat16", nf4: bool = False,
-    perturbed: bool = False, seed: int = 0,
+    std: float = 0.02, perturbed: bool = False, seed: int = 0,
 ) -> Any:  # fmt: skip
     """A causal model through the real `from_pretrained` (quantiser included), fed with random tensors on the device.
 
@@ -77,19 +77,22 @@ def random_model(
         device: `cuda` or `cpu`.
         dtype: `bfloat16`, `float32` or `float64`: of every weight; with `nf4` of the products.
         nf4: linear layers in bitsandbytes NF4, as `quantization: nf4` makes them.
+        std: of the matrices.
         perturbed: norms and biases get noise too.
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from luthier.model.quantize import nf4_config
 
+    disable_progress_bar()
     config = make_config(kind, settings)
     config.dtype = dtype
     torch_dtype = getattr(torch, dtype)
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     cls = AutoModelForCausalLM._model_mapping[type(config)]
-    state = _random_state(cls, config, place, torch_dtype, perturbed=perturbed, seed=seed)
+    state = _random_state(cls, config, place, torch_dtype, std=std, perturbed=perturbed, seed=seed)
     extra = {"quantization_config": nf4_config(torch_dtype)} if nf4 else {}
     model = cls.from_pretrained(
         None, config=config, state_dict=state, dtype=torch_dtype, attn_implementation="sdpa",
@@ -102,7 +105,9 @@ def random_model(
     return model
 
 
-def _random_state(cls: Any, config: Any, device: Any, dtype: Any, *, perturbed: bool, seed: int) -> dict[str, Any]:
+def _random_state(
+    cls: Any, config: Any, device: Any, dtype: Any, *, std: float, perturbed: bool, seed: int
+) -> dict[str, Any]:
     import torch
 
     with torch.device("meta"):
@@ -114,12 +119,13 @@ def _random_state(cls: Any, config: Any, device: Any, dtype: Any, *, perturbed: 
         if tied and name == "lm_head.weight":
             continue
         is_norm, is_bias = "norm" in name, name.endswith(".bias")
+        middle = float(is_norm and not _norm_is_plus_one(config))
         if (is_norm or is_bias) and not perturbed:
-            state[name] = torch.full(value.shape, float(is_norm), dtype=dtype, device=device)
+            state[name] = torch.full(value.shape, middle, dtype=dtype, device=device)
             continue
         noise = torch.empty(value.shape, dtype=dtype, device=device)
-        noise.normal_(0, 0.1 if is_norm or is_bias else 0.02, generator=generator)
-        state[name] = noise + 1 if is_norm and not _norm_is_plus_one(config) else noise
+        noise.normal_(0, 0.1 if is_norm or is_bias else std, generator=generator)
+        state[name] = noise + 1 if middle else noise
     return state
 
 

@@ -1,0 +1,52 @@
+"""Small models of every family that the engine replaces, for parity on any device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.gpu.models import shape
+
+_SMALL: dict[str, Any] = {
+    "vocab_size": 640, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 512, "tie_word_embeddings": False,
+}  # fmt: skip
+_MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 48}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model to compare, and how exactly."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any] = field(repr=False)
+    std: float = 0.15
+    """Large enough that attention is not uniform."""
+    reference: str = "float64"
+    methods: tuple[str, ...] = ("full", "lora")
+    documents: tuple[int, ...] = (90, 17, 130, 64)
+    """Tokens of the documents of the one batch."""
+
+
+def _small(name: str, kind: str, **settings: Any) -> Family:
+    return Family(name, kind, {**_SMALL, **settings})
+
+
+FAMILIES = (
+    _small("llama", "llama"),
+    _small("llama-bias-tied", "llama", attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    _small("qwen2", "qwen2"),
+    _small("qwen3", "qwen3"),
+    _small("mistral", "mistral", sliding_window=None),
+    _small("mistral-window", "mistral", sliding_window=48),
+    _small("gemma", "gemma", tie_word_embeddings=True),
+    _small("gemma3", "gemma3_text", tie_word_embeddings=True, query_pre_attn_scalar=32, **_MIXED),
+    _small("phi3", "phi3", sliding_window=None),
+    Family("llama-4bit", "llama", _SMALL, methods=("qlora", "qlora-dequantized")),
+)
+LARGE = (
+    Family("smol135m", *shape("smol135m"), std=0.02, reference="float32", documents=(300, 90, 128)),
+    Family("llama8b-2", *shape("llama8b", layers=2), std=0.02, reference="float32", documents=(300, 90, 128)),
+)
+"""SmolLM2's shape whole, and two layers of Llama-3.1-8B's width; on a GPU."""
