@@ -5,7 +5,7 @@ float dtype) and the function that picks, and a module `<op>_triton.py` that onl
 
 All matrices are (M rows, width) with dense columns and any row stride, so views of wider buffers work as
 inputs and as `out`. Math is in fp32 (fp64 for fp64 tensors, which always take the plain definition) and a
-result is rounded once, to the dtype of its input, unless the op says otherwise.
+result is rounded once, to the dtype of its input, unless the op says otherwise. Launches go to the current device.
 """
 
 from luthier.fast.kernels.choice import backend

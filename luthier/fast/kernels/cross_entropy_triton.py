@@ -22,12 +22,18 @@ _LOWEST = tl.constexpr(-1e30)
 
 @triton.jit
 def _logits(raw, scale, cap, has_scale: tl.constexpr, has_cap: tl.constexpr):
+    """(z, dz/draw). e = exp(-2 |u|) gives |tanh u| = (1 - e) / (1 + e), its slope 4 e / (1 + e)^2 to all digits."""
     z = raw.to(tl.float32)
+    slope = 1.0
     if has_scale:
         z = z * scale
+        slope = scale
     if has_cap:
-        z = cap * (2.0 * tl.sigmoid(2.0 * (z / cap)) - 1.0)
-    return z
+        e = tl.exp(-2.0 * tl.abs(z / cap))
+        slope = slope * 4.0 * e / ((1.0 + e) * (1.0 + e))
+        capped = cap * (1.0 - e) / (1.0 + e)
+        z = tl.where(z < 0.0, -capped, capped)
+    return z, slope
 
 
 @triton.jit
@@ -41,7 +47,8 @@ def _rows(
     weight = tl.load(weights_ptr + row).to(tl.float32)
     # A lane of the same computation as all others: its ties with them are exact.
     lane = tl.arange(0, block)
-    chosen = tl.max(_logits(tl.load(raw_ptr + target + lane * 0), scale, cap, has_scale, has_cap), axis=0)
+    chosen, _ = _logits(tl.load(raw_ptr + target + lane * 0), scale, cap, has_scale, has_cap)
+    chosen = tl.max(chosen, axis=0)
     top = tl.full((block,), _LOWEST, dtype=tl.float32)
     total = tl.zeros((block,), dtype=tl.float32)
     summed = tl.zeros((block,), dtype=tl.float32)
@@ -49,7 +56,7 @@ def _rows(
     for start in range(0, vocab, block):
         col = start + lane
         inside = col < vocab
-        z = _logits(tl.load(raw_ptr + col, mask=inside, other=0.0), scale, cap, has_scale, has_cap)
+        z, _ = _logits(tl.load(raw_ptr + col, mask=inside, other=0.0), scale, cap, has_scale, has_cap)
         if smooth:
             summed += tl.where(inside, z, 0.0)
         z = tl.where(inside, z, float("-inf"))
@@ -71,15 +78,11 @@ def _rows(
             # Backwards: the end of the row is what the caches still hold.
             col = (count - 1 - index) * block + lane
             raw = tl.load(raw_ptr + col, mask=col < vocab, other=0.0)
-            z = _logits(raw, scale, cap, has_scale, has_cap)
+            z, slope = _logits(raw, scale, cap, has_scale, has_cap)
             grad = tl.exp(z - lse) - tl.where(col == target, 1.0 - smoothing, 0.0)
             if smooth:
                 grad -= smoothing / vocab
-            grad *= weight
-            if has_cap:
-                grad *= 1.0 - (z / cap) * (z / cap)
-            if has_scale:
-                grad *= scale
+            grad *= weight * slope
             tl.store(raw_ptr + col, grad.to(raw.dtype), mask=col < vocab)
 
 
@@ -95,7 +98,7 @@ def cross_entropy_(
         block = min(4096, max(32, triton.next_power_of_2(vocab)))
         _rows[(rows,)](
             raw_sv, ids_s.contiguous(), weights_s.contiguous(), loss_s, correct_s, vocab, raw_sv.stride(0),
-            label_smoothing, scale, softcap or 1.0, scale != 1.0, softcap is not None, label_smoothing != 0.0,
+            float(label_smoothing), float(scale), float(softcap or 1.0), scale != 1.0, softcap is not None, label_smoothing != 0.0,
             with_gradient, block, num_warps=max(1, min(8, block // 256)),
         )  # fmt: skip
     return loss_s.sum(), correct_s.sum()

@@ -21,8 +21,10 @@ def _normalised(h, w, rstd, plus_one: tl.constexpr, dtype: tl.constexpr):
     """N as it is stored: the one expression behind the first pass and every later one."""
     scaled = h * rstd[:, None]
     if plus_one:
-        return (scaled * (1.0 + w.to(tl.float32))[None, :]).to(dtype)
-    return (scaled.to(dtype).to(tl.float32) * w.to(dtype).to(tl.float32)[None, :]).to(dtype)
+        n = (scaled * (1.0 + w.to(tl.float32))[None, :]).to(dtype)
+    else:
+        n = (scaled.to(dtype).to(tl.float32) * w.to(dtype).to(tl.float32)[None, :]).to(dtype)
+    return n
 
 
 @triton.jit(do_not_specialize=["m"])

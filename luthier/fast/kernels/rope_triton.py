@@ -17,14 +17,17 @@ _TILE = 1024
 
 @triton.jit
 def _load(q_ptr, k_ptr, v_ptr, q_at, k_at, v_at, shift, head, mask, heads: tl.constexpr, groups: tl.constexpr):
-    """Columns `shift` and on of the pair's head, out of the tensor that holds it; unvectorised masks cost nothing."""
+    """Columns `shift` and on of the pair's head, out of the tensor that holds it; a masked load moves nothing."""
     if groups == 0:
-        return tl.load(q_ptr + q_at + shift, mask=mask, other=0.0).to(tl.float32)
-    is_q, is_v = (head < heads)[:, None], (head >= heads + groups)[:, None]
-    q = tl.load(q_ptr + q_at + shift, mask=mask & is_q, other=0.0).to(tl.float32)
-    k = tl.load(k_ptr + k_at + shift, mask=mask & (is_q == is_v), other=0.0).to(tl.float32)
-    v = tl.load(v_ptr + v_at + shift, mask=mask & is_v, other=0.0).to(tl.float32)
-    return tl.where(is_q, q, tl.where(is_v, v, k))
+        x = tl.load(q_ptr + q_at + shift, mask=mask, other=0.0).to(tl.float32)
+    else:
+        is_q, is_v = (head < heads)[:, None], (head >= heads + groups)[:, None]
+        is_k = (head >= heads)[:, None] & (head < heads + groups)[:, None]
+        q = tl.load(q_ptr + q_at + shift, mask=mask & is_q, other=0.0).to(tl.float32)
+        k = tl.load(k_ptr + k_at + shift, mask=mask & is_k, other=0.0).to(tl.float32)
+        v = tl.load(v_ptr + v_at + shift, mask=mask & is_v, other=0.0).to(tl.float32)
+        x = tl.where(is_q, q, tl.where(is_v, v, k))
+    return x
 
 
 @triton.jit(do_not_specialize=["pairs"])
