@@ -107,7 +107,8 @@ def _launch(entries: list[tuple[Tensor, ...]], numbers: tuple[float, ...], grad_
     on_device = isinstance(grad_scale, Tensor)
     master, param, grad, mean, _ = entries[0]
     _step[(parts.shape[0],)](
-        table, parts, grad_scale if on_device else table, len(entries), *numbers, 1.0 if on_device else float(grad_scale),
+        table, parts, grad_scale if on_device else table, len(entries), *numbers,
+        1.0 if on_device else float(grad_scale),
         on_device, master is not param, all(address % 16 == 0 for address in addresses),
         *(_TYPES[tensor.dtype] for tensor in (master, param, grad, mean)), _PART, _BLOCK, num_warps=4,
     )  # fmt: skip
