@@ -10,7 +10,7 @@ import torch
 
 from luthier.data.types import Example, Pack
 from luthier.fast.engine import attach
-from luthier.model.recompute import enable_recompute
+from luthier.fast.settings import EngineSettings, FrozenBase
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
@@ -19,6 +19,7 @@ from luthier.train.masters import Weights
 from luthier.train.optim import make_optimizer
 from luthier.train.order import Order
 from luthier.train.schedule import Schedule, warmup_steps
+from luthier.train.split import MicroBatchSize
 from luthier.train.step import Trainer
 
 if TYPE_CHECKING:
@@ -27,7 +28,15 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from transformers import PreTrainedModel
 
-__all__ = ["batch_shape", "deterministic_kernels", "interval", "make_feed", "make_order", "make_trainer"]
+__all__ = [
+    "batch_shape",
+    "deterministic_kernels",
+    "engine_settings",
+    "interval",
+    "make_feed",
+    "make_order",
+    "make_trainer",
+]
 
 
 def batch_shape(section: TrainSection) -> tuple[int, int]:
@@ -73,12 +82,29 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 
 def make_feed(
-    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example], packs: Sequence[Pack]
-) -> Feed:
-    """This process' share of the order, as batches."""
+    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example],
+    packs: Sequence[Pack], size: MicroBatchSize | None,
+) -> Feed:  # fmt: skip
+    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found."""
     return Feed(
-        examples=examples, packs=packs, order=order, micro_batch=batch_shape(section)[0],
+        examples=examples, packs=packs, order=order, size=size or MicroBatchSize(batch_shape(section)[0]),
         rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+    )  # fmt: skip
+
+
+def engine_settings(recipe: Recipe) -> EngineSettings:
+    """How the engine runs the layers, from a resolved recipe."""
+    train, model = recipe.train, recipe.model
+    checkpointing = {True: "layer", "selective": "selective"}.get(train.gradient_checkpointing, "none")
+    layers = train.gradient_checkpointing_layers
+    base: FrozenBase = "as_loaded"
+    if model.quantization == "fp8":
+        base = "fp8"
+    elif model.quantization == "nf4" and model.dequantize_base is True:
+        base = "dequantized"
+    return EngineSettings(
+        neftune_noise_alpha=recipe.objective.neftune_noise_alpha, recompute=checkpointing,
+        recompute_layers=layers if isinstance(layers, int) else None, frozen_base=base,
     )  # fmt: skip
 
 
@@ -91,9 +117,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     train = recipe.train
     if not isinstance(train.learning_rate, float | int):
         raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
-    if train.gradient_checkpointing is True:
-        enable_recompute(model)
-    engine = attach(model, neftune_noise_alpha=recipe.objective.neftune_noise_alpha)
+    engine = attach(model, engine_settings(recipe))
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     model.train()

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from luthier.fast.attention import Documents, note_window
+from luthier.fast.decoder.final_norm import packed_norm_class
 from luthier.fast.decoder.layer import Inputs, Kept, backward_layer, forward_layer
 from luthier.fast.decoder.linears import NotPlain
 from luthier.fast.decoder.program import LayerProgram
-from luthier.fast.decoder.spec import take_apart
+from luthier.fast.decoder.spec import read_norm, take_apart
 from luthier.fast.settings import EngineSettings
 
 __all__ = ["Replaced", "replace_decoder_layers"]
@@ -78,11 +79,22 @@ class Replaced:
         module.__class__ = _packed_class(type(module))
         module.luthier_program = program
 
+    def add_final_norm(self, module: Any) -> None:
+        """Run the norm after the last layer on the engine's kernels, if it is the family's norm."""
+        try:
+            norm = read_norm(self.programs[-1].parts.family, module)
+        except NotPlain:
+            return
+        self._modules.append((module, type(module)))
+        module.__class__ = packed_norm_class(type(module))
+        module.luthier_norm = norm
+
     def restore(self) -> None:
         """Give every layer its class and every parameter a tensor of its own again."""
         for module, original in self._modules:
             module.__class__ = original
-            del module.luthier_program
+            for name in ("luthier_program", "luthier_norm"):
+                module.__dict__.pop(name, None)
         for program in self.programs:
             program.restore()
         for layer in self.checkpointed:
@@ -106,6 +118,8 @@ def replace_decoder_layers(trunk: Any, settings: EngineSettings) -> Replaced:
         replaced.add(layer, program)
         if index == len(layers) - 1:
             replaced.last = program
+    if replaced.programs and hasattr(trunk, "norm"):
+        replaced.add_final_norm(trunk.norm)
     return replaced
 
 

@@ -7,8 +7,8 @@ replaced model with the stock one on made-up tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,7 +16,7 @@ from torch import nn
 from luthier.fast.decoder.linears import LinearView, NotPlain, view_linear
 from luthier.fast.kernels.glu import Activation
 
-__all__ = ["FAMILIES", "Family", "LayerParts", "Norm", "take_apart"]
+__all__ = ["FAMILIES", "Family", "LayerParts", "Norm", "read_norm", "take_apart"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def take_apart(layer: nn.Module) -> LayerParts:
     activation = _ACTIVATIONS.get(type(act).__name__)
     if activation is None:
         raise NotPlain(f"activation {type(act).__name__}")
-    norm = _norm_reader(family)
+    norm = partial(read_norm, family)
     after = layer.pre_feedforward_layernorm if family.post_norms else layer.post_attention_layernorm
     return LayerParts(
         family=family, qkv=qkv, out=linear(attention, "o_proj"), gate_up=gate_up, down=linear(mlp, "down_proj"),
@@ -139,14 +139,16 @@ def _viewer(parent: Any, name: str) -> LinearView:
         raise NotPlain(f"{name}: {reason}") from None
 
 
-def _norm_reader(family: Family) -> Callable[[Any], Norm]:
-    def read(module: Any) -> Norm:
-        if type(module).__name__ != family.norm or module._forward_hooks:
-            raise NotPlain(f"norm of class {type(module).__name__}")
-        eps = getattr(module, "variance_epsilon", None)
-        return Norm(module.weight, float(module.eps if eps is None else eps), family.plus_one)
+def read_norm(family: Family, module: Any) -> Norm:
+    """One norm of a family.
 
-    return read
+    Raises:
+        NotPlain: it is of another class, or has hooks.
+    """
+    if type(module).__name__ != family.norm or module._forward_hooks or module._forward_pre_hooks:
+        raise NotPlain(f"norm of class {type(module).__name__}")
+    eps = getattr(module, "variance_epsilon", None)
+    return Norm(module.weight, float(module.eps if eps is None else eps), family.plus_one)
 
 
 def _window(family: Family, attention: Any) -> int | None:
