@@ -3,7 +3,7 @@
     python3 benchmarks/gpu/kernels.py [--skip-checks] [--skip-times] [--tokens 16384] > kernels.jsonl
 
 Needs torch and triton only. One JSON line a check that fails, one for the count of those that pass, one a timing.
-A failure never ends the run. Floors: bytes read once and written once over the bandwidth, measured here by copying 2 GiB.
+A failure never ends the run. Floors: bytes read once and written once over the bandwidth that copying 2 GiB has here.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ def cross_entropy_(
         _rows[(rows,)](
             raw_sv, ids_s.contiguous(), weights_s.contiguous(), loss_s, correct_s, vocab, raw_sv.stride(0),
             float(label_smoothing), float(scale), float(softcap or 1.0),
-            scale != 1.0, softcap is not None, label_smoothing != 0.0, with_gradient, block, num_warps=max(1, min(8, block // 256)),
+            scale != 1.0, softcap is not None, label_smoothing != 0.0, with_gradient,
+            block, num_warps=max(1, min(8, block // 256)),
         )  # fmt: skip
     return loss_s.sum(), correct_s.sum()

@@ -32,6 +32,7 @@ def test_each_value_is_the_nearest_number_of_the_grid_and_the_largest_is_448(dty
     assert q.data_ptr() == room.data_ptr()
     assert (q.dtype, scale.dtype, scale.shape) == (torch.float8_e4m3fn, torch.float32, (6, 1))
     assert scale[3] == 1.0
+    assert torch.equal(scale[:3], x[:3].float().abs().amax(dim=1, keepdim=True) / 448)
     exact = x.double() / scale.double()
     best = (exact[..., None] - GRID).abs().amin(dim=-1)
     mine = (exact - q.double()).abs()
