@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
 
 import torch
 import triton
@@ -40,6 +39,8 @@ def _step(
     index = tl.load(parts_ptr + 3 * tl.program_id(0))
     first = tl.load(parts_ptr + 3 * tl.program_id(0) + 1) * part
     count = tl.load(parts_ptr + 3 * tl.program_id(0) + 2)
+    if aligned:
+        count = tl.multiple_of(count, 16)
     master_ptr = _at(table_ptr, index, master_t, aligned)
     param_ptr = _at(table_ptr, index + tensors, param_t, aligned)
     grad_ptr = _at(table_ptr, index + 2 * tensors, grad_t, aligned)
@@ -89,16 +90,18 @@ def adamw_(
         1.0 - lr * weight_decay, lr / (1.0 - betas[0] ** step), 1.0 - betas[0], betas[1], 1.0 - betas[1],
         (1.0 - betas[1] ** step) ** 0.5, eps,
     )  # fmt: skip
-    for _, group in groupby(sorted(tensors, key=_kind), key=_kind):
-        _launch(list(group), numbers, grad_scale)
+    groups: dict[tuple[object, ...], list[tuple[Tensor, ...]]] = {}
+    for entry in tensors:
+        # What one launch must have in common. Sizes of a multiple of 16 move 16 bytes at a time.
+        kind = (entry[0] is entry[1], entry[0].numel() % 16 == 0, *(tensor.dtype for tensor in entry))
+        groups.setdefault(kind, []).append(entry)
+    for (_, even, *_), entries in groups.items():
+        _launch(entries, numbers, grad_scale, bool(even))
 
 
-def _kind(entry: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """What one launch must have in common."""
-    return (*(str(tensor.dtype) for tensor in entry), str(entry[0] is entry[1]))
-
-
-def _launch(entries: list[tuple[Tensor, ...]], numbers: tuple[float, ...], grad_scale: float | Tensor) -> None:
+def _launch(
+    entries: list[tuple[Tensor, ...]], numbers: tuple[float, ...], grad_scale: float | Tensor, even: bool
+) -> None:
     device = entries[0][0].device
     assert all(tensor.is_contiguous() for entry in entries for tensor in entry), "adamw_ takes dense tensors"
     addresses = tuple(entry[field].data_ptr() for field in range(5) for entry in entries)
@@ -109,6 +112,6 @@ def _launch(entries: list[tuple[Tensor, ...]], numbers: tuple[float, ...], grad_
     _step[(parts.shape[0],)](
         table, parts, grad_scale if on_device else table, len(entries), *numbers,
         1.0 if on_device else float(grad_scale),
-        on_device, master is not param, all(address % 16 == 0 for address in addresses),
+        on_device, master is not param, even and all(address % 16 == 0 for address in addresses),
         *(_TYPES[tensor.dtype] for tensor in (master, param, grad, mean)), _PART, _BLOCK, num_warps=4,
     )  # fmt: skip

@@ -37,6 +37,38 @@ def _logits(raw, scale, cap, has_scale: tl.constexpr, has_cap: tl.constexpr):
 
 
 @triton.jit
+def _seen(
+    raw_ptr, col, vocab, target, chosen, top, total, summed, beaten, scale, cap,
+    has_scale: tl.constexpr, has_cap: tl.constexpr, smooth: tl.constexpr, whole: tl.constexpr,
+):  # fmt: skip
+    """Lanes after one block of columns; `whole` blocks need no mask, whatever the vocabulary is a multiple of."""
+    if whole:
+        z, _ = _logits(tl.load(raw_ptr + col), scale, cap, has_scale, has_cap)
+        if smooth:
+            summed += z
+    else:
+        inside = col < vocab
+        z, _ = _logits(tl.load(raw_ptr + col, mask=inside, other=0.0), scale, cap, has_scale, has_cap)
+        if smooth:
+            summed += tl.where(inside, z, 0.0)
+        z = tl.where(inside, z, float("-inf"))
+    e = tl.exp(-tl.abs(z - top))
+    total = tl.where(z > top, total * e + 1.0, total + e)
+    top = tl.maximum(top, z)
+    beaten |= ((z > chosen) | ((z == chosen) & (col < target))).to(tl.int32)
+    return top, total, summed, beaten
+
+
+@triton.jit
+def _gradient(
+    raw, col, target, lse, weight, smoothing, vocab, scale, cap, has_scale: tl.constexpr, has_cap: tl.constexpr
+):
+    z, slope = _logits(raw, scale, cap, has_scale, has_cap)
+    grad = tl.exp(z - lse) - tl.where(col == target, 1.0 - smoothing, 0.0) - smoothing / vocab
+    return (grad * (weight * slope)).to(raw.dtype)
+
+
+@triton.jit
 def _rows(
     raw_ptr, ids_ptr, weights_ptr, loss_ptr, correct_ptr, vocab, stride, smoothing, scale, cap,
     has_scale: tl.constexpr, has_cap: tl.constexpr, smooth: tl.constexpr, gradient: tl.constexpr, block: tl.constexpr,
@@ -45,26 +77,22 @@ def _rows(
     raw_ptr += row * stride
     target = tl.load(ids_ptr + row).to(tl.int32)
     weight = tl.load(weights_ptr + row).to(tl.float32)
-    # A lane of the same computation as all others: its ties with them are exact.
+    chosen, _ = _logits(tl.load(raw_ptr + target), scale, cap, has_scale, has_cap)
     lane = tl.arange(0, block)
-    chosen, _ = _logits(tl.load(raw_ptr + target + lane * 0), scale, cap, has_scale, has_cap)
-    chosen = tl.max(chosen, axis=0)
     top = tl.full((block,), _LOWEST, dtype=tl.float32)
     total = tl.zeros((block,), dtype=tl.float32)
     summed = tl.zeros((block,), dtype=tl.float32)
     beaten = tl.zeros((block,), dtype=tl.int32)
-    for start in range(0, vocab, block):
-        col = start + lane
-        inside = col < vocab
-        z, _ = _logits(tl.load(raw_ptr + col, mask=inside, other=0.0), scale, cap, has_scale, has_cap)
-        if smooth:
-            summed += tl.where(inside, z, 0.0)
-        z = tl.where(inside, z, float("-inf"))
-        e = tl.exp(-tl.abs(z - top))
-        higher = z > top
-        total = tl.where(higher, total * e + 1.0, total + e)
-        top = tl.maximum(top, z)
-        beaten |= ((z > chosen) | ((z == chosen) & (col < target))).to(tl.int32)
+    blocks = vocab // block
+    for index in range(0, blocks):
+        top, total, summed, beaten = _seen(
+            raw_ptr, index * block + lane, vocab, target, chosen, top, total, summed, beaten, scale, cap,
+            has_scale, has_cap, smooth, True,
+        )  # fmt: skip
+    last = blocks * block + lane
+    top, total, summed, beaten = _seen(
+        raw_ptr, last, vocab, target, chosen, top, total, summed, beaten, scale, cap, has_scale, has_cap, smooth, False
+    )
     highest = tl.max(top, axis=0)
     lse = highest + tl.log(tl.sum(total * tl.exp(top - highest), axis=0))
     loss = (1.0 - smoothing) * (lse - chosen)
@@ -73,17 +101,15 @@ def _rows(
     tl.store(loss_ptr + row, loss * weight)
     tl.store(correct_ptr + row, (tl.max(beaten, axis=0) == 0).to(tl.int64))
     if gradient:
-        count = tl.cdiv(vocab, block)
-        for index in range(0, count):
-            # Backwards: the end of the row is what the caches still hold.
-            col = (count - 1 - index) * block + lane
-            raw = tl.load(raw_ptr + col, mask=col < vocab, other=0.0)
-            z, slope = _logits(raw, scale, cap, has_scale, has_cap)
-            grad = tl.exp(z - lse) - tl.where(col == target, 1.0 - smoothing, 0.0)
-            if smooth:
-                grad -= smoothing / vocab
-            grad *= weight * slope
-            tl.store(raw_ptr + col, grad.to(raw.dtype), mask=col < vocab)
+        # Backwards: the end of the row is what the caches still hold.
+        raw = tl.load(raw_ptr + last, mask=last < vocab, other=0.0)
+        grad = _gradient(raw, last, target, lse, weight, smoothing, vocab, scale, cap, has_scale, has_cap)
+        tl.store(raw_ptr + last, grad, mask=last < vocab)
+        for index in range(0, blocks):
+            col = (blocks - 1 - index) * block + lane
+            raw = tl.load(raw_ptr + col)
+            grad = _gradient(raw, col, target, lse, weight, smoothing, vocab, scale, cap, has_scale, has_cap)
+            tl.store(raw_ptr + col, grad)
 
 
 def cross_entropy_(
