@@ -3,18 +3,23 @@
 A micro-batch without sequences (the last step of an epoch over several processes) becomes one
 short document whose loss counts nothing: the process still takes part in every collective
 operation, and its gradient is exactly zero.
+
+Pure: a `Feed` of a smaller `size` gives the same documents of a step in the same order, in more
+micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate, islice, pairwise
 
 import torch
 
 from luthier.data.batch import Batch, collate
 from luthier.data.types import Example, Pack
 from luthier.train.order import Order, split
+from luthier.train.split import MicroBatchSize
 
 __all__ = ["Feed", "MicroBatch", "by_token_budget", "without_weight"]
 
@@ -29,6 +34,30 @@ class MicroBatch:
     """In host memory."""
     examples: tuple[Example, ...]
     """The documents in the batch; empty for a batch that counts nothing."""
+    sequences: int
+    """Sequences that the documents are of; 0 for a batch that counts nothing."""
+
+    def pin(self) -> MicroBatch:
+        """The same with its tensors in page-locked memory, from where a copy to the device waits for nobody."""
+        tensors = {
+            field.name: value.pin_memory()
+            for field in fields(self.batch)
+            if isinstance(value := getattr(self.batch, field.name), torch.Tensor)
+        }
+        return replace(self, batch=replace(self.batch, **tensors))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What goes into one micro-batch."""
+
+    sequences: int
+    rows: tuple[int, ...]
+    """Indices of examples."""
+
+    def tokens(self, examples: Sequence[Example]) -> int:
+        """Tokens of all rows."""
+        return sum(len(examples[row]) for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +67,47 @@ class Feed:
     examples: Sequence[Example]
     packs: Sequence[Pack]
     order: Order
-    micro_batch: int
-    """Sequences of a micro-batch."""
+    size: MicroBatchSize
     rank: int
     world_size: int
     device: torch.device
 
     def step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this process in step `step` (from 0)."""
-        sequences = self.order.step(step)
-        shares = split(sequences, rank=self.rank, world_size=self.world_size, micro_batch=self.micro_batch)
-        return [self._collate(index, share, sequences) for index, share in enumerate(shares)]
+        return [self.collate(index, share, step) for index, share in enumerate(self.shares(step))]
 
-    def _collate(self, index: int, share: Sequence[int], sequences: Sequence[int]) -> MicroBatch:
-        examples = tuple(self.examples[row] for sequence in share for row in self.packs[sequence].examples)
+    def shares(self, step: int) -> list[Share]:
+        """What goes into each micro-batch of this process in step `step`; as many on every process."""
+        sequences = self.order.step(step)
+        mine = self._shares(sequences, self.rank)
+        if self.size.tokens is None or self.world_size == 1:
+            return mine
+        most = max(len(self._shares(sequences, rank)) for rank in range(self.world_size))
+        return mine + [Share(0, ())] * (most - len(mine))
+
+    def collate(self, index: int, share: Share, step: int) -> MicroBatch:
+        """The batch of a share of step `step`."""
+        examples = tuple(self.examples[row] for row in share.rows)
         if examples:
-            return MicroBatch(index, collate(examples), examples)
-        rows = [row for sequence in sequences for row in self.packs[sequence].examples]
+            return MicroBatch(index, collate(examples), examples, share.sequences)
+        rows = [row for sequence in self.order.step(step) for row in self.packs[sequence].examples]
         shortest = min((self.examples[row] for row in rows), key=len)
-        return MicroBatch(index, without_weight(collate([shortest])), ())
+        return MicroBatch(index, without_weight(collate([shortest])), (), 0)
+
+    def _shares(self, sequences: Sequence[int], rank: int) -> list[Share]:
+        dealt = split(sequences, rank=rank, world_size=self.world_size, micro_batch=self.size.sequences)
+        shares = [
+            Share(len(group), tuple(row for sequence in group for row in self.packs[sequence].examples))
+            for group in dealt
+        ]
+        if self.size.tokens is None:
+            return shares
+        return [part for share in shares for part in self._by_documents(share, self.size.tokens)]
+
+    def _by_documents(self, share: Share, budget: int) -> list[Share]:
+        lengths = [len(self.examples[row]) for row in share.rows]
+        starts = list(accumulate((len(group) for group in groups_within(lengths, budget)), initial=0))
+        return [Share(share.sequences, share.rows[start:end]) for start, end in pairwise(starts)] or [share]
 
 
 def without_weight(batch: Batch) -> Batch:
@@ -68,13 +119,17 @@ def without_weight(batch: Batch) -> Batch:
 
 def by_token_budget(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
     """Neighbouring examples in groups of at most `budget` tokens (a longer one is alone)."""
-    group: list[Example] = []
-    tokens = 0
-    for example in examples:
-        if group and tokens + len(example) > budget:
-            yield group
-            group, tokens = [], 0
-        group.append(example)
-        tokens += len(example)
-    if group:
-        yield group
+    rest = iter(examples)
+    for group in groups_within([len(example) for example in examples], budget):
+        yield list(islice(rest, len(group)))
+
+
+def groups_within(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Neighbouring lengths in groups whose sum is at most `budget` (a longer one is alone)."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and sum(groups[-1]) + length <= budget:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return groups

@@ -3,7 +3,8 @@
     order.py      which rows an update sees           step.py       one update, top to bottom
     setup.py      engine, optimizer, schedule         running.py    the turns of the loop
     snapshot.py   checkpoints                         validate.py   held-out loss
-    resume.py     go on, or say why not
+    resume.py     go on, or say why not               calibrate.py  the largest micro-batch, measured first
+    halve.py      out of memory in spite of the plan
 
 After `fit`, `run.path/final` holds the adapter or the model, `metrics.jsonl` one line per logged
 step, and `checkpoints/` what is needed to go on.
@@ -23,7 +24,9 @@ from luthier.runs.folder import RunFolder
 from luthier.runs.stages import flatten
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train import trackers
+from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
+from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator, on_main
 from luthier.train.progress import Progress
 from luthier.train.result import TrainResult
@@ -51,21 +54,24 @@ def fit(
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: dict[str, Any],
     restart: bool = False,
+    calibrate: bool | None = None,
 ) -> TrainResult:
     """Train, and write the result to `run.path/final`.
 
     Goes on from the newest valid checkpoint in the run folder, if there is one and it is of
     this very run. `fingerprint` is everything else the trained weights depend on (data, base,
-    recipe). `restart` forgets earlier checkpoints instead.
+    recipe). `restart` forgets earlier checkpoints instead. `calibrate` measures the largest
+    micro-batch before the first step (None: on CUDA); it changes no result.
 
     Raises:
         RunFailed: a step is not finite; no checkpoint is whole.
         RecipeError: the checkpoints are of a run with other data, model or settings.
         DataError: nothing to train on, or no validation rows where they are needed.
         EnvironmentProblem: a tracker is missing, the disk is full, ...
-        OutOfMemory: with the smallest change that helps.
+        OutOfMemory: smaller micro-batches do not help; with the smallest change that does.
         Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
     """
+    clock = Clock()
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
     _require_validation(recipe, data.validation)
@@ -87,10 +93,12 @@ def fit(
         trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
         position = restore(trainer, resumed) if resumed else Progress()
         on_main(accelerator, lambda: roll_back_metrics(run, step=position.step))
+        feed = make_feed(accelerator, order, recipe.train, examples=data.train, packs=data.packs, size=position.size)
         loop = Running(
             trainer=trainer, recipe=recipe, run=run, order=order, stop=stop, position=position, identity=identity,
-            feed=make_feed(accelerator, order, recipe.train, examples=data.train, packs=data.packs),
-            validation=data.validation, resumed_from=resumed.checkpoint.step if resumed else None,
+            batches=Batches(feed), validation=data.validation, clock=clock,
+            resumed_from=resumed.checkpoint.step if resumed else None,
+            calibrates=device.type == "cuda" if calibrate is None else calibrate,
         )  # fmt: skip
         try:
             trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(identity))
@@ -102,6 +110,7 @@ def fit(
                 lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None),
             )
         finally:
+            loop.batches.close()
             trackers.finish(accelerator)
             trainer.weights.close()
             trainer.engine.detach()

@@ -2,25 +2,41 @@
 
 A bfloat16 weight has 8 significant bits: an update below 1/256 of the weight rounds to nothing
 (measured: at lr 1e-5 85% of the weights did not move in 20 steps, and no norm weight did). So
-every trained parameter in bf16 or fp16 gets an fp32 master: gradients of all micro-batches are
-summed in fp32, the optimizer updates the master, and the parameter is the master rounded.
-fp32 parameters (adapters; everything on a CPU) need none and are updated in place.
+every trained parameter in bf16 or fp16 gets an fp32 master: the optimizer updates the master, and
+the parameter is the master rounded. fp32 parameters need none and are updated in place, unless
+they are a window on a larger matrix (the engine keeps adapters so): fused optimizers write past
+the window's rows, so these have a dense master too.
+
+Gradients of parameters with masters, by the number of backward passes of a step:
+
+    one       the 16-bit gradient is the sum: it stays as it is, and the optimizer gets fp32 copies of
+              a few tensors at a time (BUCKET_BYTES)                            2 bytes a weight
+    several   summed in fp32: after each pass all at once while the 16-bit gradients are small
+              (COLLECTED_BYTES), else tensor by tensor during the pass          4 bytes a weight
+
+The sums are the same numbers either way. Memory of a fully trained weight in bf16: 2 + 4 (master)
++ 8 (AdamW's moments; 2 in 8 bits) + 2 or 4 bytes. 8 billion weights on a 141 GB card with 8-bit
+moments and one micro-batch a step: 16 + 32 + 16 + 16 = 80 GB, and the activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from luthier.train import foreach
+from luthier.train.master_adamw import MasterAdamW
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Weights"]
 
-BUCKET_BYTES = 256 << 20  # large enough that an exchange is bound by bandwidth, small beside a model
+BUCKET_BYTES = 512 << 20  # of fp32 copies and of one exchange: bound by bandwidth, small beside a model
+COLLECTED_BYTES = 2 << 30
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -34,43 +50,108 @@ class Weights:
         self.tensors: dict[str, nn.Parameter] = {}
         """What the optimizer updates: the master where there is one, else the parameter itself."""
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._keeps = False
         for name, parameter in self.live.items():
-            if parameter.dtype in LOW_PRECISION:
-                master = nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+            if parameter.dtype in LOW_PRECISION or not parameter.is_contiguous():
+                master = nn.Parameter(parameter.detach().to(torch.float32, copy=True).contiguous())
                 self.tensors[name] = master
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(_gradient_goes_to(master)))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._moves_to(master)))
             else:
                 self.tensors[name] = parameter
+        small = sum(self.live[name].nbytes for name in self.masters) <= COLLECTED_BYTES
+        self._collects = small
 
     @property
     def masters(self) -> dict[str, nn.Parameter]:
         """The fp32 masters alone; empty when every trained parameter is fp32."""
         return {name: tensor for name, tensor in self.tensors.items() if tensor is not self.live[name]}
 
+    # -- gradients of one step
+
+    def begin(self, *, passes: int, processes: int) -> None:
+        """Before the first of `passes` backward passes of a step on each of `processes` processes."""
+        self._keeps = passes == 1 and processes == 1
+
+    def collect(self) -> None:
+        """After each backward pass: add what is still in 16 bits to the fp32 sums, unless it is the only pass."""
+        if self._keeps:
+            return
+        held = [(master, self.live[name]) for name, master in self.masters.items()]
+        fresh = [(master, live.grad) for master, live in held if live.grad is not None]
+        first = [(master, gradient) for master, gradient in fresh if master.grad is None]
+        later = [(master.grad, gradient) for master, gradient in fresh if master.grad is not None]
+        foreach.add_fp32_([total for total, _ in later], [grad for _, grad in later], most_bytes=BUCKET_BYTES)
+        for (master, _), copy in zip(first, foreach.to_fp32([gradient for _, gradient in first]), strict=True):
+            master.grad = copy
+        for _, live in held:
+            live.grad = None
+
     def gradients(self) -> list[Tensor]:
         """The gradients there are, in the order of the names."""
-        return [tensor.grad for tensor in self.tensors.values() if tensor.grad is not None]
+        return [gradient for _, gradient in self._pairs()]
+
+    def _pairs(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """(what the optimizer updates, its gradient): the master's, or the 16-bit one of the only pass."""
+        found = ((tensor, _gradient(tensor, self.live[name])) for name, tensor in self.tensors.items())
+        return [(tensor, gradient) for tensor, gradient in found if gradient is not None]
 
     def average_over_processes(self, accelerator: Accelerator) -> None:
-        """Average the gradients of masters over processes, in fp32, many tensors in one exchange.
+        """Average all gradients over processes, in fp32, many tensors in one exchange.
 
-        DDP has exchanged the gradients of fp32 parameters already. A process always has a
-        gradient for every trained parameter, because every process runs every micro-batch.
+        A process always has a gradient for every trained parameter, because every process runs
+        every micro-batch.
         """
         if accelerator.num_processes == 1:
             return
-        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        for bucket in _buckets(gradients):
-            flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in bucket]), reduction="mean")
-            parts = flat.split([gradient.numel() for gradient in bucket])
-            for gradient, part in zip(bucket, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
+        for bucket in foreach.buckets(self._pairs(), BUCKET_BYTES):
+            gradients = [gradient for _, gradient in bucket]
+            assert all(gradient.dtype == torch.float32 for gradient in gradients), "16-bit sums are for one process"
+            flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            foreach.copy_(gradients, [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)])
+
+    # -- the update
+
+    def apply(self, optimizer: torch.optim.Optimizer, *, scale: float) -> None:
+        """One step of the optimizer with the gradients times `scale`; then no gradient is left."""
+        if isinstance(optimizer, MasterAdamW):
+            optimizer.step_with(self._pairs(), self._written_at_once(), scale)
+            self._publish([name for name in self.masters if not self.live[name].is_contiguous()])
+            self.zero_grad()
+            return
+        pairs = self._pairs()
+        summed = [(tensor, gradient) for tensor, gradient in pairs if gradient is tensor.grad]
+        kept = [(tensor, gradient) for tensor, gradient in pairs if gradient is not tensor.grad]
+        self._step(summed, optimizer, scale)
+        # Optimizers pass over tensors without a gradient, so a step may come in parts.
+        for bucket in foreach.buckets(kept, BUCKET_BYTES):
+            copies = foreach.to_fp32([gradient for _, gradient in bucket])
+            self._step([(tensor, copy) for (tensor, _), copy in zip(bucket, copies, strict=True)], optimizer, scale)
+        self.publish()
+        self.zero_grad()
+
+    def _step(self, pairs: list[tuple[nn.Parameter, Tensor]], optimizer: torch.optim.Optimizer, scale: float) -> None:
+        if not pairs:
+            return
+        foreach.scale_([gradient for _, gradient in pairs], scale)
+        for tensor, gradient in pairs:
+            tensor.grad = gradient
+        optimizer.step()
+        for tensor, _ in pairs:
+            tensor.grad = None
+
+    def _written_at_once(self) -> dict[nn.Parameter, nn.Parameter]:
+        """The parameter that the optimizer's kernel writes beside each tensor: none that is a window."""
+        pairs = ((tensor, self.live[name]) for name, tensor in self.tensors.items())
+        return {tensor: live if live.is_contiguous() else tensor for tensor, live in pairs}
 
     def publish(self) -> None:
         """Round the masters into the parameters."""
+        self._publish(list(self.masters))
+
+    def _publish(self, names: list[str]) -> None:
         with torch.no_grad():
-            for name, master in self.masters.items():
-                self.live[name].copy_(master)
+            foreach.copy_([self.live[name] for name in names], [self.tensors[name] for name in names])
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take saved values (of exactly these names and shapes) and publish them."""
@@ -91,30 +172,21 @@ class Weights:
             hook.remove()
         self._hooks.clear()
 
+    def _moves_to(self, master: nn.Parameter) -> Callable[[Tensor], None]:
+        """A hook that moves a fresh gradient into the master's and frees it: never two copies of all of them."""
 
-def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbouring tensors in groups of at most BUCKET_BYTES (a larger one is alone)."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        if bucket and size + tensor.nbytes > BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(tensor)
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
+        def move(parameter: Tensor) -> None:
+            if self._keeps or self._collects:
+                return
+            assert parameter.grad is not None
+            if master.grad is None:
+                master.grad = parameter.grad.to(torch.float32)
+            else:
+                master.grad.add_(parameter.grad)
+            parameter.grad = None
+
+        return move
 
 
-def _gradient_goes_to(master: nn.Parameter) -> Callable[[Tensor], None]:
-    """A hook that moves each fresh gradient into the master's and frees it: never two copies of all of them."""
-
-    def move(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = parameter.grad.to(torch.float32)
-        else:
-            master.grad.add_(parameter.grad)
-        parameter.grad = None
-
-    return move
+def _gradient(tensor: nn.Parameter, live: nn.Parameter) -> Tensor | None:
+    return live.grad if tensor.grad is None else tensor.grad

@@ -12,7 +12,7 @@ import torch
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import OutOfMemory
 
-__all__ = ["explain_out_of_memory", "peak_bytes", "reset_peak"]
+__all__ = ["explain_out_of_memory", "out_of_memory", "peak_bytes", "reset_peak", "same_batch", "smaller_batch"]
 
 # What torch's CPU allocator says, as a plain RuntimeError.
 _CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory: you tried to allocate")
@@ -42,38 +42,51 @@ def explain_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[None
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(recipe, device) from error
+        raise out_of_memory(recipe, device) from error
     except RuntimeError as error:
         if not any(text in str(error) for text in _CPU_ALLOCATOR):
             raise
-        raise _out_of_memory(recipe, device) from error
+        raise out_of_memory(recipe, device) from error
 
 
-def _out_of_memory(recipe: Recipe, device: torch.device) -> OutOfMemory:
+def out_of_memory(recipe: Recipe, device: torch.device, *, document: int | None = None) -> OutOfMemory:
+    """The error for a run that cannot go on; `document`: tokens of the single one that did not fit."""
     where = "device" if device.type == "cuda" else "host"
     train = recipe.train
     shape = (
-        f"per_device_train_batch_size {train.per_device_train_batch_size} x {recipe.data.max_length} tokens, "
-        f"gradient_checkpointing {str(train.gradient_checkpointing).lower()}"
+        f"a single document of {document:,} tokens"
+        if document is not None
+        else f"per_device_train_batch_size {train.per_device_train_batch_size} x {recipe.data.max_length} tokens"
     )
     return OutOfMemory(
         code="T440",
-        message=f"{where} memory ran out after {peak_bytes(device) / 2**30:.1f} GiB ({shape})",
-        hint=_smallest_change(recipe),
+        message=(
+            f"{where} memory ran out after {peak_bytes(device) / 2**30:.1f} GiB ({shape}, "
+            f"gradient_checkpointing {str(train.gradient_checkpointing).lower()})"
+        ),
+        hint=(smaller_batch(recipe) if document is None else None) or same_batch(recipe),
     )
 
 
-def _smallest_change(recipe: Recipe) -> str:
-    train = recipe.train
-    batch, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    if isinstance(batch, int) and isinstance(accumulation, int) and batch > 1:
-        half = next(size for size in range(batch // 2, 0, -1) if batch % size == 0)
-        return (
-            f"set `train.per_device_train_batch_size={half}` and "
-            f"`train.gradient_accumulation_steps={accumulation * (batch // half)}`: the same result with less memory"
-        )
-    if train.gradient_checkpointing is not True:
-        return "set `train.gradient_checkpointing=true`: the same result, about a quarter slower"
+def smaller_batch(recipe: Recipe, *, at_most: int | None = None) -> str | None:
+    """The settings for smaller micro-batches of the same step: `at_most` sequences, or half; None: there are none."""
+    batch, accumulation = recipe.train.per_device_train_batch_size, recipe.train.gradient_accumulation_steps
+    if not isinstance(batch, int) or not isinstance(accumulation, int) or batch == 1:
+        return None
+    most = batch // 2 if at_most is None else at_most
+    size = next(size for size in range(most, 0, -1) if batch * accumulation % size == 0)
+    return (
+        f"set `train.per_device_train_batch_size={size}` and "
+        f"`train.gradient_accumulation_steps={batch * accumulation // size}`: the same result with less memory"
+    )
+
+
+def same_batch(recipe: Recipe) -> str:
+    """The smallest change that needs less memory for the same micro-batch."""
+    if recipe.train.gradient_checkpointing is not True:
+        return "set `train.gradient_checkpointing=true`: the same result, about a third slower"
+    if recipe.train.gradient_checkpointing_layers is not None:
+        return "set `train.gradient_checkpointing_layers=null` (all layers): the same result, slower"
     if recipe.method.name == "full":
         return "use `method.name=lora`, or a smaller `data.max_length`"
     if recipe.method.name == "lora":

@@ -14,6 +14,7 @@ import torch
 from luthier.data.batch import collate
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.feed import MicroBatch
+from luthier.train.foreach import total_norm
 from luthier.train.seeds import seed_micro_batch
 
 if TYPE_CHECKING:
@@ -63,6 +64,6 @@ def _guilty(trainer: Trainer, micro_batches: Sequence[MicroBatch], step: int) ->
                 yield "loss", ref.file, ref.line, str(ref)
                 continue
             loss.backward()
-            if not torch.isfinite(torch.nn.utils.get_total_norm(trainer.weights.gradients())):
+            if not torch.isfinite(total_norm(trainer.weights.gradients())):
                 yield "gradient", ref.file, ref.line, str(ref)
     trainer.weights.zero_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from luthier.recipe.schema import TrainSection
 from luthier.runtime.errors import EnvironmentProblem
 
-__all__ = ["decays", "make_optimizer", "parameter_groups"]
+__all__ = ["decays", "expected_state_bytes", "make_optimizer", "parameter_groups"]
 
 
 def decays(name: str, tensor: Tensor) -> bool:
@@ -74,3 +74,26 @@ def _adamw_8bit(
 
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon)
     return optimizer
+
+
+def expected_state_bytes(tensors: Mapping[str, Tensor], optim: str) -> int:
+    """Bytes of the optimizer's state after its first step, by formula.
+
+    AdamW: two fp32 moments. In 8 bits (bitsandbytes): two bytes and two fp32 scales for every 256 elements; tensors
+    of fewer than 4,096 elements as AdamW. Adafactor: fp32 means over rows and over columns of a matrix, else one
+    fp32 moment. Counters and bitsandbytes' two tables are left out.
+    """
+    return sum(_state_bytes(tensor, optim) for tensor in tensors.values())
+
+
+def _state_bytes(tensor: Tensor, optim: str) -> int:
+    elements = int(tensor.numel())
+    if optim == "sgd":
+        return 0
+    if optim == "adafactor":
+        if tensor.ndim < 2:
+            return 4 * elements
+        return 4 * (elements // int(tensor.shape[-1]) + elements // int(tensor.shape[-2]))
+    if optim == "adamw_8bit" and elements >= 4096:
+        return 2 * elements + 2 * 4 * -(-elements // 256)
+    return 8 * elements

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
 
-__all__ = ["optimizer_state", "restore_optimizer"]
+__all__ = ["optimizer_state", "restore_optimizer", "state_bytes"]
 
 Number = int | float | bool | None
 
@@ -64,3 +64,14 @@ def restore_optimizer(
     ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the state there is now; a tensor that many parameters share counts once."""
+    tensors = {
+        value.data_ptr(): value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    }
+    return sum(tensors.values())

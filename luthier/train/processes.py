@@ -20,15 +20,18 @@ def make_accelerator(device: torch.device, *, report_to: list[str], logging_dir:
     """An Accelerator that wraps and communicates, and leaves precision to us.
 
     One process, or one per rank under torchrun (DDP; gloo on CPUs, NCCL on CUDA). No autocast:
-    weights live in the compute type.
+    weights live in the compute type. DDP broadcasts no buffers: they are equal, and a forward pass
+    must not wait for a process that has run out of memory.
     """
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
 
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
         log_with=report_to or None,
         project_dir=logging_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from luthier.train.split import MicroBatchSize
+
 __all__ = ["Best", "Progress", "Window"]
 
 
@@ -53,6 +55,8 @@ class Progress:
     best: Best | None = None
     evaluations_since_best: int = 0
     window: Window = field(default_factory=Window)
+    size: MicroBatchSize | None = None
+    """Of a micro-batch, where memory ran out with the recipe's."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; floats survive exactly."""
@@ -61,8 +65,12 @@ class Progress:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Progress:
         """The inverse of `to_json`."""
-        best = value["best"]
-        return cls(**{**value, "best": Best(**best) if best else None, "window": Window(**value["window"])})
+        best, size = value["best"], value.get("size")
+        parts = {
+            "best": Best(**best) if best else None, "window": Window(**value["window"]),
+            "size": MicroBatchSize(**size) if size else None,
+        }  # fmt: skip
+        return cls(**{**value, **parts})
 
     def judge(self, loss: float, *, threshold: float) -> bool:
         """Take a validation loss of the present step; returns whether it is a new best.

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["TrainResult"]
+from luthier.runs.folder import RunFolder
+from luthier.train.measure import Measured
+from luthier.train.order import Order
+from luthier.train.progress import Progress
+from luthier.train.split import MicroBatchSize
+
+__all__ = ["TrainResult", "make_result"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +39,13 @@ class TrainResult:
     """In optimizer steps, over all sessions of the run."""
     tokens_per_second: float
     trained_tokens_per_second: float
+    """Both over the whole run; medians of this session's steps are in `measured`."""
     peak_bytes: int
     """Of this session and of the process with the highest peak."""
+    measured: Measured
+    """Time and memory of this session."""
+    micro_batch: MicroBatchSize | None
+    """What a micro-batch was in the end, where memory ran out with the recipe's."""
     processes: int
     resumed_from: int | None
     """Step of the checkpoint this session went on from."""
@@ -48,3 +59,24 @@ class TrainResult:
     def to_json(self) -> dict[str, Any]:
         """As plain values, without the list of losses (they are in `metrics.jsonl`)."""
         return {key: value for key, value in asdict(self).items() if key != "losses"}
+
+
+def make_result(
+    run: RunFolder, position: Progress, order: Order, measured: Measured, *,
+    stopped: Literal["finished", "early_stopping"], weights_from: int, processes: int, resumed_from: int | None,
+) -> TrainResult:  # fmt: skip
+    """The record of a finished run from where it ended."""
+    seconds = max(position.seconds, 1e-9)
+    assert position.first_loss is not None and position.last_loss is not None
+    return TrainResult(
+        steps=position.step, total_steps=order.total_steps, stopped=stopped,
+        epochs=order.epochs_after(position.step), first_loss=position.first_loss,
+        final_loss=position.last_loss, eval_loss=position.eval_loss,
+        best_eval_loss=position.best.loss if position.best else None,
+        best_step=position.best.step if position.best else None, weights_from_step=weights_from,
+        tokens=position.tokens, trained_tokens=position.trained_tokens, seconds=position.seconds,
+        tokens_per_second=position.tokens / seconds, trained_tokens_per_second=position.trained_tokens / seconds,
+        peak_bytes=measured.peak_bytes, measured=measured, micro_batch=position.size, processes=processes,
+        resumed_from=resumed_from, checkpoint=f"checkpoints/step-{position.step}", final="final",
+        losses=tuple((line["step"], line["loss"]) for line in run.read_lines("metrics.jsonl") if "loss" in line),
+    )  # fmt: skip

@@ -2,8 +2,9 @@
 
 Each turn of `run_to_end` first does what the present step still owes (validation, checkpoint),
 then takes the next step. A resumed run enters at the same place, so it owes and does the same.
-Steps come in the order of `order.py`, also the first: a step with the largest micro-batch first
-would find a lack of memory sooner, but the result would depend on it.
+Steps come in the order of `order.py`, also the first; whether the largest micro-batch fits is
+found out before it (`calibrate.py`), and if one does not fit after all, its step runs again in
+smaller ones (`halve.py`).
 """
 
 from __future__ import annotations
@@ -22,16 +23,22 @@ from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
 from luthier.runtime.errors import Interrupted
 from luthier.train import trackers
+from luthier.train.calibrate import Calibration, calibrate
 from luthier.train.checkpoint import checkpoint_path, require_valid
-from luthier.train.feed import Feed
+from luthier.train.halve import Halving
+from luthier.train.measure import Clock
 from luthier.train.memory import peak_bytes, reset_peak
+from luthier.train.optim import expected_state_bytes
 from luthier.train.order import Order
+from luthier.train.predicted import calibration_line, predicted, write_measured
+from luthier.train.prefetch import Batches
 from luthier.train.processes import on_main
 from luthier.train.progress import Progress, Window
-from luthier.train.result import TrainResult
+from luthier.train.result import TrainResult, make_result
 from luthier.train.setup import batch_shape, interval
 from luthier.train.signals import Stop
 from luthier.train.snapshot import load_weights, take
+from luthier.train.split import TooLarge
 from luthier.train.step import Abandoned, Trainer, Update, update
 from luthier.train.validate import validate
 
@@ -46,12 +53,16 @@ class Running:
     recipe: Recipe
     run: RunFolder
     order: Order
-    feed: Feed
+    batches: Batches
     validation: Sequence[Example]
     stop: Stop
     position: Progress
     identity: dict[str, Any]
     resumed_from: int | None
+    clock: Clock
+    calibrates: bool
+    """Measure the largest micro-batch before the first step."""
+    calibration: Calibration | None = None
     saved_step: int | None = None
     agreed_to_stop: bool = False
     """Some process was asked to stop (known to all after each step)."""
@@ -66,6 +77,8 @@ class Running:
         total, start = self.order.total_steps, self.position.step
         self.saved_step = self.resumed_from
         self._announce()
+        if self.calibrates and start < total:
+            self._calibrate()
         reset_peak(self.trainer.accelerator.device)
         with progress("training", total - start, "steps") as bar:
             try:
@@ -90,18 +103,41 @@ class Running:
     def _one_step(self, bar: Bar) -> None:
         position = self.position
         started = time.perf_counter()
-        done = update(
-            self.trainer, self.feed.step(position.step), step=position.step, stop_requested=lambda: self.stop.requested
-        )
+        done = self._update()
         seconds = time.perf_counter() - started
         self.agreed_to_stop = done.stop
         position.step += 1
         _add_up(position, done, seconds)
+        self.clock.add(seconds, tokens=done.tokens, trained_tokens=done.trained_tokens)
         if position.step % self.recipe.train.logging_steps == 0 or position.step == self.order.total_steps:
             self._write_metrics(done)
         bar.advance(
             say=f"loss {done.loss:.4f}  lr {done.learning_rate:.2e}  {done.tokens / max(seconds, 1e-9):,.0f} tok/s"
         )
+
+    def _update(self) -> Update:
+        """The present step, in micro-batches that fit into memory."""
+        step = self.position.step
+        while True:
+            try:
+                micro_batches = self.batches.take(step)
+                return update(self.trainer, micro_batches, step=step, stop_requested=lambda: self.stop.requested)
+            except TooLarge as error:
+                failed = error.failed
+            self._halving().halve(failed, during=f"step {step + 1}")
+
+    def _halving(self) -> Halving:
+        return Halving(
+            batches=self.batches, position=self.position, recipe=self.recipe, run=self.run, is_main=self.is_main
+        )
+
+    def _calibrate(self) -> None:
+        trainer, remaining = self.trainer, self.order.total_steps - self.position.step
+        moments = expected_state_bytes(trainer.weights.tensors, self.recipe.train.optim)
+        self.calibration = calibrate(trainer, self._halving(), moments=moments)
+        note(f"  {calibration_line(self.calibration, predicted(self.run), steps=remaining)}")
+        if self.is_main:
+            self.run.event("calibrated", step=self.position.step, **self.calibration.to_json())
 
     def _write_metrics(self, done: Update) -> None:
         position, window = self.position, self.position.window
@@ -178,7 +214,7 @@ class Running:
         return patience is not None and self.position.evaluations_since_best >= patience
 
     def _tokens_per_batch(self) -> int:
-        return batch_shape(self.recipe.train)[0] * self.recipe.data.max_length
+        return self.batches.size.sequences * self.recipe.data.max_length
 
     def choose_weights(self) -> int:
         """Load the best checkpoint if the recipe says so; returns the step whose weights are in the model."""
@@ -214,25 +250,16 @@ class Running:
         trackers.log(self.trainer.accelerator, {k: v for k, v in line.items() if k != "step"}, step=line["step"])
 
     def result(self, stopped: Literal["finished", "early_stopping"], weights_from: int) -> TrainResult:
-        """The record of the finished run."""
-        position = self.position
-        lines = [line for line in self.run.read_lines("metrics.jsonl") if "loss" in line]
-        seconds = max(position.seconds, 1e-9)
-        assert position.first_loss is not None and position.last_loss is not None
+        """The record of the finished run; what was measured goes into `measured.json` too."""
+        measured = self.clock.measured(peak_bytes=_peak(self.trainer), calibration=self.calibration)
         if self.is_main:
-            self.run.event("training_finished", step=position.step, stopped=stopped, weights_from_step=weights_from)
-        return TrainResult(
-            steps=position.step, total_steps=self.order.total_steps, stopped=stopped,
-            epochs=self.order.epochs_after(position.step), first_loss=position.first_loss,
-            final_loss=position.last_loss, eval_loss=position.eval_loss,
-            best_eval_loss=position.best.loss if position.best else None,
-            best_step=position.best.step if position.best else None, weights_from_step=weights_from,
-            tokens=position.tokens, trained_tokens=position.trained_tokens, seconds=position.seconds,
-            tokens_per_second=position.tokens / seconds,
-            trained_tokens_per_second=position.trained_tokens / seconds,
-            peak_bytes=_peak(self.trainer), processes=self.trainer.world_size, resumed_from=self.resumed_from,
-            checkpoint=f"checkpoints/step-{position.step}", final="final",
-            losses=tuple((line["step"], line["loss"]) for line in lines),
+            write_measured(self.run, measured)
+            self.run.event(
+                "training_finished", step=self.position.step, stopped=stopped, weights_from_step=weights_from
+            )
+        return make_result(
+            self.run, self.position, self.order, measured, stopped=stopped, weights_from=weights_from,
+            processes=self.trainer.world_size, resumed_from=self.resumed_from,
         )  # fmt: skip
 
 

@@ -3,17 +3,18 @@
 The loss of a step is a sum over every trained token of every micro-batch of every process,
 divided by the sum of their weights:  L = sum_i w_i nll_i / sum_i w_i. The divisor is known
 before the first forward pass, so each micro-batch contributes its share and the gradients just
-add up. DistributedDataParallel averages gradients over processes; multiplying by their number
-turns that back into a sum.
+add up. Processes average their gradients after their last micro-batch; multiplying by their
+number turns that back into a sum.
 
-A step that is not finite never reaches the weights.
+The host waits for the device once a step: norm, losses and counts come in one transfer. A step
+that is not finite never reaches the weights, and one that ran out of memory never happened.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,16 +23,18 @@ from torch import Tensor, nn
 
 from luthier.fast.engine import Engine
 from luthier.runtime.errors import RunFailed
+from luthier.train import foreach
 from luthier.train.feed import MicroBatch
 from luthier.train.masters import Weights
 from luthier.train.nonfinite import report_non_finite
 from luthier.train.schedule import Schedule
 from luthier.train.seeds import seed_micro_batch
+from luthier.train.split import require_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Abandoned", "Trainer", "Update", "all_sum", "update"]
+__all__ = ["Abandoned", "Trainer", "Update", "all_sum", "forward_backward", "update"]
 
 
 class Abandoned(Exception):
@@ -89,6 +92,7 @@ def update(
 
     Raises:
         RunFailed: loss or gradient is not finite on some process, or nothing has weight; nothing was updated.
+        TooLarge: a micro-batch did not fit into the memory of some process; nothing was updated.
         Abandoned: a stop was asked for before the last micro-batch (one process only); nothing was updated.
     """
     # 1. How much does the whole step weigh?
@@ -97,29 +101,28 @@ def update(
         raise RunFailed(code="T411", message=f"the rows of step {step + 1} have a total loss weight of {weight_sum}")
     scale = trainer.world_size / weight_sum
 
-    # 2. Gradients of all micro-batches add up; processes exchange them once, at the last.
-    losses: list[Tensor] = []
-    corrects: list[Tensor] = []
+    # 2. Gradients of all micro-batches add up. If one does not fit into memory, all of the step is given up.
+    trainer.weights.begin(passes=len(micro_batches), processes=trainer.world_size)
+    losses, corrects, too_large = [], [], None
     for item in micro_batches:
         if stop_requested() and trainer.world_size == 1:
             trainer.weights.zero_grad()
             raise Abandoned
-        seed_micro_batch(seed=trainer.seed, step=step, micro_batch=item.index, rank=trainer.accelerator.process_index)
-        batch = item.batch.to(trainer.accelerator.device)
-        with _gradient_exchange(trainer, last=item.index == len(micro_batches) - 1):
-            sums = trainer.engine.loss(batch, label_smoothing=trainer.label_smoothing)
-            (sums.loss * scale).backward()
-        losses.append(sums.loss.detach())
-        corrects.append(sums.correct)
+        try:
+            loss, correct = forward_backward(trainer, item, step=step, scale=scale)
+        except torch.OutOfMemoryError:
+            too_large = item
+            break
+        losses.append(loss)
+        corrects.append(correct)
+    require_memory(trainer, too_large)
     trainer.weights.average_over_processes(trainer.accelerator)
 
-    # 3. Norm of the whole gradient, and the sums of all processes.
-    norm = torch.nn.utils.get_total_norm(trainer.weights.gradients())
-    grad_norm = float(norm)
-    loss_per_micro_batch = torch.stack(losses).tolist()
+    # 3. Norm of the whole gradient and what the device counted, in one transfer; then the sums of all processes.
+    grad_norm, loss_per_micro_batch, correct_here = _fetch(trainer, losses, corrects)
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
-    loss_sum, correct, tokens, trained_tokens, stop, not_finite = all_sum(trainer, [
-        math.fsum(loss_per_micro_batch) if finite else 0.0, float(torch.stack(corrects).sum()),
+    loss_sum, correct_sum, tokens, trained_tokens, stop, not_finite = all_sum(trainer, [
+        math.fsum(loss_per_micro_batch) if finite else 0.0, correct_here,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
         float(stop_requested()), float(not finite),
     ])  # fmt: skip
@@ -129,16 +132,24 @@ def update(
         report_non_finite(trainer, micro_batches, step=step)
 
     # 5. Clip, set the rate of this step, update, round masters into the weights.
-    if trainer.max_grad_norm > 0.0:
-        torch.nn.utils.clip_grads_with_norm_(trainer.weights.tensors.values(), trainer.max_grad_norm, norm)
     learning_rate = trainer.schedule.set(step)
-    trainer.optimizer.step()
-    trainer.weights.publish()
-    trainer.weights.zero_grad()
+    trainer.weights.apply(trainer.optimizer, scale=_clipping(grad_norm, trainer.max_grad_norm))
     return Update(
         loss_sum=loss_sum, weight_sum=weight_sum, grad_norm=grad_norm, learning_rate=learning_rate,
-        correct=round(correct), tokens=round(tokens), trained_tokens=round(trained_tokens), stop=stop > 0.0,
+        correct=round(correct_sum), tokens=round(tokens), trained_tokens=round(trained_tokens), stop=stop > 0.0,
     )  # fmt: skip
+
+
+def forward_backward(trainer: Trainer, item: MicroBatch, *, step: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Add one micro-batch's share to the gradients; returns (loss sum, correct count), still on the device."""
+    seed_micro_batch(seed=trainer.seed, step=step, micro_batch=item.index, rank=trainer.accelerator.process_index)
+    batch = item.batch.to(trainer.accelerator.device)
+    # Never DDP's exchange in the middle of a backward pass: a process without memory could not take part in it.
+    with trainer.accelerator.no_sync(trainer.wrapper) if trainer.world_size > 1 else nullcontext():
+        sums = trainer.engine.loss(batch, label_smoothing=trainer.label_smoothing)
+        (sums.loss * scale).backward()
+    trainer.weights.collect()
+    return sums.loss.detach(), sums.correct
 
 
 def all_sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
@@ -150,9 +161,16 @@ def all_sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
     return summed
 
 
-def _gradient_exchange(trainer: Trainer, *, last: bool) -> AbstractContextManager[None]:
-    """DDP exchanges gradients in the last backward pass; masters are summed afterwards, in fp32."""
-    if trainer.world_size == 1 or (last and not trainer.weights.masters):
-        return nullcontext()
-    context: AbstractContextManager[None] = trainer.accelerator.no_sync(trainer.wrapper)
-    return context
+def _fetch(trainer: Trainer, losses: Sequence[Tensor], corrects: Sequence[Tensor]) -> tuple[float, list[float], float]:
+    """(norm of the gradient, loss of each micro-batch, correct targets) in one transfer to the host."""
+    gradients = trainer.weights.gradients()
+    norm = foreach.total_norm(gradients) if gradients else torch.zeros_like(losses[0])
+    # float64 holds every count exactly; MPS has none, and no micro-batch of 2^24 tokens either.
+    kind = torch.float32 if norm.device.type == "mps" else torch.float64
+    fetched: list[float] = torch.stack([value.to(kind) for value in (norm, *losses, *corrects)]).tolist()
+    return fetched[0], fetched[1 : 1 + len(losses)], math.fsum(fetched[1 + len(losses) :])
+
+
+def _clipping(grad_norm: float, max_grad_norm: float) -> float:
+    """What the gradients are multiplied by: 1, or max_grad_norm / (norm + 1e-6) as torch's clip_grad_norm_ has it."""
+    return min(1.0, max_grad_norm / (grad_norm + 1e-6)) if max_grad_norm > 0.0 else 1.0

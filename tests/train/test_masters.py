@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from luthier.train.masters import Weights, _buckets
+from luthier.recipe.schema import TrainSection
+from luthier.train import foreach, masters
+from luthier.train.checkpoint import load_tensors
+from luthier.train.masters import Weights
+from luthier.train.optim import make_optimizer
 from tests.support.tiny import tiny_model
-from tests.train.support import FULL, LORA, resolved, train
+from tests.train.support import FULL, LORA, distance, resolved, train
 
 
 def test_small_updates_reach_bf16_weights(tmp_path):
@@ -15,8 +20,6 @@ def test_small_updates_reach_bf16_weights(tmp_path):
     start = {name: p.detach().float().clone() for name, p in model.named_parameters()}
     recipe = resolved(method=FULL, learning_rate=1e-5, max_steps=20)
     train(tmp_path, recipe=recipe, model=model)
-    from luthier.train.checkpoint import load_tensors
-
     masters = load_tensors(tmp_path / "checkpoints/step-20", "trainable")
     assert all(tensor.dtype == torch.float32 for tensor in masters.values())
     moved = sum(int((masters[name] != start[name]).sum()) for name in masters)
@@ -34,16 +37,70 @@ def test_fp32_weights_need_no_master():
     assert all(weights.tensors[name] is weights.live[name] for name in weights.live)
 
 
-def test_gradients_of_several_backward_passes_are_summed_in_fp32():
+@pytest.mark.parametrize("collected_bytes", [0, 1 << 30], ids=["tensor by tensor", "all at once"])
+def test_gradients_of_several_backward_passes_are_summed_in_fp32(monkeypatch, collected_bytes):
+    monkeypatch.setattr(masters, "COLLECTED_BYTES", collected_bytes)
     layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
     weights = Weights(layer)
-    inputs = [torch.full((1, 4), value, dtype=torch.bfloat16) for value in (1.0, 2**-9)]
-    for value in inputs:
-        layer(value).sum().backward()
-    assert layer.weight.grad is None, "no second copy of the gradient is kept"
-    gradient = weights.tensors["weight"].grad
+    weights.begin(passes=2, processes=1)
+    for value in (1.0, 2**-9):
+        layer(torch.full((1, 4), value, dtype=torch.bfloat16)).sum().backward()
+        assert (layer.weight.grad is None) == (collected_bytes == 0), "moved in the pass, or after it"
+        weights.collect()
+        assert layer.weight.grad is None, "no second copy of the gradient is kept"
     # 1 + 2^-9 needs 10 bits: a bf16 sum (8 bits) would have lost the second pass.
-    assert torch.equal(gradient, torch.full((3, 4), 1.0 + 2**-9))
+    assert torch.equal(weights.gradients()[0], torch.full((3, 4), 1.0 + 2**-9))
+
+
+def test_the_gradient_of_the_only_pass_stays_in_16_bits():
+    layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
+    weights = Weights(layer)
+    weights.begin(passes=1, processes=1)
+    layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+    weights.collect()
+    assert weights.gradients()[0] is layer.weight.grad
+    assert weights.tensors["weight"].grad is None, "2 bytes a weight, not 6"
+
+
+def test_with_several_processes_even_one_pass_is_summed_in_fp32():
+    layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
+    weights = Weights(layer)
+    weights.begin(passes=1, processes=2)
+    layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+    weights.collect()
+    assert weights.gradients()[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_8bit", "adafactor", "sgd"])
+@pytest.mark.parametrize("batch", [8, 4], ids=["one pass", "two passes"])
+def test_a_step_of_the_optimizer_in_parts_is_the_same_step(tmp_path, monkeypatch, optim, batch):
+    """One part, and one for each tensor: bit for bit, clipping at work."""
+    settings = {"optim": optim, "max_steps": 4, "per_device_train_batch_size": batch, "max_grad_norm": 0.05}
+    settings |= {"gradient_accumulation_steps": 8 // batch, "learning_rate": 1.0 if optim == "sgd" else 1e-2}
+    runs = []
+    for size in (1, 1 << 30):
+        monkeypatch.setattr(masters, "BUCKET_BYTES", size)
+        recipe = resolved(method=FULL, **settings)
+        runs.append(train(tmp_path / str(size), recipe=recipe, model=tiny_model().to(torch.bfloat16)))
+    assert distance(*runs) == 0.0
+    assert runs[0].metrics == runs[1].metrics
+    assert runs[0].moved > 1e-4
+    held = [load_tensors(run.folder.path / "checkpoints/step-4", "trainable") for run in runs]
+    assert all(torch.equal(held[0][name], held[1][name]) for name in held[0])
+
+
+def test_one_pass_and_several_differ_by_rounding_of_16_bit_gradients_only(tmp_path):
+    runs = [
+        train(tmp_path / str(b), recipe=resolved(method=FULL, max_steps=3, per_device_train_batch_size=b,
+              gradient_accumulation_steps=8 // b), model=tiny_model().to(torch.bfloat16))
+        for b in (8, 2)
+    ]  # fmt: skip
+    held = [load_tensors(run.folder.path / "checkpoints/step-3", "trainable") for run in runs]
+    start = {name: tensor.float() for name, tensor in runs[0].start.items()}
+    moved = torch.cat([(held[0][name] - start[name]).flatten() for name in start])
+    apart = torch.cat([(held[0][name] - held[1][name]).flatten() for name in start])
+    assert moved.norm() > 0.1
+    assert apart.norm() <= 0.1 * moved.norm()
 
 
 def test_frozen_weights_are_left_alone(tmp_path):
@@ -65,8 +122,34 @@ def test_hooks_are_removed_at_the_end():
     assert layer.weight.grad is not None
 
 
-def test_buckets_keep_order_and_every_tensor(monkeypatch):
-    monkeypatch.setattr("luthier.train.masters.BUCKET_BYTES", 40)
-    tensors = [torch.zeros(n) for n in (3, 3, 4, 20, 1)]
-    buckets = list(_buckets(tensors))
-    assert [[t.numel() for t in bucket] for bucket in buckets] == [[3, 3, 4], [20], [1]]
+def test_buckets_keep_order_and_every_tensor():
+    pairs = [(torch.zeros(n), torch.zeros(n)) for n in (3, 3, 4, 20, 1)]
+    buckets = list(foreach.buckets(pairs, 40))
+    assert [[one.numel() for one, _ in bucket] for bucket in buckets] == [[3, 3, 4], [20], [1]]
+
+
+def test_the_norm_of_16_bit_gradients_is_summed_in_fp32():
+    """A bf16 result would be 5,120: 3 significant digits."""
+    gradients = [torch.full((1000, 1000), value, dtype=torch.bfloat16) for value in (1.0, 5.0)]
+    gradients.append(torch.full((10,), 3.0))
+    expected = (1e6 * 26 + 90) ** 0.5
+    assert float(foreach.total_norm(gradients)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adamw_8bit"])
+def test_a_parameter_that_is_a_window_on_a_matrix_leaves_its_surroundings_alone(optim):
+    """The engine keeps adapters as windows; torch's fused AdamW on a CPU wrote over what is beside them."""
+    matrix = torch.arange(64.0 * 96).reshape(64, 96) / 1000
+    layer = torch.nn.Linear(80, 60, bias=False)
+    layer.weight = torch.nn.Parameter(matrix[2:62, 8:88])
+    before = matrix.clone()
+    weights = Weights(layer)
+    optimizer = make_optimizer(weights.tensors, TrainSection(optim=optim), learning_rate=1e-2)
+    weights.begin(passes=1, processes=1)
+    layer(torch.ones(1, 80)).sum().backward()
+    weights.collect()
+    weights.apply(optimizer, scale=1.0)
+    changed = matrix != before
+    assert bool(changed[2:62, 8:88].all())
+    changed[2:62, 8:88] = False
+    assert not changed.any()

@@ -1,0 +1,57 @@
+"""AdamW over masters and parameters at once: one pass reads the gradient and writes master, moments and parameter.
+
+The state is torch.optim.AdamW's (`step`, `exp_avg`, `exp_avg_sq`), so a checkpoint of one can be
+resumed by the other. 16-bit gradients are read as they are; nothing is copied and nothing waits
+for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from luthier.fast.kernels.adamw import adamw_
+
+__all__ = ["MasterAdamW"]
+
+
+class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
+    """`step_with` instead of `step`; groups, rates and state as torch's."""
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step_with(
+        self, pairs: Sequence[tuple[nn.Parameter, Tensor]], live: Mapping[nn.Parameter, nn.Parameter], scale: float
+    ) -> None:
+        """One step.
+
+        Args:
+            pairs: Tensors of the groups, each with its gradient in any floating type.
+            live: The parameter that gets each tensor's value rounded; the tensor itself where there is none.
+            scale: What the gradients are multiplied by.
+        """
+        gradients = dict(pairs)
+        for group in self.param_groups:
+            by_step: dict[int, list[nn.Parameter]] = {}
+            for tensor in group["params"]:
+                if tensor in gradients:
+                    by_step.setdefault(self._advance(tensor), []).append(tensor)
+            for step, tensors in by_step.items():
+                states = [self.state[tensor] for tensor in tensors]
+                adamw_(
+                    tensors, [live[tensor] for tensor in tensors], [gradients[tensor] for tensor in tensors],
+                    [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states],
+                    lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
+                    step=step, grad_scale=scale,
+                )  # fmt: skip
+
+    def _advance(self, tensor: nn.Parameter) -> int:
+        """Number of this step for the tensor, from 1; its counter is in host memory, as torch keeps it."""
+        state = self.state[tensor]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+        state["step"] += 1
+        return int(state["step"])
