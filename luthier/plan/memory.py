@@ -124,7 +124,9 @@ def _moments(sizes: Sizes, setting: Setting, *, head: int, gradients: int) -> di
         transient = 0
     head_gradient = 4 * sizes.head if sizes.trained_head else 0
     early = gradients if setting.accumulate > 1 else min(gradients, head_gradient)
-    last = kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) * setting.micro_tokens
+    # The lowest layer of the backward pass is the last to give up what it kept.
+    policy = "layer" if setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer else setting.rest
+    last = kept_bytes_per_token(sizes, policy, setting.dtype_bytes) * setting.micro_tokens
     return {
         "loss": {"gradients": early if setting.accumulate > 1 else 0, "activations": activations, "transient": 0,
                  "logits": head},

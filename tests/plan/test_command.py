@@ -1,0 +1,137 @@
+"""Contract: `luthier plan` answers for any known model, without hub, weights, GPU or torch, in about a second."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from luthier.pipeline.run import run_recipe
+from luthier.plan.calibrate import Measured, calibration_file, record
+from luthier.public import load_recipe, plan
+from luthier.runtime.env import read_env
+from tests.support.tiny import conversations, save_tiny
+
+
+def luthier(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = (
+        "import sys; from luthier.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "heavy = [name for name in ('torch', 'transformers', 'peft', 'datasets', 'scipy') if name in sys.modules]\n"
+        "print('HEAVY', heavy, file=sys.stderr); sys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: {name_or_path: meta-llama/Llama-3.1-8B}\n"
+        "data: {train: [{path: org/set-on-a-hub}]}\n"
+        f"output_dir: {tmp_path / 'run'}\n"
+    )
+    return path
+
+
+def test_a_hub_model_and_hub_data_need_neither_network_nor_torch(recipe, tmp_path):
+    started = time.perf_counter()
+    done = luthier("plan", str(recipe), "--gpu", "L4 24GB", "--json", LUTHIER_CACHE=str(tmp_path / "cache"))
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0 and "HEAVY []" in done.stderr, done.stderr
+    value = json.loads(done.stdout)
+    assert (value["fits"], value["device"], value["parameters"]) == (True, "L4", 8_030_261_248)
+    assert "table that ships" in value["model"] and "assumed" in value["data"]
+    assert sum(value["memory"]["parts"].values()) == value["memory"]["total"] <= value["memory"]["device"]
+    assert sum(value["time"]["parts"].values()) == pytest.approx(value["time"]["seconds_per_step"])
+    assert seconds < 6.0  # 0.6 on an idle machine; the CPU seconds are bounded in tests/cli/test_start.py
+
+
+def test_the_table_says_how_each_number_is_known(recipe):
+    done = luthier("plan", str(recipe), "--gpu", "H200", "--num-gpus", "2", "--rows", "1000", "--mean-tokens", "250")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for words in (
+        "exact: parameters x bytes", "formula: what the layers keep", "stated constant", "of 139.80 on H200: fits",
+        "1,000 rows, 250 tokens a row", "tokens/s", "MFU", "the whole step at once", "other settings:", "disk: base",
+        "takes one process so far",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_what_does_not_fit_is_told_with_changes(recipe):
+    done = luthier("plan", str(recipe), "--gpu", "A100 80GB", "method.name=full")
+    assert done.returncode == 0, done.stderr
+    assert "does not fit" in done.stdout and "method.name=lora:" in done.stdout
+    share = luthier("plan", str(recipe), "--gpu", "H100", "--gpu-memory-gib", "20", "--json")
+    assert json.loads(share.stdout)["memory"]["device"] == 20 * 2**30
+    unlisted = luthier("plan", str(recipe), "--gpu-memory-gib", "48", "--json")
+    assert "rates of RTXA6000 assumed" in json.loads(unlisted.stdout)["device_found"]
+
+
+def test_wrong_options_are_refused(recipe):
+    done = luthier("plan", str(recipe), "--gpu", "H20")
+    assert done.returncode == 2 and 'did you mean "H200"' in done.stderr
+    assert luthier("plan", str(recipe), "--num-gpus", "0").returncode == 2
+
+
+# -- the plan of a run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("base"))
+
+
+def _run(base, tmp_path, **train):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in conversations(24)))
+    recipe = load_recipe(
+        {
+            "model": {"name_or_path": str(base)},
+            "data": {"train": [{"path": str(rows)}], "max_length": 256},
+            "train": {"max_steps": 2, "tokens_per_step": 400, **train},
+            "export": {"merge": False},
+            "output_dir": str(tmp_path / "run"),
+        }
+    )
+    run_recipe(recipe, only=("data", "train"))
+    return recipe, json.loads((tmp_path / "run" / "plan.json").read_text())
+
+
+def test_a_run_keeps_its_plan(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    recipe, value = _run(base, tmp_path)
+    assert value["fits"] is True
+    assert sum(value["memory"]["parts"].values()) == value["memory"]["total"]
+    assert value["memory"]["peak"] > 400 * 2**20 and value["time"]["seconds_per_step"] > 0
+    assert value["data"].startswith("exact")
+    resolved = (tmp_path / "run" / "resolved.yaml").read_text()
+    size = value["setting"]["per_device_train_batch_size"]
+    assert f"per_device_train_batch_size: {size}  # at most 1,024 tokens" in resolved
+    assert "gradient_checkpointing: false  # the step needs" in resolved
+    # The public function says the same of the finished data stage.
+    again = plan(recipe)
+    assert again.predicted()["key"] == value["predicted"]["key"]
+    assert (again.tokens, again.steps) == (value["time"]["tokens"], value["time"]["steps"])
+
+
+def test_a_run_that_goes_on_keeps_its_decisions(base, tmp_path, monkeypatch):
+    """Another run's measurements in between would shrink the plan; the stored decision stands."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    _, first = _run(base, tmp_path)
+    said = first["predicted"]
+    huge = Measured(peak_bytes=2 * said["peak_bytes"], seconds_per_step=9 * said["seconds_per_step"])
+    record(calibration_file(read_env().cache_dir), said, huge)
+    (tmp_path / "run" / "stages" / "train.json").unlink()
+    _, second = _run(base, tmp_path)
+    assert second["decision"] == first["decision"] and second["fingerprint"] == first["fingerprint"]
+    assert second["predicted"]["correction"]["runs"] >= 1
+    _, other = _run(base, tmp_path, seed=1)
+    assert other["fingerprint"] != first["fingerprint"]

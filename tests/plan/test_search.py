@@ -1,0 +1,207 @@
+"""Contract: the plan takes the fastest setting that fits, says why, and names changes that really make it fit."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.plan.devices import DEVICES, find_device
+from luthier.plan.known import known_model
+from luthier.plan.machine import with_memory
+from luthier.plan.request import make_request
+from luthier.plan.search import evaluate, first_fit, make_plan, search
+from luthier.plan.setting import Setting
+from luthier.recipe.facts import Facts
+from luthier.recipe.resolve import resolve
+from tests.plan.support import documents, recipe, request
+
+GIB = 2**30
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["SmolLM2-135M", "Llama-3.2-1B", "Qwen2.5-7B", "Llama-3.1-8B", "gemma-2-2b", "Qwen3-14B"]),
+    method=st.sampled_from(
+        [{"name": "full"}, {"name": "lora"}, {"name": "qlora"}, {"name": "freeze", "last_n_layers": 3}]
+    ),
+    gib=st.floats(4, 200),
+    tokens=st.sampled_from([2_048, 16_384, 65_536]),
+    layers=st.integers(1, 60),
+)
+def test_whatever_fits_is_found(name, method, gib, tokens, layers):
+    """No setting by brute force fits when the plan says that none does, and none that fits is much faster."""
+    asked = request(method, name=name, tokens_per_step=tokens)
+    asked = replace(asked, device=with_memory(DEVICES["H200"], gib))
+    plan = make_plan(asked)
+    assert plan.fits == plan.chosen.fits == (plan.chosen.needed_bytes <= plan.chosen.available_bytes)
+    policies = [("none", None), ("selective", None), ("layer", None), ("layer", layers), ("selective", layers)]
+    if not asked.sizes.fast:
+        policies = [("none", None), ("layer", None), ("layer", layers)]
+    brute = []
+    for budget, split in asked.splits():
+        for base in asked.bases:
+            for policy, count in policies:
+                setting = Setting(
+                    micro_tokens=split.per_device_train_batch_size * 1024, recompute=policy, recompute_layers=count,
+                    base=base, accumulate=split.gradient_accumulation_steps,
+                )  # fmt: skip
+                brute.append(evaluate(asked, setting, budget=budget, split=split))
+    fitting = [candidate for candidate in brute if candidate.fits]
+    assert plan.fits or not fitting
+    if fitting:
+        fastest = min(candidate.seconds_per_token for candidate in fitting)
+        assert plan.chosen.seconds_per_token <= 1.011 * fastest
+
+
+def test_no_recompute_on_a_big_card_and_some_on_a_small_one():
+    big, small = make_plan(request(gpu="H200")), make_plan(request(gpu="RTX4090", tokens_per_step=131_072))
+    assert big.chosen.setting.recompute == "none" and big.fits
+    assert small.fits and small.chosen.needed_bytes <= small.request.device.memory_bytes
+    assert small.chosen.setting.recompute != "none" or small.chosen.setting.micro_tokens < 4_096
+
+
+def test_a_4_bit_base_is_kept_unpacked_where_there_is_room():
+    roomy, tight = make_plan(request({"name": "qlora"})), make_plan(request({"name": "qlora"}, gpu="L4"))
+    assert roomy.decision().dequantize_base is True
+    assert tight.fits and tight.decision().dequantize_base is False
+    assert "does not fit" in tight.reasons["model.dequantize_base"]
+    fixed = make_plan(request({"name": "qlora"}, model={"dequantize_base": False}))
+    assert fixed.chosen.setting.base == "nf4"
+
+
+def test_what_the_recipe_fixes_is_kept():
+    plan = make_plan(request(gradient_checkpointing="selective", gradient_checkpointing_layers=7))
+    assert (plan.chosen.setting.recompute, plan.chosen.setting.recompute_layers) == ("selective", 7)
+    plan = make_plan(request(tokens_per_step="auto", per_device_train_batch_size=3, gradient_accumulation_steps=5))
+    assert (plan.chosen.split.per_device_train_batch_size, plan.chosen.split.gradient_accumulation_steps) == (3, 5)
+    assert plan.chosen.setting.micro_tokens == 3 * 1024
+    assert make_plan(request(model={"quantization": "fp8"})).chosen.setting.base == "fp8"
+
+
+def test_fp8_is_faster_than_bf16_and_never_chosen_unasked():
+    assert {candidate.setting.base for candidate in search(request())} == {"plain"}
+    assert (
+        make_plan(request(model={"quantization": "fp8"})).chosen.tokens_per_second
+        > 1.2 * make_plan(request()).chosen.tokens_per_second
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "gpu", "train"),
+    [
+        ({"name": "full"}, "H100", {}), ({"name": "lora"}, "L4", {"gradient_checkpointing": False}),
+        ({"name": "lora"}, "T4", {}), ({"name": "full"}, "RTX4090", {"optim": "adamw_8bit"}),
+        ({"name": "lora"}, "RTX4090", {"tokens_per_step": "auto", "per_device_train_batch_size": 16}),
+        ({"name": "freeze", "last_n_layers": 8}, "L4", {}),
+    ],
+)  # fmt: skip
+def test_each_remedy_makes_it_fit(method, gpu, train):
+    asked = request(method, gpu=gpu, **train)
+    plan = make_plan(asked)
+    assert not plan.fits
+    assert plan.remedies
+    for remedy in plan.remedies:
+        assert first_fit(_changed(asked, remedy.change)) is not None, remedy
+
+
+def _changed(asked, change):
+    """The request with a remedy's words taken by hand."""
+    if change.startswith("--num-gpus "):
+        return replace(asked, num_gpus=int(change.split()[1]))
+    if change.startswith("--gpu "):
+        return replace(asked, device=find_device(change.split()[1]))
+    key, value = change.split(" instead of ")[0].split("=")
+    section, name = key.split(".")
+    if name == "tokens_per_step":
+        wanted = recipe({"name": "lora"}, tokens_per_step=int(value))
+        return make_request(wanted, asked.sizes.shape, asked.documents, asked.device)
+    if section == "method":
+        wanted = asked.recipe.model_copy(update={"method": type(asked.recipe.method)(name=value)})
+        return make_request(wanted, asked.sizes.shape, asked.documents, asked.device)
+    if section == "data":
+        part = asked.recipe.data.model_copy(update={name: int(value)})
+        wanted = asked.recipe.model_copy(update={"data": part})
+        return make_request(wanted, asked.sizes.shape, documents(int(value)), asked.device)
+    part = getattr(asked.recipe, section).model_copy(update={name: value})
+    return replace(asked, recipe=asked.recipe.model_copy(update={section: part}))
+
+
+def test_the_smallest_change_comes_first():
+    forced = make_plan(request(gpu="RTX4090", gradient_checkpointing=False, tokens_per_step="auto",
+                               per_device_train_batch_size=8, gradient_accumulation_steps=1))  # fmt: skip
+    assert forced.remedies[0].change == "train.gradient_checkpointing=auto"
+    assert make_plan(request({"name": "full"}, gpu="H100")).remedies[0].change == "method.name=lora"
+    long = make_plan(request(gpu="L4", max_length=65_536))
+    assert long.remedies[0].change.startswith("data.max_length=")
+
+
+def test_sharding_makes_a_full_fine_tune_fit_on_several_devices():
+    assert not make_plan(request({"name": "full"}, gpu="H100")).fits
+    plan = make_plan(request({"name": "full"}, gpu="H100", num_gpus=8))
+    assert plan.fits and plan.chosen.setting.sharded
+    copied = make_plan(replace(plan.request, may_shard=False))
+    assert not copied.fits
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    method=st.sampled_from([{"name": "full"}, {"name": "lora"}, {"name": "qlora"}]),
+    gib=st.floats(6, 150),
+    name=st.sampled_from(["Llama-3.2-1B", "Llama-3.1-8B", "Qwen2.5-14B"]),
+)
+def test_what_fits_on_some_devices_fits_on_more(method, gib, name):
+    fits = []
+    for count in (1, 2, 4, 8):
+        asked = replace(request(method, name=name, num_gpus=count), device=with_memory(DEVICES["A100-80GB"], gib))
+        fits.append(make_plan(asked).fits)
+    assert fits == sorted(fits)
+
+
+def test_runners_up_say_why():
+    plan = make_plan(request(gpu="L4", tokens_per_step=65_536))
+    assert 2 <= len(plan.runners_up) <= 3
+    for other in plan.runners_up:
+        assert "slower" in other.why or "no faster" in other.why or "does not fit" in other.why
+        assert other.candidate.setting != plan.chosen.setting
+
+
+def test_the_resolved_recipe_runs_what_was_planned():
+    """What `resolve` makes of a decision is the split, the recompute and the base that the plan chose."""
+    for gpu, method, tokens in (("L4", {"name": "qlora"}, 65_536), ("H100", {"name": "lora"}, 200_000)):
+        asked = request(method, gpu=gpu, tokens_per_step=tokens)
+        plan = make_plan(asked)
+        facts = Facts(
+            device_type="cuda", native_bf16=True, device_memory_bytes=asked.device.memory_bytes, world_size=1,
+            rows=asked.documents.rows, sequences=asked.documents.sequences, tokens=asked.documents.tokens,
+            model_parameters=asked.sizes.parameters, planned=plan.decision(),
+        )  # fmt: skip
+        resolved = resolve(asked.recipe, facts).recipe
+        split = plan.chosen.split
+        assert resolved.train.per_device_train_batch_size == split.per_device_train_batch_size
+        assert resolved.train.gradient_accumulation_steps == split.gradient_accumulation_steps
+        again = make_plan(replace(asked, recipe=resolved))
+        assert again.chosen.setting == plan.chosen.setting
+        assert again.steps == plan.steps
+
+
+def test_total_time_is_steps_times_seconds():
+    plan = make_plan(request(num_train_epochs=3.0))
+    assert plan.seconds == plan.steps * plan.chosen.seconds
+    assert plan.tokens == pytest.approx(3 * plan.request.documents.tokens, rel=0.01)
+    assert plan.chosen.tokens_per_second == pytest.approx(plan.tokens / plan.seconds)
+    assert 0.4 < plan.mfu < 0.8
+
+
+def test_a_card_without_bf16_computes_in_fp32():
+    plan = make_plan(request(name="SmolLM2-135M", gpu="T4"))
+    assert plan.chosen.setting.dtype_bytes == 4 and plan.chosen.memory.masters == 0
+
+
+def test_a_plan_for_70b_takes_milliseconds():
+    import time
+
+    started = time.perf_counter()
+    shape = known_model("Llama-3.1-70B")
+    make_plan(make_request(recipe({"name": "full"}), shape, documents(), DEVICES["L4"], num_gpus=2))
+    assert time.perf_counter() - started < 1.0

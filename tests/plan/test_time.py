@@ -1,0 +1,142 @@
+"""Contract: operations are those of the published formulas, and the constants reproduce what was measured."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.plan.devices import DEVICES
+from luthier.plan.efficiency import CPU_EFFICIENCY, EFFICIENCY
+from luthier.plan.known import known_model, known_names
+from luthier.plan.machine import CPU_CORE_BANDWIDTH, CPU_CORE_BF16, CPU_CORE_FP32, cpu_accelerator
+from luthier.plan.setting import Setting
+from luthier.plan.sizes import sizes_of
+from luthier.plan.time import estimate_step, model_flops_per_token
+from luthier.plan.work import Documents, assumed_documents
+from luthier.recipe.schema import MethodSection
+
+H200 = DEVICES["H200"]
+
+
+def _sizes(model: str, **method):
+    return sizes_of(known_model(model), MethodSection(**(method or {"name": "lora"})))
+
+
+def _rows_of(tokens: int) -> Documents:
+    """Full rows of one length, all trained."""
+    return Documents(
+        rows=64, tokens=64 * tokens, squares=64.0 * tokens * tokens, supervised=1.0, sequences=64,
+        longest_sequence=tokens, how="test",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "full", "lora"),
+    [
+        # GFLOP a token, shared/research/perf.md §2.1: they count 3.5 A and the adapters, MFU counts 3 A and neither.
+        ("Llama-3.1-8B", 1024, 46.0, 31.2), ("Llama-3.1-8B", 4096, 48.8, 34.0), ("Llama-3.2-1B", 1024, 7.65, 5.25),
+        ("Qwen2.5-0.5B", 4096, 3.58, 2.65), ("SmolLM2-135M", 1024, 0.93, 0.69),
+    ],
+)  # fmt: skip
+def test_operations_a_token_are_those_of_the_report(model, length, full, lora):
+    for method, gflop in (("full", full), ("lora", lora)):
+        sizes = _sizes(model, name=method)
+        attention = 2 * length * sizes.shape.query * sizes.shape.layers
+        counted = model_flops_per_token(sizes, _rows_of(length)) + 0.5 * attention + 6 * sizes.adapter_parameters
+        assert counted == pytest.approx(gflop * 1e9, rel=0.01)
+
+
+def test_freezing_drops_the_backward_pass_below():
+    documents = _rows_of(1024)
+    body = 32 * 218_103_808
+    sizes = _sizes("Llama-3.1-8B", name="freeze", last_n_layers=8)
+    attention = 2.0 * 1024 * 4096 * 32
+    # forward of all layers, backward of 8: two passes forward, two input gradient and two weight gradient on a quarter
+    expected = body * (2 + 2 * 0.25 + 2 * 0.25) + 4 * 4096 * 128_256 + attention * (1 + 2 * 0.25)
+    assert model_flops_per_token(sizes, documents) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "tokens", "base", "measured"),
+    [
+        ("Llama-3.1-8B", "lora", 16_384, "plain", 17_238), ("Llama-3.1-8B", "lora", 8_192, "plain", 17_401),
+        ("Llama-3.1-8B", "lora", 16_384, "fp8", 24_434), ("Llama-3.2-1B", "full", 16_384, "plain", 74_772),
+        ("Llama-3.2-1B", "lora", 32_768, "plain", 93_858), ("Qwen2.5-0.5B", "full", 32_768, "plain", 156_797),
+        ("SmolLM2-135M", "full", 65_536, "plain", 396_583),
+    ],
+)  # fmt: skip
+def test_the_constants_reproduce_the_h200(model, method, tokens, base, measured):
+    """shared/design.md §5: documents of about 300 tokens, 60% trained, compiled transformers."""
+    documents = assumed_documents(max_length=1024, packing=True, mean_tokens=300, rows=10_000)
+    step = estimate_step(
+        _sizes(model, name=method), Setting(micro_tokens=tokens, base=base), documents, H200, step_tokens=tokens,
+        optim="adamw_torch_fused",
+    )  # fmt: skip
+    assert tokens / step.total == pytest.approx(measured, rel=0.15)
+
+
+def test_the_constants_reproduce_two_cores():
+    """benchmarks/results/cpu_vs_trl.md: rows of about 230 tokens, 60% trained."""
+    cpu = replace(
+        cpu_accelerator(), fp32=2 * CPU_CORE_FP32, bf16=2 * CPU_CORE_BF16, bf16_datasheet=2 * CPU_CORE_BF16,
+        bandwidth=2 * CPU_CORE_BANDWIDTH,
+    )  # fmt: skip
+    documents = assumed_documents(max_length=1024, packing=True, mean_tokens=230, rows=1000)
+    for method, size, measured in (("lora", 4, 395), ("lora", 2, 624), ("full", 4, 302), ("full", 2, 477)):
+        setting = Setting(micro_tokens=1024, accumulate=2, dtype_bytes=size)
+        step = estimate_step(
+            _sizes("SmolLM2-135M", name=method), setting, documents, cpu, step_tokens=2048, optim="adamw_torch_fused",
+            table=CPU_EFFICIENCY,
+        )  # fmt: skip
+        assert 2048 / step.total == pytest.approx(measured, rel=0.15), (method, size)
+
+
+def test_attention_reproduces_two_measured_kernels():
+    """16,384 tokens, 32/8 heads of 128, forward and backward (shared/gpu/README.md): 1.82 ms over 54 documents, 4.09
+    over 8 rows of 2,048."""
+    sizes = _sizes("Llama-3.1-8B")
+    for length, milliseconds in ((303, 1.82), (2048, 4.09)):
+        step = estimate_step(
+            sizes, Setting(micro_tokens=16_384), _rows_of(length), H200, step_tokens=16_384, optim="sgd"
+        )
+        assert step.attention / 32 * 1e3 == pytest.approx(milliseconds, rel=0.05)
+
+
+def test_unpacking_an_8b_base_takes_what_the_report_says():
+    sizes = _sizes("Llama-3.1-8B", name="qlora")
+    setting = Setting(micro_tokens=2048, base="nf4")
+    perfect = replace(EFFICIENCY, elementwise=1.0)
+    step = estimate_step(sizes, setting, _rows_of(1024), H200, step_tokens=2048, optim="sgd", table=perfect)
+    assert step.unpack / 2 == pytest.approx(4.1e-3, rel=0.02)  # a pass: 3.6 GB read, 14 GB written at 4.3 TB/s
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(known_names()),
+    method=st.sampled_from(["full", "lora", "qlora"]),
+    accumulate=st.integers(1, 8),
+    tokens=st.integers(512, 32_768),
+    world=st.sampled_from([1, 2, 8]),
+    sharded=st.booleans(),
+)
+def test_parts_add_up_and_recompute_takes_time(name, method, accumulate, tokens, world, sharded):
+    sizes, documents = _sizes(name, name=method), _rows_of(1024)
+
+    def seconds(**changes):
+        setting = replace(
+            Setting(micro_tokens=tokens, accumulate=accumulate, world=world, sharded=sharded and world > 1), **changes
+        )
+        step = estimate_step(
+            sizes, setting, documents, H200, step_tokens=tokens * accumulate, optim="adamw_torch_fused"
+        )
+        assert all(part >= 0 for part in step.parts().values())
+        assert sum(step.parts().values()) == pytest.approx(step.total)
+        return round(step.total - step.exchange, 12)
+
+    none, layer = seconds(), seconds(recompute="layer")
+    assert none <= seconds(recompute="selective") <= layer
+    half = seconds(recompute="layer", recompute_layers=sizes.shape.layers // 2)
+    assert none <= half <= layer
+    if method != "full":
+        assert none <= seconds(base="nf4")
