@@ -78,6 +78,7 @@ class Case:
         self.family, self.options = family, options
         self.method, _, base = method.partition("-")
         self.frozen_base = base or "as_loaded"
+        self.std = family.std[options.dtype]
         self.lines: list[str] = []
         self.failures: list[str] = []
         self.result: dict[str, Any] = {"family": family.name, "method": method}
@@ -91,11 +92,11 @@ class Case:
         options, family = self.options, self.family
         model = random_model(
             family.kind, family.settings, device=options.device, dtype=options.dtype, nf4=self.method == "qlora",
-            std=family.std, perturbed=True,
+            std=self.std, perturbed=True,
         )  # fmt: skip
         keys: dict[str, Any] = {} if self.method == "full" else {"r": 16, "lora_alpha": 24.0}
         tuned = apply_method(model, MethodSection(name=self.method, **keys), seed=0).model
-        fill_adapters(tuned, std=family.std / 2)
+        fill_adapters(tuned, std=self.std / 2)
         return tuned.train()
 
     def fast(self, model: Any, **settings: Any) -> tuple[Step, str]:

@@ -72,7 +72,7 @@ def exact_copy(model: Any, dtype: torch.dtype) -> Any:
     twin = copy.deepcopy(model)
     for module in list(twin.modules()):
         for name, child in list(module.named_children()):
-            if type(child).__name__ == "Linear4bit":
+            if type(child).__name__ == "Linear4bit" and type(child).__module__.startswith("bitsandbytes"):
                 setattr(module, name, _unpacked(child, dtype))
     if getattr(twin, "is_quantized", False):
         twin.is_quantized = False  # or `.to` refuses
