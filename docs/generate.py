@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference from the code they describe.
+"""Write the pages of docs/reference, and docs/hardware.md, from the code they describe.
 
 python docs/generate.py           write them
 python docs/generate.py --check   write nothing; exit 1 and name the stale pages
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "cli_page", "pages", "recipe_page"]
+__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "recipe_page"]
 
 FOLDER = Path(__file__).parent / "reference"
 HEAD = "<!-- Written by docs/generate.py from the code; edit the docstrings there, then run it again. -->\n"
@@ -24,7 +24,11 @@ NESTED = {"Source": "data.train[]", "ValidationSection": "data.validation", "Tas
 
 def pages() -> dict[Path, str]:
     """Every generated page: where it goes, and its text."""
-    return {FOLDER / "recipe.md": recipe_page(), FOLDER / "cli.md": cli_page()}
+    return {
+        FOLDER / "recipe.md": recipe_page(),
+        FOLDER / "cli.md": cli_page(),
+        FOLDER.parent / "hardware.md": hardware_page(),
+    }
 
 
 # -- the recipe
@@ -125,6 +129,16 @@ def _anchor(path: str) -> str:
     return path.lower().replace(".", "").replace("[]", "")
 
 
+# -- the hardware table
+
+
+def hardware_page() -> str:
+    """What fits where, from the planner."""
+    from luthier.plan.table import hardware_page as page
+
+    return HEAD + page()
+
+
 # -- the command line
 
 
@@ -192,13 +206,14 @@ def _parameter(parameter: Any) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write or check the pages; returns the exit code."""
-    stale = [path for path, text in pages().items() if not path.is_file() or path.read_text("utf-8") != text]
+    wanted = pages()
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
     if "--check" in arguments:
         sys.stderr.writelines(f"stale: {path}; run `python docs/generate.py`\n" for path in stale)
         return int(bool(stale))
     for path in stale:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(pages()[path], "utf-8")
+        path.write_text(wanted[path], "utf-8")
         sys.stderr.write(f"wrote {path}\n")
     return 0
 

@@ -25,12 +25,13 @@ TIE = 1.01
 RUNNERS_UP = 3
 
 
-def make_plan(request: Request) -> Plan:
-    """The plan for a request; when nothing fits it has the smallest setting, `fits` False, and remedies."""
+def make_plan(request: Request, *, with_remedies: bool = True) -> Plan:
+    """The plan for a request; when nothing fits it has the smallest setting, `fits` False, and remedies (which take
+    a search each)."""
     candidates = search(request)
     fitting = [candidate for candidate in candidates if candidate.fits]
     chosen = _fastest(fitting) if fitting else min(candidates, key=lambda candidate: candidate.needed_bytes)
-    changes: tuple[Remedy, ...] = () if fitting else remedies(request, first_fit)
+    changes: tuple[Remedy, ...] = remedies(request, first_fit) if with_remedies and not fitting else ()
     return Plan(
         request=request, chosen=chosen, fits=bool(fitting), reasons=reasons_for(request, chosen, candidates),
         runners_up=tuple(_runners_up(chosen, candidates)), remedies=changes, steps=request.steps(chosen.split),
