@@ -1,6 +1,6 @@
 """Every kernel of `luthier/fast/kernels` on this GPU: checked against fp64, and timed against its bandwidth floor.
 
-    python3 benchmarks/gpu/kernels.py [--skip-checks] [--skip-times] [--tokens 16384] > kernels.jsonl
+    python3 benchmarks/gpu/kernels.py [--skip-checks] [--skip-times] [--skip-variants] [--tokens 16384] > kernels.jsonl
 
 Needs torch and triton only. One JSON line a check that fails, one for the count of those that pass, one a timing.
 A failure never ends the run. Floors: bytes read once and written once over the bandwidth that copying 2 GiB has here.
@@ -9,6 +9,7 @@ A failure never ends the run. Floors: bytes read once and written once over the 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -196,6 +197,13 @@ def run_checks() -> Iterator[dict]:
         yield {"checks": str(dtype), "passed": passed, "failed": failed, "seconds": time.perf_counter() - start}
 
 
+def run_variants(tokens: int) -> Iterator[dict]:
+    """Other constants, for a wide and a narrow model."""
+    bandwidth = copy_bandwidth()
+    for name in ("llama-8b", "smollm-135m"):
+        yield from variants(name, tokens, bandwidth)
+
+
 def run_times(tokens: int) -> Iterator[dict]:
     """One record a timing."""
     bandwidth = copy_bandwidth()
@@ -210,6 +218,38 @@ def run_times(tokens: int) -> Iterator[dict]:
     small = [(op, shape, call) for op, shape, _, call in layer_timings("smollm-135m", 16)]
     for op, shape, call in small:
         yield attempt({"op": op, "shape": shape}, lambda call=call: {"host_us": host_microseconds(call)})
+
+
+# (module, constants, values to try, ops to time): how the constants of the kernels were chosen.
+CHOICES: list[tuple[str, tuple[str, ...], list[tuple[int, ...]], tuple[str, ...]]] = [
+    ("cross_entropy_triton", ("BLOCK", "WARPS"), [(4096, 16), (4096, 8), (2048, 8), (2048, 4), (8192, 16)],
+     ("cross_entropy", "cross_entropy smooth cap", "cross_entropy loss only")),
+    ("norm_triton", ("TILE", "FORWARD_ELEMENTS", "BACKWARD_ELEMENTS"),
+     [(4096, 32, 16), (4096, 16, 8), (2048, 16, 16), (2048, 8, 8), (8192, 32, 32), (1024, 8, 8)],
+     ("add_rms_norm", "rms_norm", "rms_norm_again", "rms_norm_backward", "rms_norm_backward dw")),
+    ("glu_triton", ("FORWARD_TILE", "BACKWARD_TILE"), [(2048, 1024), (1024, 2048), (4096, 4096)],
+     ("glu", "glu gelu_tanh", "glu_backward", "glu_backward product")),
+    ("rope_triton", ("TILE",), [(1024,), (2048,), (512,)],
+     ("rope q in place", "rope q|k in place", "rope_qkv_backward")),
+]  # fmt: skip
+
+
+def variants(name: str, tokens: int, bandwidth: float) -> Iterator[dict]:
+    """The timings again with other constants in the kernels' modules."""
+    for module_name, constants, choices, ops in CHOICES:
+        module = importlib.import_module(f"luthier.fast.kernels.{module_name}")
+        usual = tuple(getattr(module, constant) for constant in constants)
+        for choice in choices:
+            for constant, value in zip(constants, choice, strict=True):
+                setattr(module, constant, value)
+            timings = (
+                t for source in (layer_timings(name, tokens), other_timings(name)) for t in source if t[0] in ops
+            )
+            for record in _rows(timings, bandwidth):
+                yield {"variant": dict(zip(constants, choice, strict=True)), "usual": choice == usual, **record}
+            torch.cuda.empty_cache()
+        for constant, value in zip(constants, usual, strict=True):
+            setattr(module, constant, value)
 
 
 def _rows(timings: Iterator[Timing], bandwidth: float) -> Iterator[dict]:
@@ -238,13 +278,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--skip-times", action="store_true")
+    parser.add_argument("--skip-variants", action="store_true")
     parser.add_argument("--tokens", type=int, default=16384)
     options = parser.parse_args()
-    for wanted, records in (
-        (not options.skip_checks, run_checks),
-        (not options.skip_times, lambda: run_times(options.tokens)),
-    ):
-        for record in records() if wanted else ():
+    parts = (
+        (options.skip_checks, run_checks),
+        (options.skip_times, lambda: run_times(options.tokens)),
+        (options.skip_variants, lambda: run_variants(options.tokens)),
+    )
+    for skipped, records in parts:
+        for record in () if skipped else records():
             shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in record.items()}
             print(json.dumps(shown), flush=True)
 

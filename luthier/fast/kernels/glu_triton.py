@@ -13,6 +13,9 @@ from torch import Tensor
 
 __all__ = ["glu", "glu_backward"]
 
+# Elements of a program of 128 threads: 16 bytes of each tensor a thread, twice in the forward pass.
+FORWARD_TILE, BACKWARD_TILE = 2048, 1024
+
 
 @triton.jit
 def activated(x, act: tl.constexpr):
@@ -79,7 +82,7 @@ def glu(gate_up_m2f: Tensor, act: str, out_mf: Tensor | None) -> Tensor:
     """As `glu.glu`."""
     m, f = gate_up_m2f.shape[0], gate_up_m2f.shape[1] // 2
     out = torch.empty((m, f), dtype=gate_up_m2f.dtype, device=gate_up_m2f.device) if out_mf is None else out_mf
-    rows, block = _shape(f, 2048)
+    rows, block = _shape(f, FORWARD_TILE)
     _forward[(triton.cdiv(m, rows) * triton.cdiv(f, block),)](
         gate_up_m2f, out, m, f, gate_up_m2f.stride(0), out.stride(0), act, rows, block, num_warps=4
     )
@@ -94,7 +97,7 @@ def glu_backward(
     x = gate_up_m2f
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out_m2f is None else out_m2f
     prod = dprod_mf if prod_out_mf is None else prod_out_mf
-    rows, block = _shape(f, 1024)
+    rows, block = _shape(f, BACKWARD_TILE)
     _backward[(triton.cdiv(m, rows) * triton.cdiv(f, block),)](
         dprod_mf, x, out, prod, m, f, dprod_mf.stride(0), x.stride(0), out.stride(0), prod.stride(0),
         act, prod_out_mf is not None, rows, block, num_warps=4,

@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["rope", "rope_qkv_backward"]
 
 # Elements of one half of the heads that a program holds: eight for each of 128 threads.
-_TILE = 1024
+TILE = 1024
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def _run(
 ) -> None:  # fmt: skip
     half, width = cos.shape[1] // 2, q.shape[2]
     block = max(8, triton.next_power_of_2(half))
-    tile = max(1, _TILE // block)
+    tile = max(1, TILE // block)
     pairs = q.shape[0] * (heads + 2 * groups)
     assert pairs < 2**31, "split the rows: a (row, head) pair is counted in 32 bits"
     rest = width - 2 * half if copy_rest else 0

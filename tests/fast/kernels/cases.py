@@ -191,14 +191,21 @@ def check_fp8(b: Bench, m: int, d: int) -> None:
     _same_copy(b, normed[0], q, scale)
     for act in ACTS:
         prod, q, scale = glu_fp8(x, act)
-        assert torch.equal(prod, glu(x, act)), "product: not that of glu"
+        _same(b, "product", prod, glu(x, act))
         _same_copy(b, prod, q, scale)
         dprod = b.rows(m, d // 2)
         grad, q, scale, prod = glu_backward_fp8(dprod, x, act)
         want, want_prod = glu_backward(dprod, x, act, prod_out_mf=torch.empty_like(prod))
-        assert torch.equal(grad, want), "gradient: not that of glu_backward"
-        assert torch.equal(prod, want_prod), "product: not that of glu_backward"
+        _same(b, "gradient", grad, want)
+        _same(b, "product", prod, want_prod)
         _same_copy(b, grad, q, scale)
+
+
+def _same(b: Bench, name: str, got: Tensor, want: Tensor) -> None:
+    """Equal but for last bits where a compiler contracted a product and a sum in one kernel and not in the other."""
+    b.near(name, got, want)
+    share = float((got != want).float().mean())
+    assert share <= 1e-3, f"{name}: {share:.1%} of the values differ from the separate kernel"
 
 
 def _same_copy(b: Bench, values: Tensor, q: Tensor, scale: Tensor) -> None:
