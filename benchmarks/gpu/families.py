@@ -1,12 +1,15 @@
-"""Small models of every family that the engine replaces, for parity on any device."""
+"""Small models of every family that the engine replaces, and documents for them: for parity on any device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from benchmarks.gpu.models import shape
+from luthier.data.types import Example, RowRef
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 640, "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -55,3 +58,15 @@ LARGE = (
     Family("llama8b-2", *shape("llama8b", layers=2), std=TRUE_STD, reference="float32", documents=(300, 90, 128)),
 )
 """SmolLM2's shape whole, and two layers of Llama-3.1-8B's width; on a GPU."""
+
+
+def documents(lengths: Sequence[int], vocab_size: int, *, seed: int) -> list[Example]:
+    """Documents of these lengths; about the last 60% of each are trained, with weights other than 1 among them."""
+    chooser = np.random.default_rng(seed)
+    found = []
+    for number, n in enumerate(lengths):
+        weights = np.where(np.arange(n) >= max(1, int(0.4 * n)), 1.0, 0.0).astype(np.float32)
+        weights[-1] = 0.5
+        ids = chooser.integers(4, vocab_size - 1, n)
+        found.append(Example(ids=ids, weights=weights, ref=RowRef("parity", number + 1)))
+    return found

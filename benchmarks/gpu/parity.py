@@ -29,17 +29,15 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder: its `kernels.py` is also a package's name
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from benchmarks.gpu.families import FAMILIES, LARGE, Family  # noqa: E402
+from benchmarks.gpu.families import FAMILIES, LARGE, Family, documents  # noqa: E402
 from benchmarks.gpu.models import random_model  # noqa: E402
 from benchmarks.gpu.reference import (  # noqa: E402
     Errors,
@@ -51,24 +49,12 @@ from benchmarks.gpu.reference import (  # noqa: E402
     plain_step,
 )  # fmt: skip
 from luthier.data.batch import collate  # noqa: E402
-from luthier.data.types import Example, RowRef  # noqa: E402
+from luthier.data.types import Example  # noqa: E402
 
 LIMITS = {"bfloat16": 1e-2, "float32": 2e-5}
 FLOORS = {"bfloat16": 0.0, "float32": 1e-5}
 """Errors below this are never `worse`: the order of sums in fp32."""
 RATIO = 1.1
-
-
-def documents(lengths: Sequence[int], vocab_size: int, *, seed: int) -> list[Example]:
-    """Documents of these lengths; about the last 60% of each are trained, with weights other than 1 among them."""
-    chooser = np.random.default_rng(seed)
-    found = []
-    for number, n in enumerate(lengths):
-        weights = np.where(np.arange(n) >= max(1, int(0.4 * n)), 1.0, 0.0).astype(np.float32)
-        weights[-1] = 0.5
-        ids = chooser.integers(4, vocab_size - 1, n)
-        found.append(Example(ids=ids, weights=weights, ref=RowRef("parity", number + 1)))
-    return found
 
 
 class Case:

@@ -82,7 +82,7 @@ def _device_kernels(events: Iterable[Any]) -> list[tuple[str, float, float]]:
     return [
         (event.name, event.time_range.start, event.time_range.end)
         for event in events
-        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
     ]
 
 
