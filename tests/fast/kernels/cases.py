@@ -82,7 +82,7 @@ def check_norm(b: Bench, m: int, d: int, *, plus_one: bool, residual: bool) -> N
     hat = h.double() * want_rstd[:, None]
     once = hat * (1 + weight.double()) if plus_one else hat * weight.double()
     b.near("n", n, once, exact=None if plus_one else {torch.float32: 2e-6}.get(b.dtype, torch.finfo(b.dtype).eps))
-    if not plus_one and not b.truncates:
+    if not plus_one and not (b.truncates and b.dtype == torch.bfloat16):
         twice = (h.float() * rstd[:, None]).to(b.dtype) * weight
         assert torch.equal(n, twice), "n: not rounded before the weight"
     assert torch.equal(rms_norm_again(h, weight, rstd, plus_one=plus_one), n), "again: another n"
@@ -228,7 +228,7 @@ def check_adamw(
         return [master, params, [t.to(grad) for t in grads], mean, [t.abs() for t in square]]
 
     scale = torch.tensor(0.5, device=b.device) if on_device else 0.5
-    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "step": 3, "grad_scale": scale}
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-3, "weight_decay": 0.1, "step": 3, "grad_scale": scale}
     got, want = fresh(), fresh()
     adamw_(*got, **options)
     adamw_reference_(*want, **options)
@@ -249,7 +249,9 @@ def all_checks(b: Bench, *, small: bool) -> Iterator[tuple[str, Callable[[], Non
     """(name, check) of every op at odd and even sizes; `small` for Triton's interpreter."""
     flags = (False, True)
     ms = (1, 5) if small else (1, 3, 257, 1024)
-    for m, d in itertools.product(ms, (7, 576, 1000) if small else (7, 576, 896, 1000, 2048, 2560, 4096, 8192, 12289)):
+    widths = (7, 576, 1000) if small else (7, 576, 896, 1000, 2048, 2560, 4096, 8192, 12289)
+    # 37 rows: more than one tile for each of the interpreter's programs, which sum the weight's gradient.
+    for m, d in (*itertools.product(ms, widths), (37, 576)):
         for plus_one, residual in itertools.product(flags, flags):
             yield (
                 f"norm {m}x{d} plus_one={plus_one} residual={residual}",
