@@ -10,7 +10,7 @@ import torch
 
 from luthier.data.types import Example, Pack
 from luthier.fast.engine import attach
-from luthier.fast.settings import EngineSettings, FrozenBase
+from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
@@ -95,7 +95,8 @@ def make_feed(
 def engine_settings(recipe: Recipe) -> EngineSettings:
     """How the engine runs the layers, from a resolved recipe."""
     train, model = recipe.train, recipe.model
-    checkpointing = {True: "layer", "selective": "selective"}.get(train.gradient_checkpointing, "none")
+    policies: dict[bool | str, Recompute] = {True: "layer", "selective": "selective"}
+    checkpointing = policies.get(train.gradient_checkpointing, "none")
     layers = train.gradient_checkpointing_layers
     base: FrozenBase = "as_loaded"
     if model.quantization == "fp8":

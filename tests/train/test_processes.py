@@ -59,7 +59,9 @@ def test_there_really_are_two_processes_under_ddp(two):
         assert "CPU" in facts(two, rank)["kind"]
 
 
-@pytest.mark.parametrize("name", ["full", "lora", "uneven_tail", "one_row_in_the_last_step"])
+@pytest.mark.parametrize(
+    "name", ["full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents"]
+)
 def test_two_processes_take_the_trajectory_of_one(two, one, name):
     """B04, B05. Mean of per-process means would give d of about 1e-2."""
     single = one[name]
@@ -107,3 +109,23 @@ def test_a_save_that_fails_in_process_0_ends_all(two):
     assert (first["type"], first["exit_code"]) == ("EnvironmentProblem", 4)
     assert second["type"] == "RunFailed"
     assert "process 0 failed" in second["text"]
+
+
+@pytest.mark.parametrize("name", ["halved", "halved_by_documents"])
+def test_memory_that_ran_out_in_one_process_halves_the_micro_batches_of_both(two, name):
+    results = [json.loads((two / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
+    assert results[0]["micro_batch"] == results[1]["micro_batch"]
+    events = [line for line in RunFolder(two / name).read_lines("events.jsonl") if line["event"] == "memory_halved"]
+    if name == "halved":
+        assert results[0]["micro_batch"] == {"sequences": 1, "tokens": None}
+        assert [line["step"] for line in events] == [2], "two passes a step: the third is in step 2"
+    else:
+        assert results[0]["micro_batch"]["tokens"] <= 120
+        assert {line["during"] for line in events} == {"calibration"}
+
+
+def test_a_document_too_long_for_one_process_ends_both(two):
+    for rank in (0, 1):
+        found = facts(two, rank)["too long"]
+        assert (found["type"], found["exit_code"]) == ("OutOfMemory", 5)
+        assert "a single document of 40 tokens" in found["text"]

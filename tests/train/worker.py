@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from luthier.data.pack import pack
 from luthier.data.types import Example, RowRef
 from luthier.runtime.console import set_quiet
 from luthier.runtime.errors import LuthierError
 from tests.support.tiny import tiny_model
+from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, Data, Run, data, examples, resolved, train, tuned
 
 EIGHT = {"shuffle": False, "eval_steps": 3, "max_steps": 6}
@@ -31,6 +33,15 @@ def unequal(n: int) -> list[Example]:
         if index % 2
         else Example(ids=row.ids, weights=[0.0] * (len(row) - 1) + [1.0], ref=RowRef("rows", index + 1))
         for index, row in enumerate(rows)
+    ]
+
+
+def unequal_level(n: int) -> list[Example]:
+    """As `unequal`, every row of 20 tokens."""
+    ids = examples(n, low=20, high=20)
+    return [
+        Example(ids=row.ids, weights=[0.0] * (19 - 15 * (index % 2)) + [1.0] * (1 + 15 * (index % 2)), ref=row.ref)
+        for index, row in enumerate(ids)
     ]
 
 
@@ -63,8 +74,25 @@ def bf16(folder: Path, world_size: int) -> Run:
     return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model().to(torch.bfloat16))
 
 
+def halved(folder: Path, world_size: int) -> Run:
+    """The last process runs out of memory in a backward pass of the second step; the other has memory enough."""
+    settings = {"per_device_train_batch_size": 4 // world_size, "gradient_accumulation_steps": 2}
+    with short_of_memory(30, backward=True, after=2, rank=world_size - 1):
+        return train(folder, data(unequal_level(32)), max_steps=5, shuffle=False, **settings)
+
+
+def halved_by_documents(folder: Path, world_size: int) -> Run:
+    """Process 0 runs out of memory in the calibration, with one pack a micro-batch; parts differ in number by rank."""
+    rows = unequal(40)
+    packed = pack([len(row) for row in rows], 200)
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2 // world_size, "max_steps": 5}
+    with short_of_memory(120, rank=0):
+        return train(folder, Data(rows, [], packed), shuffle=False, calibrate=True, **settings)
+
+
 CASES: dict[str, Callable[[Path, int], Run]] = {
-    case.__name__: case for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16)
+    case.__name__: case
+    for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents)
 }
 
 
@@ -84,6 +112,11 @@ def failures(folder: Path, world_size: int) -> dict[str, Any]:
     blocked = folder / "blocked"
     blocked.mkdir(exist_ok=True)
     (blocked / "checkpoints").touch()
+    too_long = examples(8, low=40, high=40)
+    with short_of_memory(30, rank=0):
+        found["too long"] = _error(
+            lambda: train(folder / "long", data(too_long), max_steps=1, shuffle=False, **per_process(world_size))
+        )
     found["blocked"] = _error(lambda: train(blocked, data(rows), max_steps=1, **per_process(world_size)))
     return found
 
@@ -129,3 +162,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     set_quiet(True)
     run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank)
+    if torch.distributed.is_initialized():
+        # One that leaves while the other still talks to it makes that one abort.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

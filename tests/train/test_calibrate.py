@@ -1,0 +1,162 @@
+"""Contract: the largest micro-batch is measured before the first step, and nothing of the run depends on it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from luthier.runtime.errors import OutOfMemory
+from luthier.train import calibrate as subject
+from luthier.train.calibrate import Calibration, largest
+from luthier.train.feed import Feed
+from luthier.train.optim import expected_state_bytes, make_optimizer
+from luthier.train.optim_state import state_bytes
+from luthier.train.order import Order
+from luthier.train.predicted import Prediction, calibration_line, predicted
+from luthier.train.split import MicroBatchSize
+from tests.support.tiny import tiny_model
+from tests.train.short_of_memory import short_of_memory
+from tests.train.support import FULL, LORA, data, distance, examples, resolved, train
+from tests.train.test_memory import events, level, size
+from tests.train.test_optim import give_gradients
+
+NOISY = {"method": {**LORA, "lora_dropout": 0.3}, "objective": {"neftune_noise_alpha": 5.0}, "learning_rate": 5e-3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({"method": FULL}, torch.float32), (NOISY, torch.float32), ({"method": FULL}, torch.bfloat16)],
+    ids=["full", "lora with dropout and noise", "bf16"],
+)
+@pytest.mark.parametrize("shape", [(8, 1), (2, 4)], ids=["one pass", "four passes"])
+def test_calibration_changes_no_result(tmp_path, settings, kind, shape):
+    runs = [
+        train(tmp_path / str(wanted), recipe=resolved(max_steps=4, **size(*shape), **settings),
+              model=tiny_model().to(kind), calibrate=wanted)
+        for wanted in (False, True)
+    ]  # fmt: skip
+    assert distance(*runs) == 0.0
+    assert runs[0].metrics == runs[1].metrics
+    assert runs[0].moved > 1e-4
+    assert not events(runs[0], "calibrated")
+    assert events(runs[1], "calibrated")[0]["tokens"] > 0
+
+
+def test_it_runs_the_largest_micro_batch_and_only_once_for_memory(tmp_path):
+    """13 rows, 2 a micro-batch, in the seeded order: the pair with most tokens."""
+    prepared = data(examples(13))
+    with short_of_memory(10_000) as memory:
+        run = train(tmp_path, prepared, num_train_epochs=2, calibrate=True, **size(2, 2))
+    passes = 1 + subject.TIMED_PASSES
+    assert len(set(memory.seen[:passes])) == 1
+    assert memory.seen[0] == max(memory.seen[passes : passes + 7]), "of the first epoch, which has 7 micro-batches"
+    found = run.result.measured.calibration
+    assert (found.tokens, found.documents) == (memory.seen[0], 2)
+    mean = sum(map(len, prepared.train)) / 4  # four steps an epoch
+    assert found.seconds_per_step == pytest.approx(found.seconds / found.tokens * mean)
+
+
+def test_of_equal_tokens_the_one_with_more_documents_is_larger():
+    rows = examples(2, low=60, high=60) + examples(6, low=20, high=20)
+    prepared = data(rows)
+    packs = [type(prepared.packs[0])((i,), 60) for i in (0, 1)]
+    packs += [type(prepared.packs[0])((2, 3, 4), 60), type(prepared.packs[0])((5,), 20)]
+    order = Order(sequences=4, sequences_per_step=2, num_train_epochs=1, shuffle=False)
+    feed = Feed(examples=rows, packs=packs, order=order, size=MicroBatchSize(1), rank=0, world_size=1,
+                device=torch.device("cpu"))  # fmt: skip
+    step, item, passes = largest(feed, 0)
+    assert (step, item.index, passes) == (1, 0, 2)
+    assert len(item.examples) == 3
+
+
+def test_a_run_shorter_than_an_epoch_is_measured_on_what_it_will_see():
+    rows = examples(2, low=20, high=20) + examples(1, low=60, high=60)
+    prepared = data(rows)
+    order = Order(sequences=3, sequences_per_step=1, num_train_epochs=1, max_steps=2, shuffle=False)
+    feed = Feed(examples=rows, packs=prepared.packs, order=order, size=MicroBatchSize(1), rank=0, world_size=1,
+                device=torch.device("cpu"))  # fmt: skip
+    assert largest(feed, 0)[1].batch.tokens == 20
+
+
+@pytest.mark.parametrize("settings", [{"method": FULL}, NOISY], ids=["full", "noisy"])
+def test_a_lack_of_memory_shows_before_the_first_step(tmp_path, settings):
+    small = train(tmp_path / "small", level(), max_steps=3, **size(2, 4), **settings)
+    with short_of_memory(60, backward=True) as memory:
+        run = train(tmp_path / "halved", level(), max_steps=3, calibrate=True, **size(8), **settings)
+    assert (memory.failures, memory.leaks) == (2, 0)
+    assert [line["during"] for line in events(run)] == ["calibration"] * 2
+    assert distance(small, run) == 0.0
+    assert small.metrics == run.metrics
+
+
+def test_a_document_that_does_not_fit_ends_the_run_before_the_first_step(tmp_path):
+    with short_of_memory(30), pytest.raises(OutOfMemory, match="a single document of 40 tokens"):
+        train(tmp_path, level(tokens=40), max_steps=2, calibrate=True, **size(4))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_room_for_the_moments_that_do_not_fit_is_a_lack_of_memory(tmp_path, monkeypatch):
+    """The moments come with the first update; without room for them the run would end there."""
+    real = torch.empty
+
+    def empty(*args, **kwargs):
+        if kwargs.get("dtype") == torch.uint8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(OutOfMemory):
+        train(tmp_path, level(), max_steps=2, calibrate=True, **size(1))
+
+
+def test_a_resumed_run_calibrates_again_and_a_finished_one_does_not(tmp_path):
+    train(tmp_path, max_steps=2, save_steps=1, calibrate=True, fingerprint={})
+    with short_of_memory(10_000) as memory:
+        again = train(tmp_path, max_steps=2, save_steps=1, calibrate=True, fingerprint={})
+    assert memory.seen == []
+    assert again.result.measured.calibration is None
+    assert again.result.measured.seconds_to_first_step is None
+
+
+# -- bytes of the optimizer's state
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_8bit"])
+def test_the_expected_state_of_an_optimizer_is_what_it_keeps(optim):
+    shapes = {"a.weight": (300, 401), "a.bias": (300,), "b.norm": (64,), "c.weight": (2, 3)}
+    tensors = {name: torch.nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+    section = resolved(optim=optim).recipe.train
+    optimizer = make_optimizer(tensors, section, learning_rate=1e-3)
+    give_gradients(tensors, 0)
+    optimizer.step()
+    expected = expected_state_bytes(tensors, optim)
+    # Counters, and the two tables of bitsandbytes.
+    assert expected <= state_bytes(optimizer) <= expected + 4 * len(tensors) + 2 * 1024 * len(tensors)
+    assert (expected == 0) == (optim == "sgd")
+
+
+# -- beside the plan
+
+
+def test_one_line_says_what_the_plan_said_and_what_was_measured():
+    found = Calibration(tokens=16384, documents=52, seconds=0.4, seconds_per_step=0.81, peak_bytes=12_884_901_888)
+    plan = Prediction(peak_bytes=13_314_398_617, seconds_per_step=0.75)
+    line = calibration_line(found, plan, steps=1200)
+    assert line == (
+        "plan said 12.4 GiB and 0.75 s a step; measured 12.0 GiB and 0.81 s a step on the largest micro-batch "
+        "(16,384 tokens, 52 documents); 1,200 steps take about 17 min"
+    )
+    assert calibration_line(found, None, steps=1200).startswith("measured 12.0 GiB")
+
+
+def test_what_was_measured_is_kept_in_the_run_folder(tmp_path):
+    run = train(tmp_path, data(validation=4), max_steps=3, calibrate=True)
+    value = json.loads((tmp_path / "measured.json").read_text())
+    assert value == json.loads(json.dumps(run.result.to_json()["measured"]))
+    assert value["steps"] == 3
+    assert 0 < value["seconds_per_step"] < value["seconds_to_first_step"]
+    assert value["trained_tokens_per_second"] < value["tokens_per_second"]
+    assert value["calibration"]["peak_bytes"] > 10_000_000
+    assert predicted(run.folder) is None
