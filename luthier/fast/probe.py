@@ -31,7 +31,9 @@ __all__ = ["HeadFinding", "LayoutFinding", "probe_head", "probe_layout", "quiet"
 
 # Relative Frobenius error above which two ways of computing hidden states count as different functions.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-_LOW_PRECISION_TOLERANCE = 5e-2
+# In 16-bit types rounding alone gives 6e-2 over 32 layers of random weights (measured, through 4-bit products); another
+# mask, window or rotation gives 3e-1 and more. Leaks are held to less: without one, both runs are equal to the bit.
+_LOW_PRECISION_TOLERANCE, _LEAK_TOLERANCE = 1.5e-1, 1e-2
 # 8-bit products: 3 bits of mantissa on both sides, over tens of layers. What they cost is measured elsewhere.
 _INEXACT_TOLERANCE = 0.5
 
@@ -120,7 +122,7 @@ def _measured_obstacle(model: Any, trunk: Any, switch: Any, *, inexact: bool) ->
     own = _hidden(trunk, alone, "padded")
     limit = _INEXACT_TOLERANCE if inexact else _TOLERANCE.get(own.dtype, _LOW_PRECISION_TOLERANCE)
     rows = slice(len(first), None)
-    if (leak := _distance(swapped[rows], together[rows])) > min(limit, _LOW_PRECISION_TOLERANCE):
+    if (leak := _distance(swapped[rows], together[rows])) > min(limit, _LEAK_TOLERANCE):
         return f"{type(trunk).__name__} lets documents of one sequence see each other (measured influence {leak:.1e})"
     if (error := _distance(together[rows], own)) > limit:
         return f"{type(trunk).__name__} computes something else with packed attention (relative difference {error:.1e})"

@@ -34,6 +34,7 @@ from luthier.fast.decoder.program import LayerProgram
 from luthier.fast.decoder.projection import Rows
 from luthier.fast.decoder.spec import Norm
 from luthier.fast.kernels.glu import glu, glu_backward
+from luthier.fast.kernels.glu_adapted import glu_adapted, glu_adapted_backward
 from luthier.fast.kernels.norm import add_rms_norm, rms_norm_again, rms_norm_backward
 
 __all__ = ["Inputs", "Kept", "backward_layer", "forward_layer"]
@@ -81,6 +82,7 @@ class Kept:
     n2: Tensor | None
     u_up: Tensor | None
     gate_up: Tensor
+    """Without the adapters' part where that rides along (`Projection.rides_along`)."""
     p: Tensor | None = None
     u_down: Tensor | None = None
     m: Tensor | None = None
@@ -109,12 +111,15 @@ def forward_layer(
     if parts.attention_post_norm is not None:
         post = parts.attention_post_norm
         added, _, o_rstd = add_rms_norm(o, post.weight, eps=post.eps, plus_one=post.plus_one)
-    n2 = program.gate_up.new_input(x_rows.shape[0], x)
+    n2 = program.gate_up.new_input(x_rows.shape[0], x, spare=not program.gate_up.rides_along)
     norm = parts.mlp_norm
     _, h, rstd2 = add_rms_norm(
         added, norm.weight, eps=norm.eps, residual_md=x_rows, plus_one=norm.plus_one, out_md=n2.body
     )
-    gate_up, u_up = program.gate_up.forward(n2, mask_up)
+    if program.gate_up.rides_along:
+        gate_up, u_up = program.gate_up.forward_without_adapters(n2, mask_up)
+    else:
+        gate_up, u_up = program.gate_up.forward(n2, mask_up)
     kept = Kept(
         x=x, rstd1=rstd1, n1=n1.body, u_qkv=u_qkv, qkv=qkv, query=rotated.query, key=rotated.key,
         query_rstd=rotated.query_rstd, key_rstd=rotated.key_rstd, a=a, attention=attention, a_rows=a_rows, u_out=u_out,
@@ -123,7 +128,10 @@ def forward_layer(
     if again and parts.mlp_post_norm is None:
         return None, kept
     p = program.down.new_input(x_rows.shape[0], x)
-    glu(gate_up, parts.activation, out_mf=p.body)
+    if program.gate_up.rides_along and program.gate_up.lora is not None and u_up is not None:
+        glu_adapted(gate_up, parts.activation, u_up, program.gate_up.lora.b_np, out_mf=p.body)
+    else:
+        glu(gate_up, parts.activation, out_mf=p.body)
     m, kept.u_down = program.down.forward(p, mask_down)
     kept.p = p.body
     y = m
@@ -152,19 +160,8 @@ def backward_layer(
     mask_qkv, mask_out, mask_up, mask_down = inputs.masks
     # 1. MLP: y = h + norm?(p Wdown)
     dm, d_mlp_post = _post_norm_backward(parts.mlp_post_norm, dy, kept.m, kept.m_rstd)
-    g_down = program.down.new_output_gradient(rows, dy)
-    if g_down.has_tail:
-        g_down.body.copy_(dm)
-    else:
-        g_down = Rows.of(dm)
-    dp, v_down = program.down.input_gradient(g_down, mask_down, needed=True)
-    assert dp is not None
     g_up = program.gate_up.new_output_gradient(rows, dy)
-    p = kept.p
-    if p is None and program.down.trained:
-        p = torch.empty_like(dp)
-    glu_backward(dp, kept.gate_up, parts.activation, out_m2f=g_up.body, prod_out_mf=p if kept.p is None else None)
-    del dp
+    p, g_down, v_down = _product_backward(program, dm, g_up.body, mask_down, kept)
     u_down = kept.u_down
     if u_down is None and p is not None:
         u_down = program.down.down_again(p, mask_down)
@@ -212,6 +209,33 @@ def backward_layer(
             )  # fmt: skip
     norms = (d_input_norm, d_mlp_norm, d_attention_post, d_mlp_post, *d_heads)
     return dx, program.in_order(d_qkv, d_out, d_gate_up, d_down, norms)
+
+
+def _product_backward(
+    program: LayerProgram, dm: Tensor, out: Tensor, mask: Masks | None, kept: Kept
+) -> tuple[Tensor | None, Rows, Tensor | None]:
+    """Write the gradient of gate|up into `out`; returns p where the gradients of Wdown need it, its g, and its v."""
+    down, up, act = program.down, program.gate_up, program.parts.activation
+    p = kept.p
+    alone = down.rides_along and mask is None
+    g_down = Rows.of(dm)
+    if alone:
+        dp, v_down = down.input_gradient_without_adapters(g_down)
+    else:
+        if down.spare:
+            g_down = down.new_output_gradient(dm.shape[0], dm)
+            g_down.body.copy_(dm)
+        whole, v_down = down.input_gradient(g_down, mask, needed=True)
+        assert whole is not None
+        dp = whole
+    again = torch.empty_like(dp) if p is None and down.trained else None
+    if alone or up.rides_along:
+        of_up = (kept.u_up, up.lora.b_np) if up.rides_along and up.lora is not None and kept.u_up is not None else None
+        of_down = (v_down, down.lora.a_pk) if alone and down.lora is not None and v_down is not None else None
+        glu_adapted_backward(dp, kept.gate_up, act, up=of_up, down=of_down, out_m2f=out, prod_out_mf=again)
+    else:
+        glu_backward(dp, kept.gate_up, act, out_m2f=out, prod_out_mf=again)
+    return (again if p is None else p), g_down, v_down
 
 
 def _attention_backward(

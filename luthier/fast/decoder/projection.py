@@ -22,6 +22,7 @@ from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
 from luthier.fast.decoder.lora import PAD, StackedLora
+from luthier.fast.kernels.glu_adapted import MAX_COLUMNS
 from luthier.fast.settings import EngineSettings
 
 __all__ = ["Projection", "Rows"]
@@ -73,7 +74,7 @@ class Projection:
             p.requires_grad for view in views for p in (view.base.weight, view.base.bias) if p is not None
         )
         packed = any(view.quantized for view in views) and settings.frozen_base != "dequantized"
-        extend = device.type == "cuda" if settings.extended_lora is None else settings.extended_lora
+        extend = self.fuse = device.type == "cuda" if settings.fuse_adapters is None else settings.fuse_adapters
         self.base: Base
         self.lora: StackedLora | None = None
         if adapted and settings.frozen_base == "fp8" and not base_trains:
@@ -94,9 +95,9 @@ class Projection:
         """Columns that inputs and output gradients should have to spare."""
         return self.lora.a_pk.shape[0] if isinstance(self.base, Extended) and self.lora is not None else 0
 
-    def new_input(self, rows: int, like: Tensor) -> Rows:
-        """Buffer for an input."""
-        return Rows.new(rows, self.inputs, self.spare, like)
+    def new_input(self, rows: int, like: Tensor, *, spare: bool = True) -> Rows:
+        """Buffer for an input; without spare columns where `forward_without_adapters` will take it."""
+        return Rows.new(rows, self.inputs, self.spare if spare else 0, like)
 
     def new_output_gradient(self, rows: int, like: Tensor) -> Rows:
         """Buffer for a gradient of the output."""
@@ -105,6 +106,21 @@ class Projection:
     def masks(self, training: bool) -> Masks | None:
         """Fresh dropout masks for one forward pass; None without dropout."""
         return None if self.lora is None else self.lora.masks(training)
+
+    @property
+    def rides_along(self) -> bool:
+        """Whether the adapters' part of a result can be left to the elementwise kernel that reads it."""
+        return self.lora is not None and self.fuse and self.lora.a_pk.shape[0] <= MAX_COLUMNS
+
+    def forward_without_adapters(self, x: Rows, masks: Masks | None) -> tuple[Tensor, Tensor]:
+        """x W^T + bias, to which u b^T is still to be added, and u."""
+        assert self.lora is not None
+        return self.base.forward(x.body), self.lora.down(x.body, masks)
+
+    def input_gradient_without_adapters(self, g: Rows) -> tuple[Tensor, Tensor]:
+        """g W, to which v a is still to be added, and v. Only without dropout."""
+        assert self.lora is not None
+        return self.base.input_gradient(g.body), self.lora.up(g.body)
 
     def forward(self, x: Rows, masks: Masks | None) -> tuple[Tensor, Tensor | None]:
         """y (M, N) and the adapters' u (M, P), which the backward pass needs."""

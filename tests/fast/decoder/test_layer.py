@@ -87,10 +87,10 @@ def test_loss_and_every_gradient_are_those_of_the_stock_model_one_document_at_a_
 @pytest.mark.parametrize("method", ["full", "lora", "last-layer", "one-matrix", "keys", "norms", "embeddings"])
 def test_recomputation_and_extended_matrices_change_nothing(name, method):
     batch = make_batch(LENGTHS, vocab=601)
-    _, loss, want = step(train(build(name).double(), method), EngineSettings(extended_lora=False), batch)
+    _, loss, want = step(train(build(name).double(), method), EngineSettings(fuse_adapters=False), batch)
     for policy, extended in itertools.product(POLICIES.values(), (False, True)):
         settings = EngineSettings(
-            recompute=policy.recompute, recompute_layers=policy.recompute_layers, extended_lora=extended
+            recompute=policy.recompute, recompute_layers=policy.recompute_layers, fuse_adapters=extended
         )
         _, again, got = step(train(build(name).double(), method), settings, batch)
         assert relative(again, loss) < 1e-12, settings
@@ -117,7 +117,7 @@ def test_replaced_or_not_is_the_same_within_1e6_in_fp32(name, method):
 def test_dropout_draws_pefts_numbers_under_every_policy(policy, extended):
     settings = POLICIES[policy]
     settings = EngineSettings(
-        recompute=settings.recompute, recompute_layers=settings.recompute_layers, extended_lora=extended
+        recompute=settings.recompute, recompute_layers=settings.recompute_layers, fuse_adapters=extended
     )
     batch = make_batch((9, 3), vocab=601)
     found = []
@@ -186,7 +186,7 @@ def test_a_layer_below_every_trained_one_has_no_backward_pass():
 def test_detach_gives_every_parameter_a_tensor_of_its_own(method):
     model = train(build("qwen2"), method)
     stock = copy.deepcopy(model)
-    engine = attach(model, EngineSettings(extended_lora=True))
+    engine = attach(model, EngineSettings(fuse_adapters=True))
     shared = {id(p.untyped_storage()) for p in model.parameters()}
     engine.detach()
     assert len(shared)
@@ -201,7 +201,7 @@ def test_detach_gives_every_parameter_a_tensor_of_its_own(method):
 def test_an_update_in_place_reaches_the_stacked_matrices():
     """Parameters are views: an optimizer step changes what the layer computes, and what PEFT sees."""
     model = lora(build("llama"))
-    engine = attach(model, EngineSettings(extended_lora=True))
+    engine = attach(model, EngineSettings(fuse_adapters=True))
     batch = make_batch(LENGTHS, vocab=601)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
