@@ -96,7 +96,7 @@ def _render(answer: Plan, how: str) -> None:
 HOW_MEMORY = {
     "weights": "exact: parameters x bytes as stored",
     "adapters": "exact: A and B with the padding of extended matrices",
-    "gradients": "exact: 4 bytes a trained parameter",
+    "gradients": "exact at this moment: 4 bytes a trained parameter, 2 for one micro-batch in 16 bits",
     "masters": "exact: 4 bytes a trained parameter held in 16 bits",
     "optimizer": "exact: states of train.optim",
     "activations": "formula: what the layers keep (docs/plan.md)",

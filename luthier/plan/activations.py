@@ -16,21 +16,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+from luthier.plan.efficiency import Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 
-__all__ = ["activation_bytes", "head_bytes", "kept_bytes_per_token", "transient_bytes"]
+__all__ = ["activation_bytes", "head_bytes", "kept_bytes_per_token", "last_layer_saving", "transient_bytes"]
 
 Policy = Literal["none", "selective", "layer"]
 
 
-def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, extended: bool = True) -> int:
-    """Bytes a token keeps in one decoder layer under a policy."""
+def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, wide: bool = True) -> int:
+    """Bytes a token keeps in one decoder layer under a policy. `wide`: see `Setting.wide`."""
     shape = sizes.shape
     d, q, kv, f = shape.hidden_size, shape.query, shape.key_value, shape.intermediate_size
     if policy == "layer":
         return d * dtype_bytes
-    ranks = sum(group.pad if extended else group.rank for group in sizes.groups)
+    ranks = sum(group.pad if wide else group.rank for group in sizes.groups)
     fp32 = 4 * shape.heads + 4 * shape.norms_per_layer
     if not sizes.fast:
         # Under autograd: both norms with input and output, q, k, v before and after rotation, attention out,
@@ -38,57 +39,88 @@ def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, exte
         elements = (2 + shape.norms_per_layer) * d + 3 * q + 3 * kv + 4 * f
         return (elements + sum(group.rank for group in sizes.groups)) * dtype_bytes + fp32
     elements = 4 * d + 2 * q + 2 * kv + 3 * f if policy == "none" else 2 * d + 2 * q + 2 * kv + 2 * f
-    elements += (q + kv if shape.qk_norm else 0) + max(0, shape.norms_per_layer - 2) * d
+    elements += max(0, shape.norms_per_layer - 2) * d
+    if shape.qk_norm:
+        elements += q + kv
+        fp32 += 4 * (shape.heads + shape.key_value_heads)
     return (elements + ranks) * dtype_bytes + fp32
 
 
-def activation_bytes(sizes: Sizes, setting: Setting) -> int:
+def last_layer_saving(sizes: Sizes, setting: Setting, supervised: float) -> int:
+    """Bytes the last decoder layer keeps less than the others: after attention only the supervised rows go on
+    (`fast/decoder/layer.py`); their rows of the attention output are a copy."""
+    if not sizes.fast or setting.whole_layers(sizes.shape.layers) >= sizes.shape.layers or not sizes.backward_layers:
+        return 0
+    shape = sizes.shape
+    after = shape.hidden_size + 2 * shape.intermediate_size
+    if setting.rest == "none":
+        after += shape.hidden_size + shape.intermediate_size
+    per_token = (1.0 - supervised) * after - supervised * shape.query
+    return round(setting.micro_tokens * per_token * setting.dtype_bytes)
+
+
+def activation_bytes(sizes: Sizes, setting: Setting, supervised: float = 1.0) -> int:
     """Bytes kept by all decoder layers at the end of the forward pass, and between them.
 
     Layers below the lowest trained one keep nothing. Outside: embedding output, last norm (input and output) and
     the tables of RoPE.
     """
-    extended = setting.base in ("plain", "nf4_dequantized") and setting.dtype_bytes == 2
     layers, lowest = sizes.shape.layers, sizes.lowest_layer
     whole = max(0, setting.whole_layers(layers) - lowest)
     rest = sizes.backward_layers - whole
-    each = kept_bytes_per_token(sizes, setting.rest, setting.dtype_bytes, extended=extended)
+    each = kept_bytes_per_token(sizes, setting.rest, setting.dtype_bytes, wide=setting.wide)
     per_token = whole * kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) + rest * each
-    outside = (3 * sizes.shape.hidden_size + 2 * sizes.shape.head_dim) * setting.dtype_bytes
-    return setting.micro_tokens * (per_token + outside)
+    size = setting.dtype_bytes
+    outside = sizes.shape.hidden_size * size * (1.0 + 2.0 * (supervised if sizes.fast else 1.0))
+    outside += 2 * sizes.shape.head_dim * size
+    kept = setting.micro_tokens * (per_token + outside)
+    return round(kept) - last_layer_saving(sizes, setting, supervised)
 
 
-def transient_bytes(sizes: Sizes, setting: Setting) -> int:
-    """Bytes of one decoder layer's backward pass, gone after it.
+def transient_bytes(sizes: Sizes, setting: Setting, tokens: int, *, whole: bool) -> int:
+    """Bytes of one decoder layer's backward pass over `tokens` rows, gone after it. `whole`: of a layer that is
+    recomputed as a whole.
 
-    2 (2 f + P) + 2 (f + P) + 3 d + q + 2 kv elements a token (gradients of gate-up and product with their adapter
-    columns, of both norms, of q, k, v); a recomputed layer also has its own activations back; a trained layer the
-    gradient of its largest matrix in the compute type; a packed base the group that is being unpacked, twice.
+    The larger of its two halves (`fast/decoder/layer.py:backward_layer`), in elements a token:
+
+        MLP         2 d + 3 f: gradients of the layer's output (and its copy with adapter columns), of the product and
+                    of gate and up; f more where the product is computed again
+        attention   3 d + 3 q + 4 kv: of the residual, of attention's output, of q, k, v before and after rotation;
+                    and q in fp32 inside the kernel
+
+    A recomputed layer also has its own activations back (but the product); a trained layer the gradient of its
+    largest group in the compute type; a packed base the group that is being unpacked, twice; fp8 the rounded copy
+    of the widest gradient.
     """
-    shape = sizes.shape
-    pads = {group.name: group.pad for group in sizes.groups}
+    shape, size = sizes.shape, setting.dtype_bytes
     d, q, kv, f = shape.hidden_size, shape.query, shape.key_value, shape.intermediate_size
-    elements = 2 * (2 * f + pads.get("gate_up", 0)) + 2 * (f + pads.get("down", 0)) + 3 * d + q + 2 * kv
-    per_token = elements * setting.dtype_bytes
+    pads = {group.name: group.pad if setting.wide else group.rank for group in sizes.groups}
+    again = f if sizes.fast and (whole or setting.rest == "selective") else 0
+    mlp = (2 * d + 3 * f + again + pads.get("gate_up", 0) + pads.get("down", 0)) * size
+    attention = (3 * d + 3 * q + 4 * kv + pads.get("qkv", 0)) * size + 4 * q
     if setting.base == "fp8":
-        per_token += 3 * f + d  # quantised copies
-    if setting.whole_layers(shape.layers) > sizes.lowest_layer:
-        per_token += kept_bytes_per_token(sizes, "none", setting.dtype_bytes)
+        mlp += 2 * f
+    per_token = max(mlp, attention)
+    if whole:
+        per_token += kept_bytes_per_token(sizes, "none", size, wide=setting.wide) - f * size
     largest = max((group.parameters for group in sizes.groups), default=0)
-    fixed = largest * setting.dtype_bytes if sizes.trained_linear else 0
+    fixed = largest * size if sizes.trained_linear else 0
     if setting.base == "nf4":
-        fixed += 2 * largest * setting.dtype_bytes
-    return setting.micro_tokens * per_token + fixed
+        fixed += 2 * largest * size
+    return tokens * per_token + fixed
 
 
-def head_bytes(sizes: Sizes, setting: Setting, supervised: int, chunk_bytes: int) -> int:
+def head_bytes(sizes: Sizes, setting: Setting, supervised: int, table: Efficiency, *, cuda: bool) -> int:
     """Bytes of head and loss at their peak: the end of the forward pass.
 
-    `supervised` rows of hidden states and their gradient; one chunk of logits, at most `chunk_bytes` in fp32
-    (`fast/head.py`), held in the compute type and overwritten by its gradient, with an fp32 row of d a token; for a
-    trained head its gradient summed in fp32 and handed on in the compute type.
+    `supervised` rows of hidden states and their gradient; one of the near-equal chunks of logits (`fast/head.py`),
+    overwritten by its gradient; for a trained head its gradient, summed in fp32 over several chunks.
     """
     d, vocab, size = sizes.shape.hidden_size, sizes.shape.vocab_size, setting.dtype_bytes
-    rows = max(1, min(supervised, chunk_bytes // (4 * vocab)))
-    trained = sizes.head * (4 + size) if sizes.trained_head else 0
-    return 2 * supervised * d * size + rows * vocab * size + rows * d * 4 + trained
+    fitting = max(1, table.head_chunk_bytes // ((size if cuda else 4) * vocab))
+    if cuda:
+        fitting = min(fitting, table.head_chunk_rows)
+    chunks = max(1, -(-supervised // fitting))
+    rows = -(-supervised // chunks)
+    trained = sizes.head * (size if chunks == 1 and cuda else 4) if sizes.trained_head else 0
+    return 2 * supervised * d * size + rows * vocab * size + trained

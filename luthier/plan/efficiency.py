@@ -67,8 +67,8 @@ class Efficiency:
     safety: float = 0.04
     """Share of the device that a chosen setting leaves free."""
     head_chunk_bytes: int = 2 << 30
-    """fp32 bytes of a chunk of logits on CUDA (`fast/head.py`); on a CPU 64 MiB."""
-    head_chunk_bytes_cpu: int = 64 << 20
+    """Bytes of a chunk of logits in the compute type (`fast/head.py`); on a CPU 64 MiB in fp32."""
+    head_chunk_rows: int = 8192
     fp8_keeps_base: bool = True
     """The modules keep their 16-bit weights beside the two fp8 copies (`fast/decoder/fp8_base.py`)."""
     dequantized_keeps_packed: bool = True
@@ -79,7 +79,14 @@ EFFICIENCY = Efficiency()
 """The constants in use on a GPU."""
 
 CPU_EFFICIENCY = replace(
-    EFFICIENCY, product=0.85, fp32_product=0.85, tile=16.0, attention=0.3, attention_tile=64.0, step_seconds=0.02
+    EFFICIENCY,
+    product=0.85,
+    fp32_product=0.85,
+    tile=16.0,
+    attention=0.3,
+    attention_tile=64.0,
+    step_seconds=0.02,
+    head_chunk_bytes=64 << 20,
 )
 """On a processor: no tiles to fill on large grids, attention per document through SDPA. Fitted, with the rates of a
 core (`plan/machine.py`), to 395 (LoRA fp32), 624 (LoRA bf16), 302 (full fp32) and 477 (full bf16) tokens/s of

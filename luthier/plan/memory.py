@@ -6,8 +6,8 @@ The peak is the largest of three moments of a step:
     backward   the first layer's backward: everything kept, and its transient
     end        the last layer's backward: all gradients, one layer's transient
 
-Gradients of earlier micro-batches exist in all three; with one micro-batch a step only those of the head do before
-`end`. Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula: activations, transient, head
+Gradients of earlier micro-batches exist in all three, the head's from the loss on, the others at the end.
+Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula: activations, transient, head
 (`activations.py`). Stated constants: workspace, and outside the allocator its fragmentation and the context
 (`efficiency.py`). A sharded setting divides weights, gradients and states by the number of devices and gathers
 the weights of two layers and of the embeddings at a time (FSDP2, ZeRO-3, arXiv:1910.02054).
@@ -19,11 +19,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from luthier.plan.activations import activation_bytes, head_bytes, kept_bytes_per_token, transient_bytes
+from luthier.plan.activations import (
+    activation_bytes,
+    head_bytes,
+    kept_bytes_per_token,
+    last_layer_saving,
+    transient_bytes,
+)
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
-from luthier.plan.states import gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
+from luthier.plan.states import BUCKET_BYTES, gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
 from luthier.plan.trained import trainable_parameters
 
 __all__ = ["MemoryPlan", "estimate_memory", "trainable_parameters"]
@@ -95,10 +101,7 @@ def estimate_memory(
     """
     cuda = device_type == "cuda"
     share = setting.world if setting.sharded else 1
-    weights = weight_bytes(sizes, setting.base, setting.dtype_bytes, table)
-    chunk = table.head_chunk_bytes if cuda else table.head_chunk_bytes_cpu
-    head = head_bytes(sizes, setting, max(1, round(supervised * setting.micro_tokens)), chunk)
-    gradients = gradient_bytes(sizes)
+    weights = weight_bytes(sizes, setting, table)
     static = {
         "weights": (weights["base"] + weights["unpacked"] + weights["modules_to_save"]) // share,
         "adapters": weights["adapters"] // share,
@@ -107,7 +110,9 @@ def estimate_memory(
         "gathered": _gathered(sizes, setting),
         "workspace": table.workspace_bytes if cuda else table.process_bytes,
     }
-    moment, dynamic = _peak(_moments(sizes, setting, head=head, gradients=gradients // share))
+    rows = max(1, round(supervised * setting.micro_tokens))
+    head = head_bytes(sizes, setting, rows, table, cuda=cuda)
+    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim, share=share))
     peak = sum(static.values()) + sum(dynamic.values())
     outside = round(table.fragmentation * peak) + table.context_bytes if cuda else 0
     outside += table.communication_bytes if setting.world > 1 else 0
@@ -117,22 +122,66 @@ def estimate_memory(
     )  # fmt: skip
 
 
-def _moments(sizes: Sizes, setting: Setting, *, head: int, gradients: int) -> dict[str, dict[str, int]]:
+def _moments(
+    sizes: Sizes, setting: Setting, *, head: int, supervised: float, optim: str, share: int
+) -> dict[str, dict[str, int]]:
     """Bytes of the parts that come and go, by moment."""
-    activations, transient = activation_bytes(sizes, setting), transient_bytes(sizes, setting)
-    if sizes.lowest_layer >= sizes.shape.layers:
-        transient = 0
-    head_gradient = 4 * sizes.head if sizes.trained_head else 0
-    early = gradients if setting.accumulate > 1 else min(gradients, head_gradient)
-    # The lowest layer of the backward pass is the last to give up what it kept.
-    policy = "layer" if setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer else setting.rest
-    last = kept_bytes_per_token(sizes, policy, setting.dtype_bytes) * setting.micro_tokens
+    size = setting.dtype_bytes
+    activations = activation_bytes(sizes, setting, supervised)
+    before, after = (part // share for part in gradient_bytes(sizes, setting))
+    head_gradient = size * sizes.head // share if sizes.trained_head else 0
+    # Where gradients are summed tensor by tensor, the head's is gone into its sum at once.
+    early = before + (0 if before and after == before else head_gradient)
+    lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
+    lowest = kept_bytes_per_token(sizes, "layer" if lowest_is_whole else setting.rest, size, wide=setting.wide)
+    transient = transient_bytes(sizes, setting, setting.micro_tokens, whole=lowest_is_whole)
+    end = {
+        "activations": min(activations, lowest * setting.micro_tokens),
+        "transient": max(transient if sizes.backward_layers else 0, _at_the_end(sizes, setting, optim)),
+    }
+    stages = _backward_stages(sizes, setting, activations, supervised)
+    backward = max(stages, key=lambda parts: sum(parts.values()))
     return {
-        "loss": {"gradients": early if setting.accumulate > 1 else 0, "activations": activations, "transient": 0,
-                 "logits": head},
-        "backward": {"gradients": early, "activations": activations, "transient": transient, "logits": 0},
-        "end": {"gradients": gradients, "activations": min(activations, last), "transient": transient, "logits": 0},
-    }  # fmt: skip
+        "loss": {"gradients": before, "activations": activations, "transient": 0, "logits": head},
+        "backward": {"gradients": early, "logits": 0, **backward},
+        "end": {"gradients": after, "logits": 0, **end},
+    }
+
+
+def _backward_stages(sizes: Sizes, setting: Setting, activations: int, supervised: float) -> list[dict[str, int]]:
+    """What is still kept, and the transient of the layer at work: the last layer (on its supervised rows), the one
+    before it, and the first of those that are recomputed as a whole, when all others have let go."""
+    if not sizes.backward_layers:
+        return [{"activations": activations, "transient": 0}]
+    size, tokens = setting.dtype_bytes, setting.micro_tokens
+    whole = max(0, setting.whole_layers(sizes.shape.layers) - sizes.lowest_layer)
+    rest = sizes.backward_layers - whole
+    each = kept_bytes_per_token(sizes, setting.rest, size, wide=setting.wide) * tokens
+    last = each - last_layer_saving(sizes, setting, supervised)
+    stages = []
+    if rest:
+        rows = round(tokens * supervised) if sizes.fast else tokens
+        kept = {"activations": activations, "transient": transient_bytes(sizes, setting, rows, whole=False)}
+        stages.append(kept)
+    if rest > 1:
+        transient = transient_bytes(sizes, setting, tokens, whole=False)
+        stages.append({"activations": activations - last, "transient": transient})
+    if whole:
+        freed = last + (rest - 1) * each if rest else 0
+        transient = transient_bytes(sizes, setting, tokens, whole=True)
+        stages.append({"activations": activations - freed, "transient": transient})
+    return stages
+
+
+def _at_the_end(sizes: Sizes, setting: Setting, optim: str) -> int:
+    """The embeddings' gradient where it is added to the head's; and what the update needs for a moment: optimizers
+    other than AdamW get fp32 copies of kept 16-bit gradients, some at a time; Adafactor makes its update in fp32."""
+    tied = setting.dtype_bytes * sizes.head if sizes.shape.tied and sizes.trained_embedding else 0
+    kept = setting.dtype_bytes < 4 and setting.accumulate == 1 and setting.world == 1
+    copies = min(BUCKET_BYTES, 4 * sizes.trainable) if kept and not optim.startswith("adamw_torch") else 0
+    if optim == "adafactor":
+        copies += 8 * sizes.largest_trained
+    return max(tied, copies)
 
 
 def _peak(moments: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:

@@ -57,6 +57,11 @@ class Request:
         return ("nf4_dequantized",) if model.dequantize_base else ("nf4",)
 
     @property
+    def extended(self) -> bool:
+        """Adapters are rows and columns of the base's matrices (`fast/decoder/projection.py`)."""
+        return self.device.type == "cuda" and self.sizes.adapters and self.sizes.fast
+
+    @property
     def recompute(self) -> tuple[Recompute, int | None] | None:
         """What the recipe fixes; None: the plan chooses."""
         policy, layers = self.recipe.train.gradient_checkpointing, self.recipe.train.gradient_checkpointing_layers

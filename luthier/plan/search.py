@@ -83,6 +83,7 @@ def _setting(request: Request, split: Batching, base: Base, *, sharded: bool) ->
     return Setting(
         micro_tokens=min(largest, documents.tokens), base=base, dtype_bytes=request.dtype_bytes,
         accumulate=split.gradient_accumulation_steps, world=request.num_gpus, sharded=sharded,
+        extended=request.extended,
     )  # fmt: skip
 
 

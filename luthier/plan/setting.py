@@ -28,8 +28,15 @@ class Setting:
     """Micro-batches of a step."""
     world: int = 1
     """Devices."""
+    extended: bool = True
+    """Adapters live in extended matrices: on CUDA, in families with a layer of the engine's own."""
     sharded: bool = False
     """Weights, gradients and states divided over the devices (FSDP2, ZeRO-3) instead of copied (DDP)."""
+
+    @property
+    def wide(self) -> bool:
+        """Adapter and base are one product; a base that is packed or rounded cannot hold adapters."""
+        return self.extended and self.base in ("plain", "nf4_dequantized")
 
     def whole_layers(self, layers: int) -> int:
         """How many of the first layers are recomputed as a whole."""

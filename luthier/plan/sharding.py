@@ -30,7 +30,7 @@ def exchange_seconds(
     part = (setting.world - 1) / setting.world
     if not setting.sharded:
         return 2.0 * part * 4.0 * sizes.trainable / bandwidth
-    weights = weight_bytes(sizes, setting.base, setting.dtype_bytes, table)
+    weights = weight_bytes(sizes, setting, table)
     gathers = 2.0 * part * (weights["base"] + weights["adapters"])
     reduces = part * setting.dtype_bytes * sizes.trainable
     seconds = setting.accumulate * (gathers + reduces) / bandwidth

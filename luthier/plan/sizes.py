@@ -79,6 +79,8 @@ class Sizes:
     factored_rows: int
     """Rows plus columns of all trained matrices (Adafactor's states)."""
     trained_vectors: int
+    largest_trained: int
+    """Elements of the largest trained tensor."""
 
     @property
     def head(self) -> int:
@@ -122,6 +124,7 @@ def sizes_of(shape: ModelShape, method: MethodSection) -> Sizes:
         trained_head=trained_head, trained_embedding=tied_embedding,
         lowest_layer=_lowest(shape, adapted, trained, tied_embedding),
         small_trained=small, factored_rows=sum(sum(matrix) for matrix in matrices), trained_vectors=vectors,
+        largest_trained=max((rows * columns for rows, columns in matrices), default=0),
     )  # fmt: skip
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
-from luthier.plan.setting import Base
+from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 
-__all__ = ["NF4_BYTES", "gradient_bytes", "master_bytes", "optimizer_bytes", "weight_bytes"]
+__all__ = ["BUCKET_BYTES", "NF4_BYTES", "gradient_bytes", "master_bytes", "optimizer_bytes", "weight_bytes"]
 
 NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
 """A 4-bit value, an 8-bit scale per 64 values, an fp32 scale per 256 scales (QLoRA, arXiv:2305.14314)."""
 ADAM_BYTES = 8
 """Two fp32 moments."""
+COLLECTED_BYTES = 2 << 30
+"""`train/masters.py:COLLECTED_BYTES`."""
+BUCKET_BYTES = 512 << 20
+"""`train/masters.py:BUCKET_BYTES`: fp32 copies of 16-bit gradients that an optimizer gets at a time."""
 ADAM_8BIT_BYTES = 2 + 2 * 4 / 256
 """Two 8-bit moments, each with an fp32 scale per block of 256 (bitsandbytes 0.49, `optimizer.py`)."""
 
 
-def weight_bytes(sizes: Sizes, base: Base, dtype_bytes: int, table: Efficiency = EFFICIENCY) -> dict[str, int]:
+def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:
     """Bytes of the model's weights by part.
 
     - `base`: stored parameters x bytes of the compute type; linear layers of the decoder layers in nf4 or, for fp8,
@@ -26,7 +30,7 @@ def weight_bytes(sizes: Sizes, base: Base, dtype_bytes: int, table: Efficiency =
       (N + P, K + P) have more than W, P the ranks padded to 64; they hold A and B. Else A and B.
     - `modules_to_save`: PEFT trains a copy and keeps the original.
     """
-    layers = sizes.shape.layers
+    layers, base, dtype_bytes = sizes.shape.layers, setting.base, setting.dtype_bytes
     plain = sizes.parameters * dtype_bytes
     outside = (sizes.parameters - sizes.linear) * dtype_bytes
     parts = {"base": plain, "unpacked": 0, "adapters": 0, "modules_to_save": 0}
@@ -41,16 +45,26 @@ def weight_bytes(sizes: Sizes, base: Base, dtype_bytes: int, table: Efficiency =
         copies = 2 * sizes.linear + scales
         parts["base"] = (plain if table.fp8_keeps_base else outside) + copies
     if sizes.adapters:
-        extended = base in ("plain", "nf4_dequantized") and dtype_bytes == 2
         padding = sum(group.padding for group in sizes.groups) * layers
-        parts["adapters"] = dtype_bytes * (padding if extended else sizes.adapter_parameters)
+        parts["adapters"] = dtype_bytes * (padding if setting.wide else sizes.adapter_parameters)
         parts["modules_to_save"] = sizes.trained_base * dtype_bytes
     return parts
 
 
-def gradient_bytes(sizes: Sizes) -> int:
-    """fp32 gradients: of fp32 parameters themselves, else of the masters, where all micro-batches are summed."""
-    return 4 * sizes.trainable
+def gradient_bytes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
+    """(bytes from one micro-batch to the next, bytes at the end of a backward pass) of all gradients.
+
+    As `train/masters.py` keeps them: in fp32 4 bytes a trained parameter; in 16 bits, for one micro-batch a step on
+    one device, as they come (2 bytes); else summed in fp32 (4), and while all of them take at most 2 GiB in 16 bits,
+    those of one pass stand beside the sums until its end.
+    """
+    if setting.dtype_bytes == 4:
+        return (4 * sizes.trainable if setting.accumulate > 1 else 0), 4 * sizes.trainable
+    live = setting.dtype_bytes * sizes.trainable
+    if setting.accumulate == 1 and setting.world == 1:
+        return 0, live
+    sums = 4 * sizes.trainable
+    return (sums if setting.accumulate > 1 else 0), sums + (live if live <= COLLECTED_BYTES else 0)
 
 
 def master_bytes(sizes: Sizes, dtype_bytes: int) -> int:

@@ -75,10 +75,10 @@ def _recipe(method: str, layers: int) -> Recipe:
         "freeze 30%": MethodSection(name="freeze", last_n_layers=max(1, round(0.3 * layers))),
         "LoRA": MethodSection(name="lora"), "QLoRA": MethodSection(name="qlora"),
     }  # fmt: skip
-    optim = "adamw_8bit" if "8-bit" in method else "adamw_torch_fused"
+    train = TrainSection(tokens_per_step=TOKENS, optim="adamw_8bit" if "8-bit" in method else "adamw_torch_fused")
     return Recipe(
         model=ModelSection(name_or_path="table"), data=DataSection(train=[Source(path="x")], max_length=MAX_LENGTH),
-        method=sections[method], train=TrainSection(tokens_per_step=TOKENS, optim=optim), output_dir="runs/x",
+        method=sections[method], train=train, output_dir="runs/x",
     )  # fmt: skip
 
 
@@ -94,8 +94,8 @@ HEAD = """\
 
 Computed by `luthier plan`, not copied: `python docs/generate.py` writes this page and a test holds it to the code.
 
-Each cell: **tokens/s of all cards together / GiB needed on each card**, for the fastest setting that fits; `– (n)`: does
-not fit, the smallest setting needs n GiB on a card. The recipe is `luthier plan` with the defaults: 16,384 tokens a step
+Each cell: **tokens/s of all cards together / GiB needed on each card**, for the fastest setting that fits;
+`– (n)`: does not fit, the smallest setting needs n GiB on a card. The recipe has the defaults: 16,384 tokens a step
 over all cards, rows of 300 tokens packed to 1,024, 60% of the tokens trained, AdamW in fp32 with fp32 masters, LoRA
 r = 16 on all linear layers, `freeze 30%` the upper 30% of the decoder layers. Micro-batch, recompute and the storage of
 a 4-bit base are the plan's choice. `luthier plan recipe.yaml --gpu NAME` says it for your recipe, with reasons.

@@ -9,7 +9,7 @@ backward pass goes, weight gradient 1 where trained, forward again 1 where recom
     attention   2 q n (n + tile) a document forward, 2.5 times that backward (FlashAttention redoes q k^T)
     elementwise 8 d + 2 (q + kv) + 3 f elements forward, 8 d + 2 (q + 2 kv) + 6 f backward (fused; §2.2)
     unpack      packed and unpacked bytes of a 4-bit base a pass
-    gradients   fp32 sums of weight gradients: 10 bytes a trained weight and micro-batch
+    gradients   fp32 sums of weight gradients of several micro-batches: 6 bytes a weight, 10 from the second on
     optimizer   30 bytes a trained weight with AdamW (gradient, master, two moments, weight), 18 in 8 bits
     waiting     what the host takes longer to launch kernels than the device to run them
     exchange    communication that is not hidden (`sharding.py`)
@@ -92,13 +92,13 @@ def estimate_step(
     tokens = step_tokens / setting.accumulate
     rate = device.bf16 if setting.dtype_bytes == 2 and device.native_bf16 else device.fp32
     parts = {
-        "products": _products(sizes, setting, passes, tokens, rate, device, table),
+        "products": _products(sizes, setting, passes, tokens, rate, device, table, documents.supervised),
         "thin": _thin(sizes, setting, passes, tokens, device, table),
         "head": _head(sizes, setting, documents, tokens, rate, device, table),
         "attention": _attention(sizes, documents, passes, tokens, rate, table),
         "elementwise": _elementwise(sizes, setting, passes, tokens, device, table),
         "unpack": _unpack(sizes, setting, passes, device, table),
-        "gradients": 10.0 * sizes.trained_base / (device.bandwidth * table.elementwise),
+        "gradients": _sum_bytes(sizes, setting) / (device.bandwidth * table.elementwise),
     }
     busy = sum(parts.values())
     launches = (table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0)) * layers
@@ -119,20 +119,24 @@ def _product(m: float, n: int, k: int, rate: float, table: Efficiency) -> float:
 
 
 def _products(
-    sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, rate: float, device: Accelerator, table: Efficiency
-) -> float:
-    """Products with the weights of the decoder layers; a trained one also has its weight gradient."""
+    sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, rate: float, device: Accelerator,
+    table: Efficiency, supervised: float,
+) -> float:  # fmt: skip
+    """Products with the weights of the decoder layers; a trained one also has its weight gradient. Of the last layer
+    only the supervised rows go on after attention (`fast/decoder/layer.py`)."""
     best = rate * (table.product if setting.dtype_bytes == 2 else table.fp32_product)
     if setting.base == "fp8" and device.fp8:
         best = device.fp8 * table.fp8_product
-    one = sum(_product(tokens, *_widths(group, setting), best, table) for group in sizes.groups)
+    each = {group.name: _product(tokens, *_widths(group, setting), best, table) for group in sizes.groups}
+    one = sum(each.values())
     trained = sizes.trained_linear / max(1, sizes.linear) * sizes.shape.layers
-    return one * (passes.forward + passes.again + passes.backward + trained)
+    saved = (one - each.get("qkv", one)) * (1.0 - supervised) if sizes.fast else 0.0
+    last = min(1.0, passes.forward) + min(1, passes.backward) + min(1.0, trained)
+    return one * (passes.forward + passes.again + passes.backward + trained) - saved * last
 
 
 def _widths(group: Group, setting: Setting) -> tuple[int, int]:
-    extended = setting.base in ("plain", "nf4_dequantized") and setting.dtype_bytes == 2
-    pad = group.pad if extended else 0
+    pad = group.pad if setting.wide else 0
     return group.outputs + pad, group.inputs + pad
 
 
@@ -143,12 +147,11 @@ def _thin(
     pass over x, g, y and dx as well."""
     if not sizes.adapters:
         return 0.0
-    extended = setting.base in ("plain", "nf4_dequantized") and setting.dtype_bytes == 2
     forward = backward = 0.0
     for group in (group for group in sizes.groups if group.rank):
         backward += 2.0 * (group.inputs + group.outputs)
         forward += group.inputs
-        if not extended:
+        if not setting.wide:
             forward += 2.0 * group.outputs
             backward += group.outputs + 2.0 * group.inputs
     elements = tokens * (forward * (passes.forward + passes.again) + backward * passes.backward)
@@ -205,6 +208,14 @@ def _unpack(sizes: Sizes, setting: Setting, passes: _Passes, device: Accelerator
     each = sizes.linear_per_layer * (NF4_BYTES + setting.dtype_bytes)
     count = passes.forward + passes.again + passes.backward
     return count * each / (device.bandwidth * table.elementwise)
+
+
+def _sum_bytes(sizes: Sizes, setting: Setting) -> float:
+    """Of one micro-batch, on average: 16-bit gradients are read, fp32 sums written, later read as well
+    (`train/masters.py`); one micro-batch needs no sum."""
+    if setting.accumulate == 1 or setting.dtype_bytes == 4:
+        return 0.0
+    return sizes.trainable * (6.0 + 10.0 * (setting.accumulate - 1)) / setting.accumulate
 
 
 def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> float:

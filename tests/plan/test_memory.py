@@ -13,7 +13,7 @@ from luthier.plan.memory import PARTS, estimate_memory
 from luthier.plan.setting import Setting
 from luthier.plan.shape import read_shape
 from luthier.plan.sizes import sizes_of
-from luthier.plan.states import master_bytes, optimizer_bytes, weight_bytes
+from luthier.plan.states import gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
 from luthier.plan.trained import trainable_parameters
 from luthier.recipe.schema import MethodSection
 from tests.support.tiny import save_tiny, tiny_model
@@ -77,29 +77,46 @@ def test_patterns_of_freeze_select_the_same_weights(folder, tied, pattern, is_ti
 # -- bytes by hand
 
 
-def test_full_training_in_bf16_takes_18_bytes_a_parameter_without_activations():
-    sizes = _sizes("Llama-3.2-1B", name="full")
-    setting = Setting(micro_tokens=1024, accumulate=2)
-    memory = estimate_memory(sizes, setting, optim="adamw_torch_fused", supervised=0.5)
-    # 2 weights + 4 gradients of the masters + 4 masters + 8 Adam
-    assert memory.weights + memory.gradients + memory.masters + memory.optimizer == 18 * sizes.parameters
-    in_fp32 = estimate_memory(sizes, replace(setting, dtype_bytes=4), optim="adamw_torch_fused", supervised=0.5)
-    assert in_fp32.weights + in_fp32.gradients + in_fp32.masters + in_fp32.optimizer == 16 * sizes.parameters
+def test_full_training_takes_16_or_18_bytes_a_parameter_without_activations():
+    sizes = _sizes("Llama-3.1-8B", name="full")
+    one, several = Setting(micro_tokens=256), Setting(micro_tokens=256, accumulate=2)
+
+    def bytes_a_parameter(setting):
+        memory = estimate_memory(sizes, setting, optim="adamw_torch_fused", supervised=0.5)
+        assert memory.moment == "end" or setting.accumulate > 1
+        return (memory.weights + memory.gradients + memory.masters + memory.optimizer) / sizes.parameters
+
+    assert bytes_a_parameter(one) == 2 + 2 + 4 + 8  # weights, gradients as they come, masters, Adam
+    assert bytes_a_parameter(several) == 2 + 4 + 4 + 8  # sums in fp32
+    assert bytes_a_parameter(replace(one, dtype_bytes=4)) == 4 + 4 + 0 + 8
+
+
+def test_gradients_of_several_passes_stand_beside_the_sums_while_small():
+    small, large = _sizes("Llama-3.1-8B"), _sizes("Llama-3.1-8B", name="full")
+    several = Setting(micro_tokens=256, accumulate=2)
+    assert gradient_bytes(small, several) == (4 * small.trainable, 6 * small.trainable)
+    assert gradient_bytes(large, several) == (4 * large.trainable, 4 * large.trainable)
+    assert gradient_bytes(small, replace(several, accumulate=1)) == (0, 2 * small.trainable)
+    assert gradient_bytes(small, replace(several, accumulate=1, world=2)) == (0, 6 * small.trainable)
+
+
+def _weights(sizes, base, table=EFFICIENCY):
+    return weight_bytes(sizes, Setting(micro_tokens=1, base=base), table)
 
 
 def test_weights_of_an_8b_base_in_every_storage():
     # perf.md §2.3: 15.0 GiB bf16; 5.3 NF4 body with bf16 embeddings and head; 8.5 fp8 body, here in two orientations
     sizes = _sizes("Llama-3.1-8B")
-    assert weight_bytes(sizes, "plain", 2)["base"] / GIB == pytest.approx(14.96, abs=0.01)
-    nf4 = weight_bytes(sizes, "nf4", 2)
+    assert _weights(sizes, "plain")["base"] / GIB == pytest.approx(14.96, abs=0.01)
+    nf4 = _weights(sizes, "nf4")
     assert nf4["base"] / GIB == pytest.approx(5.31, abs=0.02)
     # 4.127 bits a weight (QLoRA, section 3)
     assert nf4["base"] == pytest.approx(4.127 / 8 * sizes.linear + 2 * (sizes.parameters - sizes.linear), rel=1e-4)
-    kept = weight_bytes(sizes, "nf4_dequantized", 2)
+    kept = _weights(sizes, "nf4_dequantized")
     assert kept["unpacked"] == 2 * sizes.linear and kept["base"] == nf4["base"]
-    alone = weight_bytes(sizes, "fp8", 2, replace(EFFICIENCY, fp8_keeps_base=False))["base"]
+    alone = _weights(sizes, "fp8", replace(EFFICIENCY, fp8_keeps_base=False))["base"]
     assert alone / GIB == pytest.approx(1.96 + 13.0, abs=0.05)
-    assert weight_bytes(sizes, "fp8", 2)["base"] == alone + 2 * sizes.linear
+    assert _weights(sizes, "fp8")["base"] == alone + 2 * sizes.linear
 
 
 def test_extended_matrices_by_hand():
@@ -107,8 +124,8 @@ def test_extended_matrices_by_hand():
     sizes = _sizes("Llama-3.1-8B")
     matrices = [(6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336)]
     padding = sum((n + 64) * (k + 64) - n * k for n, k in matrices)
-    assert weight_bytes(sizes, "plain", 2)["adapters"] == 2 * 32 * padding
-    assert weight_bytes(sizes, "nf4", 2)["adapters"] == 2 * sizes.adapter_parameters
+    assert _weights(sizes, "plain")["adapters"] == 2 * 32 * padding
+    assert _weights(sizes, "nf4")["adapters"] == 2 * sizes.adapter_parameters
     # r = 32: three adapters of qkv need 96 columns, padded to 128
     pads = {group.name: group.pad for group in _sizes("Llama-3.1-8B", name="lora", r=32).groups}
     assert pads == {"qkv": 128, "o": 64, "gate_up": 64, "down": 64}
@@ -186,10 +203,27 @@ def test_nothing_is_kept_below_the_lowest_trained_layer():
     assert _sizes("Llama-3.2-1B", name="freeze", trainable=["lm_head"]).lowest_layer == 0  # tied: the embeddings
 
 
-def test_the_chunk_of_logits_is_bounded():
+def test_head_and_loss_by_hand():
     sizes, setting = _sizes("Llama-3.1-8B"), Setting(micro_tokens=65_536)
-    few, many = (head_bytes(sizes, setting, rows, EFFICIENCY.head_chunk_bytes) for rows in (8_000, 40_000))
-    assert many - few == 2 * 32_000 * 4096 * 2  # hidden rows and their gradient only
+    hidden = 2 * 4096 * 2
+    # 2 GiB of bf16 logits are 8,371 rows, but 8,192 are the most; 20,000 rows are three chunks of 6,667
+    for rows, chunk in ((8_000, 8_000), (8_192, 8_192), (20_000, 6_667)):
+        assert head_bytes(sizes, setting, rows, EFFICIENCY, cuda=True) == rows * hidden + chunk * 128_256 * 2
+    full = _sizes("Llama-3.1-8B", name="full")
+    one, three = (
+        head_bytes(full, setting, rows, EFFICIENCY, cuda=True) - head_bytes(sizes, setting, rows, EFFICIENCY, cuda=True)
+        for rows in (8_000, 20_000)
+    )
+    assert (one, three) == (2 * 4096 * 128_256, 4 * 4096 * 128_256)  # its gradient: 16 bits in one chunk, else fp32
+
+
+def test_the_last_layer_keeps_supervised_rows_only():
+    sizes, setting = _sizes("Llama-3.1-8B", name="full"), Setting(micro_tokens=1000)
+    less = activation_bytes(sizes, setting, 1.0) - activation_bytes(sizes, setting, 0.6)
+    # h, n2, gate, up and their product for 40% of the rows less, 0.6 rows of attention's output more than none;
+    # and behind the layer two times d for 40% of the rows
+    last = 0.4 * (2 * 4096 + 3 * 14_336) - 0.6 * 4096 + 1.0 * 4096
+    assert less == pytest.approx(1000 * 2 * (last + 2 * 0.4 * 4096), rel=1e-6)
 
 
 # -- properties

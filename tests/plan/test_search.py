@@ -44,7 +44,7 @@ def test_whatever_fits_is_found(name, method, gib, tokens, layers):
             for policy, count in policies:
                 setting = Setting(
                     micro_tokens=split.per_device_train_batch_size * 1024, recompute=policy, recompute_layers=count,
-                    base=base, accumulate=split.gradient_accumulation_steps,
+                    base=base, accumulate=split.gradient_accumulation_steps, extended=asked.extended,
                 )  # fmt: skip
                 brute.append(evaluate(asked, setting, budget=budget, split=split))
     fitting = [candidate for candidate in brute if candidate.fits]
@@ -62,7 +62,7 @@ def test_no_recompute_on_a_big_card_and_some_on_a_small_one():
 
 
 def test_a_4_bit_base_is_kept_unpacked_where_there_is_room():
-    roomy, tight = make_plan(request({"name": "qlora"})), make_plan(request({"name": "qlora"}, gpu="L4"))
+    roomy, tight = make_plan(request({"name": "qlora"})), make_plan(request({"name": "qlora"}, gpu="RTX4080"))
     assert roomy.decision().dequantize_base is True
     assert tight.fits and tight.decision().dequantize_base is False
     assert "does not fit" in tight.reasons["model.dequantize_base"]
