@@ -175,7 +175,9 @@ def check_cross_entropy(b: Bench, s: int, v: int, smoothing: float, scale: float
         raw.copy_(before)
         loss, correct = cross_entropy_(raw, ids, weights, **options)
     b.margins("logits", raw)
-    b.near("grad", raw, want, exact=None if b.dtype != torch.float32 else 1e-5)
+    # fp16: most of a row's probabilities are below its normal numbers.
+    exact = {torch.float32: 1e-5, torch.float16: 2 * torch.finfo(torch.float16).eps}.get(b.dtype)
+    b.near("grad", raw, want, exact=exact)
 
 
 def check_fp8(b: Bench, m: int, d: int) -> None:
@@ -204,8 +206,8 @@ def check_fp8(b: Bench, m: int, d: int) -> None:
 def _same(b: Bench, name: str, got: Tensor, want: Tensor) -> None:
     """Equal but for last bits where a compiler contracted a product and a sum in one kernel and not in the other."""
     b.near(name, got, want)
-    share = float((got != want).float().mean())
-    assert share <= 1e-3, f"{name}: {share:.1%} of the values differ from the separate kernel"
+    count = int((got != want).sum())
+    assert count <= max(3, got.numel() // 1000), f"{name}: {count} of the values differ from the separate kernel"
 
 
 def _same_copy(b: Bench, values: Tensor, q: Tensor, scale: Tensor) -> None:
@@ -214,8 +216,8 @@ def _same_copy(b: Bench, values: Tensor, q: Tensor, scale: Tensor) -> None:
     want_scale[want_scale == 0] = 1.0
     assert (scale / want_scale - 1).abs().max() < 1e-6, "scale"
     want = (values / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float()
-    share = float((q.float() != want).float().mean())
-    assert share <= (0.0 if b.exact_fp8 else 0.05), f"q: {share:.1%} of the values differ"
+    count = int((q.float() != want).sum())
+    assert count <= (0 if b.exact_fp8 else max(8, q.numel() // 20)), f"q: {count} of the values differ"
 
 
 def check_adamw(
@@ -246,7 +248,17 @@ def check_scale(b: Bench, n: int, source: torch.dtype, to: torch.dtype) -> None:
 
 
 def all_checks(b: Bench, *, small: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(name, check) of every op at odd and even sizes; `small` for Triton's interpreter."""
+    """(name, check) of every op at odd and even sizes (few if `small`). Each check has its own seed."""
+
+    def seeded(label: str, check: Callable[[], None]) -> None:
+        b.generator.manual_seed(sum(label.encode()))
+        check()
+
+    for label, check in _checks(b, small=small):
+        yield label, lambda label=label, check=check: seeded(label, check)
+
+
+def _checks(b: Bench, *, small: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     flags = (False, True)
     ms = (1, 5) if small else (1, 3, 257, 1024)
     widths = (7, 576, 1000) if small else (7, 576, 896, 1000, 2048, 2560, 4096, 8192, 12289)

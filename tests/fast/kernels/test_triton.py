@@ -16,10 +16,9 @@ import torch
 from luthier.fast.kernels import adamw, cross_entropy, fp8, glu, norm, rope, scale
 from tests.fast.kernels.cases import Bench, all_checks
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs triton and TRITON_INTERPRET=1",
-)
+if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs triton and TRITON_INTERPRET=1", allow_module_level=True)
+
 BENCHES = {
     name: Bench("cpu", dtype, truncates=True, exact_fp8=False)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16))
