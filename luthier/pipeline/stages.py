@@ -12,6 +12,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
 from luthier.runtime.console import note
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 
 __all__ = ["STAGES", "Stage", "training_fingerprint"]
@@ -203,6 +204,7 @@ def _train(session: Session) -> dict[str, Any]:
     from luthier.model.load import load_base
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit
+    from luthier.train.predicted import tell_next_plan
 
     resolved = session.resolved
     recipe = resolved.recipe
@@ -223,6 +225,8 @@ def _train(session: Session) -> dict[str, Any]:
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
     )
+    if result.micro_batch is None:  # it was the run that was planned
+        tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
     weights = hash_folder(session.run.path / "final", ("*.safetensors",))
     return {"weights": weights, "method": tuned.report.to_json(), **result.to_json()}
 

@@ -35,6 +35,8 @@ class RunFiles:
     merge: dict[str, Any] | None
     train: dict[str, Any]
     """Result of the train stage; empty if it has not finished."""
+    measured: dict[str, Any]
+    """Time and memory of the training, and what the plan said; empty for a run that was not measured."""
     seconds: dict[str, float]
     """Duration of each finished stage."""
     metrics: list[dict[str, Any]]
@@ -61,6 +63,7 @@ def read_run(run: RunFolder) -> RunFiles:
         comparison=_json(run, "eval/comparison.json"),
         merge=_json(run, "export/merge.json"),
         train=train.get("result", {}),
+        measured=_json(run, "measured.json") or {},
         seconds={name: float(record["seconds"]) for name, record in records.items() if record},
         metrics=[line for line in run.read_lines("metrics.jsonl") if isinstance(line, dict)],
         recipe_text=_text(run, "recipe.yaml"),

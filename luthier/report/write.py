@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from luthier.report import views
+from luthier.report.plan_view import measured_facts, plan_rows
 from luthier.report.read import RunFiles, read_run
 from luthier.report.svg import number
 from luthier.runs.folder import RunFolder
@@ -59,6 +60,8 @@ def render(run: RunFiles) -> str:
         curves=views.curves(run),
         stages=views.stage_chart(run),
         chosen=views.chosen_values(run),
+        planned=plan_rows(run),
+        measured=measured_facts(run),
         examples=examples,
         wrong=views.still_wrong(run),
         changed=sum(len(task["compared"].get("changed", [])) for task in shown if task["compared"]),

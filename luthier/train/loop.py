@@ -26,6 +26,7 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.train import trackers
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
+from luthier.train.predicted import predicted
 from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator, on_main
 from luthier.train.progress import Progress
@@ -96,7 +97,7 @@ def fit(
         feed = make_feed(accelerator, order, recipe.train, examples=data.train, packs=data.packs, size=position.size)
         loop = Running(
             trainer=trainer, recipe=recipe, run=run, order=order, stop=stop, position=position, identity=identity,
-            batches=Batches(feed), validation=data.validation, clock=clock,
+            batches=Batches(feed), validation=data.validation, clock=clock, plan=predicted(run),
             resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
         )  # fmt: skip

@@ -30,6 +30,8 @@ class Measured:
     """Medians over the steps, of all processes together."""
     steps: int
     calibration: Calibration | None
+    mfu: float | None = None
+    """Share of the device's peak rate, by the plan's formula; None without a plan or on a CPU."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

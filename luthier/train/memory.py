@@ -85,7 +85,7 @@ def same_batch(recipe: Recipe) -> str:
     """The smallest change that needs less memory for the same micro-batch."""
     if recipe.train.gradient_checkpointing is not True:
         return "set `train.gradient_checkpointing=true`: the same result, about a third slower"
-    if recipe.train.gradient_checkpointing_layers is not None:
+    if isinstance(recipe.train.gradient_checkpointing_layers, int):
         return "set `train.gradient_checkpointing_layers=null` (all layers): the same result, slower"
     if recipe.method.name == "full":
         return "use `method.name=lora`, or a smaller `data.max_length`"

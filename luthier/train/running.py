@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,7 @@ from luthier.train.measure import Clock
 from luthier.train.memory import peak_bytes, reset_peak
 from luthier.train.optim import expected_state_bytes
 from luthier.train.order import Order
-from luthier.train.predicted import calibration_line, predicted, write_measured
+from luthier.train.predicted import Prediction, calibration_line, measured_mfu, write_measured
 from luthier.train.prefetch import Batches
 from luthier.train.processes import on_main
 from luthier.train.progress import Progress, Window
@@ -62,6 +62,7 @@ class Running:
     clock: Clock
     calibrates: bool
     """Measure the largest micro-batch before the first step."""
+    plan: Prediction | None
     calibration: Calibration | None = None
     saved_step: int | None = None
     agreed_to_stop: bool = False
@@ -135,7 +136,7 @@ class Running:
         trainer, remaining = self.trainer, self.order.total_steps - self.position.step
         moments = expected_state_bytes(trainer.weights.tensors, self.recipe.train.optim)
         self.calibration = calibrate(trainer, self._halving(), moments=moments)
-        note(f"  {calibration_line(self.calibration, predicted(self.run), steps=remaining)}")
+        note(f"  {calibration_line(self.calibration, self.plan, steps=remaining)}")
         if self.is_main:
             self.run.event("calibrated", step=self.position.step, **self.calibration.to_json())
 
@@ -251,9 +252,10 @@ class Running:
 
     def result(self, stopped: Literal["finished", "early_stopping"], weights_from: int) -> TrainResult:
         """The record of the finished run; what was measured goes into `measured.json` too."""
-        measured = self.clock.measured(peak_bytes=_peak(self.trainer), calibration=self.calibration)
+        measured, plan = self.clock.measured(peak_bytes=_peak(self.trainer), calibration=self.calibration), self.plan
+        measured = replace(measured, mfu=measured_mfu(measured, plan))
         if self.is_main:
-            write_measured(self.run, measured)
+            write_measured(self.run, measured, plan)
             self.run.event(
                 "training_finished", step=self.position.step, stopped=stopped, weights_from_step=weights_from
             )

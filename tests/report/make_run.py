@@ -40,6 +40,14 @@ evaluate:
   batch_size: 32  # prompts at once on cpu; changes no answer
 output_dir: runs/quickstart
 """
+MEASURED = {
+    "peak_bytes": 2_500_000_000, "seconds_to_first_step": 4.25, "seconds_per_step": 1.5, "tokens_per_second": 440.0,
+    "trained_tokens_per_second": 264.0, "steps": 75, "calibration": None, "mfu": None,
+    "predicted": {
+        "peak_bytes": 2_400_000_000, "seconds_per_step": 2.0, "update_seconds": 0.1, "tokens_per_second": 330.0,
+        "mfu": None,
+    },
+}  # fmt: skip
 RECIPE = "# a recipe\nversion: 1\nmodel: {name_or_path: smollm2-135m-instruct}\n"
 
 
@@ -51,6 +59,7 @@ def make_run(folder: Path, *, n: int = 60, steps: int = 75) -> RunFolder:
     write_text(folder / "data_card.md", CARD)
     write_json(folder / "manifest.json", _manifest())
     write_json(folder / "data" / "manifest.json", _data())
+    write_json(folder / "measured.json", MEASURED)
     for name, seconds in (
         ("data", 2.1),
         ("baseline", 41.0),

@@ -11,7 +11,7 @@ import pytest
 from luthier.report.write import write_report
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import RunFailed
-from tests.report.make_run import make_run
+from tests.report.make_run import MEASURED, make_run
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -97,6 +97,19 @@ def test_a_complete_run_shows_every_section(run):
     ):  # fmt: skip
         assert expected in page.text, expected
     assert "has not run" not in page.text
+
+
+def test_planned_and_measured_stand_side_by_side_with_the_difference(run):
+    text = page_of(run).text
+    for expected in ("2.24 GiB", "2.33 GiB", "+4.2 %", "-25.0 %", "+33.3 %", "4.25 s", "264"):
+        assert expected in text, expected
+    assert "MFU" not in text, "a CPU has no such number"
+    (run.path / "measured.json").write_text(json.dumps({**MEASURED, "predicted": None, "mfu": 0.41}))
+    text = page_of(run).text
+    assert "41.0 %" in text
+    assert "+4.2 %" not in text
+    (run.path / "measured.json").unlink()
+    assert "Planned and measured" not in page_of(run).text
 
 
 def test_the_page_loads_nothing_and_runs_nothing(run):

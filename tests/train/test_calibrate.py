@@ -7,14 +7,17 @@ import json
 import pytest
 import torch
 
+from luthier.plan.calibrate import calibration_file, correction
+from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import OutOfMemory
 from luthier.train import calibrate as subject
 from luthier.train.calibrate import Calibration, largest
 from luthier.train.feed import Feed
+from luthier.train.measure import Clock
 from luthier.train.optim import expected_state_bytes, make_optimizer
 from luthier.train.optim_state import state_bytes
 from luthier.train.order import Order
-from luthier.train.predicted import Prediction, calibration_line, predicted
+from luthier.train.predicted import calibration_line, predicted, tell_next_plan
 from luthier.train.split import MicroBatchSize
 from tests.support.tiny import tiny_model
 from tests.train.short_of_memory import short_of_memory
@@ -139,24 +142,70 @@ def test_the_expected_state_of_an_optimizer_is_what_it_keeps(optim):
 
 # -- beside the plan
 
+PLAN = {
+    "memory": {"peak": 13_314_398_617, "total": 14_000_000_000},
+    "time": {
+        "seconds_per_step": 0.8, "parts": {"products": 0.3, "optimizer": 0.1},
+        "tokens_per_second": 20_000.0, "mfu": 0.5,
+    },
+    "predicted": {"key": {"device": "x"}, "peak_bytes": 13_000_000_000, "seconds_per_step": 0.4, "more": 1},
+}  # fmt: skip
 
-def test_one_line_says_what_the_plan_said_and_what_was_measured():
-    found = Calibration(tokens=16384, documents=52, seconds=0.4, seconds_per_step=0.81, peak_bytes=12_884_901_888)
-    plan = Prediction(peak_bytes=13_314_398_617, seconds_per_step=0.75)
-    line = calibration_line(found, plan, steps=1200)
-    assert line == (
-        "plan said 12.4 GiB and 0.75 s a step; measured 12.0 GiB and 0.81 s a step on the largest micro-batch "
-        "(16,384 tokens, 52 documents); 1,200 steps take about 17 min"
+
+def test_one_line_says_what_the_plan_said_and_what_was_measured(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    plan = predicted(RunFolder(tmp_path))
+    assert plan.update_seconds == pytest.approx(0.2), "corrected as the whole step: 0.8 for 0.4"
+    found = Calibration(tokens=16384, documents=52, seconds=0.4, seconds_per_step=0.6, peak_bytes=12_884_901_888)
+    assert calibration_line(found, plan, steps=1200) == (
+        "plan said 12.4 GiB and 0.8 s a step; measured 12.0 GiB and 0.8 s a step with 0.2 s planned for the update "
+        "(largest micro-batch: 16,384 tokens, 52 documents); 1,200 steps take about 16 min"
     )
-    assert calibration_line(found, None, steps=1200).startswith("measured 12.0 GiB")
+    assert calibration_line(found, None, steps=1200).startswith("measured 12.0 GiB and 0.6 s a step (largest")
 
 
-def test_what_was_measured_is_kept_in_the_run_folder(tmp_path):
+def test_what_was_measured_is_kept_in_the_run_folder_beside_what_was_planned(tmp_path):
+    tmp_path.joinpath("plan.json").write_text(json.dumps(PLAN))
     run = train(tmp_path, data(validation=4), max_steps=3, calibrate=True)
     value = json.loads((tmp_path / "measured.json").read_text())
+    assert value.pop("predicted")["peak_bytes"] == 13_314_398_617
     assert value == json.loads(json.dumps(run.result.to_json()["measured"]))
     assert value["steps"] == 3
     assert 0 < value["seconds_per_step"] < value["seconds_to_first_step"]
     assert value["trained_tokens_per_second"] < value["tokens_per_second"]
     assert value["calibration"]["peak_bytes"] > 10_000_000
+    assert value["mfu"] == pytest.approx(0.5 * value["tokens_per_second"] / 20_000)
+
+
+def test_without_a_plan_there_is_nothing_beside_it(tmp_path):
+    run = train(tmp_path, max_steps=1)
     assert predicted(run.folder) is None
+    assert json.loads((tmp_path / "measured.json").read_text())["predicted"] is None
+    assert run.result.measured.mfu is None
+
+
+def test_medians_leave_the_first_step_out_and_a_slow_one_does_not_move_them():
+    clock = Clock()
+    for seconds in (9.0, 1.0, 1.0, 5.0, 1.0):
+        clock.add(seconds, tokens=100, trained_tokens=60)
+    measured = clock.measured(peak_bytes=1, calibration=None)
+    assert (measured.seconds_per_step, measured.tokens_per_second) == (1.0, 100.0)
+    assert (measured.trained_tokens_per_second, measured.steps) == (60.0, 5)
+
+
+def test_the_next_plan_on_this_machine_learns_from_a_run(tmp_path):
+    tmp_path.joinpath("plan.json").write_text(json.dumps(PLAN))
+    run = train(tmp_path, max_steps=3)
+    tell_next_plan(run.folder, run.result.measured, cache_dir=tmp_path / "cache")
+    found = correction(calibration_file(tmp_path / "cache"), {"device": "x"})
+    assert found.runs == 1
+    ratio = run.result.measured.seconds_per_step / 0.4
+    assert found.seconds == pytest.approx(min(max(ratio, 0.2), 5.0))
+
+
+def test_a_single_step_or_no_plan_teaches_nothing(tmp_path):
+    one = train(tmp_path, max_steps=1)
+    tell_next_plan(one.folder, one.result.measured, cache_dir=tmp_path / "cache")
+    tmp_path.joinpath("plan.json").write_text(json.dumps(PLAN))
+    tell_next_plan(one.folder, one.result.measured, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
