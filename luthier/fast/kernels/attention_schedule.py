@@ -1,0 +1,148 @@
+"""Which tiles of rows and keys the attention kernels run over, and in which order.
+
+A program takes one tile of one document, so no program is launched that has nothing to do. Tiles are `rows` pairs of
+(token, query head) against blocks of `keys` keys. `packed` tiles hold all query heads of a key/value head: the rows of
+a tile then are few tokens by many heads, which wastes less of a short document's triangle and reads K and V once for
+all of them. Documents come longest first, and within each the tiles with most work first: tiles that share K and V run
+at about the same time, and the last programs are the lightest.
+
+The tables of block sizes are picked by head width and longest document; `benchmarks/gpu/attention.py` times the
+candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Blocks", "Plan", "Schedule", "Tiles", "blocks_for", "supports"]
+
+Longest = int
+# Above this a document is long: most of its work is off the diagonal.
+LONG = 2048
+# Query heads that share a tile at most.
+MOST_PACKED = 16
+
+
+class Blocks(NamedTuple):
+    """Shape of one kernel's programs."""
+
+    rows: int
+    """(token, head) pairs of a tile or, in the kernel of dk and dv, of a step."""
+    keys: int
+    """Keys of a step or, in the kernel of dk and dv, of a tile."""
+    warps: int
+    stages: int
+    packed: bool = True
+    """Rows are tokens by the query heads that share a key/value head; else tokens of one head."""
+    split: bool = True
+    """Blocks that need no mask run in a loop of their own."""
+
+    def pack(self, group: int) -> int:
+        """Query heads of a tile, for `group` query heads a key/value head: a divisor of it."""
+        most = min(group, MOST_PACKED, self.rows) if self.packed else 1
+        return max(n for n in range(1, most + 1) if group % n == 0)
+
+
+# (forward, dq, dk and dv) by head width, for short and for long documents.
+_SHORT = {
+    64: (Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3)),
+    128: (Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
+    256: (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
+}
+_LONG = {
+    64: (Blocks(128, 128, 4, 3), Blocks(128, 64, 8, 3), Blocks(64, 128, 8, 3)),
+    128: (Blocks(128, 128, 8, 3), Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)),
+    256: (Blocks(128, 64, 8, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
+}
+
+
+def supports(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels take heads of this width and type."""
+    return head_dim in _SHORT and dtype in (torch.bfloat16, torch.float16)
+
+
+def blocks_for(head_dim: int, longest: int) -> tuple[Blocks, Blocks, Blocks]:
+    """Blocks of the three kernels (forward; dq; dk and dv)."""
+    return (_LONG if longest > LONG else _SHORT)[head_dim]
+
+
+class Tiles(NamedTuple):
+    """Programs of one kernel, before they are multiplied by heads."""
+
+    blocks: Blocks
+    pack: int
+    """Query heads of a tile."""
+    table: Tensor
+    """(n, 4) int32 on the device: the document's first row, its length, the tile's first token in it, 0."""
+
+
+class Plan(NamedTuple):
+    """Tiles of the three kernels."""
+
+    forward: Tiles
+    dq: Tiles
+    dkdv: Tiles
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """Tiles of a batch of documents laid end to end. Made once a batch, used by every layer."""
+
+    lengths: tuple[int, ...]
+    longest: int
+    device: torch.device
+    _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Schedule:
+        """From the documents' lengths in tokens, all at least 1, in the order of the rows. Copies nothing yet."""
+        assert lengths and min(lengths) > 0, "a document holds at least one token"
+        return cls(tuple(lengths), max(lengths), torch.device(device))
+
+    def plan(
+        self, group: int, head_dim: int, blocks: tuple[Blocks, Blocks, Blocks] | None = None
+    ) -> Plan:
+        """Tiles for `group` query heads a key/value head. The first call makes one copy to the device, without a wait;
+        later ones return the same."""
+        key = (group, head_dim, blocks)
+        found = self._plans.get(key)
+        if found is None:
+            found = self._plans[key] = self._build(group, blocks or blocks_for(head_dim, self.longest))
+        return found
+
+    def _build(self, group: int, blocks: tuple[Blocks, Blocks, Blocks]) -> Plan:
+        packs = [each.pack(group) for each in blocks]
+        # Causal: a query tile has more work the later it lies, a tile of keys the earlier it lies.
+        rows = [
+            _tiles(self.lengths, blocks[0].rows // packs[0], latest_first=True),
+            _tiles(self.lengths, blocks[1].rows // packs[1], latest_first=True),
+            _tiles(self.lengths, blocks[2].keys, latest_first=False),
+        ]
+        table = torch.from_numpy(np.concatenate(rows))
+        if self.device.type == "cuda":
+            table = table.pin_memory().to(self.device, non_blocking=True)
+        parts = table.split([len(each) for each in rows])
+        return Plan(*(Tiles(b, p, t) for b, p, t in zip(blocks, packs, parts, strict=True)))
+
+
+def _tiles(lengths: Sequence[int], size: int, *, latest_first: bool) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    """(n, 4) int32 rows of `Tiles.table` for tiles of `size` tokens."""
+    length = np.asarray(lengths, dtype=np.int64)
+    start = np.cumsum(length) - length
+    order = np.argsort(-length, kind="stable")
+    length, start = length[order], start[order]
+    count = -(-length // size)
+    total = int(count.sum())
+    document = np.repeat(np.arange(len(length)), count)
+    within = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
+    if latest_first:
+        within = count[document] - 1 - within
+    table = np.zeros((total, 4), dtype=np.int32)
+    table[:, 0], table[:, 1], table[:, 2] = start[document], length[document], within * size
+    return table
