@@ -60,7 +60,8 @@ def report_decoder(
         name, why = backend(device)
         kinds = " and ".join(sorted({type(p.base).__name__.lower() for x in programs for p in x.projections}))
         family = programs[0].parts.family.norm.removesuffix("RMSNorm")
-        runs = f"one function each ({len(programs)} layers), {kinds} matrices, {name} kernels"
+        inexact = " (inexact: both sides of a product rounded to 8 bits)" if "fp8" in kinds else ""
+        runs = f"one function each ({len(programs)} layers), {kinds} matrices{inexact}, {name} kernels"
         lines.append(Part("decoder layers", runs, f"{family} layers are in the table; {why}"))
         counts = {policy: sum(program.policy == policy for program in programs) for policy in _MEANING}
         said = [f"{count} layers: {_MEANING[policy]}" for policy, count in counts.items() if count]

@@ -48,8 +48,8 @@ def attend(
         return out, (lse, rng, unused)
     leaves = [tensor.detach().requires_grad_() for tensor in (query_thk, key_tgk, value_tgk)]
     with torch.enable_grad():
-        batched = [leaf.transpose(0, 1)[None] for leaf in leaves]
-        out = sdpa_documents(*batched, documents.groups, scale=scale, window=window)[0]
+        query, key, value = (leaf.transpose(0, 1)[None] for leaf in leaves)
+        out = sdpa_documents(query, key, value, documents.groups, scale=scale, window=window)[0]
     return out.detach(), (out, *leaves)
 
 

@@ -37,9 +37,11 @@ class Fp8:
         self.columns_kn, self.columns_scale = quantize_rows(weight_nk.t().contiguous())
         self.bias_n = bias_of(views)
 
-    def forward(self, x_mk: Tensor) -> Tensor:
-        """x W^T + bias, both rounded to 8 bits."""
-        return scaled_product(*quantize_rows(x_mk), self.rows_nk, self.rows_scale, self.bias_n, self.dtype)
+    def forward(self, x_mk: Tensor, quantized: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x W^T + bias, both rounded to 8 bits; `quantized` is x so rounded, if that is there already."""
+        return scaled_product(
+            *(quantized or quantize_rows(x_mk)), self.rows_nk, self.rows_scale, self.bias_n, self.dtype
+        )
 
     def input_gradient(self, g_mn: Tensor) -> Tensor:
         """g W, both rounded to 8 bits."""

@@ -31,8 +31,9 @@ from luthier.fast.decoder.core_attention import attend, attend_backward
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.heads import rotate_heads, rotate_heads_backward
 from luthier.fast.decoder.program import LayerProgram
-from luthier.fast.decoder.projection import Rows
+from luthier.fast.decoder.projection import Projection, Rows
 from luthier.fast.decoder.spec import Norm
+from luthier.fast.kernels.fp8 import add_rms_norm_fp8
 from luthier.fast.kernels.glu import glu, glu_backward
 from luthier.fast.kernels.glu_adapted import glu_adapted, glu_adapted_backward
 from luthier.fast.kernels.norm import add_rms_norm, rms_norm_again, rms_norm_backward
@@ -95,11 +96,8 @@ def forward_layer(
 ) -> tuple[Tensor | None, Kept]:
     """y (T or S, d) and what the backward pass needs. `again`: for the backward pass only, y is not computed."""
     parts = program.parts
-    tokens = x.shape[0]
     mask_qkv, mask_out, mask_up, mask_down = inputs.masks
-    n1 = program.qkv.new_input(tokens, x)
-    _, _, rstd1 = add_rms_norm(x, parts.input_norm.weight, eps=parts.input_norm.eps,
-                               plus_one=parts.input_norm.plus_one, out_md=n1.body)  # fmt: skip
+    n1, _, rstd1 = _normalised(program.qkv, x, parts.input_norm)
     qkv, u_qkv = program.qkv.forward(n1, mask_qkv)
     rotated = rotate_heads(program, qkv, inputs.cos, inputs.sin)
     a, attention = attend(*rotated.heads, inputs.documents, scale=parts.scale, window=program.window(inputs.documents))
@@ -111,11 +109,7 @@ def forward_layer(
     if parts.attention_post_norm is not None:
         post = parts.attention_post_norm
         added, _, o_rstd = add_rms_norm(o, post.weight, eps=post.eps, plus_one=post.plus_one)
-    n2 = program.gate_up.new_input(x_rows.shape[0], x, spare=not program.gate_up.rides_along)
-    norm = parts.mlp_norm
-    _, h, rstd2 = add_rms_norm(
-        added, norm.weight, eps=norm.eps, residual_md=x_rows, plus_one=norm.plus_one, out_md=n2.body
-    )
+    n2, h, rstd2 = _normalised(program.gate_up, added, parts.mlp_norm, x_rows, spare=not program.gate_up.rides_along)
     if program.gate_up.rides_along:
         gate_up, u_up = program.gate_up.forward_without_adapters(n2, mask_up)
     else:
@@ -142,6 +136,22 @@ def forward_layer(
     if selective:
         _drop_elementwise(kept)
     return y, kept
+
+
+def _normalised(
+    projection: Projection, x: Tensor, norm: Norm, residual: Tensor | None = None, *, spare: bool = True
+) -> tuple[Rows, Tensor, Tensor]:
+    """(input of `projection`, x + residual, rstd)."""
+    if projection.takes_fp8:
+        n, h, rstd, *quantized = add_rms_norm_fp8(
+            x, norm.weight, eps=norm.eps, residual_md=residual, plus_one=norm.plus_one
+        )
+        return Rows(n, n, (quantized[0], quantized[1])), h, rstd
+    n_rows = projection.new_input(x.shape[0], x, spare=spare)
+    _, h, rstd = add_rms_norm(
+        x, norm.weight, eps=norm.eps, residual_md=residual, plus_one=norm.plus_one, out_md=n_rows.body
+    )
+    return n_rows, h, rstd
 
 
 def _drop_elementwise(kept: Kept) -> None:

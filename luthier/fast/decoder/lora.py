@@ -73,7 +73,7 @@ class StackedLora:
     @staticmethod
     def columns(views: Sequence[LinearView], *, pad: int = 1) -> int:
         """P for these layers."""
-        ranks = sum(view.a.shape[0] for view in views if view.adapter is not None)
+        ranks: int = sum(view.a.shape[0] for view in views if view.adapter is not None)
         return -(-ranks // pad) * pad
 
     @property

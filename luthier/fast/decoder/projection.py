@@ -33,6 +33,8 @@ class Rows(NamedTuple):
 
     wide: Tensor
     body: Tensor
+    quantized: tuple[Tensor, Tensor] | None = None
+    """The body in 8-bit floats with a scale a row, where the kernel that wrote it made that too."""
 
     @classmethod
     def new(cls, rows: int, width: int, spare: int, like: Tensor) -> Rows:
@@ -108,6 +110,14 @@ class Projection:
         return None if self.lora is None else self.lora.masks(training)
 
     @property
+    def takes_fp8(self) -> bool:
+        """Whether an input is best written in 8 bits as well."""
+        return isinstance(self.base, Fp8)
+
+    def _base_forward(self, x: Rows) -> Tensor:
+        return self.base.forward(x.body, x.quantized) if isinstance(self.base, Fp8) else self.base.forward(x.body)
+
+    @property
     def rides_along(self) -> bool:
         """Whether the adapters' part of a result can be left to the elementwise kernel that reads it."""
         return self.lora is not None and self.fuse and self.lora.a_pk.shape[0] <= MAX_COLUMNS
@@ -115,7 +125,7 @@ class Projection:
     def forward_without_adapters(self, x: Rows, masks: Masks | None) -> tuple[Tensor, Tensor]:
         """x W^T + bias, to which u b^T is still to be added, and u."""
         assert self.lora is not None
-        return self.base.forward(x.body), self.lora.down(x.body, masks)
+        return self._base_forward(x), self.lora.down(x.body, masks)
 
     def input_gradient_without_adapters(self, g: Rows) -> tuple[Tensor, Tensor]:
         """g W, to which v a is still to be added, and v. Only without dropout."""
@@ -126,12 +136,12 @@ class Projection:
         """y (M, N) and the adapters' u (M, P), which the backward pass needs."""
         lora = self.lora
         if lora is None:
-            return self.base.forward(x.body), None
+            return self._base_forward(x), None
         if isinstance(self.base, Extended) and x.has_tail:
             u = lora.down(x.body, masks, x.tail)
             return self.base.forward_wide(x.wide), u
         u = lora.down(x.body, masks)
-        y = self.base.forward(x.body)
+        y = self._base_forward(x)
         lora.add_output_(y, u)
         return y, u
 
