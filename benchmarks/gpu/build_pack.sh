@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Fills .gpu/ with what a GPU box without a registry lacks; .gpu/ is never committed and travels as carried folders.
 #   SHARED=../shared/gpu bash benchmarks/gpu/build_pack.sh [WORKDIR]      about 2 minutes; needs pip, unzip, xz
-# .gpu/pack/    site.tar.xz (peers' stacks and bitsandbytes), luthier.tar.xz (what luthier needs), tok/, peers/, commit
-# .gpu/gguf1/, .gpu/gguf2/    the halves of SmolLM2's GGUF: two transfers
-# .gpu/data/    train.jsonl of GSM8K, for the loss curve
+# .gpu/pack/    site.tar.xz (peers' stacks, bitsandbytes), luthier.tar.xz (what luthier needs; tokenizer; GSM8K's
+#               train.jsonl), peers/, commit: 15 MB, in every call
+# .gpu/gguf1/, .gpu/gguf2/    the halves of SmolLM2's GGUF, 45 MB each: two calls on one machine, with the pack
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 ROOT=$PWD SHARED=${SHARED:-../shared} PYTHON=${PYTHON:-.venv/bin/python}
 W=${1:-$(mktemp -d)}
-mkdir -p "$W/gpu" .gpu/pack .gpu/gguf1 .gpu/gguf2 .gpu/data
+rm -rf .gpu && mkdir -p "$W/gpu" .gpu/pack .gpu/gguf1 .gpu/gguf2
 [ -e "$W/gpu/build_pack.sh" ] || cp -r "$SHARED/gpu/." "$W/gpu/"
 chmod -R u+w "$W/gpu"
 [ -e "$W/gpu/site.tar.xz" ] || bash "$W/gpu/build_pack.sh" "$W/gpu/w"
-mkdir -p "$W/wheels" && rm -rf "$W/site" && mkdir -p "$W/site/luthier"
+mkdir -p "$W/wheels" && rm -rf "$W/site" && mkdir -p "$W/site/luthier" "$W/site/tok" "$W/site/data"
 for name in pydantic pydantic_core annotated-types typing-inspection typing_extensions ruamel.yaml gguf; do
   python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
@@ -20,22 +20,22 @@ for name in pydantic pydantic_core annotated-types typing-inspection typing_exte
 done
 for wheel in "$W"/wheels/*.whl; do unzip -qo "$wheel" -d "$W/site/luthier"; done
 find "$W/site/luthier" -depth -type d \( -name __pycache__ -o -name tests -o -name scripts \) -exec rm -rf {} +
-(cd "$W/site" && tar cf - luthier | xz -T0 -6 > "$ROOT/.gpu/pack/luthier.tar.xz")
-cp "$W/gpu/site.tar.xz" .gpu/pack/
-rm -rf .gpu/pack/peers .gpu/pack/tok && cp -r "$W/gpu/peers" .gpu/pack/peers && chmod -R u+w .gpu/pack
-mkdir -p .gpu/pack/tok
-"$PYTHON" - <<'P'
-import shutil, subprocess
+cp "$SHARED/data/gsm8k/train.jsonl" "$W/site/data/"
+SITE=$W/site "$PYTHON" - <<'P'
+import os, shutil
 from pathlib import Path
 from luthier.model.embedded import ensure_smollm2, find_gguf
 folder = ensure_smollm2()
 for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-    shutil.copy(folder / name, ".gpu/pack/tok")
+    shutil.copy(folder / name, Path(os.environ["SITE"]) / "tok")
 data = find_gguf().read_bytes()
 half = len(data) // 2
 Path(".gpu/gguf1/part").write_bytes(data[:half])
 Path(".gpu/gguf2/part").write_bytes(data[half:])
 P
-cp "$SHARED/data/gsm8k/train.jsonl" .gpu/data/
+xz -T0 -6 .gpu/gguf1/part .gpu/gguf2/part
+(cd "$W/site" && tar cf - luthier tok data | xz -T0 -6 > "$ROOT/.gpu/pack/luthier.tar.xz")
+cp "$W/gpu/site.tar.xz" .gpu/pack/
+cp -r "$W/gpu/peers" .gpu/pack/peers && chmod -R u+w .gpu/pack
 git rev-parse --short HEAD > .gpu/pack/commit
-du -sh .gpu/* && ls -la .gpu/pack
+du -sb .gpu/* && ls -la .gpu/pack

@@ -1,7 +1,7 @@
 """Loss curves on real text: is the fast engine within the spread of three seeds of plain transformers?
 
-    python benchmarks/gpu/curve.py --data .gpu/data/train.jsonl --method full
-    python benchmarks/gpu/curve.py --data .gpu/data/train.jsonl --method lora        # with the fp8 base beside it
+    python benchmarks/gpu/curve.py --method full                 # data and tokenizer from the pack (SITE)
+    python benchmarks/gpu/curve.py --method lora                 # with the fp8 base beside it
     python benchmarks/gpu/curve.py --data FILE --device cpu --tiny --steps 40
 
 GSM8K questions and answers (answers trained), packed; SmolLM2-135M-Instruct where its package is (its weights went
@@ -41,8 +41,9 @@ RATES = {"full": 1e-4, "lora": 5e-4}
 def parse() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="jsonl with question and answer")
-    parser.add_argument("--tokenizer", type=Path, default=Path(".gpu/pack/tok"), help="if the package is not there")
+    site = Path(os.environ.get("SITE", "site"))
+    parser.add_argument("--data", type=Path, default=site / "data" / "train.jsonl", help="jsonl: question, answer")
+    parser.add_argument("--tokenizer", type=Path, default=site / "tok", help="where the real model is not")
     parser.add_argument("--method", default="full", choices=["full", "lora"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=4096, help="of a step")

@@ -50,12 +50,12 @@ def _clocks() -> str | None:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout; where there is no git, what `.gpu/commit` says."""
+    """Commit of the checkout; where there is no git, what `.gpu/pack/commit` says."""
     try:
         command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        note = ROOT / ".gpu" / "commit"
+        note = ROOT / ".gpu" / "pack" / "commit"
         return note.read_text("utf-8").strip() if note.exists() else None
 
 

