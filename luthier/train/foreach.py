@@ -37,8 +37,9 @@ def scale_(tensors: Sequence[Tensor], factor: float) -> None:
 
 
 def to_fp32(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """fp32 copies."""
-    copies = [torch.empty_like(tensor, dtype=torch.float32) for tensor in tensors]
+    """Dense fp32 copies."""
+    dense = torch.contiguous_format
+    copies = [torch.empty_like(tensor, dtype=torch.float32, memory_format=dense) for tensor in tensors]
     copy_(copies, tensors)
     return copies
 

@@ -40,7 +40,8 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
             for step, tensors in by_step.items():
                 states = [self.state[tensor] for tensor in tensors]
                 adamw_(
-                    tensors, [live[tensor] for tensor in tensors], [gradients[tensor] for tensor in tensors],
+                    tensors, [live[tensor] for tensor in tensors],
+                    [gradients[tensor].contiguous() for tensor in tensors],
                     [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states],
                     lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
                     step=step, grad_scale=scale,

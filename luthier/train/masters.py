@@ -180,7 +180,7 @@ class Weights:
                 return
             assert parameter.grad is not None
             if master.grad is None:
-                master.grad = parameter.grad.to(torch.float32)
+                master.grad = parameter.grad.to(torch.float32).contiguous()
             else:
                 master.grad.add_(parameter.grad)
             parameter.grad = None

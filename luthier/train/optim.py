@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.fast.kernels import backend
 from luthier.recipe.schema import TrainSection
 from luthier.runtime.errors import EnvironmentProblem
+from luthier.train.master_adamw import MasterAdamW
 
 __all__ = ["decays", "expected_state_bytes", "make_optimizer", "parameter_groups"]
 
@@ -40,6 +42,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer named by `train.optim` over these tensors.
 
+    `adamw_torch_fused` is one kernel for masters, moments and 16-bit weights where Triton is (`master_adamw.py`), and
+    torch's own fused AdamW elsewhere; their states are the same.
+
     Raises:
         EnvironmentProblem: `adamw_8bit` without bitsandbytes.
     """
@@ -47,6 +52,8 @@ def make_optimizer(
     betas = (section.adam_beta1, section.adam_beta2)
     if section.optim in ("adamw_torch_fused", "adamw_torch"):
         fused = section.optim == "adamw_torch_fused"
+        if fused and backend(next(iter(tensors.values())).device)[0] == "triton":
+            return MasterAdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon, fused=fused)
     if section.optim == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate)
