@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.fast.attention import Documents, has_varlen_kernel
+from luthier.fast.kernels.rope import rope_qkv_backward
 from luthier.fast.split import sdpa_documents
 
 __all__ = ["attend", "attend_backward", "uses_kernel"]
@@ -55,9 +56,9 @@ def attend(
 
 def attend_backward(
     grad_thk: Tensor, qkv: Triple, out_thk: Tensor, kept: Sequence[Tensor], documents: Documents, *,
-    scale: float, window: int | None,
-) -> Triple:  # fmt: skip
-    """Gradients of query, key and value."""
+    scale: float, window: int | None, cos: Tensor, sin: Tensor, into: Tensor,
+) -> None:  # fmt: skip
+    """Write the gradient of query, key and value, the first two rotated back, into `into` (T, (H + 2 G) K)."""
     query, key, value = qkv
     if uses_kernel(query):
         left = None if window is None else window - 1
@@ -67,7 +68,8 @@ def attend_backward(
             grad_thk, query, key, value, out_thk, lse, bounds, bounds, longest, longest, 0.0, window is None,
             rng, unused, scale=scale, window_size_left=left, window_size_right=None if window is None else 0,
         )  # fmt: skip
-        return found
-    out, *leaves = kept
-    d_query, d_key, d_value = torch.autograd.grad(out, leaves, grad_thk, retain_graph=True)
-    return d_query, d_key, d_value
+    else:
+        out, *leaves = kept
+        d_query, d_key, d_value = torch.autograd.grad(out, leaves, grad_thk, retain_graph=True)
+        found = (d_query, d_key, d_value)
+    rope_qkv_backward(*found, cos, sin, into)

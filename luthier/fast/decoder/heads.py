@@ -16,9 +16,9 @@ from torch import Tensor
 from luthier.fast.decoder.program import LayerProgram
 from luthier.fast.decoder.spec import Norm
 from luthier.fast.kernels.norm import add_rms_norm, rms_norm_backward
-from luthier.fast.kernels.rope import rope, rope_qkv_backward
+from luthier.fast.kernels.rope import rope
 
-__all__ = ["Rotated", "rotate_heads", "rotate_heads_backward"]
+__all__ = ["Rotated", "heads_backward", "rotate_heads"]
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -51,13 +51,14 @@ def rotate_heads(program: LayerProgram, qkv: Tensor, cos: Tensor, sin: Tensor) -
     return Rotated(program.heads_of(qkv, query, key), query, key, query_rstd, key_rstd)
 
 
-def rotate_heads_backward(
-    program: LayerProgram, grads: Triple, qkv: Tensor, rstds: tuple[Tensor | None, Tensor | None], cos: Tensor,
-    sin: Tensor, out: Tensor,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """Write the gradient of the product into `out` (T, (H + 2 G) K); returns those of the head norms' weights."""
+def heads_backward(
+    program: LayerProgram, qkv: Tensor, rstds: tuple[Tensor | None, Tensor | None], out: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Turn the gradient of the heads before rotation, in `out` (T, (H + 2 G) K), into that of the product.
+
+    Returns the gradients of the head norms' weights.
+    """
     parts = program.parts
-    rope_qkv_backward(*grads, cos, sin, out)
     if parts.query_norm is None or parts.key_norm is None:
         return None, None
     found = []

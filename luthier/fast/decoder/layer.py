@@ -29,7 +29,7 @@ from torch import Tensor
 from luthier.fast.attention import Documents
 from luthier.fast.decoder.core_attention import attend, attend_backward
 from luthier.fast.decoder.dropout import Masks
-from luthier.fast.decoder.heads import rotate_heads, rotate_heads_backward
+from luthier.fast.decoder.heads import heads_backward, rotate_heads
 from luthier.fast.decoder.program import LayerProgram
 from luthier.fast.decoder.projection import Projection, Rows
 from luthier.fast.decoder.spec import Norm
@@ -253,13 +253,11 @@ def _attention_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write the gradient of the q, k, v products into `out`; returns the gradients of the two head norms."""
     heads = program.heads_of(kept.qkv, kept.query, kept.key)
-    d_query, d_key, d_value = attend_backward(
+    attend_backward(
         da.unflatten(1, (program.parts.heads, -1)), heads, kept.a, kept.attention, inputs.documents,
-        scale=program.parts.scale, window=program.window(inputs.documents),
+        scale=program.parts.scale, window=program.window(inputs.documents), cos=inputs.cos, sin=inputs.sin, into=out,
     )  # fmt: skip
-    return rotate_heads_backward(
-        program, (d_query, d_key, d_value), kept.qkv, (kept.query_rstd, kept.key_rstd), inputs.cos, inputs.sin, out
-    )
+    return heads_backward(program, kept.qkv, (kept.query_rstd, kept.key_rstd), out)
 
 
 def _post_norm_backward(

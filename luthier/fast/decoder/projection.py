@@ -55,7 +55,7 @@ class Rows(NamedTuple):
     @property
     def has_tail(self) -> bool:
         """Whether there are spare columns."""
-        return self.wide.shape[1] > self.body.shape[1]
+        return bool(self.wide.shape[1] > self.body.shape[1])
 
 
 class Projection:

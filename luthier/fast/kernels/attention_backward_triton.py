@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from luthier.fast.kernels.attention_forward_triton import key_spans, query_tile, unseen
+from luthier.fast.kernels.attention_forward_triton import key_span, query_tile, unseen
 
 __all__ = ["dkdv_kernel", "dq_kernel"]
 
@@ -32,33 +32,12 @@ def _store(
         tl.store(out_at + offset + tl.arange(0, width)[None, :], x.to(dtype), mask=mask)
 
 
-@triton.jit
-def _dq_span(
-    dq, q, dout, lse2, delta, k_ptr, v_ptr, k_row, v_row, begin, end, length, token, scale2, window,
-    masked: tl.constexpr, windowed: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
-):  # fmt: skip
-    lane, col = tl.arange(0, keys), tl.arange(0, width)[None, :]
-    k_wide, v_wide = tl.cast(k_row, tl.int64), tl.cast(v_row, tl.int64)
-    for at in tl.range(begin, end, keys):
-        near = lane
-        if masked:
-            near = tl.minimum(lane, length - 1 - at)
-        k = tl.load(k_ptr + at * k_wide + near[:, None] * k_row + col)
-        v = tl.load(v_ptr + at * v_wide + near[:, None] * v_row + col)
-        p = tl.exp2(tl.dot(q, tl.trans(k)) * scale2 - lse2[:, None])
-        if masked:
-            p = tl.where(unseen(token[:, None], (at + lane)[None, :], window, windowed), 0.0, p)
-        ds = p * (tl.dot(dout, tl.trans(v)) - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq)
-    return dq
-
-
 @triton.jit(do_not_specialize=["tokens", "window"])
 def dq_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, delta_ptr, cos_ptr, sin_ptr, dq_ptr, tiles_ptr, tokens,
     dout_row, q_row, k_row, v_row, out_row, cos_row, sin_row, dq_row, scale, scale2, window,
     heads: tl.constexpr, group: tl.constexpr, pack: tl.constexpr, windowed: tl.constexpr, rotated: tl.constexpr,
-    split: tl.constexpr, rows: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
+    rows: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Dq and delta of one tile of queries."""
     start, length, first, head, token, lane, valid = query_tile(tiles_ptr, heads // pack, pack, rows)
@@ -75,15 +54,18 @@ def dq_kernel(
     k_at = k_ptr + start * k_row + head // group * width
     v_at = v_ptr + start * v_row + head // group * width
     dq = tl.zeros((rows, width), dtype=tl.float32)
-    begin, edge, whole, end = key_spans(first, length, window, rows // pack, keys, windowed, split)
-    if windowed and split:
-        dq = _dq_span(dq, q, dout, lse2, delta, k_at, v_at, k_row, v_row, begin, edge, length, token, scale2, window,
-                      True, windowed, keys, width)  # fmt: skip
-    if split:
-        dq = _dq_span(dq, q, dout, lse2, delta, k_at, v_at, k_row, v_row, edge, whole, length, token, scale2, window,
-                      False, windowed, keys, width)  # fmt: skip
-    dq = _dq_span(dq, q, dout, lse2, delta, k_at, v_at, k_row, v_row, whole, end, length, token, scale2, window,
-                  True, windowed, keys, width)  # fmt: skip
+    step = tl.arange(0, keys)
+    k_wide, v_wide = tl.cast(k_row, tl.int64), tl.cast(v_row, tl.int64)
+    begin, edge, whole, end = key_span(first, length, window, rows // pack, keys, windowed)
+    for at in tl.range(begin, end, keys):
+        there = tl.minimum(step, length - 1 - at)
+        k = tl.load(k_at + at * k_wide + there[:, None] * k_row + col)
+        v = tl.load(v_at + at * v_wide + there[:, None] * v_row + col)
+        p = tl.exp2(tl.dot(q, tl.trans(k)) * scale2 - lse2[:, None])
+        if (at < edge) | (at >= whole):
+            p = tl.where(unseen(token[:, None], (at + step)[None, :], window, windowed), 0.0, p)
+        ds = p * (tl.dot(dout, tl.trans(v)) - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq)
     cos_at = cos_ptr + (base * cos_row + near * cos_row)[:, None]
     sin_at = sin_ptr + (base * sin_row + near * sin_row)[:, None]
     offset = (near * dq_row + lane * width)[:, None]
@@ -92,11 +74,11 @@ def dq_kernel(
 
 @triton.jit
 def _dkdv_span(
-    dk, dv, k, v, q_ptr, dout_ptr, lse_ptr, delta_ptr, q_row, dout_row, wide, begin, end, length, key, scale2, window,
-    masked: tl.constexpr, windowed: tl.constexpr, pack: tl.constexpr, rows: tl.constexpr, width: tl.constexpr,
+    dk, dv, k, v, q_ptr, dout_ptr, lse_ptr, delta_ptr, q_row, dout_row, wide, begin, diagonal, last, end,
+    length, key, scale2, window, windowed: tl.constexpr, pack: tl.constexpr, rows: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Take the queries [begin, end) of `pack` heads into the gradients of a tile of keys. Rows without a query of
-    their own have an infinite lse: their p is 0."""
+    """Take the queries [begin, end) of `pack` heads into the gradients of a tile of keys; those of [diagonal, last)
+    need no mask. Rows without a query of their own have an infinite lse: their p is 0."""
     size: tl.constexpr = rows // pack
     row, col = tl.arange(0, rows), tl.arange(0, width)[None, :]
     lane = row % pack
@@ -111,7 +93,7 @@ def _dkdv_span(
         lse2 = tl.load(lse_ptr + line, mask=valid, other=float("inf")) * LOG2E
         delta = tl.load(delta_ptr + line, mask=valid, other=0.0)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale2 - lse2[None, :])
-        if masked:
+        if (at < diagonal) | (at >= last):
             p = tl.where(unseen(token[None, :], key[:, None], window, windowed), 0.0, p)
         dv = tl.dot(p.to(dout.dtype), dout, dv)
         ds = p * (tl.dot(v, tl.trans(dout)) - delta[None, :])
@@ -124,7 +106,7 @@ def dkdv_kernel(
     dout_ptr, q_ptr, k_ptr, v_ptr, lse_ptr, delta_ptr, cos_ptr, sin_ptr, dk_ptr, dv_ptr, tiles_ptr, tokens,
     dout_row, q_row, k_row, v_row, cos_row, sin_row, dk_row, scale, scale2, window,
     groups: tl.constexpr, group: tl.constexpr, pack: tl.constexpr, windowed: tl.constexpr, rotated: tl.constexpr,
-    split: tl.constexpr, rows: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
+    rows: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Dk and dv of one tile of keys, summed over the query heads that share them."""
     size: tl.constexpr = rows // pack
@@ -136,30 +118,18 @@ def dkdv_kernel(
     dk = tl.zeros((keys, width), dtype=tl.float32)
     dv = tl.zeros((keys, width), dtype=tl.float32)
     wide = tl.cast(tokens, tl.int64)
-    # Queries [first, diagonal) need the causal mask, [last, end) the window's.
     end, last = length, length
     diagonal = first + (keys + size - 1) // size * size
     if windowed:
         end = tl.minimum(length, tl.minimum(first + keys, length) - 1 + window)
-        last = tl.maximum(diagonal, first + window // size * size)
-    if not split:
-        diagonal, last = end, end
-    for part in tl.range(0, group // pack, 1):
+        last = first + window // size * size
+    for part in tl.range(0, group // pack):
         head = kv * group + part * pack
-        q_at = q_ptr + start * q_row + head * width
-        dout_at = dout_ptr + start * dout_row + head * width
+        q_at, dout_at = q_ptr + start * q_row + head * width, dout_ptr + start * dout_row + head * width
         line = head * wide + start
-        dk, dv = _dkdv_span(dk, dv, k, v, q_at, dout_at, lse_ptr + line, delta_ptr + line, q_row, dout_row, wide, first,
-                            tl.minimum(diagonal, end), length, key, scale2, window, True, windowed, pack, rows,
+        dk, dv = _dkdv_span(dk, dv, k, v, q_at, dout_at, lse_ptr + line, delta_ptr + line, q_row, dout_row, wide,
+                            first, diagonal, last, end, length, key, scale2, window, windowed, pack, rows,
                             width)  # fmt: skip
-        if split:
-            dk, dv = _dkdv_span(dk, dv, k, v, q_at, dout_at, lse_ptr + line, delta_ptr + line, q_row, dout_row, wide,
-                                diagonal, tl.minimum(last, end), length, key, scale2, window, False, windowed, pack,
-                                rows, width)  # fmt: skip
-        if windowed and split:
-            dk, dv = _dkdv_span(dk, dv, k, v, q_at, dout_at, lse_ptr + line, delta_ptr + line, q_row, dout_row, wide,
-                                last, end, length, key, scale2, window, True, windowed, pack, rows,
-                                width)  # fmt: skip
     cos_at = cos_ptr + (base * cos_row + near * cos_row)[:, None]
     sin_at = sin_ptr + (base * sin_row + near * sin_row)[:, None]
     offset, mask = near[:, None] * dk_row, valid[:, None]

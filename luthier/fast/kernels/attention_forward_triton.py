@@ -7,10 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["forward_kernel", "key_spans", "query_tile", "unseen"]
+__all__ = ["forward_kernel", "key_span", "query_tile", "unseen"]
 
 # Scores are held in units of log2(e): exp2 is one instruction.
-HIDDEN = tl.constexpr(-1.0e30)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
@@ -29,17 +28,16 @@ def query_tile(tiles_ptr, programs: tl.constexpr, pack: tl.constexpr, rows: tl.c
 
 
 @triton.jit
-def key_spans(first, length, window, size: tl.constexpr, keys: tl.constexpr, windowed: tl.constexpr, split: tl.constexpr):
-    """Bounds of the keys that the tokens first..first+size-1 see: [a, b) and [c, d) need a mask, [b, c) does not."""
+def key_span(first, length, window, size: tl.constexpr, keys: tl.constexpr, windowed: tl.constexpr):
+    """(begin, edge, whole, end): the tokens first..first+size-1 see keys of [begin, end); steps of `keys` that lie in
+    [edge, whole) need no mask."""
     end = tl.minimum(first + size, length)
-    begin = first * 0
     whole = (first + 1) // keys * keys
+    begin = first * 0
     edge = begin
     if windowed:
         begin = tl.maximum(first - window + 1, 0) // keys * keys
-        edge = tl.minimum((tl.maximum(end - window, 0) + keys - 1) // keys * keys, whole)
-    if not split:
-        edge, whole = begin, begin
+        edge = (tl.maximum(end - window, 0) + keys - 1) // keys * keys
     return begin, edge, whole, end
 
 
@@ -52,40 +50,10 @@ def unseen(token, key, window, windowed: tl.constexpr):
     return hidden
 
 
-@triton.jit
-def _span(
-    acc, total, top, q, k_ptr, v_ptr, k_row, v_row, begin, end, length, token, scale2, window,
-    masked: tl.constexpr, windowed: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
-):  # fmt: skip
-    """Take the keys [begin, end) into the running sums of a tile."""
-    lane, col = tl.arange(0, keys), tl.arange(0, width)[None, :]
-    k_wide, v_wide = tl.cast(k_row, tl.int64), tl.cast(v_row, tl.int64)
-    for at in tl.range(begin, end, keys):
-        near = lane
-        if masked:
-            near = tl.minimum(lane, length - 1 - at)
-        k = tl.load(k_ptr + at * k_wide + near[:, None] * k_row + col)
-        s = tl.dot(q, tl.trans(k))
-        if masked:
-            s = tl.where(unseen(token[:, None], (at + lane)[None, :], window, windowed), HIDDEN, s * scale2)
-            higher = tl.maximum(top, tl.max(s, 1))
-            p = tl.exp2(s - higher[:, None])
-        else:
-            higher = tl.maximum(top, tl.max(s, 1) * scale2)
-            p = tl.exp2(s * scale2 - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None]
-        v = tl.load(v_ptr + at * v_wide + near[:, None] * v_row + col)
-        acc = tl.dot(p.to(v.dtype), v, acc)
-        top = higher
-    return acc, total, top
-
-
 @triton.jit(do_not_specialize=["tokens", "window"])
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, tiles_ptr, tokens, q_row, k_row, v_row, out_row, scale2, window,
-    heads: tl.constexpr, group: tl.constexpr, pack: tl.constexpr, windowed: tl.constexpr, split: tl.constexpr,
+    heads: tl.constexpr, group: tl.constexpr, pack: tl.constexpr, windowed: tl.constexpr,
     rows: tl.constexpr, keys: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Out and lse of one tile."""
@@ -99,18 +67,29 @@ def forward_kernel(
     v_at = v_ptr + start * v_row + head // group * width
     acc = tl.zeros((rows, width), dtype=tl.float32)
     total = tl.zeros((rows,), dtype=tl.float32)
-    top = tl.zeros((rows,), dtype=tl.float32) + HIDDEN
-    begin, edge, whole, end = key_spans(first, length, window, rows // pack, keys, windowed, split)
-    if windowed and split:
-        acc, total, top = _span(acc, total, top, q, k_at, v_at, k_row, v_row, begin, edge, length, token, scale2,
-                                window, True, windowed, keys, width)  # fmt: skip
-    if split:
-        acc, total, top = _span(acc, total, top, q, k_at, v_at, k_row, v_row, edge, whole, length, token, scale2,
-                                window, False, windowed, keys, width)  # fmt: skip
-    acc, total, top = _span(acc, total, top, q, k_at, v_at, k_row, v_row, whole, end, length, token, scale2,
-                            window, True, windowed, keys, width)  # fmt: skip
+    top = tl.zeros((rows,), dtype=tl.float32) - float("inf")
+    step = tl.arange(0, keys)
+    k_wide, v_wide = tl.cast(k_row, tl.int64), tl.cast(v_row, tl.int64)
+    begin, edge, whole, end = key_span(first, length, window, rows // pack, keys, windowed)
+    # One loop with a branch around the mask: with two loops ptxas waits after every single tensor-core instruction.
+    for at in tl.range(begin, end, keys):
+        there = tl.minimum(step, length - 1 - at)
+        k = tl.load(k_at + at * k_wide + there[:, None] * k_row + col)
+        s = tl.dot(q, tl.trans(k))
+        if (at < edge) | (at >= whole):
+            s = tl.where(unseen(token[:, None], (at + step)[None, :], window, windowed), -float("inf"), s)
+        higher = tl.maximum(top, tl.max(s, 1) * scale2)
+        shift = higher
+        if windowed:  # a row may see no key of its first steps
+            shift = tl.where(higher == -float("inf"), 0.0, higher)
+        p = tl.exp2(s * scale2 - shift[:, None])
+        shrink = tl.exp2(top - shift)
+        total = total * shrink + tl.sum(p, 1)
+        v = tl.load(v_at + at * v_wide + there[:, None] * v_row + col)
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+        top = higher
+    wide = tl.cast(tokens, tl.int64)
     out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
     out_at = out_ptr + base * out_row + head * width
     tl.store(out_at + (near * out_row + lane * width)[:, None] + col, out, mask=valid[:, None])
-    lse_at = lse_ptr + head * tl.cast(tokens, tl.int64) + base
-    tl.store(lse_at + lane * tl.cast(tokens, tl.int64) + near, (top + tl.log2(total)) * LN2, mask=valid)
+    tl.store(lse_ptr + head * wide + base + lane * wide + near, (top + tl.log2(total)) * LN2, mask=valid)

@@ -40,8 +40,6 @@ class Blocks(NamedTuple):
     stages: int
     packed: bool = True
     """Rows are tokens by the query heads that share a key/value head; else tokens of one head."""
-    split: bool = True
-    """Blocks that need no mask run in a loop of their own."""
 
     def pack(self, group: int) -> int:
         """Query heads of a tile, for `group` query heads a key/value head: a divisor of it."""
@@ -105,9 +103,7 @@ class Schedule:
         assert lengths and min(lengths) > 0, "a document holds at least one token"
         return cls(tuple(lengths), max(lengths), torch.device(device))
 
-    def plan(
-        self, group: int, head_dim: int, blocks: tuple[Blocks, Blocks, Blocks] | None = None
-    ) -> Plan:
+    def plan(self, group: int, head_dim: int, blocks: tuple[Blocks, Blocks, Blocks] | None = None) -> Plan:
         """Tiles for `group` query heads a key/value head. The first call makes one copy to the device, without a wait;
         later ones return the same."""
         key = (group, head_dim, blocks)

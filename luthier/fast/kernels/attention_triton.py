@@ -26,12 +26,12 @@ def forward(
     _assert_heads(q, k, v, out)
     lse = torch.empty((heads, tokens), dtype=torch.float32, device=q.device)
     group = heads // k.shape[1]
-    (rows, keys, warps, stages, _, split), pack, table = schedule.plan(group, width, blocks).forward
+    (rows, keys, warps, stages, _), pack, table = schedule.plan(group, width, blocks).forward
     windowed = window is not None and window < schedule.longest
     forward_kernel[(table.shape[0] * (heads // pack),)](
         q, k, v, out, lse, table, tokens, q.stride(0), k.stride(0), v.stride(0), out.stride(0),
         scale * LOG2E, window if windowed else 0,
-        heads, group, pack, windowed, split, rows, keys, width, num_warps=warps, num_stages=stages,
+        heads, group, pack, windowed, rows, keys, width, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, lse
 
@@ -70,14 +70,14 @@ def backward_dq(
     """Write dq into the first columns of `dqkv`, and delta (H, T)."""
     tokens, heads, width = q.shape
     group = heads // k.shape[1]
-    (rows, keys, warps, stages, _, split), pack, table = schedule.plan(group, width, blocks).dq
+    (rows, keys, warps, stages, _), pack, table = schedule.plan(group, width, blocks).dq
     windowed = window is not None and window < schedule.longest
     cos, sin, turns = _tables(cos_sin, delta)
     dq_kernel[(table.shape[0] * (heads // pack),)](
         dout, q, k, v, out, lse, delta, cos, sin, dqkv, table, tokens,
         dout.stride(0), q.stride(0), k.stride(0), v.stride(0), out.stride(0), *turns,
         dqkv.stride(0), scale, scale * LOG2E, window if windowed else 0,
-        heads, group, pack, windowed, cos_sin is not None, split, rows, keys, width,
+        heads, group, pack, windowed, cos_sin is not None, rows, keys, width,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def backward_dkdv(
     """Write dk and dv into the last columns of `dqkv`."""
     tokens, heads, width = q.shape
     groups = k.shape[1]
-    (rows, keys, warps, stages, _, split), pack, table = schedule.plan(heads // groups, width, blocks).dkdv
+    (rows, keys, warps, stages, _), pack, table = schedule.plan(heads // groups, width, blocks).dkdv
     windowed = window is not None and window < schedule.longest
     cos, sin, turns = _tables(cos_sin, delta)
     dk, dv = dqkv[:, heads * width :], dqkv[:, (heads + groups) * width :]
@@ -97,6 +97,6 @@ def backward_dkdv(
         dout, q, k, v, lse, delta, cos, sin, dk, dv, table, tokens,
         dout.stride(0), q.stride(0), k.stride(0), v.stride(0), *turns, dqkv.stride(0),
         scale, scale * LOG2E, window if windowed else 0,
-        groups, heads // groups, pack, windowed, cos_sin is not None, split, rows, keys, width,
+        groups, heads // groups, pack, windowed, cos_sin is not None, rows, keys, width,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Rows in 8-bit floats (e4m3) with one scale a row, made alone or in the pass that produces the rows.
 
     scale = max |x| / 448   (1 for a row of zeros; 448 is the largest finite e4m3 number)
-    q     = x / scale rounded to the nearest e4m3 number, so that x is about scale q
+    q     = x (1 / scale) rounded to the nearest e4m3 number, so that x is about scale q
 
 The scale comes from the values as they are stored, rounded to their dtype. Legend: M rows, K width.
 """
@@ -67,5 +67,5 @@ def quantize_rows_reference(x_mk: Tensor, *, out: Tensor | None = None) -> tuple
     x = x_mk.float()
     amax_m1 = x.abs().amax(dim=1, keepdim=True)
     scale_m1 = torch.where(amax_m1 == 0, 1.0, amax_m1 / E4M3_MAX)
-    q_mk = (x / scale_m1).clamp_(-E4M3_MAX, E4M3_MAX)
+    q_mk = (x * (1.0 / scale_m1)).clamp_(-E4M3_MAX, E4M3_MAX)
     return (q_mk.to(torch.float8_e4m3fn) if out is None else out.copy_(q_mk)), scale_m1

@@ -11,14 +11,19 @@ from torch import Tensor
 
 from luthier.fast.kernels.glu_triton import activated
 
-__all__ = ["glu_backward_fp8", "glu_fp8", "quantised", "quantize_rows"]
+__all__ = ["glu_backward_fp8", "glu_fp8", "inverted", "quantised", "quantize_rows"]
 
 
 @triton.jit
-def quantised(x, scale):
-    """x / scale as e4m3, rounded to nearest and held to the largest finite number."""
-    q = tl.div_rn(x, scale + tl.zeros_like(x))
-    return tl.minimum(tl.maximum(q, -448.0), 448.0).to(tl.float8e4nv)
+def quantised(x, inverse):
+    """x times 1 / scale as e4m3, rounded to nearest and held to the largest finite number."""
+    return tl.minimum(tl.maximum(x * inverse, -448.0), 448.0).to(tl.float8e4nv)
+
+
+@triton.jit
+def inverted(scale):
+    """1 / scale, correctly rounded."""
+    return tl.div_rn(scale * 0.0 + 1.0, scale)
 
 
 @triton.jit
@@ -28,10 +33,11 @@ def _scale(amax):
 
 @triton.jit
 def _write_row(x_ptr, q_ptr, width, scale, block: tl.constexpr):
+    inverse = inverted(scale)
     for start in range(0, width, block):
         col = start + tl.arange(0, block)
         x = tl.load(x_ptr + col, mask=col < width, other=0.0).to(tl.float32)
-        tl.store(q_ptr + col, quantised(x, scale), mask=col < width)
+        tl.store(q_ptr + col, quantised(x, inverse), mask=col < width)
 
 
 @triton.jit

@@ -93,7 +93,7 @@ def _backward(
 
 
 def _width(columns: int) -> int:
-    return max(16, triton.next_power_of_2(columns))
+    return max(16, int(triton.next_power_of_2(columns)))
 
 
 def glu_adapted(raw: Tensor, act: str, u: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def glu_adapted(raw: Tensor, act: str, u: Tensor, b: Tensor, out: Tensor) -> Ten
     m, f, p = raw.shape[0], raw.shape[1] // 2, u.shape[1]
     _forward[(triton.cdiv(m, ROWS) * triton.cdiv(f, COLUMNS),)](
         raw, u, b, out, m, f, p, raw.stride(0), u.stride(0), b.stride(0), out.stride(0),
-        act, _width(p), ROWS, COLUMNS, num_warps=4,
+        act, _width(p), ROWS, COLUMNS, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -120,5 +120,5 @@ def glu_adapted_backward(
         dprod, raw, u, b, v, a, out, again, m, f, p, q,
         dprod.stride(0), raw.stride(0), u.stride(0), b.stride(0), v.stride(0), a.stride(0), out.stride(0),
         again.stride(0), act, up is not None, down is not None, prod is not None, _width(p), _width(q),
-        ROWS, COLUMNS, num_warps=4,
+        ROWS, COLUMNS, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip

@@ -84,7 +84,17 @@ def glu(gate_up_m2f: Tensor, act: str, out_mf: Tensor | None) -> Tensor:
     out = torch.empty((m, f), dtype=gate_up_m2f.dtype, device=gate_up_m2f.device) if out_mf is None else out_mf
     rows, block = _shape(f, FORWARD_TILE)
     _forward[(triton.cdiv(m, rows) * triton.cdiv(f, block),)](
-        gate_up_m2f, out, m, f, gate_up_m2f.stride(0), out.stride(0), act, rows, block, num_warps=4
+        gate_up_m2f,
+        out,
+        m,
+        f,
+        gate_up_m2f.stride(0),
+        out.stride(0),
+        act,
+        rows,
+        block,
+        num_warps=4,
+        enable_fp_fusion=False,
     )
     return out
 
@@ -100,6 +110,6 @@ def glu_backward(
     rows, block = _shape(f, BACKWARD_TILE)
     _backward[(triton.cdiv(m, rows) * triton.cdiv(f, block),)](
         dprod_mf, x, out, prod, m, f, dprod_mf.stride(0), x.stride(0), out.stride(0), prod.stride(0),
-        act, prod_out_mf is not None, rows, block, num_warps=4,
+        act, prod_out_mf is not None, rows, block, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return out, prod_out_mf

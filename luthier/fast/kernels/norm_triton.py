@@ -1,4 +1,8 @@
-"""RMS norm on CUDA: whole rows in registers, several narrow rows a program. See `norm.py` for what is computed."""
+"""RMS norm on CUDA: whole rows in registers, several narrow rows a program. See `norm.py` for what is computed.
+
+Products and sums are not contracted (`enable_fp_fusion=False`): every variant of a kernel rounds alike, so what is
+computed again in a backward pass is what the forward pass had, to the bit.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -11,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from luthier.fast.kernels.fp8_triton import quantised
+from luthier.fast.kernels.fp8_triton import inverted, quantised
 
 __all__ = ["add_rms_norm", "add_rms_norm_fp8", "rms_norm_again", "rms_norm_backward"]
 
@@ -63,7 +67,7 @@ def _forward(
         amax = tl.max(tl.abs(n32), axis=1)
         scale = tl.where(amax == 0.0, 1.0, tl.div_rn(amax, 448.0 + tl.zeros_like(amax)))
         tl.store(scale_ptr + row, scale, mask=inside)
-        tl.store(q_ptr + row64 * q_stride + cols, quantised(n32, scale[:, None]), mask=mask)
+        tl.store(q_ptr + row64 * q_stride + cols, quantised(n32, inverted(scale)[:, None]), mask=mask)
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -122,7 +126,7 @@ def _run_forward(
     _forward[(triton.cdiv(m, rows),)](
         x, res, weight, n, h, rstd, n if q is None else q, rstd if scale is None else scale,
         m, d, x.stride(0), res.stride(0), n.stride(0), h.stride(0), 0 if q is None else q.stride(0), eps,
-        residual is not None, again, plus_one, q is not None, rows, block, num_warps=warps,
+        residual is not None, again, plus_one, q is not None, rows, block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -173,6 +177,6 @@ def rms_norm_backward(
     _backward[(programs,)](
         dn_md, h_md, weight_d, rstd_m, dh, grad_md, partial,
         m, d, dn_md.stride(0), h_md.stride(0), dh.stride(0), grad_md.stride(0),
-        dh_md is not None, plus_one, need_weight, rows, block, num_warps=warps,
+        dh_md is not None, plus_one, need_weight, rows, block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     return grad_md, partial.sum(dim=0) if need_weight else None
