@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.fast.kernels.attention_schedule import Schedule
 from luthier.fast.split import Group, group_by_length, sdpa_documents
 
 __all__ = [
@@ -58,7 +59,7 @@ class UnsupportedAttention(Exception):
     """This model asks for attention that the packed layout does not compute; the reason is the message."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Documents:
     """Where documents start and end in a flat sequence of T tokens."""
 
@@ -72,6 +73,11 @@ class Documents:
     """(S,) int64, ascending: rows of the last hidden states that are needed; None: all."""
     last_layer: int | None = None
     """Index of the decoder layer that computes only `rows` after its attention; None: no layer does."""
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Tiles for the engine's own kernels; made on first use, shared by all layers."""
+        return Schedule.of(self.lengths, self.cu_seqlens.device)
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Documents:

@@ -61,7 +61,8 @@ def report_decoder(
         kinds = " and ".join(sorted({type(p.base).__name__.lower() for x in programs for p in x.projections}))
         family = programs[0].parts.family.norm.removesuffix("RMSNorm")
         inexact = " (inexact: both sides of a product rounded to 8 bits)" if "fp8" in kinds else ""
-        runs = f"one function each ({len(programs)} layers), {kinds} matrices{inexact}, {name} kernels"
+        attention = " and ".join(sorted({_ATTENTION[program.attention] for program in programs}))
+        runs = f"one function each ({len(programs)} layers), {kinds} matrices{inexact}, {name} kernels, {attention}"
         lines.append(Part("decoder layers", runs, f"{family} layers are in the table; {why}"))
         counts = {policy: sum(program.policy == policy for program in programs) for policy in _MEANING}
         said = [f"{count} layers: {_MEANING[policy]}" for policy, count in counts.items() if count]
@@ -80,6 +81,11 @@ def report_decoder(
     return lines
 
 
+_ATTENTION = {
+    "packed": "attention in tiles of the documents",
+    "varlen": "torch's varlen attention",
+    "documents": "attention document by document",
+}
 _MEANING = {
     "layer": "run again in the backward pass, but for their last product",
     "selective": "norms and activation products computed again",

@@ -31,6 +31,8 @@ class EngineSettings:
     frozen_base: FrozenBase = "as_loaded"
     """Storage of frozen linear weights under adapters: `dequantized` keeps a 16-bit copy of a 4-bit base (the same
     values, bit for bit), `fp8` rounds the base to 8-bit floats with a scale a row (inexact)."""
+    attention: Literal["packed", "varlen", "documents"] | None = None
+    """What computes attention in replaced layers. None: the fastest that this device, type and head width have."""
     fuse_adapters: bool | None = None
     """Adapter and base in one product through one extended matrix, or in the elementwise kernel that reads the
     result. None: on CUDA."""

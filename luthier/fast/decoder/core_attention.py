@@ -1,8 +1,10 @@
 """Attention over packed documents with its gradient as a call of its own, for the layer function.
 
-    CUDA, 16-bit types   the kernels behind `torch.nn.attention.varlen`, called through aten: they take grouped
-                         heads in every torch from 2.11 on and give the gradient as a plain function
-    elsewhere            scaled-dot-product document by document; autograd of that part is kept as it is
+    packed      CUDA, 16-bit types, the usual head widths: the engine's own kernels (`kernels/attention.py`), made
+                for many short documents; they rotate the gradient back as they write it
+    varlen      CUDA, 16-bit types, other widths: the kernels behind `torch.nn.attention.varlen`, called through
+                aten: they take grouped heads in every torch from 2.11 on and give the gradient as a plain function
+    documents   elsewhere: scaled-dot-product document by document; autograd of that part is kept as it is
 
 Legend: T tokens, H query heads, G key/value heads, K head width.
 """
@@ -10,26 +12,41 @@ Legend: T tokens, H query heads, G key/value heads, K head width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from luthier.fast.attention import Documents, has_varlen_kernel
-from luthier.fast.kernels.rope import rope_qkv_backward
+from luthier.fast.kernels import backend
+from luthier.fast.kernels.attention import packed_attention, packed_attention_backward, supports
+from luthier.fast.kernels.rope import rope, rope_qkv_backward
 from luthier.fast.split import sdpa_documents
 
-__all__ = ["attend", "attend_backward", "uses_kernel"]
+__all__ = ["Path", "attend", "attend_backward", "path_for"]
 
 Triple = tuple[Tensor, Tensor, Tensor]
+Path = Literal["packed", "varlen", "documents"]
 
 
-def uses_kernel(query: Tensor) -> bool:
-    """Whether the CUDA kernels compute this."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and has_varlen_kernel()
+def path_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Path:
+    """What computes attention for heads of this width."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return "documents"
+    if supports(head_dim, dtype) and backend(device)[0] == "triton":
+        return "packed"
+    return "varlen" if has_varlen_kernel() else "documents"
 
 
 def attend(
-    query_thk: Tensor, key_tgk: Tensor, value_tgk: Tensor, documents: Documents, *, scale: float, window: int | None
+    query_thk: Tensor,
+    key_tgk: Tensor,
+    value_tgk: Tensor,
+    documents: Documents,
+    *,
+    path: Path,
+    scale: float,
+    window: int | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Causal attention within each document.
 
@@ -39,7 +56,10 @@ def attend(
     Returns:
         (T, H, K) and what `attend_backward` needs besides its inputs.
     """
-    if uses_kernel(query_thk):
+    if path == "packed":
+        out, lse = packed_attention(query_thk, key_tgk, value_tgk, documents.schedule, scale=scale, window=window)
+        return out, (lse,)
+    if path == "varlen":
         left = None if window is None else window - 1
         bounds, longest = documents.cu_seqlens, documents.longest
         out, lse, rng, unused, _ = torch.ops.aten._flash_attention_forward(
@@ -56,11 +76,21 @@ def attend(
 
 def attend_backward(
     grad_thk: Tensor, qkv: Triple, out_thk: Tensor, kept: Sequence[Tensor], documents: Documents, *,
-    scale: float, window: int | None, cos: Tensor, sin: Tensor, into: Tensor,
+    path: Path, scale: float, window: int | None, cos: Tensor, sin: Tensor, into: Tensor,
 ) -> None:  # fmt: skip
     """Write the gradient of query, key and value, the first two rotated back, into `into` (T, (H + 2 G) K)."""
     query, key, value = qkv
-    if uses_kernel(query):
+    if path == "packed":
+        whole = cos.shape[1] == query.shape[2]
+        packed_attention_backward(
+            grad_thk, query, key, value, out_thk, kept[0], documents.schedule, scale=scale, window=window,
+            cos_sin=(cos, sin) if whole else None, dqkv_out=into,
+        )  # fmt: skip
+        if not whole:
+            turned = into[:, : (query.shape[1] + key.shape[1]) * query.shape[2]].unflatten(1, (-1, query.shape[2]))
+            rope(turned, cos, sin, inverse=True, out_mhk=turned)
+        return
+    if path == "varlen":
         left = None if window is None else window - 1
         bounds, longest = documents.cu_seqlens, documents.longest
         lse, rng, unused = kept

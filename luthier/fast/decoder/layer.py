@@ -100,7 +100,8 @@ def forward_layer(
     n1, _, rstd1 = _normalised(program.qkv, x, parts.input_norm)
     qkv, u_qkv = program.qkv.forward(n1, mask_qkv)
     rotated = rotate_heads(program, qkv, inputs.cos, inputs.sin)
-    a, attention = attend(*rotated.heads, inputs.documents, scale=parts.scale, window=program.window(inputs.documents))
+    window = program.window(inputs.documents)
+    a, attention = attend(*rotated.heads, inputs.documents, path=program.attention, scale=parts.scale, window=window)
     a_rows, x_rows = a.flatten(1), x
     if inputs.rows is not None:
         a_rows, x_rows = a_rows.index_select(0, inputs.rows), x.index_select(0, inputs.rows)
@@ -255,7 +256,8 @@ def _attention_backward(
     heads = program.heads_of(kept.qkv, kept.query, kept.key)
     attend_backward(
         da.unflatten(1, (program.parts.heads, -1)), heads, kept.a, kept.attention, inputs.documents,
-        scale=program.parts.scale, window=program.window(inputs.documents), cos=inputs.cos, sin=inputs.sin, into=out,
+        path=program.attention, scale=program.parts.scale, window=program.window(inputs.documents),
+        cos=inputs.cos, sin=inputs.sin, into=out,
     )  # fmt: skip
     return heads_backward(program, kept.qkv, (kept.query_rstd, kept.key_rstd), out)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.fast.attention import Documents
+from luthier.fast.decoder.core_attention import path_for
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.projection import Projection
 from luthier.fast.decoder.spec import LayerParts
@@ -29,6 +30,8 @@ class LayerProgram:
         """
         self.parts, self.index = parts, index
         self.policy: Recompute = settings.policy(index)
+        self.attention = settings.attention or path_for(parts.input_norm.weight.device, dtype, parts.head_dim)
+        """What computes attention."""
         self.projections: list[Projection] = []
         try:
             for views in (parts.qkv, (parts.out,), parts.gate_up, (parts.down,)):

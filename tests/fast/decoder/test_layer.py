@@ -258,3 +258,19 @@ def test_a_wrong_replacement_is_given_up_after_its_probe(monkeypatch):
     batch = make_batch(LENGTHS, vocab=601)
     want, _ = one_by_one(build("llama"), batch)
     assert engine.layout == "flat" and relative(engine.loss(batch).loss, want) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "phi3-window", "phi3-partial"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_engines_own_attention_is_sdpa_of_each_document(name, method):
+    """Through the kernels' plain definition, rotation of the gradient included."""
+    overrides = {}
+    if name == "phi3-partial":
+        name, overrides = "phi3", {"head_dim": 16, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}  # fmt: skip
+    batch = make_batch(LENGTHS, vocab=601)
+    _, loss, want = step(train(build(name, **overrides).double(), method), EngineSettings(), batch)
+    packed = train(build(name, **overrides).double(), method)
+    _, again, got = step(packed, EngineSettings(attention="packed"), batch)
+    assert relative(again, loss) < 1e-10
+    assert_same_gradients(got, want, 1e-8)
