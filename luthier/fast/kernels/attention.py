@@ -54,6 +54,7 @@ def packed_attention(
         out (T, H, K) in the dtype of q and lse (H, T), natural logarithm, fp32.
     """
     if uses_triton(q_thk):
+        assert supports(q_thk.shape[2], q_thk.dtype), "the caller asks `supports` first"
         from luthier.fast.kernels import attention_triton
 
         return attention_triton.forward(q_thk, k_tgk, v_tgk, schedule, scale, window, out_thk)
@@ -74,6 +75,7 @@ def packed_attention_backward(
     """
     assert cos_sin is None or cos_sin[0].shape[1] == q_thk.shape[2], "the fused rotation covers whole heads"
     if uses_triton(q_thk):
+        assert supports(q_thk.shape[2], q_thk.dtype), "the caller asks `supports` first"
         from luthier.fast.kernels import attention_triton
 
         attention_triton.backward(

@@ -22,7 +22,6 @@ from torch import Tensor
 
 __all__ = ["Blocks", "Plan", "Schedule", "Tiles", "blocks_for", "supports"]
 
-Longest = int
 # Above this a document is long: most of its work is off the diagonal.
 LONG = 2048
 # Query heads that share a tile at most.
@@ -47,15 +46,16 @@ class Blocks(NamedTuple):
         return max(n for n in range(1, most + 1) if group % n == 0)
 
 
-# (forward, dq, dk and dv) by head width, for short and for long documents.
+# (forward, dq, dk and dv) by head width, for short and for long documents. On sm_90 a tile of 64 rows is one group of
+# four warps; two to four of them on a processor hide each other's exponentials. Wider tiles read K and V less often.
 _SHORT = {
-    64: (Blocks(128, 64, 4, 3), Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 3)),
-    128: (Blocks(128, 64, 8, 3), Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2)),
+    64: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2)),
+    128: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2)),
     256: (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
 }
 _LONG = {
-    64: (Blocks(128, 128, 4, 3), Blocks(128, 64, 8, 3), Blocks(64, 128, 8, 3)),
-    128: (Blocks(128, 128, 8, 3), Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)),
+    64: (Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)),
+    128: (Blocks(128, 128, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 2)),
     256: (Blocks(128, 64, 8, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
 }
 
