@@ -1,0 +1,123 @@
+"""AdamW with moments in 8 bits over masters and parameters at once, on any device: `fast/kernels/adamw8.py`.
+
+State of a tensor of `SMALLEST` elements or more: `step`, `state1`, `absmax1`, `state2`, `absmax2`. Smaller ones keep
+fp32 moments under torch's names (`step`, `exp_avg`, `exp_avg_sq`), as bitsandbytes does: norms and biases are few
+bytes and many of them are one block.
+
+State that bitsandbytes' AdamW8bit wrote is taken over: its moments are decoded by its own map and rounded to ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.fast.kernels import maps8
+from luthier.fast.kernels.adamw import adamw_
+from luthier.fast.kernels.adamw8 import adamw8_, moments8
+from luthier.train.master_adamw import MasterAdamW
+
+__all__ = ["SMALLEST", "AdamW8"]
+
+SMALLEST = 4096
+"""Elements from which moments are in 8 bits."""
+CODES = ("state1", "absmax1", "state2", "absmax2")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class AdamW8(MasterAdamW):
+    """Groups and rates as torch.optim.AdamW's; `step_with` as `MasterAdamW`'s, and `step` on tensors' own gradients."""
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One step with the gradient that each tensor holds; tensors without one are passed over."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        tensors = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        pairs = [(tensor, tensor.grad) for tensor in tensors if tensor.grad is not None]
+        self.step_with(pairs, {tensor: tensor for tensor, _ in pairs}, 1.0)
+        return loss
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step_with(
+        self,
+        pairs: Sequence[tuple[nn.Parameter, Tensor]],
+        live: Mapping[nn.Parameter, nn.Parameter],
+        scale: float | Tensor,
+    ) -> None:
+        """One step.
+
+        Args:
+            pairs: fp32 tensors of the groups, each with its gradient in any floating type.
+            live: The parameter that gets each tensor's value rounded; the tensor itself where there is none.
+            scale: What the gradients are multiplied by; a scalar tensor on the device is not waited for.
+        """
+        gradients = dict(pairs)
+        for group in self.param_groups:
+            alike: dict[tuple[int, bool], list[nn.Parameter]] = {}
+            for tensor in group["params"]:
+                if tensor in gradients:
+                    alike.setdefault((self._advance(tensor), tensor.numel() < SMALLEST), []).append(tensor)
+            for (step, small), tensors in alike.items():
+                kept = [[self.state[tensor][key] for tensor in tensors] for key in (MOMENTS if small else CODES)]
+                fused = adamw_ if small else adamw8_
+                fused(
+                    tensors, [live[tensor] for tensor in tensors],
+                    [gradients[tensor].contiguous() for tensor in tensors], *kept,
+                    lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
+                    step=step, grad_scale=scale,
+                )  # fmt: skip
+
+    def _advance(self, tensor: nn.Parameter) -> int:
+        state = self.state[tensor]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state.update(_fresh(tensor))
+        state["step"] += 1
+        return int(state["step"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but codes stay bytes and scales fp32, whatever the dtype of the tensors is."""
+        super().load_state_dict({**state_dict, "state": {}})
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        own = chain.from_iterable(group["params"] for group in self.param_groups)
+        for number, tensor in zip(saved, own, strict=True):
+            if number in state_dict["state"]:
+                self.state[tensor] = _placed(state_dict["state"][number], tensor)
+
+
+def _fresh(tensor: Tensor) -> dict[str, Tensor]:
+    if tensor.numel() >= SMALLEST:
+        return moments8(tensor)
+    return {key: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for key in MOMENTS}
+
+
+def _placed(state: Mapping[str, Any], tensor: Tensor) -> dict[str, Tensor]:
+    """Saved state of a tensor on its device, bitsandbytes' in our form. Counters live in host memory."""
+    step = torch.as_tensor(state["step"], dtype=torch.float32).cpu()
+    moments = {key: value.to(tensor.device) for key, value in state.items() if isinstance(value, Tensor)}
+    moments.pop("step", None)
+    if "qmap1" in moments:
+        moments = _recoded(moments, tensor)
+    elif "state1" in moments and "absmax1" not in moments:
+        moments = {"exp_avg": moments["state1"].view(tensor.shape), "exp_avg_sq": moments["state2"].view(tensor.shape)}
+    expected = CODES if tensor.numel() >= SMALLEST else MOMENTS
+    assert set(moments) == set(expected), f"state of another optimizer: {sorted(moments)}"
+    return {"step": step, **moments}
+
+
+def _recoded(theirs: Mapping[str, Tensor], tensor: Tensor) -> dict[str, Tensor]:
+    """bitsandbytes' blocks of 256 codes, of which each names an entry of a table, in our form."""
+    found: dict[str, Tensor] = {}
+    for name, encode in (("1", maps8.encode_signed), ("2", maps8.encode_unsigned)):
+        table, codes, largest = theirs[f"qmap{name}"], theirs[f"state{name}"], theirs[f"absmax{name}"]
+        value = table.float()[codes.reshape(-1).long()]
+        value *= largest.float().repeat_interleave(maps8.BLOCK)[: value.numel()]
+        found[f"state{name}"], found[f"absmax{name}"] = encode(value.view(tensor.shape))
+    return found
