@@ -1,4 +1,4 @@
-"""One setting in one process, through the product's path; prints one line `RESULT {json}`.
+"""One setting in one process, through the product's path; prints a line `RESULT {json}`: the last one counts.
 
     python benchmarks/gpu/bench.py --model llama8b --method lora --tokens 16384
     python benchmarks/gpu/bench.py --device cpu --tiny --method full          # a check without a GPU
@@ -110,10 +110,11 @@ class Run:
         model = random_model(kind, settings, device=options.device, dtype=options.dtype, nf4=nf4)
         sequences = max(1, options.tokens // options.max_doc)
         examples = make_documents(
-            min(24, options.warmup + options.steps) * sequences * options.max_doc, max_doc=options.max_doc,
+            (min(24, options.warmup + options.steps) * sequences + 1) * options.max_doc, max_doc=options.max_doc,
             vocab_size=settings["vocab_size"], mean=options.mean_doc, seed=options.seed,
         )  # fmt: skip
         packs = pack([len(example) for example in examples], options.max_doc)
+        packs = packs[: len(packs) // sequences * sequences]  # the last step of an epoch is a whole one too
         self.clock.wait()
         info["load_s"] = round(time.perf_counter() - start, 2)
         info["model_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2) if self.clock.cuda else None
@@ -158,7 +159,7 @@ class Run:
 
 def timed(run: Run, info: dict[str, Any]) -> None:
     """Warm up, time, and put the numbers into `info`."""
-    from benchmarks.gpu.clock import median
+    from benchmarks.gpu.clock import Compilations, median
     from benchmarks.gpu.flops import DATASHEET_PEAK, MEASURED_PEAK
 
     options, clock = run.options, run.clock
@@ -167,6 +168,7 @@ def timed(run: Run, info: dict[str, Any]) -> None:
     clock.wait()
     info["peak_gib"], info["peak_reserved_gib"] = map(_rounded, clock.peak_gib())
     clock.reset_peak()
+    compiled = Compilations()
     marks, before = [clock.mark()], len(run.updates)
     start = time.perf_counter()
     while True:
@@ -187,6 +189,7 @@ def timed(run: Run, info: dict[str, Any]) -> None:
     info.update(
         steps=len(steps), tok_s=round(rate, 1), tok_s_median=round(median(rates), 1),
         sup_tok_s=round(supervised / seconds, 1), ms_step=round(1e3 * seconds / len(steps), 2),
+        ms_steps=[round(ms, 1) for ms in steps], compiled=compiled.names[:20],
         ms_step_min=round(min(steps), 2), ms_step_median=round(median(steps), 2), ms_step_max=round(max(steps), 2),
         tokens_step=round(tokens / len(steps), 1), sup_frac=round(supervised / tokens, 3),
         steady_gib=_rounded(allocated), steady_reserved_gib=_rounded(reserved),
@@ -252,6 +255,7 @@ def main() -> int:
         run = Run(options)
         run.build(info)
         timed(run, info)
+        print(f"RESULT {json.dumps(info)}", flush=True)  # what follows may be cut short
         try:
             look_inside(run, info)
         except Exception as error:  # noqa: BLE001  the timing stands; what broke afterwards is said

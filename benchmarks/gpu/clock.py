@@ -58,6 +58,25 @@ def median(values: Sequence[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
+class Compilations:
+    """Names of Triton kernels that are compiled (or taken from the disk) from now on: a timed step should see none.
+
+    Triton makes a kernel anew when an integer argument turns 1 or a multiple of 16, so the number of rows of a batch
+    can do it in any step.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        try:
+            from triton import knobs
+        except ImportError:
+            return
+        knobs.runtime.jit_post_compile_hook = self._seen
+
+    def _seen(self, **event: Any) -> None:
+        self.names.append(str(getattr(event.get("fn"), "name", event.get("repr", "?")))[:80])
+
+
 class Phases:
     """Splits steps into `PHASES` by marks around the parts of the trainer. Instances are wrapped and given back.
 

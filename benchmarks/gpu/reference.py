@@ -11,9 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from luthier.data.batch import collate
 from luthier.data.types import Example
 
-__all__ = ["Errors", "Step", "compare", "exact_copy", "fill_adapters", "plain_step", "relative"]
+__all__ = [
+    "Errors",
+    "Step",
+    "compare",
+    "exact_copy",
+    "fill_adapters",
+    "gradients_of",
+    "padded_step",
+    "plain_step",
+    "worse_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,17 @@ def plain_step(model: nn.Module, documents: Sequence[Example]) -> Step:
         loss.backward()
         total += float(loss.detach())
     return Step(total, gradients_of(model))
+
+
+def padded_step(model: nn.Module, documents: Sequence[Example]) -> Step:
+    """The same with all documents padded to one rectangle: other roundings of the same numbers."""
+    from benchmarks.gpu.trainers import PlainEngine
+
+    batch = collate(documents).to(next(model.parameters()).device)
+    model.zero_grad(set_to_none=True)
+    loss = PlainEngine(model).loss(batch).loss / batch.weight_sum
+    loss.backward()
+    return Step(float(loss.detach()), gradients_of(model))
 
 
 def gradients_of(model: nn.Module) -> dict[str, Tensor]:
@@ -126,3 +148,9 @@ def compare(step: Step, reference: Step) -> Errors:
     )
     loss = abs(step.loss - reference.loss) / abs(reference.loss)
     return Errors(loss, (wrong / square) ** 0.5 if square else float("inf"), tensors)
+
+
+def worse_of(one: Errors, other: Errors) -> Errors:
+    """The larger of two errors, number by number."""
+    tensors = {name: max(error, other.tensors[name]) for name, error in one.tensors.items()}
+    return Errors(max(one.loss, other.loss), max(one.total, other.total), tensors)

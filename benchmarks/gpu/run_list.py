@@ -163,29 +163,26 @@ class Runner:
         assert job.log is not None
         text = _read(job.log)
         job.log.close()
+        # The last line counts: bench.py says its timing first, and again with what it saw inside a step.
         found = [json.loads(line[7:]) for line in text.splitlines() if line.startswith("RESULT {")]
-        if not found:
-            found = [dict(job.identity, error=error or "no RESULT line")]
-        for result in found:
-            result.setdefault("line", job.text)
-            if error and "error" not in result and not error.startswith("exit code"):
-                result["late"] = error
-        self.results += found
+        result = found[-1] if found else dict(job.identity, error=error or "no RESULT line")
+        result.setdefault("line", job.text)
+        if error and "error" not in result and not error.startswith("exit code"):
+            result["late"] = error
+        self.results.append(result)
         with (self.folder / "results.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(result) + "\n" for result in found)
+            file.write(json.dumps(result) + "\n")
         with (self.folder / "all.log").open("a", encoding="utf-8") as file:
             file.write(f"### {job.text}\n{text}\n")
-        self._say(job, text, found)
+        self._say(job, text, result)
 
-    def _say(self, job: Job, text: str, found: list[dict[str, Any]]) -> None:
+    def _say(self, job: Job, text: str, result: dict[str, Any]) -> None:
         spent = time.monotonic() - self.started
-        for result in found:
-            print(f"[{spent:4.0f} s] {row(result)}", flush=True)
-        failed = any("error" in result for result in found)
+        print(f"[{spent:4.0f} s] {row(result)}", flush=True)
         lines = [line for line in text.splitlines() if not line.startswith("RESULT ")]
         if job.kind in ("parity", "curve", "script"):
             print("\n".join(f"    {line[:190]}" for line in lines[-self.options.echo :]), flush=True)
-        elif failed:
+        elif "error" in result:
             print("\n".join(f"    {line[:220]}" for line in lines[-8:]), flush=True)
 
     def end_all(self) -> None:

@@ -23,7 +23,10 @@ def row(result: dict[str, Any]) -> str:
     ]
     verdict = f"  {str(result['verdict'])[:120]}" if "verdict" in result else ""
     problem = result.get("error") or result.get("late")
-    return "".join(parts) + verdict + (f"  ERROR {str(problem)[:160]}".replace("\n", " ") if problem else "")
+    trouble = f"  ERROR {str(problem)[:160]}".replace("\n", " ") if problem else ""
+    if "model" not in result:
+        trouble += f" in: {result.get('line', '')[:110]}"
+    return "".join(parts) + verdict + trouble
 
 
 def _setting(result: dict[str, Any]) -> str:

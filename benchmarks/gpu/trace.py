@@ -24,6 +24,13 @@ _PRODUCTS = {
     "aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "aten::_int_mm",
     "aten::linear", "aten::matmul",
 }  # fmt: skip
+_OURS = {
+    "attention": ("dq_kernel", "dkdv_kernel", "forward_kernel"),
+    "loss": ("_rows",),
+    "optimizer": ("_step", "_step8", "_scale"),
+    "elementwise": ("_forward", "_backward", "_rope", "_quantize", "_glu", "_glu_backward"),
+}
+"""Names of the Triton kernels in luthier/fast/kernels; norm and GLU are both `_forward` and `_backward`."""
 _GROUPS = (
     ("optimizer", r"adam|multi_tensor|foreach|koptimizer|blockwise8bit|lamb_|lpnorm"),
     ("products", r"gemm|nvjet|cutlass|cublas|xmma|wgmma|scaled_mm|splitk"),
@@ -36,6 +43,9 @@ _GROUPS = (
 
 def group_of(name: str) -> str:
     """Group of a kernel by its name; `products` are split by shape later."""
+    ours = next((group for group, names in _OURS.items() if name in names), None)
+    if ours is not None:
+        return ours
     lowered = name.lower()
     if re.search(r"flash|fmha", lowered):  # cutlass attention kernels are no products
         return "attention"
