@@ -4,7 +4,7 @@
 
 Worker processes check the tables' kernels (`check` lines), and compile and check every candidate (`candidate` lines,
 those that fail only); then this process times the candidates (`time` lines, best first in each case). The last lines
-are a summary to choose the tables of `luthier/fast/kernels/attention_schedule.py` from. Nothing that fails ends the run.
+are a summary to choose the tables of `luthier/fast/kernels/attention_schedule.py` from. Nothing that fails ends a run.
 
 TFLOP/s count the products of pairs that a query sees: 4 K flops a pair and head forward, 10 K backward (dq: 6 K of
 work is done by its kernel, dk and dv: 8 K, for the 10 K that are counted over both).
@@ -81,7 +81,8 @@ def b(rows: int, keys: int, warps: int, stages: int, packed: bool = True) -> Blo
 CANDIDATES: dict[tuple[str, int], tuple[Blocks, ...]] = {
     ("forward", 128): (
         b(64, 64, 4, 2), b(64, 64, 4, 1), b(64, 32, 4, 2), b(64, 64, 4, 3), b(128, 64, 8, 2), b(128, 64, 8, 3),
-        b(128, 128, 8, 2), b(128, 32, 8, 2), b(128, 32, 8, 3), b(64, 64, 4, 2, False), b(128, 64, 8, 3, False), b(128, 128, 8, 2, False),
+        b(128, 128, 8, 2), b(128, 32, 8, 2), b(128, 32, 8, 3),
+        b(64, 64, 4, 2, False), b(128, 64, 8, 3, False), b(128, 128, 8, 2, False),
     ),
     ("dq", 128): (
         b(64, 64, 4, 2), b(64, 64, 4, 1), b(64, 32, 4, 2), b(64, 32, 4, 3), b(128, 64, 8, 2), b(128, 32, 8, 2),

@@ -55,7 +55,7 @@ _SHORT = {
 }
 _LONG = {
     64: (Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)),
-    128: (Blocks(128, 128, 8, 2), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 2)),
+    128: (Blocks(128, 128, 8, 2), Blocks(128, 64, 8, 2, packed=False), Blocks(64, 128, 8, 2)),
     256: (Blocks(128, 64, 8, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
 }
 
