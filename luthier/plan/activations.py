@@ -55,6 +55,7 @@ def last_layer_saving(sizes: Sizes, setting: Setting, supervised: float) -> int:
     after = shape.hidden_size + 2 * shape.intermediate_size
     if setting.rest == "none":
         after += shape.hidden_size + shape.intermediate_size
+    after += sum(group.pad if setting.wide else group.rank for group in sizes.groups if group.name != "qkv")
     per_token = (1.0 - supervised) * after - supervised * shape.query
     return round(setting.micro_tokens * per_token * setting.dtype_bytes)
 
@@ -62,8 +63,8 @@ def last_layer_saving(sizes: Sizes, setting: Setting, supervised: float) -> int:
 def activation_bytes(sizes: Sizes, setting: Setting, supervised: float = 1.0) -> int:
     """Bytes kept by all decoder layers at the end of the forward pass, and between them.
 
-    Layers below the lowest trained one keep nothing. Outside: embedding output, last norm (input and output) and
-    the tables of RoPE.
+    Layers below the lowest trained one keep nothing. Outside: the input of the last norm and the tables of RoPE; a
+    family without a layer of the engine's own has all rows of the last norm's output as well.
     """
     layers, lowest = sizes.shape.layers, sizes.lowest_layer
     whole = max(0, setting.whole_layers(layers) - lowest)
@@ -71,7 +72,7 @@ def activation_bytes(sizes: Sizes, setting: Setting, supervised: float = 1.0) ->
     each = kept_bytes_per_token(sizes, setting.rest, setting.dtype_bytes, wide=setting.wide)
     per_token = whole * kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) + rest * each
     size = setting.dtype_bytes
-    outside = sizes.shape.hidden_size * size * (1.0 + 2.0 * (supervised if sizes.fast else 1.0))
+    outside = sizes.shape.hidden_size * size * (supervised if sizes.fast else 2.0)
     outside += 2 * sizes.shape.head_dim * size
     kept = setting.micro_tokens * (per_token + outside)
     return round(kept) - last_layer_saving(sizes, setting, supervised)
