@@ -98,6 +98,7 @@ class Run:
         from benchmarks.gpu import trainers
         from benchmarks.gpu.documents import make_documents
         from benchmarks.gpu.models import random_model, shape
+        from benchmarks.gpu.predicted import predicted
         from benchmarks.gpu.steps import Steps
         from luthier.data.pack import pack
         from luthier.model.adapters import apply_method
@@ -127,17 +128,18 @@ class Run:
             micro_batches=options.micro_batches, seed=options.seed,
             train={"optim": options.optim, **trainers.recompute_keys(options.recompute, options.recompute_layers)},
         )  # fmt: skip
+        self.predict = lambda: predicted(model.config.to_dict(), recipe, options, examples, packs)
         tuned = apply_method(model, recipe.method, seed=options.seed).model
         self._count(tuned, examples, info)
         device = next(iter(tuned.parameters())).device
         accelerator = make_accelerator(device, report_to=[], logging_dir="none")
         self.trainer = trainers.make(options.impl, accelerator, tuned, recipe, total_steps=total)
+        info["report"] = [f"{part.name}: {part.runs} ({part.reason})" for part in self.trainer.engine.report]
         self.steps = Steps(self.trainer, accelerator, recipe, examples=examples, packs=packs)
         info["setup_s"] = round(time.perf_counter() - start, 2)
         self.take()
         self.clock.wait()
         info["first_step_s"] = round(time.perf_counter() - start, 2)
-        info["report"] = [f"{part.name}: {part.runs} ({part.reason})" for part in self.trainer.engine.report]
 
     def _count(self, model: Any, examples: Any, info: dict[str, Any]) -> None:
         from benchmarks.gpu.flops import flops_per_token
@@ -210,11 +212,12 @@ def _rounded(value: float | None) -> float | None:
 
 
 def look_inside(run: Run, info: dict[str, Any]) -> None:
-    """Phases and profile, after the timed steps."""
+    """What the plan says, phases and profile, after the timed steps."""
     from benchmarks.gpu.clock import Phases, median
     from benchmarks.gpu.trace import profile_step
 
     options = run.options
+    info["predicted"] = run.predict()
     if options.phases:
         with Phases(run.clock, run.trainer) as phases:
             reports = [phases.report(run.take) for _ in range(options.phases)]

@@ -6,19 +6,21 @@ from typing import Any
 
 HEADER = (
     f"{'peer':17}{'model':9}{'method':7}{'tokens':>7}{'doc':>6} {'setting':24}{'tok/s':>9}{'median':>9}{'sup/s':>9}"
-    f"{'ms':>9}{'GiB':>7}{'MFU':>7}{'first':>7}"
+    f"{'ms':>9}{'plan':>9}{'GiB':>7}{'plan':>7}{'MFU':>7}{'first':>7}"
 )
 
 
 def row(result: dict[str, Any]) -> str:
     """One line of the table."""
     tokens = result.get("tokens") or result.get("seq", 0) * result.get("bs", 0)
+    plan: dict[str, Any] = result.get("predicted", {})
     memory, first = result.get("peak_gib", result.get("mem_gb")), result.get("first_step_s")
     parts = [
         f"{str(result.get('peer', '?'))[:16]:17}{str(result.get('model', '-'))[:8]:9}{result.get('method', '-')!s:7}",
         f"{tokens:>7}{result.get('max_doc', result.get('seq', '-')):>6} {_setting(result)[:23]:24}",
         *(f"{_number(result.get(key)):>9}" for key in ("tok_s", "tok_s_median", "sup_tok_s")),
-        f"{_number(result.get('ms_step'), 1):>9}{_number(memory, 1):>7}{_number(result.get('mfu'), 3):>7}",
+        f"{_number(result.get('ms_step'), 1):>9}{_number(plan.get('ms_step'), 1):>9}{_number(memory, 1):>7}",
+        f"{_number(plan.get('peak_gib'), 1):>7}{_number(result.get('mfu'), 3):>7}",
         f"{_number(first, 1):>7}",
     ]
     verdict = f"  {str(result['verdict'])[:120]}" if "verdict" in result else ""
