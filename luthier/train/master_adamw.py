@@ -22,14 +22,18 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step_with(
-        self, pairs: Sequence[tuple[nn.Parameter, Tensor]], live: Mapping[nn.Parameter, nn.Parameter], scale: float
+        self,
+        pairs: Sequence[tuple[nn.Parameter, Tensor]],
+        live: Mapping[nn.Parameter, nn.Parameter],
+        scale: float | Tensor,
     ) -> None:
         """One step.
 
         Args:
             pairs: Tensors of the groups, each with its gradient in any floating type.
             live: The parameter that gets each tensor's value rounded; the tensor itself where there is none.
-            scale: What the gradients are multiplied by.
+            scale: What the gradients are multiplied by; a tensor on the device is not waited for, and if it is NaN
+                no tensor and no moment changes.
         """
         gradients = dict(pairs)
         for group in self.param_groups:

@@ -112,13 +112,21 @@ class Weights:
 
     # -- the update
 
-    def apply(self, optimizer: torch.optim.Optimizer, *, scale: float) -> None:
-        """One step of the optimizer with the gradients times `scale`; then no gradient is left."""
+    def applies_ahead(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether `apply` takes a scale that is still being computed on the device."""
+        return isinstance(optimizer, MasterAdamW)
+
+    def apply(self, optimizer: torch.optim.Optimizer, *, scale: float | Tensor) -> None:
+        """One step of the optimizer with the gradients times `scale`; then no gradient is left.
+
+        A tensor is for optimizers that `applies_ahead` names; if it is NaN, weights and moments stay as they are.
+        """
         if isinstance(optimizer, MasterAdamW):
             optimizer.step_with(self._pairs(), self._written_at_once(), scale)
             self._publish([name for name in self.masters if not self.live[name].is_contiguous()])
             self.zero_grad()
             return
+        assert isinstance(scale, float), "this optimizer waits for the scale"
         pairs = self._pairs()
         summed = [(tensor, gradient) for tensor, gradient in pairs if gradient is tensor.grad]
         kept = [(tensor, gradient) for tensor, gradient in pairs if gradient is not tensor.grad]

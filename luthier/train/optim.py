@@ -8,7 +8,6 @@ RMSNorm is not `nn.LayerNorm`).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from luthier.fast.kernels import backend
 from luthier.recipe.schema import TrainSection
-from luthier.runtime.errors import EnvironmentProblem
+from luthier.train.adamw8 import AdamW8
 from luthier.train.master_adamw import MasterAdamW
 
 __all__ = ["decays", "expected_state_bytes", "make_optimizer", "parameter_groups"]
@@ -44,9 +43,6 @@ def make_optimizer(
 
     `adamw_torch_fused` is one kernel for masters, moments and 16-bit weights where Triton is (`master_adamw.py`), and
     torch's own fused AdamW elsewhere; their states are the same.
-
-    Raises:
-        EnvironmentProblem: `adamw_8bit` without bitsandbytes.
     """
     groups = parameter_groups(tensors, section.weight_decay)
     betas = (section.adam_beta1, section.adam_beta2)
@@ -65,30 +61,15 @@ def make_optimizer(
             groups, lr=learning_rate, scale_parameter=False, relative_step=False
         )
         return optimizer
-    return _adamw_8bit(groups, learning_rate=learning_rate, betas=betas, epsilon=section.adam_epsilon)
-
-
-def _adamw_8bit(
-    groups: list[dict[str, Any]], *, learning_rate: float, betas: tuple[float, float], epsilon: float
-) -> torch.optim.Optimizer:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise EnvironmentProblem(
-            code="T460",
-            message="`train.optim: adamw_8bit` needs the package bitsandbytes",
-            hint="pip install 'luthier[qlora]', or use `optim: adamw_torch_fused`",
-        )
-    import bitsandbytes
-
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=learning_rate, betas=betas, eps=epsilon)
-    return optimizer
+    return AdamW8(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
 
 
 def expected_state_bytes(tensors: Mapping[str, Tensor], optim: str) -> int:
     """Bytes of the optimizer's state after its first step, by formula.
 
-    AdamW: two fp32 moments. In 8 bits (bitsandbytes): two bytes and two fp32 scales for every 256 elements; tensors
+    AdamW: two fp32 moments. In 8 bits: two bytes and two fp32 scales for every 256 elements; tensors
     of fewer than 4,096 elements as AdamW. Adafactor: fp32 means over rows and over columns of a matrix, else one
-    fp32 moment. Counters and bitsandbytes' two tables are left out.
+    fp32 moment. Counters are left out.
     """
     return sum(_state_bytes(tensor, optim) for tensor in tensors.values())
 

@@ -118,8 +118,16 @@ def update(
     require_memory(trainer, too_large)
     trainer.weights.average_over_processes(trainer.accelerator)
 
-    # 3. Norm of the whole gradient and what the device counted, in one transfer; then the sums of all processes.
-    grad_norm, loss_per_micro_batch, correct_here = _fetch(trainer, losses, corrects)
+    # 3. The rate of this step; the update itself, if it need not wait for what the host has to know.
+    learning_rate = trainer.schedule.set(step)
+    counted = _counted(trainer, losses, corrects)
+    ahead = trainer.world_size == 1 and trainer.weights.applies_ahead(trainer.optimizer)
+    if ahead:
+        trainer.weights.apply(trainer.optimizer, scale=_clipping_ahead(counted, len(losses), trainer.max_grad_norm))
+
+    # 4. Norm of the whole gradient and what the device counted, in one transfer; then the sums of all processes.
+    grad_norm, *rest = counted.tolist()
+    loss_per_micro_batch, correct_here = rest[: len(losses)], math.fsum(rest[len(losses) :])
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
     loss_sum, correct_sum, tokens, trained_tokens, stop, not_finite = all_sum(trainer, [
         math.fsum(loss_per_micro_batch) if finite else 0.0, correct_here,
@@ -127,13 +135,13 @@ def update(
         float(stop_requested()), float(not finite),
     ])  # fmt: skip
 
-    # 4. Not finite anywhere: stop before the update, and say which rows.
+    # 5. Not finite anywhere: nothing was updated; stop, and say which rows.
     if not_finite:
         report_non_finite(trainer, micro_batches, step=step)
 
-    # 5. Clip, set the rate of this step, update, round masters into the weights.
-    learning_rate = trainer.schedule.set(step)
-    trainer.weights.apply(trainer.optimizer, scale=_clipping(grad_norm, trainer.max_grad_norm))
+    # 6. Clip, update, round masters into the weights.
+    if not ahead:
+        trainer.weights.apply(trainer.optimizer, scale=_clipping(grad_norm, trainer.max_grad_norm))
     return Update(
         loss_sum=loss_sum, weight_sum=weight_sum, grad_norm=grad_norm, learning_rate=learning_rate,
         correct=round(correct_sum), tokens=round(tokens), trained_tokens=round(trained_tokens), stop=stop > 0.0,
@@ -161,14 +169,20 @@ def all_sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
     return summed
 
 
-def _fetch(trainer: Trainer, losses: Sequence[Tensor], corrects: Sequence[Tensor]) -> tuple[float, list[float], float]:
-    """(norm of the gradient, loss of each micro-batch, correct targets) in one transfer to the host."""
+def _counted(trainer: Trainer, losses: Sequence[Tensor], corrects: Sequence[Tensor]) -> Tensor:
+    """(norm of the gradient, loss of each micro-batch, correct targets of each), on the device."""
     gradients = trainer.weights.gradients()
     norm = foreach.total_norm(gradients) if gradients else torch.zeros_like(losses[0])
     # float64 holds every count exactly; MPS has none, and no micro-batch of 2^24 tokens either.
     kind = torch.float32 if norm.device.type == "mps" else torch.float64
-    fetched: list[float] = torch.stack([value.to(kind) for value in (norm, *losses, *corrects)]).tolist()
-    return fetched[0], fetched[1 : 1 + len(losses)], math.fsum(fetched[1 + len(losses) :])
+    return torch.stack([value.to(kind) for value in (norm, *losses, *corrects)])
+
+
+def _clipping_ahead(counted: Tensor, losses: int, max_grad_norm: float) -> Tensor:
+    """`_clipping` on the device, fp32; NaN if the norm or a loss is not finite, which stops the update."""
+    norm = counted[0]
+    scale = torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0) if max_grad_norm > 0.0 else torch.ones_like(norm)
+    return torch.where(torch.isfinite(counted[: 1 + losses]).all(), scale, torch.nan).float()
 
 
 def _clipping(grad_norm: float, max_grad_norm: float) -> float:

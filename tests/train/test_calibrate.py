@@ -135,7 +135,9 @@ def test_the_expected_state_of_an_optimizer_is_what_it_keeps(optim):
     give_gradients(tensors, 0)
     optimizer.step()
     expected = expected_state_bytes(tensors, optim)
-    # Counters, and the two tables of bitsandbytes.
+    tables = ("step", "qmap1", "qmap2", "RMS")
+    kept = [(key, v) for state in optimizer.state.values() for key, v in state.items() if isinstance(v, torch.Tensor)]
+    assert sum(value.nbytes for key, value in kept if key not in tables) == expected
     assert expected <= state_bytes(optimizer) <= expected + 4 * len(tensors) + 2 * 1024 * len(tensors)
     assert (expected == 0) == (optim == "sgd")
 

@@ -139,6 +139,14 @@ def test_clipping_scales_the_whole_gradient(tmp_path):
     assert runs[0.25].moved == pytest.approx(runs[0.0].moved * 0.25 / norm, rel=1e-3)
 
 
+def test_a_norm_below_the_bound_is_not_scaled_up(tmp_path):
+    runs = [
+        train(tmp_path / str(bound), max_steps=2, optim="sgd", learning_rate=0.1, max_grad_norm=bound)
+        for bound in (0.0, 100.0)
+    ]
+    assert distance(*runs) == 0.0
+
+
 def test_the_same_run_twice_is_bitwise_equal_and_another_seed_is_not(tmp_path):
     """B54."""
     one, same, other = (train(tmp_path / str(i), seed=seed, max_steps=6) for i, seed in enumerate((0, 0, 1)))
