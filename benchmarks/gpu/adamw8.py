@@ -119,13 +119,17 @@ def compare(
     margins: list[Tensor] = []
     params = masters if param_dtype is None else [_window(master, param_dtype, margins) for master in masters]
     kinds = [[moments8(master)[key] for master in masters] for key in KEYS]
-    worst = dict.fromkeys(("codes_differ", "largest_code_step", "scales", "master", "param_ulp", "margins"), 0.0)
+    worst = dict.fromkeys(
+        ("codes_differ", "largest_code_step", "scales", "master", "param_ulp", "margins", "lost"), 0.0
+    )
 
     def note(key: str, value: Tensor | float) -> None:
         worst[key] = max(worst[key], float(value))
 
     for step in range(1, steps + 1):
         grads = [(torch.randn(shape, generator=g) ** 3).to(device, grad_dtype) for shape in shapes]
+        for grad in grads:
+            grad.view(-1)[:2] = torch.tensor([0.0, 1e-13])  # v of one is 26 decades below others', of one is zero
         plain, plain_kinds = [t.clone() for t in masters], [[t.clone() for t in kind] for kind in kinds]
         kernel(masters, params, grads, *kinds, **OPTIONS, step=step, grad_scale=scale)
         definition(plain, plain, grads, *plain_kinds, **OPTIONS, step=step, grad_scale=scale)
@@ -136,10 +140,18 @@ def compare(
             for one, other in zip(got, expected, strict=True):
                 if key.startswith("state"):
                     distance = (one.int() - other.int()).abs()
+                    if (
+                        key == "state1"
+                    ):  # what cancels to under 1e-6 of its block's largest has codes of rounding errors
+                        near = ((one.int() - 128).abs() <= 4) & ((other.int() - 128).abs() <= 4)
+                        distance = torch.where(near, distance.clamp_max(1), distance)
                     note("codes_differ", (distance > 0).float().mean())
                     note("largest_code_step", distance.max())
                 else:
                     note("scales", ((one - other).abs() / other).max())
+            if key == "state2":
+                for codes, grad in zip(got, grads, strict=True):
+                    note("lost", bool(((codes == 0) != (grad == 0)).view(-1)[:2].any()))
     note("margins", sum(int((margin != 7).sum()) for margin in margins))
     return worst
 
@@ -166,7 +178,7 @@ def check() -> None:
                 found = compare(adamw8_, adamw8_reference_, "cuda", param_dtype, grad_dtype, scale, shapes=shapes)
                 good = (
                     found["codes_differ"] < 1e-3 and found["largest_code_step"] <= 1 and found["master"] < 2e-6
-                    and found["scales"] < 1e-6 and found["param_ulp"] == found["margins"] == 0
+                    and found["scales"] < 1e-6 and found["param_ulp"] == found["margins"] == found["lost"] == 0
                 )  # fmt: skip
                 say(check="adamw8", passed=good, param=str(param_dtype), grad=str(grad_dtype),
                     scale="device" if isinstance(scale, Tensor) else "host", **found)  # fmt: skip

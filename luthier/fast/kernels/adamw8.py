@@ -59,7 +59,8 @@ def adamw8_(
         eps: Added to the root of the second moment.
         weight_decay: Decoupled decay; times lr.
         step: The number of this step, from 1.
-        grad_scale: What gradients are multiplied by. A scalar tensor on the device is never waited for.
+        grad_scale: What gradients are multiplied by. A scalar tensor on the device is never waited for; if it is
+            NaN, nothing changes.
     """
     lists = (masters, params, grads, state1, absmax1, state2, absmax2)
     assert len({len(tensors) for tensors in lists}) == 1, "one gradient and one state for each master"
@@ -91,8 +92,11 @@ def adamw8_reference_(
     """Definition of `adamw8_`. Its fp32 copies are of one tensor at a time.
 
     Triton's kernel fuses products with sums and takes roots to 2 ulp: masters differ by rounding of the update, and a
-    code by one where a value lies within 1e-6 of the middle between two.
+    code by one where a value lies close to the middle between two (under 1 in 1,000; a first moment that cancels to
+    under 1e-6 of its block's largest: by up to eight).
     """
+    if isinstance(grad_scale, Tensor) and bool(grad_scale.isnan()):
+        return
     beta1, beta2 = betas
     correction1, correction2 = 1.0 - beta1**step, (1.0 - beta2**step) ** 0.5
     entries = zip(masters, params, grads, state1, absmax1, state2, absmax2, strict=True)

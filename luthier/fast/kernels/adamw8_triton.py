@@ -63,6 +63,9 @@ def _step8(
     index = tl.load(parts_ptr + 3 * tl.program_id(0))
     first = tl.load(parts_ptr + 3 * tl.program_id(0) + 1) * part
     count = tl.load(parts_ptr + 3 * tl.program_id(0) + 2)
+    if scale_on_device:
+        grad_scale = tl.load(grad_scale_ptr).to(tl.float32)
+        count = tl.where(grad_scale == grad_scale, count, 0)  # NaN: leave everything as it is
     if aligned:
         count = tl.multiple_of(count, 16)
     master_ptr = _at(table_ptr, index, tl.float32, aligned)
@@ -77,8 +80,6 @@ def _step8(
         columns = tl.load(table_ptr + index + 7 * tensors).to(tl.int32)
         param_stride = tl.load(table_ptr + index + 8 * tensors)
         grad_stride = tl.load(table_ptr + index + 9 * tensors)
-    if scale_on_device:
-        grad_scale = tl.load(grad_scale_ptr).to(tl.float32)
     for start in range(0, part, rows * width):
         row = (first + start) // width + tl.arange(0, rows)
         at = (first + start) + (tl.arange(0, rows)[:, None] * width + tl.arange(0, width)[None, :])

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.gpu.adamw8 import closed_form, compare, dynamic_map, update_error
 from luthier.fast.kernels import adamw8, maps8
 from luthier.fast.kernels.adamw8 import adamw8_, adamw8_reference_, moments8
-from luthier.train.adamw8 import SMALLEST, AdamW8
-from luthier.train.optim_state import optimizer_state, restore_optimizer
+from luthier.train.adamw8 import AdamW8
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 SIZES = [1, 7, 255, 256, 257, 1000, 4096, 5003]
@@ -85,8 +84,10 @@ def test_one_outlier_leaves_the_rest_of_its_block_and_other_blocks_alone():
     back = maps8.decode_unsigned(codes, absmax)
     assert back[100] == 1.0 and torch.equal(back[256:], v[256:])
     assert 0.7 < (back[0] / v[0]).item() < 1.5  # twelve decades below, still the right size
+    v[0], v[1] = 1e-30, 0.0
+    assert maps8.encode_unsigned(v)[0][:2].tolist() == [1, 0], "what is positive stays so, beyond any range"
     m, _ = maps8.encode_signed(v.sqrt().neg())
-    assert m[100] == 1 and bool((m[:100] < 128).all())
+    assert m[100] == 1 and bool((m[2:100] < 128).all())
 
 
 def test_tiny_and_zero_blocks():
@@ -256,105 +257,6 @@ def test_update_error_is_below_that_of_bitsandbytes_map():
         assert one["rms"] < 0.2 and one["rms"] < other["rms"] and one["largest"] < 4.0
 
 
-# -- the optimizer
-
-
-def parameters(seed=0):
-    shapes = {"matrix": (80, 64), "window": (61, 83), "bias": (64,), "edge": (SMALLEST,)}
-    return {name: torch.nn.Parameter(torch.randn(shape, generator=generator(seed))) for name, shape in shapes.items()}
-
-
-def optimizer_over(tensors):
-    groups = [{"params": [tensors["matrix"], tensors["window"]], "weight_decay": 0.1}]
-    groups.append({"params": [tensors["bias"], tensors["edge"]], "weight_decay": 0.0})
-    return AdamW8(groups, lr=1e-2, betas=(0.9, 0.95))
-
-
-def run(tensors, optimizer, steps):
-    for step in steps:
-        for index, tensor in enumerate(tensors.values()):
-            tensor.grad = torch.randn(tensor.shape, generator=generator(1000 * index + step))
-        optimizer.step()
-
-
-def test_small_tensors_keep_fp32_moments_and_the_rest_bytes():
-    tensors = parameters()
-    optimizer = optimizer_over(tensors)
-    run(tensors, optimizer, range(1))
-    assert set(optimizer.state[tensors["bias"]]) == {"step", "exp_avg", "exp_avg_sq"}
-    for name in ("matrix", "window", "edge"):
-        state, size = optimizer.state[tensors[name]], tensors[name].numel()
-        assert sum(value.nbytes for key, value in state.items() if key != "step") == 2 * size + 8 * -(-size // 256)
-
-
-@pytest.mark.parametrize("by", ["load_state_dict", "optim_state"])
-def test_resumption_is_bitwise(by):
-    whole, first = parameters(), parameters()
-    run(whole, optimizer_over(whole), range(6))
-    before = optimizer_over(first)
-    run(first, before, range(3))
-    second = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in first.items()}
-    after = optimizer_over(second)
-    if by == "load_state_dict":
-        after.load_state_dict(before.state_dict())
-    else:
-        held, numbers = optimizer_state(before, first)
-        restore_optimizer(after, second, held={key: value.clone() for key, value in held.items()}, numbers=numbers)
-    for name, tensor in second.items():
-        for key, value in before.state[first[name]].items():
-            again = after.state[tensor][key]
-            assert torch.equal(again, value) and again.dtype == value.dtype
-    run(second, after, range(3, 6))
-    assert all(torch.equal(second[name], whole[name]) for name in whole)
-
-
-def test_step_with_writes_live_parameters_from_their_16_bit_gradients():
-    tensors = parameters()
-    live = {name: torch.nn.Parameter(tensor.detach().bfloat16()) for name, tensor in tensors.items()}
-    plain = {name: torch.nn.Parameter(tensor.detach().clone()) for name, tensor in tensors.items()}
-    one, other = optimizer_over(tensors), optimizer_over(plain)
-    for step in range(3):
-        grads = {name: torch.randn(t.shape, generator=generator(step)).bfloat16() for name, t in tensors.items()}
-        one.step_with([(tensors[name], grads[name]) for name in tensors], {tensors[n]: live[n] for n in tensors}, 0.5)
-        for name, tensor in plain.items():
-            tensor.grad = grads[name].float() * 0.5
-        other.step()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, plain[name]) and torch.equal(live[name], tensor.detach().bfloat16())
-
-
-def test_tensors_without_gradients_keep_their_own_count():
-    tensors = parameters()
-    optimizer = optimizer_over(tensors)
-    run(tensors, optimizer, range(2))
-    tensors["matrix"].grad, start = None, tensors["matrix"].detach().clone()
-    optimizer.step()
-    assert torch.equal(tensors["matrix"], start)
-    assert {int(optimizer.state[tensor]["step"]) for tensor in tensors.values()} == {2, 3}
-
-
-def test_state_of_bitsandbytes_is_taken_over():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    tensors = parameters()
-    old = bitsandbytes.optim.AdamW8bit(list(tensors.values()), lr=1e-2)
-    run(tensors, old, range(4))
-    held, numbers = optimizer_state(old, tensors)
-    new = AdamW8(list(tensors.values()), lr=1e-2)
-    restore_optimizer(new, tensors, held=held, numbers=numbers)
-    for name, tensor in tensors.items():
-        mean = torch.zeros_like(tensor)
-        for step in range(4):
-            index = list(tensors).index(name)
-            mean.lerp_(torch.randn(tensor.shape, generator=generator(1000 * index + step)), 0.1)
-        state = new.state[tensor]
-        assert int(state["step"]) == 4
-        got = state["exp_avg"] if "exp_avg" in state else maps8.decode_signed(state["state1"], state["absmax1"])
-        assert torch.nn.functional.cosine_similarity(got.flatten(), mean.flatten(), dim=0) > 0.995
-        assert not bool((state.get("state2", torch.ones(1)) == 0).all())
-    run(tensors, new, range(4, 5))
-    assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-
-
 # -- Triton
 SHAPES = ((3, 257), (9000,), (8208,))
 
@@ -365,13 +267,14 @@ SHAPES = ((3, 257), (9000,), (8208,))
 )
 @pytest.mark.parametrize("param_dtype", [None, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)])
-def test_triton_is_the_definition(param_dtype, grad_dtype, scale, monkeypatch):
+def test_triton_is_the_definition(param_dtype, grad_dtype, monkeypatch):
+    scale = 0.5 if grad_dtype == torch.bfloat16 else torch.tensor(0.5)
     monkeypatch.setattr(adamw8, "uses_triton", lambda x: True)
     error = compare(
         adamw8_, adamw8_reference_, "cpu", param_dtype, grad_dtype, scale, shapes=((3, 257), (9000,), (8208,))
     )
     assert error["codes_differ"] < 1e-3 and error["largest_code_step"] <= 1
-    assert error["master"] < 1e-6 and error["scales"] < 1e-6 and error["margins"] == 0
+    assert error["master"] < 1e-6 and error["scales"] < 1e-6
+    assert error["margins"] == error["lost"] == 0
     # The interpreter cuts bf16 off where the GPU rounds.
     assert error["param_ulp"] <= 1
