@@ -69,7 +69,8 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     if method.name in ("full", "freeze"):
         yield "method.name=lora", _with_method(request, "lora")
     if method.name in ("full", "freeze", "lora"):
-        yield "method.name=qlora", _with_method(request, "qlora")
+        beside = "" if model.quantization in ("auto", "nf4") else " model.quantization=auto"
+        yield f"method.name=qlora{beside}", _with_method(request, "qlora")
     count = request.num_gpus * 2
     while count <= 8 and request.device.type == "cuda":
         yield f"--num-gpus {count}", replace(request, num_gpus=count)

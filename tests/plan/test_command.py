@@ -135,3 +135,4 @@ def test_a_run_that_goes_on_keeps_its_decisions(base, tmp_path, monkeypatch):
     assert second["predicted"]["correction"]["runs"] >= 1
     _, other = _run(base, tmp_path, seed=1)
     assert other["fingerprint"] != first["fingerprint"]
+    assert other["decision"] != first["decision"]  # made anew, with what was measured: its reasons name more memory

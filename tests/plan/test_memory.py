@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.plan.activations import activation_bytes, head_bytes, kept_bytes_per_token
+from luthier.plan.activations import activation_bytes, head_bytes, kept_bytes_per_token, transient_bytes
 from luthier.plan.efficiency import EFFICIENCY
 from luthier.plan.known import known_model, known_names
 from luthier.plan.memory import PARTS, estimate_memory
@@ -224,6 +224,41 @@ def test_the_last_layer_keeps_supervised_rows_only():
     # and the input of the last norm for 40% of the rows
     last = 0.4 * (2 * 4096 + 3 * 14_336) - 0.6 * 4096 + 1.0 * 4096
     assert less == pytest.approx(1000 * 2 * (last + 0.4 * 4096), rel=1e-6)
+
+
+def test_moments_of_a_mixed_setting_by_hand():
+    """8 of 32 layers recomputed: the peak is with all kept, not when one is computed again and 24 have let go."""
+    sizes = _sizes("Llama-3.1-8B")
+    mixed = Setting(micro_tokens=4096, recompute="layer", recompute_layers=8)
+    none = Setting(micro_tokens=4096)
+    memory, plain = (
+        estimate_memory(sizes, setting, optim="adamw_torch_fused", supervised=0.6) for setting in (mixed, none)
+    )
+    saved = 8 * (kept_bytes_per_token(sizes, "none", 2) - kept_bytes_per_token(sizes, "layer", 2)) * 4096
+    assert memory.moment == plain.moment
+    assert plain.peak - memory.peak == saved
+    # All recomputed: 32 inputs, and one layer back with its backward.
+    everything = estimate_memory(sizes, replace(none, recompute="layer"), optim="adamw_torch_fused", supervised=0.6)
+    assert everything.moment == "backward"
+    inputs = 4096 * (32 * 4096 + 0.6 * 4096 + 2 * 128) * 2
+    assert everything.activations == pytest.approx(inputs, rel=1e-6)
+    assert everything.transient == transient_bytes(sizes, none, 4096, whole=True)
+
+
+def test_the_transient_of_a_layer_by_hand():
+    # MLP: 2 d + 3 f and 64 + 64 adapter columns; it is larger than the attention half of an 8B layer
+    sizes, setting = _sizes("Llama-3.1-8B"), Setting(micro_tokens=1)
+    mlp = 2 * (2 * 4096 + 3 * 14_336 + 2 * 64)
+    assert transient_bytes(sizes, setting, 1000, whole=False) == 1000 * mlp
+    again = replace(setting, recompute="selective")
+    assert transient_bytes(sizes, again, 1000, whole=False) == 1000 * (mlp + 2 * 14_336)
+    whole = kept_bytes_per_token(sizes, "none", 2)  # the product is in both, once
+    assert transient_bytes(sizes, setting, 1000, whole=True) == 1000 * (mlp + whole)
+    packed = replace(setting, base="nf4")
+    thin = transient_bytes(sizes, packed, 1, whole=False) - 2 * (2 * 4096 + 3 * 14_336 + 32 + 16)
+    assert thin == 2 * 2 * 28_672 * 4096  # gate and up unpacked, and once more while they are put together
+    full = _sizes("Llama-3.1-8B", name="full")
+    assert transient_bytes(full, setting, 1, whole=False) == 2 * (2 * 4096 + 3 * 14_336) + 2 * 28_672 * 4096
 
 
 # -- properties

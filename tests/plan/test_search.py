@@ -61,6 +61,48 @@ def test_no_recompute_on_a_big_card_and_some_on_a_small_one():
     assert small.chosen.setting.recompute != "none" or small.chosen.setting.micro_tokens < 4_096
 
 
+def test_no_more_layers_are_recomputed_than_needed():
+    """On some card between none and all: n layers fit, n - 1 do not."""
+    seen = 0
+    for gib in range(17, 40):
+        for policy in ("layer", "selective"):
+            asked = replace(request(max_length=16_384), device=with_memory(DEVICES["H200"], gib))
+            found = [
+                candidate
+                for candidate in search(asked)
+                if candidate.setting.recompute == policy and candidate.setting.recompute_layers is not None
+            ]
+            for candidate in found:
+                fewer = replace(candidate.setting, recompute_layers=candidate.setting.recompute_layers - 1)
+                less = evaluate(asked, fewer, budget=candidate.budget, split=candidate.split)
+                assert candidate.fits and not less.fits
+                seen += 1
+    assert seen > 10
+
+
+def test_recomputing_everything_is_the_last_resort():
+    """A card on which nothing but recomputing all layers fits, found by its memory."""
+    asked = request(name="Qwen2.5-0.5B", max_length=8_192)  # a large vocabulary: the loss is the peak
+    budget, split = list(asked.splits())[-1]
+    tokens = split.per_device_train_batch_size * asked.documents.longest_sequence
+    common = {"micro_tokens": tokens, "accumulate": split.gradient_accumulation_steps}
+    everything = evaluate(asked, Setting(**common, recompute="layer"), budget=budget, split=split)
+    card = with_memory(asked.device, (everything.needed_bytes + 2**20) / 0.96 / GIB)
+    plan = make_plan(replace(asked, device=card))
+    assert plan.fits
+    assert (plan.chosen.setting.recompute, plan.chosen.setting.recompute_layers) == ("layer", None)
+
+
+def test_a_remedy_leaves_no_key_that_contradicts_it():
+    plan = make_plan(request(gpu="RTX4080", model={"quantization": "fp8"}))
+    words = [remedy.change for remedy in plan.remedies]
+    assert "method.name=qlora model.quantization=auto" in words
+    plain = make_plan(request(gpu="RTX4080"))
+    assert "method.name=qlora" in [remedy.change for remedy in plain.remedies]
+    effects = {remedy.effect for remedy in (*plan.remedies, *plain.remedies) if remedy.change.startswith("method")}
+    assert len(effects) == 1  # the same 4-bit base, whatever it was before
+
+
 def test_a_4_bit_base_is_kept_unpacked_where_there_is_room():
     roomy, tight = make_plan(request({"name": "qlora"})), make_plan(request({"name": "qlora"}, gpu="RTX4080"))
     assert roomy.decision().dequantize_base is True

@@ -11,6 +11,7 @@ from luthier.plan.efficiency import CPU_EFFICIENCY, EFFICIENCY
 from luthier.plan.known import known_model, known_names
 from luthier.plan.machine import CPU_CORE_BANDWIDTH, CPU_CORE_BF16, CPU_CORE_FP32, cpu_accelerator
 from luthier.plan.setting import Setting
+from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import sizes_of
 from luthier.plan.time import estimate_step, model_flops_per_token
 from luthier.plan.work import Documents, assumed_documents
@@ -109,6 +110,23 @@ def test_unpacking_an_8b_base_takes_what_the_report_says():
     perfect = replace(EFFICIENCY, elementwise=1.0)
     step = estimate_step(sizes, setting, _rows_of(1024), H200, step_tokens=2048, optim="sgd", table=perfect)
     assert step.unpack / 2 == pytest.approx(4.1e-3, rel=0.02)  # a pass: 3.6 GB read, 14 GB written at 4.3 TB/s
+
+
+def test_communication_by_hand():
+    sizes = _sizes("Llama-3.1-8B", name="full")
+    link = H200.link * EFFICIENCY.link
+    copied = Setting(micro_tokens=2048, accumulate=4, world=8)
+    # once a step, 2 x 7/8 of 4 bytes a gradient
+    assert exchange_seconds(sizes, copied, H200, compute=1.0, table=EFFICIENCY) == pytest.approx(
+        2 * 7 / 8 * 4 * sizes.parameters / link
+    )
+    sharded = replace(copied, sharded=True)
+    # in each of four micro-batches the weights twice and the gradients once, 2 bytes each, 7/8 of them
+    wire = 4 * 7 / 8 * 3 * 2 * sizes.parameters / link
+    hidden = exchange_seconds(sizes, sharded, H200, compute=100.0, table=EFFICIENCY)
+    assert hidden == pytest.approx(EFFICIENCY.exposed_communication * wire)
+    assert exchange_seconds(sizes, sharded, H200, compute=0.01, table=EFFICIENCY) == pytest.approx(wire - 0.01)
+    assert exchange_seconds(sizes, replace(copied, world=1), H200, compute=1.0, table=EFFICIENCY) == 0.0
 
 
 @settings(max_examples=40, deadline=None)
