@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.train.memory import peak_bytes, reset_peak
+from luthier.recipe.schema import Recipe
+from luthier.train.memory import no_room_for_moments, peak_bytes, reset_peak
 from luthier.train.optim_state import state_bytes
 from luthier.train.seeds import own_random_numbers
 from luthier.train.split import TooLarge, require_memory
@@ -65,8 +66,9 @@ def calibrate(trainer: Trainer, halving: Halving, *, moments: int) -> Calibratio
         moments: Bytes of the optimizer's state after its first step.
 
     Raises:
-        OutOfMemory: a single document does not fit.
+        OutOfMemory: a single document does not fit, or the moments alone do not.
     """
+    _require_room(trainer, halving.recipe, moments)
     while True:
         try:
             return _measure(trainer, halving.batches.feed, halving.position.step, moments)
@@ -121,6 +123,20 @@ def _measure(trainer: Trainer, feed: Feed, step: int, moments: int) -> Calibrati
         tokens=tokens, documents=len(item.examples), seconds=one, peak_bytes=round(peak),
         seconds_per_step=one / max(tokens, 1) * _mean_tokens(feed),
     )  # fmt: skip
+
+
+def _require_room(trainer: Trainer, recipe: Recipe, moments: int) -> None:
+    """No smaller micro-batch makes room for moments that do not fit beside the model.
+
+    Processes hold equal states on equal devices; one that has less room ends here, and the launcher ends the others.
+    """
+    device = trainer.accelerator.device
+    try:
+        with _room(max(0, moments - state_bytes(trainer.optimizer)), device):
+            return
+    except torch.OutOfMemoryError:
+        pass
+    raise no_room_for_moments(recipe, device, size=moments)
 
 
 def _mean_tokens(feed: Feed) -> float:

@@ -12,7 +12,15 @@ import torch
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import OutOfMemory
 
-__all__ = ["explain_out_of_memory", "out_of_memory", "peak_bytes", "reset_peak", "same_batch", "smaller_batch"]
+__all__ = [
+    "explain_out_of_memory",
+    "no_room_for_moments",
+    "out_of_memory",
+    "peak_bytes",
+    "reset_peak",
+    "same_batch",
+    "smaller_batch",
+]
 
 # What torch's CPU allocator says, as a plain RuntimeError.
 _CPU_ALLOCATOR = ("DefaultCPUAllocator", "can't allocate memory", "not enough memory: you tried to allocate")
@@ -47,6 +55,19 @@ def explain_out_of_memory(recipe: Recipe, device: torch.device) -> Iterator[None
         if not any(text in str(error) for text in _CPU_ALLOCATOR):
             raise
         raise out_of_memory(recipe, device) from error
+
+
+def no_room_for_moments(recipe: Recipe, device: torch.device, *, size: int) -> OutOfMemory:
+    """The error for a model beside which the optimizer's state of `size` bytes does not fit: no micro-batch helps."""
+    eight_bit = recipe.train.optim in ("adamw_torch_fused", "adamw_torch")
+    return OutOfMemory(
+        code="T440",
+        message=(
+            f"{size / 2**30:.1f} GiB of optimizer state do not fit beside model and gradients "
+            f"({peak_bytes(device) / 2**30:.1f} GiB), whatever the micro-batch"
+        ),
+        hint="use `train.optim=adamw_8bit`" if eight_bit else same_batch(recipe),
+    )
 
 
 def out_of_memory(recipe: Recipe, device: torch.device, *, document: int | None = None) -> OutOfMemory:

@@ -36,7 +36,8 @@ def adamw_(
     """One step, in place on masters, params, exp_avg and exp_avg_sq; gradients are only read.
 
     Tensor i of every list has one shape. `params[i]` may be `masters[i]` itself. `grad_scale` may be a scalar
-    tensor on the device, which is never waited for. `step` is the number of this step, from 1.
+    tensor on the device, which is never waited for; if it is NaN, nothing changes. `step` is the number of this
+    step, from 1.
     """
     lists = (masters, params, grads, exp_avg, exp_avg_sq)
     assert len({len(tensors) for tensors in lists}) == 1, "one gradient and one state for each master"
@@ -64,6 +65,8 @@ def adamw_reference_(
     grad_scale: float | Tensor = 1.0,
 ) -> None:
     """Definition of `adamw_`."""
+    if isinstance(grad_scale, Tensor) and bool(grad_scale.isnan()):
+        return
     beta1, beta2 = betas
     correction1, correction2 = 1.0 - beta1**step, (1.0 - beta2**step) ** 0.5
     for master, param, raw_grad, mean, square in zip(masters, params, grads, exp_avg, exp_avg_sq, strict=True):

@@ -39,6 +39,9 @@ def _step(
     index = tl.load(parts_ptr + 3 * tl.program_id(0))
     first = tl.load(parts_ptr + 3 * tl.program_id(0) + 1) * part
     count = tl.load(parts_ptr + 3 * tl.program_id(0) + 2)
+    if scale_on_device:
+        grad_scale = tl.load(grad_scale_ptr).to(tl.float32)
+        count = tl.where(grad_scale == grad_scale, count, 0)  # NaN: leave everything as it is
     if aligned:
         count = tl.multiple_of(count, 16)
     master_ptr = _at(table_ptr, index, master_t, aligned)
@@ -46,8 +49,6 @@ def _step(
     grad_ptr = _at(table_ptr, index + 2 * tensors, grad_t, aligned)
     mean_ptr = _at(table_ptr, index + 3 * tensors, state_t, aligned)
     square_ptr = _at(table_ptr, index + 4 * tensors, state_t, aligned)
-    if scale_on_device:
-        grad_scale = tl.load(grad_scale_ptr).to(tl.float32)
     for start in range(0, part, block):
         at = first + start + tl.arange(0, block)
         mask = at < count

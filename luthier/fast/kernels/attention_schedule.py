@@ -46,16 +46,16 @@ class Blocks(NamedTuple):
         return max(n for n in range(1, most + 1) if group % n == 0)
 
 
-# (forward, dq, dk and dv) by head width, for short and for long documents. On sm_90 a tile of 64 rows is one group of
-# four warps; two to four of them on a processor hide each other's exponentials. Wider tiles read K and V less often.
+# (forward, dq, dk and dv) by head width, for short and for long documents: the best on an H200 among those that
+# benchmarks/gpu/attention.py times (benchmarks/results/engine_h200.md); 256 was not timed.
 _SHORT = {
-    64: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2)),
-    128: (Blocks(64, 64, 4, 2), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2)),
+    64: (Blocks(64, 64, 4, 3), Blocks(64, 64, 4, 2), Blocks(32, 64, 4, 2)),
+    128: (Blocks(64, 32, 4, 2), Blocks(64, 32, 4, 2), Blocks(64, 64, 4, 2)),
     256: (Blocks(64, 64, 4, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
 }
 _LONG = {
-    64: (Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)),
-    128: (Blocks(128, 128, 8, 2), Blocks(128, 64, 8, 2, packed=False), Blocks(64, 128, 8, 2)),
+    64: (Blocks(128, 128, 4, 3), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 3)),
+    128: (Blocks(128, 128, 8, 3), Blocks(64, 64, 4, 2), Blocks(64, 128, 8, 2)),
     256: (Blocks(128, 64, 8, 2), Blocks(64, 32, 4, 2), Blocks(32, 64, 8, 2)),
 }
 

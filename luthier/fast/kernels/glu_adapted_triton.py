@@ -12,16 +12,16 @@ from luthier.fast.kernels.glu_triton import activated
 
 __all__ = ["glu_adapted", "glu_adapted_backward"]
 
-ROWS, COLUMNS = 64, 64
-"""A tile: 16 columns of an adapter for 64 rows are an eighth of what the tile itself reads."""
+FORWARD, BACKWARD = (32, 128, 4), (32, 128, 4)
+"""(rows, columns, warps) of a tile: long runs of a row for the memory, few rows so that registers suffice."""
 
 
 @triton.jit
 def _tile(m, f, rows: tl.constexpr, block: tl.constexpr):
-    """(rows, columns) of this program; neighbours share columns, so the adapters' factors stay in the caches."""
-    down = tl.cdiv(m, rows)
-    row = (tl.program_id(0) % down) * rows + tl.arange(0, rows)
-    col = (tl.program_id(0) // down) * block + tl.arange(0, block)
+    """(rows, columns) of this program; programs next to each other share rows, as the matrix lies in memory."""
+    across = tl.cdiv(f, block)
+    row = (tl.program_id(0) // across) * rows + tl.arange(0, rows)
+    col = (tl.program_id(0) % across) * block + tl.arange(0, block)
     return row, col
 
 
@@ -99,9 +99,10 @@ def _width(columns: int) -> int:
 def glu_adapted(raw: Tensor, act: str, u: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """As `glu_adapted.glu_adapted`."""
     m, f, p = raw.shape[0], raw.shape[1] // 2, u.shape[1]
-    _forward[(triton.cdiv(m, ROWS) * triton.cdiv(f, COLUMNS),)](
+    rows, block, warps = FORWARD
+    _forward[(triton.cdiv(m, rows) * triton.cdiv(f, block),)](
         raw, u, b, out, m, f, p, raw.stride(0), u.stride(0), b.stride(0), out.stride(0),
-        act, _width(p), ROWS, COLUMNS, num_warps=4, enable_fp_fusion=False,
+        act, _width(p), rows, block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     return out
 
@@ -116,9 +117,10 @@ def glu_adapted_backward(
     v, a = (raw, raw) if down is None else down
     p, q = (0 if up is None else u.shape[1]), (0 if down is None else v.shape[1])
     again = dprod if prod is None else prod
-    _backward[(triton.cdiv(m, ROWS) * triton.cdiv(f, COLUMNS),)](
+    rows, block, warps = BACKWARD
+    _backward[(triton.cdiv(m, rows) * triton.cdiv(f, block),)](
         dprod, raw, u, b, v, a, out, again, m, f, p, q,
         dprod.stride(0), raw.stride(0), u.stride(0), b.stride(0), v.stride(0), a.stride(0), out.stride(0),
         again.stride(0), act, up is not None, down is not None, prod is not None, _width(p), _width(q),
-        ROWS, COLUMNS, num_warps=4, enable_fp_fusion=False,
+        rows, block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
