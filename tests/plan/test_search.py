@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.fast.settings import EngineSettings
 from luthier.plan.devices import DEVICES, find_device
 from luthier.plan.known import known_model
 from luthier.plan.machine import with_memory
 from luthier.plan.request import make_request
-from luthier.plan.search import evaluate, first_fit, make_plan, search
+from luthier.plan.search import MIXES_SELECTIVE, evaluate, first_fit, make_plan, search
 from luthier.plan.setting import Setting
 from luthier.recipe.facts import Facts
 from luthier.recipe.resolve import resolve
@@ -35,7 +36,8 @@ def test_whatever_fits_is_found(name, method, gib, tokens, layers):
     asked = replace(asked, device=with_memory(DEVICES["H200"], gib))
     plan = make_plan(asked)
     assert plan.fits == plan.chosen.fits == (plan.chosen.needed_bytes <= plan.chosen.available_bytes)
-    policies = [("none", None), ("selective", None), ("layer", None), ("layer", layers), ("selective", layers)]
+    policies = [("none", None), ("selective", None), ("layer", None), ("layer", layers)]
+    policies += [("selective", layers)] if MIXES_SELECTIVE else []
     if not asked.sizes.fast:
         policies = [("none", None), ("layer", None), ("layer", layers)]
     brute = []
@@ -78,6 +80,18 @@ def test_no_more_layers_are_recomputed_than_needed():
                 assert candidate.fits and not less.fits
                 seen += 1
     assert seen > 10
+
+
+@pytest.mark.parametrize("gib", [18, 22, 26, 30, 40])
+def test_the_engine_runs_what_the_plan_counts(gib):
+    """Policy of each layer, by the engine's settings and by the plan's, for every setting that is looked at."""
+    asked = replace(request(max_length=8_192), device=with_memory(DEVICES["H200"], gib))
+    for candidate in search(asked):
+        setting = candidate.setting
+        engine = EngineSettings(recompute=setting.recompute, recompute_layers=setting.recompute_layers)
+        whole = setting.whole_layers(32)
+        planned = ["layer"] * whole + [setting.rest] * (32 - whole)
+        assert [engine.policy(index) for index in range(32)] == planned, setting
 
 
 def test_recomputing_everything_is_the_last_resort():
