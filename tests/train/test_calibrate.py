@@ -110,8 +110,10 @@ def test_room_for_the_moments_that_do_not_fit_is_a_lack_of_memory(tmp_path, monk
         return real(*args, **kwargs)
 
     monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(OutOfMemory):
-        train(tmp_path, level(), max_steps=2, calibrate=True, **size(1))
+    with pytest.raises(OutOfMemory, match="GiB of optimizer state do not fit") as caught:
+        train(tmp_path, level(), max_steps=2, calibrate=True, **size(8))
+    assert "train.optim=adamw_8bit" in str(caught.value), "smaller micro-batches would not help"
+    assert not [line for line in (tmp_path / "events.jsonl").read_text().splitlines() if "halved" in line]
 
 
 def test_a_resumed_run_calibrates_again_and_a_finished_one_does_not(tmp_path):
