@@ -16,7 +16,7 @@ profiler slows the host down, not the kernels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 THIN = 128
@@ -33,7 +33,7 @@ _OURS = {
 """Names of the Triton kernels in luthier/fast/kernels; norm and GLU are both `_forward` and `_backward`."""
 _GROUPS = (
     ("optimizer", r"adam|multi_tensor|foreach|koptimizer|blockwise8bit|lamb_|lpnorm"),
-    ("products", r"gemm|nvjet|cutlass|cublas|xmma|wgmma|scaled_mm|splitk"),
+    ("products", r"aten::addmm|aten::mm|linear_pointwise|gemm|nvjet|cutlass|cublas|xmma|wgmma|scaled_mm|splitk"),
     ("attention", r"flash|fmha|attention|attn|mha_"),
     ("loss", r"cross_entropy|softmax|nll|logsumexp"),
     ("copies, casts", r"memcpy|memset|copy|catarray|\bcast|to_copy|index_put|fill"),
@@ -104,13 +104,20 @@ def _thin_products_ms(events: Iterable[Any], *, cuda: bool) -> float:
     """Time in products with a side of at most `THIN`, found by the shapes of the operators that launched them."""
     total = 0.0
     for event in events:
-        shapes = [shape for shape in event.input_shapes or () if isinstance(shape, list) and len(shape) >= 2]
-        if event.name not in _PRODUCTS or len(shapes) < 2:
+        if event.name not in _PRODUCTS:
             continue
         spent = sum(kernel.duration for kernel in event.kernels) if cuda else event.self_cpu_time_total
-        if min(min(shape[-2:]) for shape in shapes[-2:]) <= THIN:
+        factors = _factors(event.name, event.input_shapes or ())
+        if factors and min(min(shape[-2:]) for shape in factors) <= THIN:
             total += spent / 1e3
     return total
+
+
+def _factors(name: str, shapes: Sequence[Any]) -> list[list[int]]:
+    """Shapes of the two matrices; what is added comes before them, scales of 8-bit products after them."""
+    first = 1 if "add" in name else 0
+    found = [shape for shape in shapes[first : first + 2] if isinstance(shape, list) and len(shape) >= 2]
+    return found if len(found) == 2 else []
 
 
 def _union_ms(ranges: list[tuple[float, float]]) -> float:
