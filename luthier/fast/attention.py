@@ -1,8 +1,8 @@
 """Causal attention over documents laid end to end: no padding, no mask, no token sees another document.
 
-Registered once under `luthier_varlen` in transformers' attention and mask interfaces. The model's own
-forward carries the document boundaries to each layer as one keyword argument, `luthier_documents`;
-the mask function returns None, so no T x T mask is ever built.
+Registered once under `luthier_varlen` in transformers' attention interface. The model's own forward
+carries the document boundaries to each layer as one keyword argument, `luthier_documents`. There is no mask
+function of that name (but while `observe` watches), so no T x T mask is ever built.
 
     CUDA        `torch.nn.attention.varlen.varlen_attn` over cu_seqlens
     elsewhere   one scaled-dot-product call per document over slices whose bounds are plain ints;
@@ -109,13 +109,21 @@ def note_window(window: int | None) -> None:
 
 @contextmanager
 def observe() -> Iterator[Observed]:
-    """Record what models ask of attention and masks inside the block."""
+    """Record what models ask of attention and masks inside the block.
+
+    The mask function is in transformers' table only here: where it knows an implementation's masks it looks for packed
+    documents in the positions, which waits for the device in every forward pass; where it does not, it makes no mask.
+    """
+    from transformers.masking_utils import AttentionMaskInterface
+
     record = Observed()
     token = _observed.set(record)
+    AttentionMaskInterface.register(NAME, no_mask)
     try:
         yield record
     finally:
         _observed.reset(token)
+        AttentionMaskInterface._global_mapping.pop(NAME, None)
 
 
 def varlen_attention(
@@ -166,12 +174,10 @@ def no_mask(*_: Any, local_size: int | None = None, use_vmap: bool = False, **__
 
 @cache
 def register() -> None:
-    """Put the two functions under `NAME` into transformers' tables."""
+    """Put the attention function under `NAME` into transformers' table."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, varlen_attention)
-    AttentionMaskInterface.register(NAME, no_mask)
 
 
 @cache

@@ -27,7 +27,8 @@ class EngineSettings:
     """`none` keeps every activation; `selective` computes norms and the activation product again (elementwise
     work only); `layer` keeps a layer's input and runs the layer again."""
     recompute_layers: int | None = None
-    """With `layer`: only the first n decoder layers, the others keep everything. None: all."""
+    """The first n decoder layers run again as a whole, the others keep everything (`layer`) or all but elementwise
+    work (`selective`). None: all layers do as `recompute` says."""
     frozen_base: FrozenBase = "as_loaded"
     """Storage of frozen linear weights under adapters: `dequantized` keeps a 16-bit copy of a 4-bit base (the same
     values, bit for bit), `fp8` rounds the base to 8-bit floats with a scale a row (inexact)."""
@@ -39,6 +40,8 @@ class EngineSettings:
 
     def policy(self, layer_index: int) -> Recompute:
         """What decoder layer `layer_index` (from 0) does."""
-        if self.recompute == "layer" and self.recompute_layers is not None and layer_index >= self.recompute_layers:
-            return "none"
-        return self.recompute
+        if self.recompute_layers is None or self.recompute == "none":
+            return self.recompute
+        if layer_index < self.recompute_layers:
+            return "layer"
+        return "selective" if self.recompute == "selective" else "none"

@@ -97,9 +97,9 @@ class Projection:
         """Columns that inputs and output gradients should have to spare."""
         return self.lora.a_pk.shape[0] if isinstance(self.base, Extended) and self.lora is not None else 0
 
-    def new_input(self, rows: int, like: Tensor, *, spare: bool = True) -> Rows:
-        """Buffer for an input; without spare columns where `forward_without_adapters` will take it."""
-        return Rows.new(rows, self.inputs, self.spare if spare else 0, like)
+    def new_input(self, rows: int, like: Tensor) -> Rows:
+        """Buffer for an input."""
+        return Rows.new(rows, self.inputs, self.spare, like)
 
     def new_output_gradient(self, rows: int, like: Tensor) -> Rows:
         """Buffer for a gradient of the output."""
@@ -119,8 +119,13 @@ class Projection:
 
     @property
     def rides_along(self) -> bool:
-        """Whether the adapters' part of a result can be left to the elementwise kernel that reads it."""
-        return self.lora is not None and self.fuse and self.lora.a_pk.shape[0] <= MAX_COLUMNS
+        """Whether the adapters' part of the input's gradient is best left to the elementwise kernel that reads it."""
+        return self.lora is not None and self.fuse and self.lora.ranks <= MAX_COLUMNS
+
+    @property
+    def output_rides_along(self) -> bool:
+        """The same for the output: where there is no extended matrix, which gives it for less."""
+        return self.rides_along and not isinstance(self.base, Extended)
 
     def forward_without_adapters(self, x: Rows, masks: Masks | None) -> tuple[Tensor, Tensor]:
         """x W^T + bias, to which u b^T is still to be added, and u."""

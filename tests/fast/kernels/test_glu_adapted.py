@@ -19,9 +19,21 @@ def inputs(m, f, p, q, dtype):
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float32).to(dtype)  # noqa: E731
     wide = draw(m, 2 * f + 7)[:, : 2 * f]
     return {
-        "raw": wide, "u": draw(m, p + 3)[:, :p], "b": draw(2 * f, p + 5)[:, :p], "dprod": draw(m, f + 2)[:, :f],
-        "v": draw(m, q + 1)[:, :q], "a": draw(q, f),
+        "raw": wide, "u": draw(m, p + 3)[:, :p], "b": blocks(draw(2 * f, p + 5)[:, :p], f),
+        "dprod": draw(m, f + 2)[:, :f], "v": draw(m, q + 1)[:, :q], "a": draw(q, f),
     }  # fmt: skip
+
+
+def blocks(b, f):
+    """Gate has the first third of the columns, up the others."""
+    b[:f, b.shape[1] // 3 :] = 0
+    b[f:, : b.shape[1] // 3] = 0
+    return b
+
+
+def of_gate_up(t, *, shared=False):
+    p = t["u"].shape[1]
+    return op.OfGateUp(t["u"], t["b"], *((p, 0, p) if shared else (p // 3, p // 3, p - p // 3)))
 
 
 def completed(t):
@@ -39,15 +51,17 @@ def check(t, act, m, f, limit):
     gate_up, dprod = completed({name: tensor.double() for name, tensor in t.items()})
     dtype = t["raw"].dtype
     out = torch.full((m, f + 4), float("nan"), dtype=dtype)[:, :f]
-    op.glu_adapted(t["raw"], act, t["u"], t["b"], out_mf=out)
+    op.glu_adapted(t["raw"], act, of_gate_up(t), out_mf=out)
+    assert error(out, glu_reference(gate_up, act)) < limit
+    op.glu_adapted(t["raw"], act, of_gate_up(t, shared=True), out_mf=out)
     assert error(out, glu_reference(gate_up, act)) < limit
     for with_up in (True, False):
         for with_down in (True, False):
             grads = torch.full((m, 2 * f + 6), float("nan"), dtype=dtype)[:, : 2 * f]
             product = torch.full((m, f), float("nan"), dtype=dtype)
             op.glu_adapted_backward(
-                t["dprod"], t["raw"], act, up=(t["u"], t["b"]) if with_up else None,
-                down=(t["v"], t["a"]) if with_down else None, out_m2f=grads, prod_out_mf=product,
+                t["dprod"], t["raw"], act, up=of_gate_up(t) if with_up else None,
+                down=op.OfProduct(t["v"], t["a"]) if with_down else None, out_m2f=grads, prod_out_mf=product,
             )  # fmt: skip
             want_gate_up = gate_up if with_up else t["raw"].double()
             want, _ = glu_backward_reference(dprod if with_down else t["dprod"].double(), want_gate_up, act)
