@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from luthier.data.batch import Batch
 from luthier.fast.attention import NAME, register
 from luthier.fast.decoder.function import Replaced, replace_decoder_layers
+from luthier.fast.graph import Graphs, graphs_for
 from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
-from luthier.fast.hidden import Layout, model_inputs, take_rows
+from luthier.fast.hidden import Layout, ModelInputs, model_inputs, take_rows
 from luthier.fast.linear import Undo, replace_layers, restore_layers
 from luthier.fast.probe import HeadFinding, LayoutFinding, probe_head, probe_layout
 from luthier.fast.recompute import recompute_other_layers
@@ -57,6 +58,7 @@ class LossModule(nn.Module):  # type: ignore[misc]
         finding: HeadFinding,
         settings: EngineSettings,
         last_layer: int | None,
+        graphs: Graphs | None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,6 +67,8 @@ class LossModule(nn.Module):  # type: ignore[misc]
         self.neftune_noise_alpha = settings.neftune_noise_alpha
         self.last_layer = last_layer
         """The decoder layer that can compute trained rows alone, if there is one."""
+        self.graphs = graphs
+        """Recordings of the trunk, where they may be used."""
 
     def forward(self, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Loss sum and correct count of one batch."""
@@ -76,11 +80,7 @@ class LossModule(nn.Module):  # type: ignore[misc]
         if self.finding.kind == "model":
             logits = base(**inputs.kwargs).logits.flatten(0, 1)[rows]
             return logits_cross_entropy(logits, batch.target_ids, batch.target_weights, label_smoothing=label_smoothing)
-        if self.last_layer is not None:
-            inputs.only(rows, last_layer=self.last_layer)
-        hidden = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)
-        if hidden.shape[0] != rows.shape[0] or self.last_layer is None:
-            hidden = take_rows(hidden, rows)
+        hidden = self._hidden(base, batch, inputs, rows)
         settings: dict[str, Any] = {
             "target_ids_s": batch.target_ids, "target_weights_s": batch.target_weights,
             "label_smoothing": label_smoothing, "transform": self.finding.transform,
@@ -91,6 +91,19 @@ class LossModule(nn.Module):  # type: ignore[misc]
             vocab_size = base.get_input_embeddings().weight.shape[0]
             return module_cross_entropy(hidden, head, vocab_size=vocab_size, **settings)
         return linear_cross_entropy(hidden, linear.weight, bias_v=linear.bias, **settings)
+
+    def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, rows: Tensor) -> Tensor:
+        """(S, D) last hidden states of the trained rows."""
+        if self.training and self.graphs is not None and batch.tokens <= self.graphs.most_tokens:
+            embeds = inputs.embedded(base.get_input_embeddings())
+            replayed = self.graphs.hidden(embeds[0], batch.position_ids, batch.doc_lengths)
+            if replayed is not None:
+                return take_rows(replayed, rows)
+        if self.last_layer is not None:
+            inputs.only(rows, last_layer=self.last_layer)
+        hidden: Tensor = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)
+        # A last layer that was called on all rows after all (its adapter is off, say) gives all of them.
+        return hidden if self.last_layer is not None and hidden.shape[0] == rows.shape[0] else take_rows(hidden, rows)
 
 
 class Engine:
@@ -133,6 +146,8 @@ class Engine:
     def detach(self) -> None:
         """Give the model back as it came: its attention, its layer classes. The engine must not be used afterwards."""
         self._switch(None)
+        if self.module.graphs is not None:
+            self.module.graphs.forget()
         self._decoder.restore()
         restore_layers(self._undo)
 
@@ -176,11 +191,12 @@ def attach(
         _set_attention(own, None)
     recomputed = recompute_other_layers(trunk, decoder, settings)
     last = decoder.last.index if decoder.last is not None and finding.kind == "head" else None
-    module = LossModule(model, layout=layout.layout, finding=finding, settings=settings, last_layer=last)
+    graphs, recorded = graphs_for(trunk, decoder, settings) if finding.kind == "head" else (None, ())
+    module = LossModule(model, layout=layout.layout, finding=finding, settings=settings, last_layer=last, graphs=graphs)
     report = (
         report_attention(base, layout), report_head(base, finding),
         *report_decoder(decoder, settings, refused=refused, recomputed=recomputed, device=model.device),
-        *(Part(*line) for line in replaced),
+        *(Part(*line) for line in (*recorded, *replaced)),
     )  # fmt: skip
     if next(model.parameters()).device.type == "cpu":
         kept, why = keep_freed_memory()

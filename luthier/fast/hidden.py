@@ -43,6 +43,13 @@ class ModelInputs:
         documents: Documents = self.kwargs["luthier_documents"]
         self.kwargs["luthier_documents"] = replace(documents, rows=source_index_s, last_layer=last_layer)
 
+    def embedded(self, embeddings: nn.Module) -> Tensor:
+        """(1, T, d) embeddings, which the model takes instead of the ids from now on."""
+        if "inputs_embeds" not in self.kwargs:
+            self.kwargs["inputs_embeds"] = embeddings(self.kwargs.pop("input_ids"))
+        embeds: Tensor = self.kwargs["inputs_embeds"]
+        return embeds
+
     def embed(self, embeddings: nn.Module, *, noise_alpha: float) -> None:
         """Replace the ids by embeddings with NEFTune noise (arXiv:2310.05914).
 

@@ -34,6 +34,8 @@ class EngineSettings:
     values, bit for bit), `fp8` rounds the base to 8-bit floats with a scale a row (inexact)."""
     attention: Literal["packed", "varlen", "documents"] | None = None
     """What computes attention in replaced layers. None: the fastest that this device, type and head width have."""
+    cuda_graphs: bool | None = None
+    """Record and replay the decoder's passes. None: on CUDA, for batches whose launches take longer than their work."""
     fuse_adapters: bool | None = None
     """Adapter and base in one product through one extended matrix, or in the elementwise kernel that reads the
     result. None: on CUDA."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "Plan", "Schedule", "Tiles", "blocks_for", "supports"]
+__all__ = ["Blocks", "FixedSchedule", "Plan", "Schedule", "Tiles", "blocks_for", "supports"]
 
 # Above this a document is long: most of its work is off the diagonal.
 LONG = 2048
@@ -113,18 +113,69 @@ class Schedule:
         return found
 
     def _build(self, group: int, blocks: tuple[Blocks, Blocks, Blocks]) -> Plan:
-        packs = [each.pack(group) for each in blocks]
-        # Causal: a query tile has more work the later it lies, a tile of keys the earlier it lies.
-        rows = [
-            _tiles(self.lengths, blocks[0].rows // packs[0], latest_first=True),
-            _tiles(self.lengths, blocks[1].rows // packs[1], latest_first=True),
-            _tiles(self.lengths, blocks[2].keys, latest_first=False),
-        ]
+        packs, rows = _rows(self.lengths, group, blocks)
         table = torch.from_numpy(np.concatenate(rows))
         if self.device.type == "cuda":
             table = table.pin_memory().to(self.device, non_blocking=True)
         parts = table.split([len(each) for each in rows])
         return Plan(*(Tiles(b, p, t) for b, p, t in zip(blocks, packs, parts, strict=True)))
+
+
+class FixedSchedule:
+    """A schedule whose tables lie at one place and have one size, whatever documents they hold: for CUDA graphs.
+
+    Spare programs repeat the lightest tile: they write what it writes.
+    """
+
+    def __init__(self, *, tokens: int, documents: int, longest: int, device: torch.device) -> None:
+        """For at most `documents` documents of `tokens` tokens in all, the longest of at most `longest`."""
+        self.tokens, self.documents, self.longest, self.device = tokens, documents, longest, device
+        self.lengths: tuple[int, ...] = ()
+        self._plans: dict[tuple[int, int], tuple[tuple[Blocks, Blocks, Blocks], Plan]] = {}
+
+    def load(self, lengths: Sequence[int]) -> None:
+        """Take these documents from now on; fills the tables that were asked for before. Waits for nothing."""
+        assert sum(lengths) == self.tokens and len(lengths) <= self.documents and max(lengths) <= self.longest
+        self.lengths = tuple(lengths)
+        for (group, _), (blocks, plan) in self._plans.items():
+            host = self._filled(group, blocks)
+            for tiles, rows in zip(plan, host, strict=True):
+                tiles.table.copy_(rows, non_blocking=True)
+
+    def plan(self, group: int, head_dim: int, blocks: tuple[Blocks, Blocks, Blocks] | None = None) -> Plan:
+        """As `Schedule.plan`."""
+        assert blocks is None and self.lengths, "load documents first"
+        found = self._plans.get((group, head_dim))
+        if found is None:
+            chosen = blocks_for(head_dim, self.longest)
+            tables = [rows.to(self.device) for rows in self._filled(group, chosen)]
+            packs = [each.pack(group) for each in chosen]
+            made = Plan(*(Tiles(b, p, t) for b, p, t in zip(chosen, packs, tables, strict=True)))
+            found = self._plans[group, head_dim] = (chosen, made)
+        return found[1]
+
+    def _filled(self, group: int, blocks: tuple[Blocks, Blocks, Blocks]) -> list[Tensor]:
+        packs, rows = _rows(self.lengths, group, blocks)
+        sizes = [blocks[0].rows // packs[0], blocks[1].rows // packs[1], blocks[2].keys]
+        filled = []
+        for size, table in zip(sizes, rows, strict=True):
+            most = self.tokens // size + self.documents
+            whole = torch.from_numpy(np.concatenate([table, np.repeat(table[-1:], most - len(table), axis=0)]))
+            filled.append(whole.pin_memory() if self.device.type == "cuda" else whole)
+        return filled
+
+
+def _rows(
+    lengths: Sequence[int], group: int, blocks: tuple[Blocks, Blocks, Blocks]
+) -> tuple[list[int], list[np.ndarray[tuple[int, int], np.dtype[np.int32]]]]:
+    """(query heads of a tile, table) of the three kernels."""
+    packs = [each.pack(group) for each in blocks]
+    # Causal: a query tile has more work the later it lies, a tile of keys the earlier it lies.
+    return packs, [
+        _tiles(lengths, blocks[0].rows // packs[0], latest_first=True),
+        _tiles(lengths, blocks[1].rows // packs[1], latest_first=True),
+        _tiles(lengths, blocks[2].keys, latest_first=False),
+    ]
 
 
 def _tiles(lengths: Sequence[int], size: int, *, latest_first: bool) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:

@@ -1,0 +1,204 @@
+"""Small models: the decoder's forward and backward pass recorded once and replayed, so that launches cost nothing.
+
+A model of 135M parameters has some 1,400 launches a step; on 8,192 tokens the card needs 20 ms for them and Python 80.
+A CUDA graph replays them all at once, but works on fixed memory: one number of tokens, one size of the tables of
+tiles. So a batch is filled up to a fixed number of tokens with one more document that nobody looks at, and the tables
+are filled up with tiles that repeat each other (`FixedSchedule`).
+
+Recorded is what lies between the embeddings and the last norm: noise on embeddings, the head and the loss stay
+outside. Not recorded: dropout (its masks come from the generator's state), layers that were not replaced, attention
+through other kernels, passes without gradients. A recording that fails is given up, with its reason in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.fast.attention import Documents
+from luthier.fast.decoder.function import Replaced
+from luthier.fast.kernels.attention_schedule import FixedSchedule
+from luthier.fast.settings import EngineSettings
+from luthier.runtime.console import note
+
+__all__ = ["Graphs", "Shape", "graphs_for", "shape_for"]
+
+TOKENS, DOCUMENTS, SHORTEST = 256, 32, 512
+"""Steps in which a recording's tokens and documents grow, and its shortest longest document."""
+MOST_RECORDINGS = 3
+"""Each holds its own activations."""
+LAUNCH_SECONDS_A_LAYER = 2.5e-3
+"""Forward and backward of a layer launched from Python (H200's host, 2.6 ms full, 3.7 ms with adapters)."""
+FLOPS = 3.5e14
+"""What a card of this class does on small models, a second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What a recording is made for."""
+
+    tokens: int
+    documents: int
+    longest: int
+
+
+def shape_for(lengths: Sequence[int]) -> Shape:
+    """The smallest recording these documents and their filling fit into."""
+    tokens = sum(lengths)
+    filled = -(-tokens // TOKENS) * TOKENS
+    longest = SHORTEST
+    while longest < max(lengths):
+        longest *= 2
+    return Shape(tokens=filled, documents=-(-(len(lengths) + 1) // DOCUMENTS) * DOCUMENTS, longest=longest)
+
+
+def graphs_for(
+    trunk: Any, decoder: Replaced, settings: EngineSettings
+) -> tuple[Graphs | None, tuple[tuple[str, str, str], ...]]:
+    """Recordings for a trunk, and the line of the report; None where nothing can be recorded or it does not pay."""
+    obstacle = _obstacle(trunk, decoder)
+    if settings.cuda_graphs is False or obstacle is not None:
+        return None, ((("launches", "one by one", obstacle or "asked for"),) if settings.cuda_graphs else ())
+    graphs = Graphs(trunk, always=bool(settings.cuda_graphs))
+    runs = f"replayed as CUDA graphs on batches of up to {graphs.most_tokens:,} tokens"
+    return graphs, (("launches", runs, "there launching takes longer than the work"),)
+
+
+def _obstacle(trunk: Any, decoder: Replaced) -> str | None:
+    layers = len(getattr(trunk, "layers", ()))
+    if not decoder.programs or decoder.programs[0].parts.input_norm.weight.device.type != "cuda":
+        return "only replaced layers on CUDA are recorded"
+    if len(decoder.programs) != layers:
+        return "some layers were not replaced"
+    if any(program.attention != "packed" for program in decoder.programs):
+        return "attention does not run on the engine's own kernels"
+    views = [view for program in decoder.programs for projection in program.projections for view in projection.views]
+    return "adapters have dropout" if any(view.dropout for view in views) else None
+
+
+class Graphs:
+    """Recordings of one trunk."""
+
+    def __init__(self, trunk: Any, *, always: bool = False) -> None:
+        embeddings = {id(parameter) for parameter in trunk.get_input_embeddings().parameters()}
+        self.trunk = trunk
+        self.parameters = [p for p in trunk.parameters() if p.requires_grad and id(p) not in embeddings]
+        weights = sum(parameter.numel() for parameter in trunk.parameters() if id(parameter) not in embeddings)
+        trained = sum(parameter.numel() for parameter in self.parameters)
+        operations = 6 if 2 * trained > weights else 4
+        fitting = int(len(trunk.layers) * LAUNCH_SECONDS_A_LAYER * FLOPS / (operations * weights))
+        self.most_tokens = 1 << 40 if always else fitting
+        """Batches of more tokens keep the card busy longer than launching them takes."""
+        self.failure: str | None = None
+        """Why nothing is recorded any more."""
+        self._recordings: dict[tuple[Shape, bool], _Recording] = {}
+
+    def hidden(self, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]) -> Tensor | None:
+        """Last hidden states (T, d) of flat documents, differentiable; None where there is no recording for them."""
+        if self.failure is not None or not self.parameters or not torch.is_grad_enabled():
+            return None
+        key = (shape_for(lengths), embeds_td.requires_grad)
+        recording = self._recordings.get(key)
+        if recording is None:
+            if len(self._recordings) == MOST_RECORDINGS:
+                return None
+            try:
+                recording = _Recording(self.trunk, self.parameters, key[0], embeds_td, positions_t, lengths)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.failure = str(error).splitlines()[0][:200]
+                note(f"  launches: one by one (recording them failed: {self.failure})")
+                return None
+            self._recordings[key] = recording
+        recording.load(positions_t, lengths)
+        whole: Tensor = _Replay.apply(embeds_td, recording, *self.parameters)
+        return whole[: embeds_td.shape[0]]
+
+    def forget(self) -> None:
+        """Drop all recordings."""
+        self._recordings.clear()
+
+
+class _Recording:
+    """Forward and backward pass for one shape, and the memory they work on."""
+
+    def __init__(
+        self, trunk: Any, parameters: Sequence[nn.Parameter], shape: Shape, embeds_td: Tensor, positions_t: Tensor,
+        lengths: Sequence[int],
+    ) -> None:  # fmt: skip
+        device = embeds_td.device
+        self.shape, self.parameters = shape, tuple(parameters)
+        self.embeds = torch.zeros(shape.tokens, embeds_td.shape[1], dtype=embeds_td.dtype, device=device)
+        self.embeds.requires_grad_(embeds_td.requires_grad)
+        self.positions = torch.zeros(shape.tokens, dtype=positions_t.dtype, device=device)
+        self.schedule = FixedSchedule(
+            tokens=shape.tokens, documents=shape.documents, longest=shape.longest, device=device
+        )
+        self.generation = 0
+        self.load(positions_t, lengths)
+        with torch.no_grad():
+            self.embeds[: embeds_td.shape[0]].copy_(embeds_td)
+        wanted = [*([self.embeds] if self.embeds.requires_grad else []), *self.parameters]
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles kernels, fills tables, chooses algorithms
+                out = self._run(trunk)
+                torch.autograd.grad(out, wanted, torch.zeros_like(out))
+            del out
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward):
+            self.out = self._run(trunk)
+        self.d_out = torch.zeros_like(self.out)
+        with torch.cuda.graph(self.backward, pool=self.forward.pool()):
+            found = torch.autograd.grad(self.out, wanted, self.d_out)
+        self.out = self.out.detach()
+        self.d_embeds = found[0] if self.embeds.requires_grad else None
+        self.grads = list(found[len(wanted) - len(self.parameters) :])
+
+    def _run(self, trunk: Any) -> Tensor:
+        documents = Documents(
+            cu_seqlens=self.positions, lengths=(self.shape.tokens,), longest=self.shape.longest, groups=()
+        )
+        documents.__dict__["schedule"] = self.schedule
+        hidden: Tensor = trunk(
+            inputs_embeds=self.embeds[None], position_ids=self.positions[None], luthier_documents=documents,
+            use_cache=False,
+        )[0]  # fmt: skip
+        return hidden[0]
+
+    def load(self, positions_t: Tensor, lengths: Sequence[int]) -> None:
+        """Take other documents of the same shape, and the one that fills them up."""
+        tokens = positions_t.shape[0]
+        spare = self.shape.tokens - tokens
+        self.positions[:tokens].copy_(positions_t)
+        if spare:
+            torch.arange(spare, out=self.positions[tokens:])
+        self.schedule.load((*lengths, spare) if spare else lengths)
+
+
+class _Replay(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(ctx: Any, embeds_td: Tensor, recording: _Recording, *_: Tensor) -> Tensor:
+        recording.embeds.detach()[: embeds_td.shape[0]].copy_(embeds_td)
+        recording.forward.replay()
+        recording.generation += 1
+        ctx.recording, ctx.generation, ctx.tokens = recording, recording.generation, embeds_td.shape[0]
+        return recording.out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        recording: _Recording = ctx.recording
+        if recording.generation != ctx.generation:
+            raise RuntimeError("another forward pass was replayed in between: its activations are gone")
+        recording.d_out.copy_(d_out)
+        recording.backward.replay()
+        d_embeds = None if recording.d_embeds is None else recording.d_embeds[: ctx.tokens].clone()
+        # Copies: the next replay writes over the recording's own, while autograd may still add to these.
+        return d_embeds, None, *torch._foreach_mul(recording.grads, 1.0)
