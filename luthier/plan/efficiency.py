@@ -1,13 +1,9 @@
-"""Every constant of the plan that is fitted or assumed, in one table. `tests/plan/test_efficiency.py` holds the fit.
+"""Every constant of the plan that is fitted or assumed, in one table.
 
-Rates are relative to what a device reaches (`plan/devices.py`), so that one table serves all devices. To fit them to a
-measured step, put its parts beside `StepTime` and change a number here; docs/hardware.md is then written anew.
-
-Measured on one H200 (shared/design.md §5, shared/gpu/README.md): 8B LoRA 16k tokens a step 980 ms, of it about 620 big
-products, 103 attention with padded cu_seqlens (58 without), 74 elementwise, 148 thin products and head; attention
-forward and backward of 16,384 tokens, 32/8 heads of 128: 1.82 ms over 54 documents, 4.09 ms over 8 rows of 2,048
-(flash), fp8 base 317 ms of big products. End to end: 8B LoRA 17.2k tokens/s, 1B full 74.8k, 0.5B full 156.8k, 135M
-full 396.6k.
+Rates are relative to what a device reaches (`plan/devices.py`), so that one table serves all devices. They are fitted
+to the steps of one H200 in `plan/measured.jsonl` and to their kernels (traces; benchmarks/gpu/kernels.py,
+attention.py, adamw8.py, probes.py); `tests/plan/test_measured.py` holds the fit, docs/plan.md shows it. To fit anew:
+`python tests/plan/fit.py results.jsonl` puts the parts of the plan beside traced ones; change a number here.
 """
 
 from __future__ import annotations
@@ -23,30 +19,46 @@ MIB, GIB = 2**20, 2**30
 class Efficiency:
     """See the head of this file. Fields that are bytes or seconds say so."""
 
-    product: float = 0.98
-    """Share of the device's rate for a product of unbounded size; 737 of 790 TFLOP/s at 8B widths with `tile`."""
-    tile: float = 110.0
+    product: float = 0.955
+    """Share of the device's rate for a product of unbounded size."""
+    tile: float = 60.0
     """A product (M, K) x (K, N) takes 1 + tile (1/M + 1/N + 1/K) of its ideal time: fill and drain of tiles."""
+    weight_gradient: float = 1.10
+    """Factor on the time of products that are gradients of weights: 5 to 20% slower kernels, and a card that is busy
+    with products alone lowers its clock."""
     fp8_product: float = 0.94
-    """The same for fp8 operands; 317 ms against 620 in bf16."""
+    """As `product`, for fp8 operands."""
     fp32_product: float = 0.85
-    attention: float = 0.46
-    """Share of the device's bf16 rate inside FA2-class kernels on long documents: 361 of 790 TFLOP/s."""
-    attention_tile: float = 1100.0
-    """A document of n tokens costs n (n + attention_tile) instead of n^2: 78 TFLOP/s at 303 tokens, 235 at 2,048."""
-    elementwise: float = 0.80
-    """Share of the copy bandwidth in norms, RoPE, GLU and losses; 0.72 compiled, 0.85 with single kernels."""
-    optimizer: float = 0.75
-    """Share of the copy bandwidth in optimizer updates."""
-    thin: float = 0.55
+    attention: float = 0.52
+    """Share of the device's bf16 rate inside the engine's kernels on long documents (`fast/kernels/attention.py`)."""
+    attention_tile: float = 650.0
+    """A document of n tokens costs n (n + attention_tile) instead of n^2; a step of 8B: 1.3 ms a layer at 396 tokens
+    seen, 2.8 at 1,690."""
+    attention_fallback: float = 0.46
+    """The same two for other head widths and families without a layer of the engine's own, which take FlashAttention-2
+    from torch: 78 TFLOP/s at 303 tokens, 235 at 2,048."""
+    attention_fallback_tile: float = 1100.0
+    elementwise: float = 0.86
+    """Share of the copy bandwidth in norms, RoPE, GLU and losses."""
+    adapted_glu: float = 1.75
+    """Factor on the GLU where its kernels add the adapters of gate, up and down (`fast/kernels/glu_adapted.py`)."""
+    optimizer: float = 0.84
+    """Share of the copy bandwidth in optimizer updates and the gradient's norm; 0.94 in the update alone."""
+    thin: float = 0.82
     """Share of the copy bandwidth in thin LoRA products that read activations for gradients of A and B."""
-    launch_seconds: float = 4.5e-6
-    launches_per_layer: float = 40.0
-    """Kernels a decoder layer launches forward and backward; the host must keep up with the device."""
-    adapter_launches: float = 24.0
+    launch_seconds: float = 46e-6
+    """Of a kernel's launch by the host: Python, Triton (25 to 45 us) or cuBLAS, and the driver. The host that was
+    measured is a slow one, and its steps scatter by 20%."""
+    launches_per_layer: float = 37.0
+    """Kernels that a decoder layer launches forward and backward, counted in traces."""
+    adapter_launches: float = 30.0
     """More of them with adapters."""
-    step_seconds: float = 4e-3
-    """Of one optimizer step besides its kernels: collate, copies, logging."""
+    launches_forward: float = 0.4
+    """Share of them in the forward pass."""
+    launches_step: float = 200.0
+    """Kernels of a step outside the decoder layers: embeddings, head, loss, update."""
+    step_seconds: float = 16e-3
+    """Of one optimizer step, beside which no kernel runs: the next batch, the first launches, logging."""
     slow_layers: float = 1.25
     """Factor on elementwise work for families without a layer of the engine's own."""
     exposed_communication: float = 0.15
@@ -83,8 +95,15 @@ CPU_EFFICIENCY = replace(
     product=0.85,
     fp32_product=0.85,
     tile=16.0,
+    weight_gradient=1.0,
     attention=0.3,
     attention_tile=64.0,
+    attention_fallback=0.3,
+    attention_fallback_tile=64.0,
+    elementwise=0.80,
+    adapted_glu=1.0,
+    optimizer=0.75,
+    thin=0.55,
     step_seconds=0.02,
     head_chunk_bytes=64 << 20,
 )

@@ -39,6 +39,9 @@ PARTS = (
     "workspace", "outside",
 )  # fmt: skip
 
+OWN_UPDATES = ("adamw_torch_fused", "adamw_8bit")
+"""Optimizers that take 16-bit gradients as they are: one kernel (`train/master_adamw.py`, `train/adamw8.py`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
@@ -175,10 +178,10 @@ def _backward_stages(sizes: Sizes, setting: Setting, activations: int, supervise
 
 def _at_the_end(sizes: Sizes, setting: Setting, optim: str) -> int:
     """The embeddings' gradient where it is added to the head's; and what the update needs for a moment: optimizers
-    other than AdamW get fp32 copies of kept 16-bit gradients, some at a time; Adafactor makes its update in fp32."""
+    other than our own get fp32 copies of kept 16-bit gradients, some at a time; Adafactor makes its update in fp32."""
     tied = setting.dtype_bytes * sizes.head if sizes.shape.tied and sizes.trained_embedding else 0
     kept = setting.dtype_bytes < 4 and setting.accumulate == 1 and setting.world == 1
-    copies = min(BUCKET_BYTES, 4 * sizes.trainable) if kept and not optim.startswith("adamw_torch") else 0
+    copies = min(BUCKET_BYTES, 4 * sizes.trainable) if kept and optim not in OWN_UPDATES else 0
     if optim == "adafactor":
         copies += 8 * sizes.largest_trained
     return max(tied, copies)

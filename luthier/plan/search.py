@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from luthier.fast.settings import EngineSettings
 from luthier.plan.efficiency import efficiency_of
 from luthier.plan.memory import estimate_memory
 from luthier.plan.reasons import reasons_for, why_not
@@ -24,8 +23,6 @@ __all__ = ["evaluate", "make_plan", "search"]
 
 TIE = 1.01
 RUNNERS_UP = 3
-MIXES_SELECTIVE = EngineSettings(recompute="selective", recompute_layers=1).policy(0) == "layer"
-"""The engine can recompute the first layers as a whole beside selective ones; else that is not proposed."""
 
 
 def make_plan(request: Request, *, with_remedies: bool = True) -> Plan:
@@ -109,7 +106,7 @@ def _policies(request: Request, plain: Setting, budget: int, split: Batching) ->
     everything = evaluate(request, replace(plain, recompute="layer"), budget=budget, split=split)
     if everything.fits:
         mixed = [replace(plain, recompute="layer")]
-        mixed += [replace(plain, recompute="selective")] if request.sizes.fast and MIXES_SELECTIVE else []
+        mixed += [replace(plain, recompute="selective")] if request.sizes.fast else []
         for start in mixed:
             low, high = request.sizes.lowest_layer + 1, layers
             while low < high:

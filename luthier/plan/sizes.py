@@ -20,7 +20,7 @@ PAD = 64
 ENGINE_FAMILIES = frozenset(["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3"])
 """Families whose decoder layers are one function with a hand-written backward pass; others keep what autograd keeps."""
 SMALL_TENSOR = 4096
-"""bitsandbytes keeps fp32 states for tensors of fewer elements (`min_8bit_size`)."""
+"""`adamw_8bit` keeps fp32 moments for tensors of fewer elements (`train/adamw8.py:SMALLEST`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ COLLECTED_BYTES = 2 << 30
 BUCKET_BYTES = 512 << 20
 """`train/masters.py:BUCKET_BYTES`: fp32 copies of 16-bit gradients that an optimizer gets at a time."""
 ADAM_8BIT_BYTES = 2 + 2 * 4 / 256
-"""Two 8-bit moments, each with an fp32 scale per block of 256 (bitsandbytes 0.49, `optimizer.py`)."""
+"""Two 8-bit moments, each with an fp32 scale per block of 256 (`train/adamw8.py`)."""
 
 
 def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:
@@ -76,9 +76,8 @@ def optimizer_bytes(sizes: Sizes, optim: str) -> int:
     """States of `train.optim`.
 
     AdamW: 8 bytes a trained parameter. adamw_8bit: 2 bytes and two scales per 256, but 8 bytes in tensors of fewer
-    than 4,096 elements (bitsandbytes `min_8bit_size`; embeddings are not excepted unless registered so, which we do
-    not). Adafactor (arXiv:1804.04235, as transformers runs it, no first moment): an fp32 row and column a matrix, all
-    of a vector. SGD without momentum: none.
+    than 4,096 elements (`train/adamw8.py:SMALLEST`). Adafactor (arXiv:1804.04235, as transformers runs it, no first
+    moment): an fp32 row and column a matrix, all of a vector. SGD without momentum: none.
     """
     if optim == "adamw_8bit":
         return round((sizes.trainable - sizes.small_trained) * ADAM_8BIT_BYTES + sizes.small_trained * ADAM_BYTES)

@@ -4,15 +4,16 @@ Operations a token (shared/research/perf.md §2.1), P linear weights, passes for
 backward pass goes, weight gradient 1 where trained, forward again 1 where recomputed:
 
     products    2 P a pass                at the rate of products, shapes included (`Efficiency.tile`)
-    thin        reads of inputs and output gradients for the gradients of A and B
-    head        2 d V a pass, on supervised tokens only: 2 passes frozen, 3 trained; logits 5 times through memory
-    attention   2 q n (n + tile) a document forward, 2.5 times that backward (FlashAttention redoes q k^T)
+    thin        reads of inputs and output gradients for A x, B^T dy and the gradients of A and B
+    head        2 d V a pass, on supervised tokens only: 2 passes frozen, 3 trained; logits 3 times through memory
+    attention   2 q n (n + tile) a document forward, 2.5 times that backward (q k^T is made again)
     elementwise 8 d + 2 (q + kv) + 3 f elements forward, 8 d + 2 (q + 2 kv) + 6 f backward (fused; §2.2)
     unpack      packed and unpacked bytes of a 4-bit base a pass
     gradients   fp32 sums of weight gradients of several micro-batches: 6 bytes a weight, 10 from the second on
-    optimizer   30 bytes a trained weight with AdamW (gradient, master, two moments, weight), 18 in 8 bits
-    waiting     what the host takes longer to launch kernels than the device to run them
+    optimizer   30 bytes a trained weight with AdamW (gradient twice, master, two moments, weight), 18 in 8 bits
+    waiting     what the host takes longer to launch the kernels of a step than the device to run them
     exchange    communication that is not hidden (`sharding.py`)
+    other       what no kernel runs beside (`Efficiency.step_seconds`)
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import Group, Sizes
-from luthier.plan.states import NF4_BYTES
+from luthier.plan.states import ADAM_8BIT_BYTES, NF4_BYTES
 from luthier.plan.work import Documents
 
-__all__ = ["StepTime", "estimate_step", "model_flops_per_token"]
+__all__ = ["ATTENTION_WIDTHS", "StepTime", "estimate_step", "model_flops_per_token"]
+
+ATTENTION_WIDTHS = (64, 128, 256)
+"""Head widths of the engine's own attention (`fast/kernels/attention_schedule.py:supports`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,17 +104,26 @@ def estimate_step(
         "unpack": _unpack(sizes, setting, passes, device, table),
         "gradients": _sum_bytes(sizes, setting) / (device.bandwidth * table.elementwise),
     }
-    busy = sum(parts.values())
-    launches = (table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0)) * layers
-    waiting = max(0.0, launches * table.launch_seconds - busy) if device.type == "cuda" else 0.0
     micro = {name: setting.accumulate * seconds for name, seconds in parts.items()}
-    compute = setting.accumulate * (busy + waiting)
     share = setting.world if setting.sharded else 1
     update = _optimizer_bytes(sizes, setting, optim) / share / (device.bandwidth * table.optimizer)
+    busy = sum(micro.values())
+    waiting = 0.0
+    if device.type == "cuda":
+        waiting = max(0.0, _launches(sizes, setting, passes, table) * table.launch_seconds - busy - update)
     return StepTime(
-        **micro, waiting=setting.accumulate * waiting, optimizer=update,
-        exchange=exchange_seconds(sizes, setting, device, compute=compute, table=table), other=table.step_seconds,
+        **micro, waiting=waiting, optimizer=update,
+        exchange=exchange_seconds(sizes, setting, device, compute=busy + waiting, table=table),
+        other=table.step_seconds,
     )  # fmt: skip
+
+
+def _launches(sizes: Sizes, setting: Setting, passes: _Passes, table: Efficiency) -> float:
+    """Kernels of a step."""
+    each = table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0.0)
+    forward = table.launches_forward * (passes.forward + passes.again)
+    backward = (1.0 - table.launches_forward) * passes.backward
+    return setting.accumulate * each * (forward + backward) + table.launches_step
 
 
 def _product(m: float, n: int, k: int, rate: float, table: Efficiency) -> float:
@@ -131,8 +144,9 @@ def _products(
     one = sum(each.values())
     trained = sizes.trained_linear / max(1, sizes.linear) * sizes.shape.layers
     saved = (one - each.get("qkv", one)) * (1.0 - supervised) if sizes.fast else 0.0
-    last = min(1.0, passes.forward) + min(1, passes.backward) + min(1.0, trained)
-    return one * (passes.forward + passes.again + passes.backward + trained) - saved * last
+    trained_time = trained * table.weight_gradient
+    last = min(1.0, passes.forward) + min(1, passes.backward) + min(1.0, trained_time)
+    return one * (passes.forward + passes.again + passes.backward + trained_time) - saved * last
 
 
 def _widths(group: Group, setting: Setting) -> tuple[int, int]:
@@ -143,17 +157,18 @@ def _widths(group: Group, setting: Setting) -> tuple[int, int]:
 def _thin(
     sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, device: Accelerator, table: Efficiency
 ) -> float:
-    """Gradients of A and B read x (K) and g (N) once each; outside an extended matrix u, v and the two additions
-    pass over x, g, y and dx as well."""
+    """A x and the gradient of A read x (K), B^T dy and the gradient of B read dy (N). Outside an extended matrix the
+    adapter is added to y and its gradient to dx, but where the GLU's kernels do it."""
     if not sizes.adapters:
         return 0.0
     forward = backward = 0.0
     for group in (group for group in sizes.groups if group.rank):
-        backward += 2.0 * (group.inputs + group.outputs)
         forward += group.inputs
+        backward += group.inputs + 2.0 * group.outputs
         if not setting.wide:
-            forward += 2.0 * group.outputs
-            backward += group.outputs + 2.0 * group.inputs
+            fused = sizes.fast and device.type == "cuda"
+            forward += 0.0 if fused and group.name == "gate_up" else 2.0 * group.outputs
+            backward += 0.0 if fused and group.name == "down" else 2.0 * group.inputs
     elements = tokens * (forward * (passes.forward + passes.again) + backward * passes.backward)
     return elements * setting.dtype_bytes / (device.bandwidth * table.thin)
 
@@ -165,9 +180,9 @@ def _head(
     rows = documents.supervised * tokens
     shape = sizes.shape
     best = rate * (table.product if setting.dtype_bytes == 2 else table.fp32_product)
-    count = 3 if sizes.trained_head else 2
+    count = 2.0 + (table.weight_gradient if sizes.trained_head else 0.0)
     products = count * _product(rows, shape.vocab_size, shape.hidden_size, best, table)
-    logits = 5 * rows * shape.vocab_size * setting.dtype_bytes / (device.bandwidth * table.elementwise)
+    logits = 3 * rows * shape.vocab_size * setting.dtype_bytes / (device.bandwidth * table.elementwise)
     return products + logits
 
 
@@ -179,8 +194,11 @@ def _attention(
     if shape.window and shape.windowed_layers:
         inside = min(seen, float(shape.window) * 2)
         seen = seen + (inside - seen) * shape.windowed_layers / shape.layers
-    one = 2.0 * shape.query * tokens * (seen + table.attention_tile)
-    return one * (passes.forward + passes.again + 2.5 * passes.backward) / (rate * table.attention)
+    own = sizes.fast and shape.head_dim in ATTENTION_WIDTHS
+    reached = table.attention if own else table.attention_fallback
+    tile = table.attention_tile if own else table.attention_fallback_tile
+    one = 2.0 * shape.query * tokens * (seen + tile)
+    return one * (passes.forward + passes.again + 2.5 * passes.backward) / (rate * reached)
 
 
 def _elementwise(
@@ -189,8 +207,10 @@ def _elementwise(
     shape = sizes.shape
     d, q, kv, f = shape.hidden_size, shape.query, shape.key_value, shape.intermediate_size
     norms = shape.norms_per_layer / 2 + (0.25 if shape.qk_norm else 0.0)
-    forward = 8 * d * norms + 2 * (q + kv) + 3 * f
-    backward = 8 * d * norms + 2 * (q + 2 * kv) + 6 * f
+    adapted = sizes.fast and any(group.rank for group in sizes.groups if group.name in ("gate_up", "down"))
+    glu = f * (table.adapted_glu if adapted else 1.0)
+    forward = 8 * d * norms + 2 * (q + kv) + 3 * glu
+    backward = 8 * d * norms + 2 * (q + 2 * kv) + 6 * glu
     if setting.rest == "selective":
         backward += 4 * d
     size = float(setting.dtype_bytes)
@@ -219,17 +239,21 @@ def _sum_bytes(sizes: Sizes, setting: Setting) -> float:
 
 
 def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> float:
-    """Read and written in one update, and the gradient's norm (4)."""
+    """Read and written in one update: the gradient, once more for its norm; master (or fp32 weight), moments, and the
+    weight in 16 bits. Gradients are in fp32 where they were summed (`train/masters.py`)."""
     live = setting.dtype_bytes if setting.dtype_bytes < 4 else 0
-    states = {"adamw_8bit": 4.0, "adafactor": 4.0, "sgd": 0.0}.get(optim, 16.0)
-    return sizes.trainable * (4 + 4 + 8 + states + live)
+    gradient = live if live and setting.accumulate == 1 and setting.world == 1 else 4
+    states = {"adamw_8bit": 2 * ADAM_8BIT_BYTES, "adafactor": 4.0, "sgd": 0.0}.get(optim, 16.0)
+    return sizes.trainable * (2 * gradient + 8 + states + live)
 
 
 def model_flops_per_token(sizes: Sizes, documents: Documents) -> float:
-    """m (N_body + N_head) + 3 A with A = 2 s q L; m = 2 forward + 2 input gradient + 2 weight gradient where they are
-    needed (6 full, 4 LoRA). Recompute never counts (shared/research/perf.md, "Rates used")."""
+    """m (N_body + s N_head) + 6 p + 3 A with s the supervised share, p the adapters, A = 2 q L sum n^2 / sum n;
+    m = 2 forward + 2 input gradient + 2 weight gradient where they are needed (6 full, 4 LoRA). Recompute never counts
+    (`benchmarks/gpu/flops.py`)."""
     layers = sizes.shape.layers
     body = sizes.linear * (2.0 + 2.0 * sizes.backward_layers / layers) + 2.0 * sizes.trained_linear
-    head = sizes.head * (6.0 if sizes.trained_head else 4.0)
+    body += 6.0 * sizes.adapter_parameters
+    head = documents.supervised * sizes.head * (6.0 if sizes.trained_head else 4.0 if sizes.backward_layers else 2.0)
     attention = 2.0 * documents.squares_per_token * sizes.shape.query * layers
     return body + head + attention * (1.0 + 2.0 * sizes.backward_layers / layers)

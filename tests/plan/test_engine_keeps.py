@@ -18,7 +18,7 @@ from tests.fast.families import build
 from tests.fast.helpers import make_batch
 
 LAYERS, BYTES = 4, 4
-POLICIES = [("none", None), ("selective", None), ("layer", None), ("layer", 1), ("layer", 3)]
+POLICIES = [("none", None), ("selective", None), ("layer", None), ("layer", 1), ("layer", 3), ("selective", 2)]
 
 
 class _Kept:

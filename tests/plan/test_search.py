@@ -11,7 +11,7 @@ from luthier.plan.devices import DEVICES, find_device
 from luthier.plan.known import known_model
 from luthier.plan.machine import with_memory
 from luthier.plan.request import make_request
-from luthier.plan.search import MIXES_SELECTIVE, evaluate, first_fit, make_plan, search
+from luthier.plan.search import evaluate, first_fit, make_plan, search
 from luthier.plan.setting import Setting
 from luthier.recipe.facts import Facts
 from luthier.recipe.resolve import resolve
@@ -37,7 +37,7 @@ def test_whatever_fits_is_found(name, method, gib, tokens, layers):
     plan = make_plan(asked)
     assert plan.fits == plan.chosen.fits == (plan.chosen.needed_bytes <= plan.chosen.available_bytes)
     policies = [("none", None), ("selective", None), ("layer", None), ("layer", layers)]
-    policies += [("selective", layers)] if MIXES_SELECTIVE else []
+    policies += [("selective", layers)]
     if not asked.sizes.fast:
         policies = [("none", None), ("layer", None), ("layer", layers)]
     brute = []
@@ -92,6 +92,22 @@ def test_the_engine_runs_what_the_plan_counts(gib):
         whole = setting.whole_layers(32)
         planned = ["layer"] * whole + [setting.rest] * (32 - whole)
         assert [engine.policy(index) for index in range(32)] == planned, setting
+
+
+def test_whole_layers_beside_selective_ones_are_taken_where_they_are_fastest():
+    """On some card selective does not fit, and the fewest whole layers beside selective ones are fewer, and faster,
+    than beside layers that keep all."""
+    taken = 0
+    for gib in range(17, 40):
+        asked = replace(request(max_length=16_384), device=with_memory(DEVICES["H200"], gib))
+        setting = make_plan(asked).chosen.setting
+        if setting.recompute == "selective" and setting.recompute_layers is not None:
+            taken += 1
+            found = [other for other in search(asked) if other.setting.micro_tokens == setting.micro_tokens]
+            beside_all = [other.setting for other in found if other.setting.recompute == "layer"]
+            counts = [other.recompute_layers for other in beside_all if other.recompute_layers is not None]
+            assert all(setting.recompute_layers < count for count in counts)
+    assert taken >= 3
 
 
 def test_recomputing_everything_is_the_last_resort():
