@@ -1,0 +1,70 @@
+"""Refit the plan: measured rows of `benchmarks/gpu/bench.py` beside what the plan says, part by part.
+
+    python tests/plan/fit.py results.jsonl            show
+    python tests/plan/fit.py results.jsonl --write    keep them in luthier/plan/measured.jsonl as well
+
+Then change numbers in `luthier/plan/efficiency.py` until the rows agree, and run `python docs/generate.py`.
+Rows of later files replace equal ones; of several equal rows in a file the last counts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from luthier.plan.measured import FILE, Row, measured_rows
+
+NAMES = {
+    "llama8b": "Llama-3.1-8B", "llama1b": "Llama-3.2-1B", "qwen05b": "Qwen2.5-0.5B", "smol135m": "SmolLM2-135M",
+}  # fmt: skip
+
+
+def row_of(result: dict[str, Any]) -> Row | None:
+    """The row of one result; None for failures and for what is not the engine's own."""
+    if "ms_step_median" not in result or result["impl"] != "fast" or result["model"] not in NAMES:
+        return None
+    base = {"none": "plain", "fp8": "fp8", "nf4": "nf4_dequantized" if result["dequantize_base"] else "nf4"}
+    recomputed = result["recompute"] == "layer" or result["recompute_layers"]
+    assert not recomputed, "`flop_tok_hardware` of recomputed layers does not tell the documents' squares"
+    row = Row(
+        device=result["device"].removeprefix("NVIDIA "), model=NAMES[result["model"]], method=result["method"],
+        base=base[result["quantization"]], optim=result["optim"], tokens=result["tokens"], max_length=result["max_doc"],
+        micro_batches=result["micro_batches"], recompute=result["recompute"], step_tokens=result["tokens_step"],
+        supervised=result["sup_frac"], squares_per_token=0.0, flops_per_token=result["flop_tok"],
+        peak_gib=result["peak_gib"], ms=result["ms_step_median"], source=result.get("source") or result["commit"],
+    )  # fmt: skip
+    # Half a forward pass of attention: 2 x layers x width x squares / 2 (`benchmarks/gpu/flops.py`).
+    half = result["flop_tok_hardware"] - result["flop_tok"]
+    shape = row.sizes().shape
+    backward = row.sizes().backward_layers / shape.layers
+    return row.with_squares(round(half / (backward * shape.layers * shape.query), 1))
+
+
+def main(arguments: list[str]) -> int:
+    """Show the rows, and keep them if asked to."""
+    rows = {row.key: row for row in measured_rows()}
+    traces = {}
+    for name in (argument for argument in arguments if not argument.startswith("--")):
+        for line in Path(name).read_text("utf-8").splitlines():
+            result = json.loads(line)
+            if row := row_of(result):
+                rows[row.key] = row
+                traces[row.key] = result.get("trace", {}).get("groups_ms", {})
+    for row in rows.values():
+        step, memory = row.step(), row.memory()
+        parts = {name: round(1e3 * part, 1) for name, part in step.parts().items() if part > 5e-5}
+        print(
+            f"{row.words()}: {1e3 * step.total:.1f} ms, measured {row.ms:.1f} ({step.total / row.ms * 1e3 - 1:+.1%});"
+        )
+        print(f"    peak {memory.peak / 2**30:.2f} GiB, measured {row.peak_gib:.2f}; {parts}")
+        if traces.get(row.key):
+            print(f"    traced: {traces[row.key]}")
+    if "--write" in arguments:
+        FILE.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows.values()), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

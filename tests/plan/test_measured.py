@@ -1,0 +1,53 @@
+"""Contract: the plan agrees with every step that was measured, in memory and in time."""
+
+from itertools import pairwise
+
+import pytest
+
+from luthier.plan.measured import measured_rows, measured_table
+from luthier.plan.time import model_flops_per_token
+
+ROWS = measured_rows()
+IDS = [row.words() for row in ROWS]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_memory_is_that_of_the_measured_step(row):
+    assert row.memory().peak / 2**30 == pytest.approx(row.peak_gib, rel=0.015)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_time_is_that_of_the_measured_step(row):
+    step = row.step()
+    assert 1e3 * step.total == pytest.approx(row.ms, rel=0.15 if step.waiting else 0.10)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=IDS)
+def test_operations_are_those_of_the_benchmark(row):
+    assert model_flops_per_token(row.sizes(), row.documents()) == pytest.approx(row.flops_per_token, rel=1e-3)
+
+
+def test_the_rows_are_those_that_the_documentation_names():
+    assert len({row.key for row in ROWS}) == len(ROWS) == len(set(IDS))
+    assert {row.device for row in ROWS} == {"H200"}
+    assert {(row.model, row.method) for row in ROWS if not row.step().waiting} >= {
+        ("Llama-3.1-8B", "lora"), ("Llama-3.1-8B", "qlora"), ("Llama-3.1-8B", "full"), ("Llama-3.2-1B", "full"),
+        ("Qwen2.5-0.5B", "full"), ("SmolLM2-135M", "full"),
+    }  # fmt: skip
+    assert any(row.step().waiting for row in ROWS)
+
+
+def test_what_is_slower_is_planned_slower():
+    """Any two steps that differ by more than a fifth are in the right order."""
+    ordered = sorted(ROWS, key=lambda row: row.ms)
+    for faster, slower in pairwise(ordered):
+        if slower.ms > 1.2 * faster.ms:
+            assert slower.step().total > faster.step().total, (faster.words(), slower.words())
+
+
+def test_the_table_has_a_line_a_row():
+    lines = list(measured_table())
+    assert len(lines) == 2 + len(ROWS)
+    for line, row in zip(lines[2:], ROWS, strict=True):
+        planned = 1e3 * row.step().total
+        assert f"| {row.ms:.0f} | {planned:.0f} | {planned / row.ms - 1:+.1%} |" in line
