@@ -104,6 +104,7 @@ HOW_MEMORY = {
     "logits": "formula: head and loss, one chunk",
     "gathered": "formula: weights of two layers from other devices",
     "workspace": "stated constant: libraries",
+    "recordings": "upper bound: CUDA graphs of small micro-batches, three shapes",
     "outside": "stated constants: context, and the allocator's fragmentation",
 }
 

@@ -54,13 +54,22 @@ class Row:
     """Of the allocator (`max_memory_allocated`)."""
     ms: float
     """Of a step, median."""
+    replayed: bool
+    """The decoder was replayed as CUDA graphs."""
     source: str
     """Hash of the engine's sources that ran."""
 
     @property
     def key(self) -> tuple[object, ...]:
         """What makes a later measurement one of the same step."""
-        step = (self.tokens, self.max_length, self.micro_batches, self.recompute, round(self.squares_per_token, -2))
+        step = (
+            self.tokens,
+            self.max_length,
+            self.micro_batches,
+            self.recompute,
+            self.replayed,
+            round(self.squares_per_token, -2),
+        )
         return (self.device, self.model, self.method, self.base, self.optim, *step)
 
     def with_squares(self, squares_per_token: float) -> Row:
@@ -75,7 +84,7 @@ class Row:
         """As it ran."""
         return Setting(
             micro_tokens=self.tokens // self.micro_batches, recompute=self.recompute, base=self.base,
-            accumulate=self.micro_batches,
+            accumulate=self.micro_batches, replay=self.replayed,
         )  # fmt: skip
 
     def documents(self) -> Documents:
@@ -103,6 +112,7 @@ class Row:
         method = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "freeze": "freeze"}[self.method]
         optim = ", 8-bit AdamW" if self.optim == "adamw_8bit" else ""
         documents = f", documents up to {self.max_length:,}" if self.max_length != 1024 else ""
+        documents += ", replayed" if self.replayed else ""
         more = f"{_BASES[self.base]}{_RECOMPUTE[self.recompute]}{optim}{documents}"
         return f"{self.model} {method}, {self.tokens:,} tokens{more}"
 

@@ -27,6 +27,7 @@ from luthier.plan.activations import (
     transient_bytes,
 )
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.launches import RECORDINGS, replayed
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import BUCKET_BYTES, gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
@@ -36,7 +37,7 @@ __all__ = ["MemoryPlan", "estimate_memory", "trainable_parameters"]
 
 PARTS = (
     "weights", "adapters", "gradients", "masters", "optimizer", "activations", "transient", "logits", "gathered",
-    "workspace", "outside",
+    "workspace", "recordings", "outside",
 )  # fmt: skip
 
 OWN_UPDATES = ("adamw_torch_fused", "adamw_8bit")
@@ -65,13 +66,16 @@ class MemoryPlan:
     """Weights gathered from other devices."""
     workspace: int
     """Of libraries inside the allocator; on a CPU the process itself."""
+    recordings: int
+    """Reserved for CUDA graphs of small micro-batches beyond what one pass needs: activations, transient and gradients
+    of three shapes at most. Not in the allocator's peak."""
     outside: int
     """Context and fragmentation: not in the allocator's peak."""
 
     @property
     def peak(self) -> int:
         """What the allocator's peak will show (`torch.cuda.max_memory_allocated`); of the process on a CPU."""
-        return self.total - self.outside
+        return self.total - self.outside - self.recordings
 
     @property
     def total(self) -> int:
@@ -119,9 +123,10 @@ def estimate_memory(
     peak = sum(static.values()) + sum(dynamic.values())
     outside = round(table.fragmentation * peak) + table.context_bytes if cuda else 0
     outside += table.communication_bytes if setting.world > 1 else 0
+    recordings = _recordings(sizes, setting, supervised) if replayed(sizes, setting, cuda=cuda) else 0
     return MemoryPlan(
         parameters=sizes.parameters, trainable=sizes.trainable, tokens=setting.micro_tokens, moment=moment,
-        outside=outside, **static, **dynamic,
+        recordings=recordings, outside=outside, **static, **dynamic,
     )  # fmt: skip
 
 
@@ -185,6 +190,16 @@ def _at_the_end(sizes: Sizes, setting: Setting, optim: str) -> int:
     if optim == "adafactor":
         copies += 8 * sizes.largest_trained
     return max(tied, copies)
+
+
+def _recordings(sizes: Sizes, setting: Setting, supervised: float) -> int:
+    """Of `RECORDINGS` shapes: activations beyond those that are counted, the transient, and gradients of the decoder
+    in the compute type. An upper bound: packs of one fullness and one number of documents have one shape."""
+    kept = activation_bytes(sizes, setting, supervised)
+    whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
+    transient = transient_bytes(sizes, setting, setting.micro_tokens, whole=whole)
+    gradients = setting.dtype_bytes * sizes.trained_decoder
+    return (RECORDINGS - 1) * kept + RECORDINGS * (transient + gradients)
 
 
 def _peak(moments: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:

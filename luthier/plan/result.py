@@ -41,8 +41,8 @@ class Candidate:
 
     @property
     def needed_bytes(self) -> int:
-        """Of one device: corrected peak, and what is outside the allocator."""
-        return round(self.memory.peak * self.correction.memory) + self.memory.outside
+        """Of one device: corrected peak, and what is outside of it."""
+        return round(self.memory.peak * self.correction.memory) + self.memory.recordings + self.memory.outside
 
     @property
     def peak_bytes(self) -> int:

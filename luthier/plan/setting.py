@@ -32,6 +32,8 @@ class Setting:
     """Adapters live in extended matrices: on CUDA, in families with a layer of the engine's own."""
     sharded: bool = False
     """Weights, gradients and states divided over the devices (FSDP2, ZeRO-3) instead of copied (DDP)."""
+    replay: bool = True
+    """Small micro-batches are recorded and replayed (`fast/graph.py`); False: launched kernel by kernel."""
 
     @property
     def wide(self) -> bool:

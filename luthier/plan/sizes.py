@@ -81,11 +81,21 @@ class Sizes:
     trained_vectors: int
     largest_trained: int
     """Elements of the largest trained tensor."""
+    dropout: bool = False
+    """Adapters have dropout."""
 
     @property
     def head(self) -> int:
         """Parameters of the head, tied or not."""
         return self.shape.hidden_size * self.shape.vocab_size
+
+    @property
+    def trained_decoder(self) -> int:
+        """Trained parameters outside embeddings and head, adapters included."""
+        ends = {(True, True): 1 if self.shape.tied else 2, (False, False): 0}.get(
+            (self.trained_embedding, self.trained_head), 1
+        )
+        return self.trainable - ends * self.head
 
     @property
     def linear_per_layer(self) -> int:
@@ -125,6 +135,7 @@ def sizes_of(shape: ModelShape, method: MethodSection) -> Sizes:
         lowest_layer=_lowest(shape, adapted, trained, tied_embedding),
         small_trained=small, factored_rows=sum(sum(matrix) for matrix in matrices), trained_vectors=vectors,
         largest_trained=max((rows * columns for rows, columns in matrices), default=0),
+        dropout=has_adapters(method) and method.lora_dropout > 0.0,
     )  # fmt: skip
 
 

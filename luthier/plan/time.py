@@ -22,16 +22,14 @@ from dataclasses import dataclass, fields
 
 from luthier.plan.devices import Accelerator
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.launches import launches, own_attention
 from luthier.plan.setting import Setting
 from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import Group, Sizes
 from luthier.plan.states import ADAM_8BIT_BYTES, NF4_BYTES
 from luthier.plan.work import Documents
 
-__all__ = ["ATTENTION_WIDTHS", "StepTime", "estimate_step", "model_flops_per_token"]
-
-ATTENTION_WIDTHS = (64, 128, 256)
-"""Head widths of the engine's own attention (`fast/kernels/attention_schedule.py:supports`)."""
+__all__ = ["StepTime", "estimate_step", "model_flops_per_token"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,20 +108,13 @@ def estimate_step(
     busy = sum(micro.values())
     waiting = 0.0
     if device.type == "cuda":
-        waiting = max(0.0, _launches(sizes, setting, passes, table) * table.launch_seconds - busy - update)
+        launching = launches(sizes, setting, again=again, table=table) * table.launch_seconds
+        waiting = max(0.0, launching - busy - update)
     return StepTime(
         **micro, waiting=waiting, optimizer=update,
         exchange=exchange_seconds(sizes, setting, device, compute=busy + waiting, table=table),
         other=table.step_seconds,
     )  # fmt: skip
-
-
-def _launches(sizes: Sizes, setting: Setting, passes: _Passes, table: Efficiency) -> float:
-    """Kernels of a step."""
-    each = table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0.0)
-    forward = table.launches_forward * (passes.forward + passes.again)
-    backward = (1.0 - table.launches_forward) * passes.backward
-    return setting.accumulate * each * (forward + backward) + table.launches_step
 
 
 def _product(m: float, n: int, k: int, rate: float, table: Efficiency) -> float:
@@ -194,7 +185,7 @@ def _attention(
     if shape.window and shape.windowed_layers:
         inside = min(seen, float(shape.window) * 2)
         seen = seen + (inside - seen) * shape.windowed_layers / shape.layers
-    own = sizes.fast and shape.head_dim in ATTENTION_WIDTHS
+    own = own_attention(sizes)
     reached = table.attention if own else table.attention_fallback
     tile = table.attention_tile if own else table.attention_fallback_tile
     one = 2.0 * shape.query * tokens * (seen + tile)

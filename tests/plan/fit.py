@@ -10,6 +10,7 @@ Rows of later files replace equal ones; of several equal rows in a file the last
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,21 @@ def row_of(result: dict[str, Any]) -> Row | None:
         base=base[result["quantization"]], optim=result["optim"], tokens=result["tokens"], max_length=result["max_doc"],
         micro_batches=result["micro_batches"], recompute=result["recompute"], step_tokens=result["tokens_step"],
         supervised=result["sup_frac"], squares_per_token=0.0, flops_per_token=result["flop_tok"],
-        peak_gib=result["peak_gib"], ms=result["ms_step_median"], source=result.get("source") or result["commit"],
+        peak_gib=result["peak_gib"], ms=result["ms_step_median"],
+        replayed=_replayed(result), source=result.get("source") or result["commit"],
     )  # fmt: skip
     # Half a forward pass of attention: 2 x layers x width x squares / 2 (`benchmarks/gpu/flops.py`).
     half = result["flop_tok_hardware"] - result["flop_tok"]
     shape = row.sizes().shape
     backward = row.sizes().backward_layers / shape.layers
     return row.with_squares(round(half / (backward * shape.layers * shape.query), 1))
+
+
+def _replayed(result: dict[str, Any]) -> bool:
+    """By the engine's report, which names the largest batch."""
+    found = [re.search(r"CUDA graphs on batches of up to ([\d,]+) tokens", line) for line in result["report"]]
+    most = max((int(match.group(1).replace(",", "")) for match in found if match), default=0)
+    return result["tokens"] // result["micro_batches"] <= most
 
 
 def main(arguments: list[str]) -> int:

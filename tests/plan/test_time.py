@@ -11,11 +11,12 @@ from luthier.fast.kernels.attention_schedule import supports
 from luthier.plan.devices import DEVICES
 from luthier.plan.efficiency import CPU_EFFICIENCY, EFFICIENCY
 from luthier.plan.known import known_model, known_names
+from luthier.plan.launches import ATTENTION_WIDTHS
 from luthier.plan.machine import CPU_CORE_BANDWIDTH, CPU_CORE_BF16, CPU_CORE_FP32, cpu_accelerator
 from luthier.plan.setting import Setting
 from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import sizes_of
-from luthier.plan.time import ATTENTION_WIDTHS, estimate_step, model_flops_per_token
+from luthier.plan.time import estimate_step, model_flops_per_token
 from luthier.plan.work import Documents, assumed_documents
 from luthier.recipe.schema import MethodSection
 
@@ -120,7 +121,7 @@ def test_a_step_takes_what_is_slower_device_or_launches():
     documents = _rows_of(300)
 
     def step(tokens, **changes):
-        setting = Setting(micro_tokens=tokens, **{"accumulate": 1, **changes})
+        setting = Setting(micro_tokens=tokens, **{"accumulate": 1, "replay": False, **changes})
         tokens *= setting.accumulate
         return estimate_step(_sizes("SmolLM2-135M"), setting, documents, H200, step_tokens=tokens, optim="sgd")
 
