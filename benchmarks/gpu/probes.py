@@ -52,7 +52,7 @@ def rate(ms: float, m: int, n: int, k: int) -> dict[str, float]:
 def big_products() -> dict[str, Any]:
     found = {}
     for name, n, k in (("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336)):
-        for pad in (0, 64):
+        for pad in (0, 16, 32, 64, 128, 256):
             x, w = rand(ROWS, k + pad), rand(n + pad, k + pad)
             found[f"{name} forward +{pad}"] = rate(median_ms(lambda x=x, w=w, n=n: x @ w[:n].t()), ROWS, n, k)
             g = rand(ROWS, n + pad)

@@ -111,7 +111,7 @@ class Graphs:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self.failure = str(error).splitlines()[0][:200]
+                self.failure = _first_cause(error)
                 note(f"  launches: one by one (recording them failed: {self.failure})")
                 return None
             self._recordings[key] = recording
@@ -122,6 +122,13 @@ class Graphs:
     def forget(self) -> None:
         """Drop all recordings."""
         self._recordings.clear()
+
+
+def _first_cause(error: BaseException) -> str:
+    """The error that came first: the end of a broken recording raises one of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 class _Recording:

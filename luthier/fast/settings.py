@@ -37,8 +37,7 @@ class EngineSettings:
     cuda_graphs: bool | None = None
     """Record and replay the decoder's passes. None: on CUDA, for batches whose launches take longer than their work."""
     fuse_adapters: bool | None = None
-    """Adapter and base in one product through one extended matrix, or in the elementwise kernel that reads the
-    result. None: on CUDA."""
+    """Adapter and base in one product through one extended matrix. None: on CUDA."""
 
     def policy(self, layer_index: int) -> Recompute:
         """What decoder layer `layer_index` (from 0) does."""

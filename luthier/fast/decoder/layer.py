@@ -35,7 +35,6 @@ from luthier.fast.decoder.projection import Projection, Rows
 from luthier.fast.decoder.spec import Norm
 from luthier.fast.kernels.fp8 import add_rms_norm_fp8
 from luthier.fast.kernels.glu import glu, glu_backward
-from luthier.fast.kernels.glu_adapted import OfGateUp, glu_adapted, glu_adapted_backward
 from luthier.fast.kernels.norm import add_rms_norm, rms_norm_again, rms_norm_backward
 
 __all__ = ["Inputs", "Kept", "backward_layer", "forward_layer"]
@@ -83,7 +82,6 @@ class Kept:
     n2: Tensor | None
     u_up: Tensor | None
     gate_up: Tensor
-    """Without the adapters' part where that rides along (`Projection.output_rides_along`)."""
     p: Tensor | None = None
     u_down: Tensor | None = None
     m: Tensor | None = None
@@ -111,10 +109,7 @@ def forward_layer(
         post = parts.attention_post_norm
         added, _, o_rstd = add_rms_norm(o, post.weight, eps=post.eps, plus_one=post.plus_one)
     n2, h, rstd2 = _normalised(program.gate_up, added, parts.mlp_norm, x_rows)
-    if program.gate_up.output_rides_along:
-        gate_up, u_up = program.gate_up.forward_without_adapters(n2, mask_up)
-    else:
-        gate_up, u_up = program.gate_up.forward(n2, mask_up)
+    gate_up, u_up = program.gate_up.forward(n2, mask_up)
     kept = Kept(
         x=x, rstd1=rstd1, n1=n1.body, u_qkv=u_qkv, qkv=qkv, query=rotated.query, key=rotated.key,
         query_rstd=rotated.query_rstd, key_rstd=rotated.key_rstd, a=a, attention=attention, a_rows=a_rows, u_out=u_out,
@@ -123,10 +118,7 @@ def forward_layer(
     if again and parts.mlp_post_norm is None:
         return None, kept
     p = program.down.new_input(x_rows.shape[0], x)
-    if (part := _of_gate_up(program, u_up)) is not None:
-        glu_adapted(gate_up, parts.activation, part, out_mf=p.body)
-    else:
-        glu(gate_up, parts.activation, out_mf=p.body)
+    glu(gate_up, parts.activation, out_mf=p.body)
     m, kept.u_down = program.down.forward(p, mask_down)
     kept.p = p.body
     y = m
@@ -226,35 +218,16 @@ def _product_backward(
     program: LayerProgram, dm: Tensor, out: Tensor, mask: Masks | None, kept: Kept
 ) -> tuple[Tensor | None, Rows, Tensor | None]:
     """Write the gradient of gate|up into `out`; returns p where the gradients of Wdown need it, its g, and its v."""
-    down, act = program.down, program.parts.activation
-    p = kept.p
-    alone = down.rides_along and mask is None
+    down, p = program.down, kept.p
     g_down = Rows.of(dm)
-    if alone:
-        dp, v_down = down.input_gradient_without_adapters(g_down)
-    else:
-        if down.spare:
-            g_down = down.new_output_gradient(dm.shape[0], dm)
-            g_down.body.copy_(dm)
-        whole, v_down = down.input_gradient(g_down, mask, needed=True)
-        assert whole is not None
-        dp = whole
+    if down.spare:
+        g_down = down.new_output_gradient(dm.shape[0], dm)
+        g_down.body.copy_(dm)
+    dp, v_down = down.input_gradient(g_down, mask, needed=True)
+    assert dp is not None
     again = torch.empty_like(dp) if p is None and down.trained else None
-    of_up = _of_gate_up(program, kept.u_up)
-    of_down = down.lora.of_product(v_down) if alone and down.lora is not None and v_down is not None else None
-    if of_up is not None or of_down is not None:
-        glu_adapted_backward(dp, kept.gate_up, act, up=of_up, down=of_down, out_m2f=out, prod_out_mf=again)
-    else:
-        glu_backward(dp, kept.gate_up, act, out_m2f=out, prod_out_mf=again)
+    glu_backward(dp, kept.gate_up, program.parts.activation, out_m2f=out, prod_out_mf=again)
     return (again if p is None else p), g_down, v_down
-
-
-def _of_gate_up(program: LayerProgram, u: Tensor | None) -> OfGateUp | None:
-    """The adapters' part of gate|up, where it is left to the kernel that reads gate|up."""
-    projection = program.gate_up
-    if not projection.output_rides_along or projection.lora is None or u is None:
-        return None
-    return projection.lora.of_gate_up(u, projection.outputs // 2)
 
 
 def _attention_backward(

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.linears import LinearView
-from luthier.fast.kernels.glu_adapted import OfGateUp, OfProduct
 from luthier.fast.products import grad_input, grad_weight, product
 
 __all__ = ["PAD", "StackedLora"]
@@ -81,18 +80,6 @@ class StackedLora:
     def parameters(self) -> list[nn.Parameter]:
         """A and B of each adapter, in the order of `gradients`."""
         return [parameter for block in self.blocks for parameter in (block.a, block.b)]
-
-    def of_gate_up(self, u_mp: Tensor, f: int) -> OfGateUp:
-        """For layers stacked as gate (rows [0, f)) and up (rows [f, 2 f)), or one layer that is both."""
-        gate = [block.columns for block in self.blocks if block.rows.start == 0]
-        up = [block.columns for block in self.blocks if block.rows.stop == 2 * f]
-        assert all(columns.start == 0 for columns in gate), "gate's columns are the first"
-        gate_columns = gate[0].stop if gate else 0
-        return OfGateUp(u_mp, self.b_np, gate_columns, *(_span(up[0]) if up else (0, 0)))
-
-    def of_product(self, v_mp: Tensor) -> OfProduct:
-        """For the layer after the gated unit."""
-        return OfProduct(v_mp[:, : self.ranks], self.a_pk[: self.ranks])
 
     def masks(self, training: bool) -> Masks | None:
         """Fresh dropout masks for one forward pass; None without dropout."""
@@ -152,7 +139,3 @@ class StackedLora:
         else:
             result = torch.mm(left, right, out=out)
         return result.mul_(self.scale) if self.scale is not None else result.mul_(self.scales_p)
-
-
-def _span(columns: slice) -> tuple[int, int]:
-    return columns.start, columns.stop - columns.start

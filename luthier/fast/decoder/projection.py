@@ -22,7 +22,6 @@ from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
 from luthier.fast.decoder.lora import PAD, StackedLora
-from luthier.fast.kernels.glu_adapted import MAX_COLUMNS
 from luthier.fast.settings import EngineSettings
 
 __all__ = ["Projection", "Rows"]
@@ -76,7 +75,7 @@ class Projection:
             p.requires_grad for view in views for p in (view.base.weight, view.base.bias) if p is not None
         )
         packed = any(view.quantized for view in views) and settings.frozen_base != "dequantized"
-        extend = self.fuse = device.type == "cuda" if settings.fuse_adapters is None else settings.fuse_adapters
+        extend = device.type == "cuda" if settings.fuse_adapters is None else settings.fuse_adapters
         self.base: Base
         self.lora: StackedLora | None = None
         if adapted and settings.frozen_base == "fp8" and not base_trains:
@@ -116,26 +115,6 @@ class Projection:
 
     def _base_forward(self, x: Rows) -> Tensor:
         return self.base.forward(x.body, x.quantized) if isinstance(self.base, Fp8) else self.base.forward(x.body)
-
-    @property
-    def rides_along(self) -> bool:
-        """Whether the adapters' part of the input's gradient is best left to the elementwise kernel that reads it."""
-        return self.lora is not None and self.fuse and self.lora.ranks <= MAX_COLUMNS
-
-    @property
-    def output_rides_along(self) -> bool:
-        """The same for the output: where there is no extended matrix, which gives it for less."""
-        return self.rides_along and not isinstance(self.base, Extended)
-
-    def forward_without_adapters(self, x: Rows, masks: Masks | None) -> tuple[Tensor, Tensor]:
-        """x W^T + bias, to which u b^T is still to be added, and u."""
-        assert self.lora is not None
-        return self._base_forward(x), self.lora.down(x.body, masks)
-
-    def input_gradient_without_adapters(self, g: Rows) -> tuple[Tensor, Tensor]:
-        """g W, to which v a is still to be added, and v. Only without dropout."""
-        assert self.lora is not None
-        return self.base.input_gradient(g.body), self.lora.up(g.body)
 
     def forward(self, x: Rows, masks: Masks | None) -> tuple[Tensor, Tensor | None]:
         """y (M, N) and the adapters' u (M, P), which the backward pass needs."""
