@@ -159,11 +159,12 @@ class _Recording:
                 torch.autograd.grad(out, wanted, torch.zeros_like(out))
             del out
         torch.cuda.current_stream(device).wait_stream(stream)
+        # `thread_local`: the thread that pins the next batch's memory must not break a recording.
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward):
+        with torch.cuda.graph(self.forward, capture_error_mode="thread_local"):
             self.out = self._run(trunk)
         self.d_out = torch.zeros_like(self.out)
-        with torch.cuda.graph(self.backward, pool=self.forward.pool()):
+        with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
             found = torch.autograd.grad(self.out, wanted, self.d_out)
         self.out = self.out.detach()
         self.d_embeds = found[0] if self.embeds.requires_grad else None
