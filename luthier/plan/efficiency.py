@@ -55,8 +55,10 @@ class Efficiency:
     """More of them with adapters."""
     launches_forward: float = 0.4
     """Share of them in the forward pass."""
-    launches_step: float = 200.0
-    """Kernels of a step outside the decoder layers: embeddings, head, loss, update."""
+    launches_batch: float = 50.0
+    """Kernels of a micro-batch outside the decoder layers: embeddings, head, loss."""
+    launches_step: float = 150.0
+    """Kernels of the update."""
     step_seconds: float = 16e-3
     """Of one optimizer step, beside which no kernel runs: the next batch, the first launches, logging."""
     slow_layers: float = 1.25

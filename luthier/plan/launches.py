@@ -41,9 +41,9 @@ def replayed(sizes: Sizes, setting: Setting, *, cuda: bool) -> bool:
 
 def launches(sizes: Sizes, setting: Setting, *, again: int, table: Efficiency) -> float:
     """Kernels of a step that are launched one by one; `again`: decoder layers that are recomputed as a whole."""
-    if replayed(sizes, setting, cuda=True):
-        return table.launches_step
-    each = table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0.0)
-    forward = table.launches_forward * (sizes.shape.layers + again)
-    backward = (1.0 - table.launches_forward) * sizes.backward_layers
-    return setting.accumulate * each * (forward + backward) + table.launches_step
+    decoder = 0.0
+    if not replayed(sizes, setting, cuda=True):
+        each = table.launches_per_layer + (table.adapter_launches if sizes.adapters else 0.0)
+        forward = table.launches_forward * (sizes.shape.layers + again)
+        decoder = each * (forward + (1.0 - table.launches_forward) * sizes.backward_layers)
+    return setting.accumulate * (decoder + table.launches_batch) + table.launches_step

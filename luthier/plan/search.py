@@ -1,7 +1,8 @@
 """Choose how a recipe runs: the fastest setting that fits, the runners-up, and what would make it fit.
 
 Every setting computes the same numbers, so speed decides: seconds a token, corrected by earlier runs on this
-machine. Of settings within 1% that differ in the micro-batch only, the one with less memory is taken.
+machine. Of equally fast settings the one that computes least again is taken, and of settings within 1% that differ in
+the micro-batch only, the one with less memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from luthier.recipe.steps import Batching
 __all__ = ["evaluate", "make_plan", "search"]
 
 TIE = 1.01
+LEVEL = 1.001
+"""Seconds that differ by less are the same."""
 RUNNERS_UP = 3
 
 
@@ -119,7 +122,11 @@ def _policies(request: Request, plain: Setting, budget: int, split: Batching) ->
 
 
 def _fastest(candidates: list[Candidate]) -> Candidate:
-    best = min(candidates, key=lambda candidate: (candidate.seconds_per_token, candidate.needed_bytes))
+    """Least seconds a token; of equally fast ones (a host that cannot keep up hides work) the one that computes least
+    again, then the one with least memory."""
+    quickest = min(candidate.seconds_per_token for candidate in candidates)
+    level = [candidate for candidate in candidates if candidate.seconds_per_token <= LEVEL * quickest]
+    best = min(level, key=lambda candidate: (*_again(candidate), candidate.seconds_per_token, candidate.needed_bytes))
 
     def same_but_smaller(candidate: Candidate) -> bool:
         setting = replace(candidate.setting, micro_tokens=0, accumulate=0)
@@ -127,6 +134,12 @@ def _fastest(candidates: list[Candidate]) -> Candidate:
         return close and setting == replace(best.setting, micro_tokens=0, accumulate=0)
 
     return min(filter(same_but_smaller, candidates), key=lambda candidate: candidate.needed_bytes)
+
+
+def _again(candidate: Candidate) -> tuple[int, bool]:
+    """How much is computed again: whole layers, then norms and products."""
+    setting = candidate.setting
+    return setting.whole_layers(10**6), setting.recompute != "none"
 
 
 def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:

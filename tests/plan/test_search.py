@@ -63,6 +63,13 @@ def test_no_recompute_on_a_big_card_and_some_on_a_small_one():
     assert small.chosen.setting.recompute != "none" or small.chosen.setting.micro_tokens < 4_096
 
 
+def test_nothing_is_computed_again_where_the_host_decides():
+    """Work that hides behind launches looks free; it is still work."""
+    plan = make_plan(request(name="SmolLM2-135M", tokens_per_step=4_096))
+    assert plan.chosen.step.waiting > 0
+    assert plan.chosen.setting.recompute == "none" and plan.chosen.split.gradient_accumulation_steps == 1
+
+
 def test_no_more_layers_are_recomputed_than_needed():
     """On some card between none and all: n layers fit, n - 1 do not."""
     seen = 0

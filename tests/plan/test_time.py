@@ -127,15 +127,16 @@ def test_a_step_takes_what_is_slower_device_or_launches():
 
     table = EFFICIENCY
     launches = 30 * (table.launches_per_layer + table.adapter_launches)
+    batch = (launches + table.launches_batch) * table.launch_seconds
     fixed = table.launches_step * table.launch_seconds + table.step_seconds
     small, smaller, large = step(8_192), step(4_096), step(262_144)
-    assert small.total == pytest.approx(launches * table.launch_seconds + fixed)
+    assert small.total == pytest.approx(batch + fixed)
     assert smaller.total == pytest.approx(small.total)  # however little the device has to do
     assert large.waiting == 0.0
     several = step(4_096, accumulate=4)  # every micro-batch is launched, the update once
-    assert several.total == pytest.approx(4 * launches * table.launch_seconds + fixed)
+    assert several.total == pytest.approx(4 * batch + fixed)
     again = step(4_096, recompute="layer")
-    assert again.total == pytest.approx((1 + table.launches_forward) * launches * table.launch_seconds + fixed)
+    assert again.total == pytest.approx(batch + table.launches_forward * launches * table.launch_seconds + fixed)
 
 
 @pytest.mark.parametrize(
