@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides, split_overrides
 from luthier.cli.output import emit_json, show
+from luthier.runtime.console import note
 
 if TYPE_CHECKING:
     from luthier.plan.devices import Accelerator
     from luthier.plan.result import Plan
+    from luthier.recipe.schema import Recipe
+    from luthier.runtime.errors import Problem
 
 
 def plan(
@@ -35,7 +39,7 @@ def plan(
     from luthier.plan.search import make_plan
     from luthier.runtime.env import read_env
 
-    wanted = load_with_overrides(recipe, overrides).recipe
+    wanted, missing = _load(recipe, overrides)
     device, how = _device(gpu, gpu_memory_gib)
     request = make_request(
         wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device,
@@ -43,9 +47,55 @@ def plan(
     )  # fmt: skip
     answer = make_plan(request)
     if as_json:
-        emit_json({**answer.to_json(), "device_found": how})
+        emit_json({**answer.to_json(), "device_found": how, "missing_files": missing})
         return
+    if missing:
+        note(f"not there yet, and assumed where the plan would look at it: {', '.join(missing)}", style="yellow")
     _render(answer, how)
+
+
+def _load(recipe: Path, overrides: list[str] | None) -> tuple[Recipe, list[str]]:
+    """The recipe, and its files that do not exist yet: a plan can be made before there are data.
+
+    Raises:
+        RecipeError: anything else is wrong.
+    """
+    from luthier.recipe.overrides import apply_overrides
+    from luthier.recipe.paths import looks_local, missing_path
+    from luthier.recipe.validate import validate
+    from luthier.recipe.yaml12 import parse_yaml
+    from luthier.runtime.errors import RecipeError
+
+    try:
+        return load_with_overrides(recipe, overrides).recipe, []
+    except RecipeError as error:
+        if not all(_only_not_there(problem) for problem in error.problems):
+            raise
+        # Nothing else is wrong, so this goes through.
+        document = parse_yaml(recipe.read_text("utf-8-sig"), origin=str(recipe))
+        apply_overrides(document, split_overrides(overrides or []))
+        wanted, _ = validate(document)
+        assert wanted is not None
+        named = [source.path for source in wanted.data.train]
+        named += [wanted.data.validation.path] if wanted.data.validation.path else []
+        named += [path for task in wanted.evaluate.tasks for path in (task.path, task.fewshot_path) if path]
+        missing = [path for path in named if looks_local(path) and missing_path(path)]
+        if len(missing) != len(error.problems):  # of the model, or of another key
+            raise
+    return wanted, list(dict.fromkeys(missing))
+
+
+def _only_not_there(problem: Problem) -> bool:
+    """A file that is not there, and that looks like no slip of the pen."""
+    there = problem.code == "C130" and problem.message.startswith("no such file")
+    return there and "did you mean" not in (problem.hint or "")
+
+
+HOW_DEVICE = {
+    "steps": "whole steps were measured on it",
+    "rates": "products and copies were measured on it, the rest is carried over from the H200",
+    "": "from its data sheet; the share of it that is reached is assumed, nothing was measured on it",
+}
 
 
 def _device(gpu: str | None, memory_gib: float | None) -> tuple[Accelerator, str]:
@@ -53,9 +103,8 @@ def _device(gpu: str | None, memory_gib: float | None) -> tuple[Accelerator, str
     from luthier.plan.machine import this_machine, with_memory
 
     if gpu is not None:
-        device, how = find_device(gpu), "data sheet, and rates measured on it"
-        if not device.measured:
-            how = "data sheet; the share of it that is reached is assumed"
+        device = find_device(gpu)
+        how = HOW_DEVICE[device.measured]
     elif memory_gib is not None:
         near = nearest_by_memory(int(memory_gib * 2**30))
         device, how = near, f"memory as given; rates of {near.name} assumed"
@@ -81,16 +130,37 @@ def _render(answer: Plan, how: str) -> None:
     facts.add_row("device", f"{devices}{request.device.name}, {gib(request.device.memory_bytes)}", how)
     show(facts)
     show("")
+    show(_verdict(answer))
+    show("")
     show(_memory_table(answer))
+    if answer.fits:
+        show("")
+        show(_time_table(answer))
     show("")
-    show(_time_table(answer))
-    show("")
-    show("setting: " + chosen.setting.describe(shape.layers))
+    show(("setting: " if answer.fits else "smallest setting: ") + chosen.setting.describe(shape.layers))
     for key, reason in answer.reasons.items():
         if key != "model.dequantize_base" or "nf4" in chosen.setting.base:
             show(f"  {key}: {reason}")
     for line in _closing(answer):
         show(line)
+
+
+def _verdict(answer: Plan) -> str:
+    """The answer in a line."""
+    from luthier.plan.reasons import gib
+
+    chosen, device = answer.chosen, answer.request.device
+    each = " on each device" if answer.request.num_gpus > 1 else ""
+    if answer.fits:
+        return (
+            f"fits: {gib(chosen.needed_bytes)} of {gib(device.memory_bytes)}{each}, "
+            f"{chosen.tokens_per_second:,.0f} tokens/s, about {_duration(answer.seconds)} of training"
+        )
+    first = f"; smallest change that helps: {answer.remedies[0].change}" if answer.remedies else ""
+    return (
+        f"does not fit: needs {gib(chosen.needed_bytes)}{each} at least, and {gib(chosen.available_bytes)} of "
+        f"{gib(device.memory_bytes)} can be used{first}"
+    )
 
 
 HOW_MEMORY = {
@@ -131,7 +201,8 @@ def _memory_table(answer: Plan) -> object:
     table.add_row(
         "total",
         f"{chosen.needed_bytes / unit:,.2f}",
-        f"of {answer.request.device.memory_bytes / unit:,.2f} on {answer.request.device.name}: {verdict}",
+        f"of {answer.request.device.memory_bytes / unit:,.2f} on {answer.request.device.name} "
+        f"({1 - chosen.available_bytes / answer.request.device.memory_bytes:.0%} stay free): {verdict}",
     )
     return table
 
@@ -183,19 +254,20 @@ def _closing(answer: Plan) -> Iterator[str]:
     request, chosen = answer.request, answer.chosen
     beside = "loading, scoring and merging come on top"
     amount = f"{answer.steps:,} steps, {answer.tokens:,.0f} tokens"
-    yield f"run: {amount}, {_duration(answer.seconds)} of training ({beside})"
+    if answer.fits:
+        yield f"run: {amount}, {_duration(answer.seconds)} of training ({beside})"
     disk = disk_bytes(request, chosen.memory)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:
         yield "several devices: planned for; `luthier run` itself takes one process so far"
-    if answer.runners_up:
+    if answer.runners_up and answer.fits:
         yield "other settings:"
-    for other in answer.runners_up:
+    for other in answer.runners_up if answer.fits else ():
         yield f"  {other.candidate.setting.describe(request.sizes.shape.layers)}: {other.why}"
     if answer.fits:
         return
     yield (
-        "nothing fits. One change after which it does, the smallest first:"
+        "nothing fits. Any one of these changes makes it fit, the smallest first:"
         if answer.remedies
         else ("nothing fits, and no single change helps: a smaller model, or method.name=qlora on several devices")
     )

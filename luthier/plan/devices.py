@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Literal
 
 from luthier.runtime.errors import RecipeError
 
@@ -40,8 +41,9 @@ class Accelerator:
     """Of copies, reached."""
     link: float
     """To the other devices of the host, one direction."""
-    measured: bool = False
-    """The reached rates were measured on this device, not assumed from its datasheet."""
+    measured: Literal["", "rates", "steps"] = ""
+    """What was measured on this device: whole training steps, or products and copies only; else nothing, and the
+    reached rates are assumed shares of its datasheet."""
 
     @property
     def native_bf16(self) -> bool:
@@ -80,6 +82,8 @@ _MEASURED: dict[str, dict[str, float]] = {
     "H200": {"bf16": 790e12, "fp8": 1570e12, "bandwidth": 4.27e12},
     "H100": {"bf16": 798e12, "bandwidth": 3.0e12},
 }
+STEPS_MEASURED = "H200"
+"""The device of `plan/measured.jsonl`."""
 _POWER_LIMITED = {"L4": 0.55}  # 72 W: its clock falls under load; assumed
 
 
@@ -90,7 +94,8 @@ def _device(name: str, gib: float, tbs: float, bf16: float, fp8: float, fp32: fl
         fp8=fp8 * share * 1e12, fp32=fp32 * share * 1e12, bandwidth=tbs * ASSUMED_COPY * 1e12, link=link * 1e9,
     )  # fmt: skip
     found = _MEASURED.get(name, {})
-    return replace(device, **found, measured=name in _MEASURED)  # type: ignore[arg-type]
+    measured = "steps" if name == STEPS_MEASURED else "rates" if found else ""
+    return replace(device, **found, measured=measured)  # type: ignore[arg-type]
 
 
 DEVICES: dict[str, Accelerator] = {row[0]: _device(*row) for row in _TABLE}

@@ -35,7 +35,7 @@ def accelerator_named(name: str, memory_bytes: int) -> Accelerator:
         known = find_device(name)
     except RecipeError:
         near = nearest_by_memory(memory_bytes)
-        return replace(near, name=f"{name} (rates of {near.name} assumed)", memory_bytes=memory_bytes, measured=False)
+        return replace(near, name=f"{name} (rates of {near.name} assumed)", memory_bytes=memory_bytes, measured="")
     return replace(known, memory_bytes=memory_bytes)
 
 

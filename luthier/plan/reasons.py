@@ -39,8 +39,11 @@ def _micro(request: Request, chosen: Candidate, candidates: Sequence[Candidate],
         return f"at most {chosen.budget:,} tokens: small micro-batches stay in the caches; {need}"
     split = chosen.split
     whole = "the whole step at once" if split.gradient_accumulation_steps == 1 else "the fastest micro-batch that fits"
+    fitting = [other.seconds_per_token for other in candidates if other.fits]
+    if fitting and chosen.seconds_per_token > min(fitting) and split.gradient_accumulation_steps > 1:
+        whole = "within 1% of the fastest, with less memory"
     if not chosen.fits:
-        whole = "nothing fits; this needs least"
+        return f"nothing fits; this needs least: {need}"
     return f"{whole}: {need}, {chosen.tokens_per_second:,.0f} tokens/s expected"
 
 
@@ -56,7 +59,8 @@ def _recompute(request: Request, chosen: Candidate, candidates: Sequence[Candida
     ]  # fmt: skip
     without = f"without it the step needs {gib(same[0].needed_bytes)}; with it {need}" if same else f"with it {need}"
     if setting.recompute == "selective" and same:
-        return f"{without}, and {same[0].seconds and chosen.seconds / same[0].seconds - 1:.0%} more time"
+        more = chosen.seconds / same[0].seconds - 1
+        return f"{without}, and {f'{more:.0%}' if more >= 0.01 else 'less than 1%'} more time"
     return without
 
 

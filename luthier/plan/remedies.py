@@ -47,6 +47,8 @@ def remedies(request: Request, fit: Callable[[Request], Candidate | None]) -> tu
         if candidate is not None:
             effect = f"{gib(candidate.needed_bytes)} of {gib(changed.device.memory_bytes)}, "
             effect += f"{candidate.tokens_per_second:,.0f} tokens/s"
+            if changed.num_gpus > request.num_gpus:
+                effect += " (planned only: `luthier run` takes one process so far)"
             found.append(Remedy(change=change, effect=effect))
     return tuple(found)
 
@@ -71,12 +73,12 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     if method.name in ("full", "freeze", "lora"):
         beside = "" if model.quantization in ("auto", "nf4") else " model.quantization=auto"
         yield f"method.name=qlora{beside}", _with_method(request, "qlora")
+    for device in larger_devices(request.device.memory_bytes):
+        yield f"--gpu {device.name}", replace(request, device=device)
     count = request.num_gpus * 2
     while count <= 8 and request.device.type == "cuda":
         yield f"--num-gpus {count}", replace(request, num_gpus=count)
         count *= 2
-    for device in larger_devices(request.device.memory_bytes):
-        yield f"--gpu {device.name}", replace(request, device=device)
 
 
 def _shorter(request: Request) -> Iterator[tuple[str, Request]]:

@@ -52,14 +52,14 @@ class Setting:
         return "selective" if self.recompute == "selective" else "none"
 
     def describe(self, layers: int) -> str:
-        """In words: `16,384 tokens, selective recompute, first 12 of 32 layers recomputed`."""
+        """In words: `16,384 tokens a micro-batch, the first 12 of 32 layers recomputed`."""
         whole = self.whole_layers(layers)
         parts = [f"{self.micro_tokens:,} tokens a micro-batch"]
         if whole >= layers:
             parts.append("all layers recomputed")
         else:
             if self.rest == "selective":
-                parts.append("norms and products recomputed")
+                parts.append("norms and the MLP's product recomputed")
             if whole:
                 parts.append(f"the first {whole} of {layers} layers recomputed")
             if len(parts) == 1:

@@ -58,7 +58,7 @@ def test_the_table_says_how_each_number_is_known(recipe):
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     for words in (
-        "exact: parameters x bytes", "formula: what the layers keep", "stated constant", "of 139.80 on H200: fits",
+        "exact: parameters x bytes", "formula: what the layers keep", "stated constant", "of 139.80 on H200 (4% stay free): fits", "fits: 1",
         "1,000 rows, 250 tokens a row", "tokens/s", "MFU", "the whole step at once", "other settings:", "disk: base",
         "takes one process so far",
     ):  # fmt: skip
@@ -68,7 +68,8 @@ def test_the_table_says_how_each_number_is_known(recipe):
 def test_what_does_not_fit_is_told_with_changes(recipe):
     done = luthier("plan", str(recipe), "--gpu", "A100 80GB", "method.name=full")
     assert done.returncode == 0, done.stderr
-    assert "does not fit" in done.stdout and "method.name=lora:" in done.stdout
+    assert "does not fit: needs" in done.stdout and "smallest change that helps: method.name=lora" in done.stdout
+    assert "method.name=lora:" in done.stdout and "seconds of a step" not in done.stdout
     share = luthier("plan", str(recipe), "--gpu", "H100", "--gpu-memory-gib", "20", "--json")
     assert json.loads(share.stdout)["memory"]["device"] == 20 * 2**30
     unlisted = luthier("plan", str(recipe), "--gpu-memory-gib", "48", "--json")
@@ -136,3 +137,28 @@ def test_a_run_that_goes_on_keeps_its_decisions(base, tmp_path, monkeypatch):
     _, other = _run(base, tmp_path, seed=1)
     assert other["fingerprint"] != first["fingerprint"]
     assert other["decision"] != first["decision"]  # made anew, with what was measured: its reasons name more memory
+
+
+def test_a_plan_is_made_before_there_are_data(tmp_path):
+    text = (
+        "model: {name_or_path: meta-llama/Llama-3.1-8B}\n"
+        "data: {train: [{path: not-yet/chats.jsonl}], validation: {path: not-yet/held_out.jsonl}}\n"
+        f"output_dir: {tmp_path / 'run'}\n"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    done = luthier("plan", str(path), "--gpu", "H200")
+    assert done.returncode == 0, done.stderr
+    assert "not there yet" in done.stderr and "not-yet/chats.jsonl, not-yet/held_out.jsonl" in done.stderr
+    assert "10,000 rows (assumed)" in done.stdout
+    value = json.loads(luthier("plan", str(path), "--gpu", "H200", "--json").stdout)
+    assert value["missing_files"] == ["not-yet/chats.jsonl", "not-yet/held_out.jsonl"]
+    # A slip of the pen, another mistake beside it, or a model that is not there are errors as ever.
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    for old, new in (
+        ("not-yet/chats.jsonl", str(tmp_path / "rovs.jsonl")), ("data:", "date:"),
+        ("meta-llama/Llama-3.1-8B", "./base"),
+    ):  # fmt: skip
+        path.write_text(text.replace(old, new))
+        wrong = luthier("plan", str(path), "--gpu", "H200")
+        assert wrong.returncode == 2, new

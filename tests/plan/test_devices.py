@@ -4,6 +4,7 @@ import pytest
 
 from luthier.plan import machine
 from luthier.plan.devices import DEVICES, device_bytes, find_device
+from luthier.plan.measured import measured_rows
 from luthier.runtime.errors import RecipeError
 
 GIB = 2**30
@@ -39,7 +40,10 @@ def test_what_is_no_device_is_refused_with_a_way_out(written, words):
 
 
 def test_no_rate_is_above_the_datasheet_and_only_measured_ones_say_so():
-    assert {name for name, device in DEVICES.items() if device.measured} == {"H100", "H200"}
+    assert {name: device.measured for name, device in DEVICES.items() if device.measured} == {
+        "H100": "rates", "H200": "steps",
+    }  # fmt: skip
+    assert {row.device for row in measured_rows()} == {"H200"}
     for device in DEVICES.values():
         assert device.bf16 <= device.bf16_datasheet
         assert device.native_bf16 == (device.bf16_datasheet > 0)
