@@ -139,8 +139,14 @@ def _evaluate_depends(session: Session) -> dict[str, Any]:
 
 
 def training_fingerprint(session: Session) -> dict[str, Any]:
-    """Everything the trained weights depend on; a checkpoint is resumed only when all of it is equal."""
+    """Everything the trained weights depend on; a checkpoint is resumed only when all of it is equal.
+
+    What is computed again in the backward pass is left out: the same operations give the same bits. How a step is
+    split and whether a 4-bit base is kept unpacked stay in: the sums are the same, their rounding is not.
+    """
     recipe = session.resolved.recipe
+    left_out = {"report_to", "logging_steps", "save_steps", "save_total_limit"}
+    left_out |= {"gradient_checkpointing", "gradient_checkpointing_layers"}
     return {
         "code": CODE_VERSION["train"],
         "data": session.stage_result("data")["hash"],
@@ -149,9 +155,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
-        "train": recipe.train.model_dump(
-            mode="json", exclude={"report_to", "logging_steps", "save_steps", "save_total_limit"}
-        ),
+        "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
     }
 

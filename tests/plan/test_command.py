@@ -58,7 +58,8 @@ def test_the_table_says_how_each_number_is_known(recipe):
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     for words in (
-        "exact: parameters x bytes", "formula: what the layers keep", "stated constant", "of 139.80 on H200 (4% stay free): fits", "fits: 1",
+        "exact: parameters x bytes", "formula: what the layers keep", "stated constant", "on H200 (4% stay free): fits",
+            "of 139.8 GiB on each device, ",
         "1,000 rows, 250 tokens a row", "tokens/s", "MFU", "the whole step at once", "other settings:", "disk: base",
         "takes one process so far",
     ):  # fmt: skip
