@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference, and docs/hardware.md, from the code they describe.
+"""Write the pages of docs/reference, docs/hardware.md, and the table of docs/plan.md from the code they describe.
 
 python docs/generate.py           write them
 python docs/generate.py --check   write nothing; exit 1 and name the stale pages
@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "recipe_page"]
+__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "plan_page", "recipe_page"]
 
 FOLDER = Path(__file__).parent / "reference"
+PLAN = Path(__file__).parent / "plan.md"
 HEAD = "<!-- Written by docs/generate.py from the code; edit the docstrings there, then run it again. -->\n"
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
@@ -28,6 +29,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "recipe.md": recipe_page(),
         FOLDER / "cli.md": cli_page(),
         FOLDER.parent / "hardware.md": hardware_page(),
+        PLAN: plan_page(PLAN.read_text("utf-8")),
     }
 
 
@@ -137,6 +139,19 @@ def hardware_page() -> str:
     from luthier.plan.table import hardware_page as page
 
     return HEAD + page()
+
+
+BEGIN, END = "<!-- written by docs/generate.py -->\n", "<!-- to here -->\n"
+
+
+def plan_page(text: str) -> str:
+    """`text` with the table of measured and planned steps between its two marks."""
+    from luthier.plan.measured import measured_table
+
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    assert after, "docs/plan.md has lost the marks of its table"
+    return before + BEGIN + "\n".join(measured_table()) + "\n" + END + after
 
 
 # -- the command line

@@ -89,6 +89,8 @@ def _rounded(value: float) -> str:
     return f"{round(value / scale) * scale:,.0f}"
 
 
+TRUST = {"steps": "measured", "rates": "in part", "": "assumed"}
+
 HEAD = """\
 # What fits where
 
@@ -100,10 +102,13 @@ over all cards, rows of 300 tokens packed to 1,024, 60% of the tokens trained, A
 r = 16 on all linear layers, `freeze 30%` the upper 30% of the decoder layers. Micro-batch, recompute and the storage of
 a 4-bit base are the plan's choice. `luthier plan recipe.yaml --gpu NAME` says it for your recipe, with reasons.
 
-How far to trust it: memory is exact but for activations, which follow a formula ([plan](plan.md)). Speeds on 80 and
-141 GB rest on rates measured on an H100 and an H200; for the other cards, and for communication between cards, the
-share of the data sheet that is reached is assumed. Several cards shard the weights (as FSDP2 and ZeRO-3 do) where
-copies do not fit or are slower; `luthier run` itself takes one process so far.
+How far to trust it. Memory: the formulas were within 1% of 12 steps on an H200, and are taken to hold on other cards.
+Speed, by column: **measured** (H200): the constants are fitted to steps on it. **In part** (H100): products and copies
+were measured, the rest is carried over from the H200. **Assumed** (all others, and communication between cards): shares
+of the data sheet; nothing was measured on such a card. [Measured beside planned](plan.md#measured-beside-planned).
+
+Several cards shard the weights (as FSDP2 and ZeRO-3 do) where copies do not fit or are slower; `luthier run` itself
+takes one process so far.
 """
 
 
@@ -114,7 +119,7 @@ def hardware_page() -> str:
     lines = [HEAD]
     for count in COUNTS:
         lines += [f"## {count} card{'s' if count > 1 else ''}\n"]
-        heads = [f"{gigabytes} GB ({card})" for gigabytes, card in CARDS.items()]
+        heads = [f"{size} GB ({card}, {TRUST[DEVICES[card].measured]})" for size, card in CARDS.items()]
         lines += [f"| model | method | {' | '.join(heads)} |", "|---|---|" + "---|" * len(CARDS)]
         for model, name in MODELS.items():
             for method in METHODS:

@@ -1,6 +1,7 @@
 """Contract: the plan agrees with every step that was measured, in memory and in time."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +52,8 @@ def test_the_table_has_a_line_a_row():
     for line, row in zip(lines[2:], ROWS, strict=True):
         planned = 1e3 * row.step().total
         assert f"| {row.ms:.0f} | {planned:.0f} | {planned / row.ms - 1:+.1%} |" in line
+
+
+def test_the_documentation_shows_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "plan.md").read_text("utf-8")
+    assert "\n".join(measured_table()) in text, "run `python docs/generate.py`"
