@@ -3,7 +3,8 @@
 Rates are relative to what a device reaches (`plan/devices.py`), so that one table serves all devices. They are fitted
 to the steps of one H200 in `plan/measured.jsonl` and to their kernels (traces; benchmarks/gpu/kernels.py,
 attention.py, adamw8.py, probes.py); `tests/plan/test_measured.py` holds the fit, docs/plan.md shows it. The rows are
-the ones that the constants were chosen on: none was held out. `adapted_glu` is an expectation, not a fit. To fit anew:
+the ones that the constants were chosen on: none was held out. Rows with `changed` ran code that is no longer there, and
+the plan is not fitted to their time. To fit anew:
 `python tests/plan/fit.py results.jsonl` puts the parts of the plan beside traced ones; change a number here.
 """
 
@@ -43,15 +44,13 @@ class Efficiency:
     attention_fallback_tile: float = 1100.0
     elementwise: float = 0.86
     """Share of the copy bandwidth in norms, RoPE, GLU and losses."""
-    adapted_glu: float = 1.75
-    """Factor on the GLU where its kernels add the adapters of gate, up and down (`fast/kernels/glu_adapted.py`). Not
-    fitted to a step: those in `measured.jsonl` ran an older kernel, for which it would be about 3.3 (bf16). The best
-    tile of that kernel alone gives 1.4 (1.63 ms a layer of 8B); 1.75 makes the steps what the engine's author expects
-    of the new one (840 ms LoRA, 560 on fp8)."""
     optimizer: float = 0.84
     """Share of the copy bandwidth in optimizer updates and the gradient's norm; 0.94 in the update alone."""
     thin: float = 0.82
     """Share of the copy bandwidth in thin LoRA products that read activations for gradients of A and B."""
+    added: float = 0.60
+    """The same where an adapter's part is added to what the base gave, outside an extended matrix: traced, 57 ms of a
+    step of 8B on fp8."""
     launch_seconds: float = 46e-6
     """Of a kernel's launch by the host, Python around it included; fitted to four small steps, which scatter by 20%
     and more from one to the next. Triton's launches alone take 17 to 50 us on that host."""
@@ -111,9 +110,9 @@ CPU_EFFICIENCY = replace(
     attention_fallback=0.3,
     attention_fallback_tile=64.0,
     elementwise=0.80,
-    adapted_glu=1.0,
     optimizer=0.75,
     thin=0.55,
+    added=0.55,
     step_seconds=0.02,
     head_chunk_bytes=64 << 20,
 )

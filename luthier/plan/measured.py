@@ -58,6 +58,8 @@ class Row:
     """The decoder was replayed as CUDA graphs."""
     source: str
     """Hash of the engine's sources that ran."""
+    changed: str = ""
+    """What of the engine has changed since, so that its time is no longer that of this step; empty: nothing known."""
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -140,7 +142,7 @@ def measured_table() -> Iterator[str]:
     for row in measured_rows():
         step, peak = row.step(), row.memory().peak / 2**30
         ms = 1e3 * step.total
-        words = row.words() + (" (launches decide)" if step.waiting else "")
+        words = row.words() + (" (launches decide)" if step.waiting else "") + (" (*)" if row.changed else "")
         yield (
             f"| {words} | {row.device} | {row.ms:.0f} | {ms:.0f} | {ms / row.ms - 1:+.1%} "
             f"| {row.peak_gib:.1f} | {peak:.1f} | {peak / row.peak_gib - 1:+.1%} |"

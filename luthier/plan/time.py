@@ -149,19 +149,16 @@ def _thin(
     sizes: Sizes, setting: Setting, passes: _Passes, tokens: float, device: Accelerator, table: Efficiency
 ) -> float:
     """A x and the gradient of A read x (K), B^T dy and the gradient of B read dy (N). Outside an extended matrix the
-    adapter is added to y and its gradient to dx, but where the GLU's kernels do it."""
+    adapter is added to y and its gradient to dx."""
     if not sizes.adapters:
         return 0.0
-    forward = backward = 0.0
-    for group in (group for group in sizes.groups if group.rank):
-        forward += group.inputs
-        backward += group.inputs + 2.0 * group.outputs
-        if not setting.wide:
-            fused = sizes.fast and device.type == "cuda"
-            forward += 0.0 if fused and group.name == "gate_up" else 2.0 * group.outputs
-            backward += 0.0 if fused and group.name == "down" else 2.0 * group.inputs
-    elements = tokens * (forward * (passes.forward + passes.again) + backward * passes.backward)
-    return elements * setting.dtype_bytes / (device.bandwidth * table.thin)
+    inputs = float(sum(group.inputs for group in sizes.groups if group.rank))
+    outputs = float(sum(group.outputs for group in sizes.groups if group.rank))
+    forward, backward = passes.forward + passes.again, passes.backward
+    seconds = (inputs * forward + (inputs + 2.0 * outputs) * backward) / table.thin
+    if not setting.wide:
+        seconds += (2.0 * outputs * forward + 2.0 * inputs * backward) / table.added
+    return tokens * setting.dtype_bytes * seconds / device.bandwidth
 
 
 def _head(
@@ -198,10 +195,8 @@ def _elementwise(
     shape = sizes.shape
     d, q, kv, f = shape.hidden_size, shape.query, shape.key_value, shape.intermediate_size
     norms = shape.norms_per_layer / 2 + (0.25 if shape.qk_norm else 0.0)
-    adapted = sizes.fast and any(group.rank for group in sizes.groups if group.name in ("gate_up", "down"))
-    glu = f * (table.adapted_glu if adapted else 1.0)
-    forward = 8 * d * norms + 2 * (q + kv) + 3 * glu
-    backward = 8 * d * norms + 2 * (q + 2 * kv) + 6 * glu
+    forward = 8 * d * norms + 2 * (q + kv) + 3 * f
+    backward = 8 * d * norms + 2 * (q + 2 * kv) + 6 * f
     if setting.rest == "selective":
         backward += 4 * d
     size = float(setting.dtype_bytes)

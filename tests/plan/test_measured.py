@@ -19,8 +19,10 @@ def test_memory_is_that_of_the_measured_step(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 def test_time_is_that_of_the_measured_step(row):
+    if row.changed:
+        pytest.skip(f"not this engine: {row.changed}")
     step = row.step()
-    assert 1e3 * step.total == pytest.approx(row.ms, rel=0.15 if step.waiting else 0.10)
+    assert 1e3 * step.total == pytest.approx(row.ms, rel=0.15 if step.waiting else 0.075)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
