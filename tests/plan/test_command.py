@@ -162,4 +162,4 @@ def test_a_plan_is_made_before_there_are_data(tmp_path):
     ):  # fmt: skip
         path.write_text(text.replace(old, new))
         wrong = luthier("plan", str(path), "--gpu", "H200")
-        assert wrong.returncode == 2, new
+        assert wrong.returncode == 2 and ("C130" in wrong.stderr) == (old != "data:"), wrong.stderr

@@ -75,3 +75,11 @@ def test_replay_takes_time_from_a_step_and_memory_from_the_card():
     assert none.recordings == 0
     assert one.peak == none.peak  # of the allocator: what a recording keeps is not counted there
     assert one.total - none.total == one.recordings > 2 * none.activations
+
+
+def test_trained_parameters_of_the_decoder():
+    """Without embeddings and head, tied (1B: 128,256 x 2,048 once) or not (8B: 128,256 x 4,096 twice)."""
+    tied, untied, adapters = _sizes("Llama-3.2-1B", name="full"), _sizes("Llama-3.1-8B", name="full"), _sizes()
+    assert tied.trained_decoder == tied.parameters - 128_256 * 2_048
+    assert untied.trained_decoder == untied.parameters - 2 * 128_256 * 4_096
+    assert adapters.trained_decoder == adapters.trainable

@@ -315,3 +315,16 @@ def test_more_devices_need_no_more_memory_each(name, method, tokens):
 
     totals = [total(world) for world in (2, 4, 8)]
     assert totals == sorted(totals, reverse=True)
+
+
+def test_our_own_updates_need_no_copies_of_gradients():
+    """16-bit gradients as they are (`train/master_adamw.py`, `train/adamw8.py`); other optimizers get fp32 copies."""
+    sizes = _sizes("Llama-3.1-8B", name="full")
+    setting = Setting(micro_tokens=1, recompute="layer", replay=False)
+    found = {
+        optim: estimate_memory(sizes, setting, optim=optim, supervised=0.6).transient
+        for optim in ("adamw_torch_fused", "adamw_8bit", "adamw_torch", "sgd")
+    }
+    largest = 2 * 2 * 14336 * 4096  # the gradient of gate and up, made in one layer's backward
+    assert found["adamw_torch_fused"] == found["adamw_8bit"] < 1.01 * largest
+    assert found["adamw_torch"] == found["sgd"] == 512 << 20
