@@ -12,6 +12,7 @@ through other kernels, passes without gradients. A recording that fails is given
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,18 +107,31 @@ class Graphs:
         if recording is None:
             if len(self._recordings) == MOST_RECORDINGS:
                 return None
-            try:
-                recording = _Recording(self.trunk, self.parameters, key[0], embeds_td, positions_t, lengths)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self.failure = _first_cause(error)
-                note(f"  launches: one by one (recording them failed: {self.failure})")
+            recording = self._record(key[0], embeds_td, positions_t, lengths)
+            if recording is None:
                 return None
             self._recordings[key] = recording
         recording.load(positions_t, lengths)
         whole: Tensor = _Replay.apply(embeds_td, recording, *self.parameters)
         return whole[: embeds_td.shape[0]]
+
+    def _record(
+        self, shape: Shape, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]
+    ) -> _Recording | None:
+        """A recording, at the second attempt if need be: libraries that set themselves up during the first break it."""
+        for attempt in (1, 2):
+            gc.collect()
+            try:
+                return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                cause = _first_cause(error)
+                if attempt == 2:
+                    self.failure = cause
+                    note(f"  launches: one by one (recording them failed: {cause})")
+            torch.cuda.synchronize()
+        return None
 
     def forget(self) -> None:
         """Drop all recordings."""

@@ -71,7 +71,8 @@ def test_the_kernel_s_adamw_is_torch_s(tmp_path, monkeypatch):
     monkeypatch.setattr(optim, "backend", lambda device: ("reference", "for comparison"))
     torchs = run(tmp_path / "torch", max_steps=4)
     assert ours.losses == pytest.approx(torchs.losses, rel=1e-3)
-    assert distance(ours, torchs) <= 2e-3
+    # A bf16 weight below 1 has steps of at most 2^-8: no weight may be more than one of them away.
+    assert distance(ours, torchs) <= 2**-8
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])

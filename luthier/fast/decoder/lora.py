@@ -6,7 +6,7 @@ For n layers y_i = x W_i^T + s_i (drop_i(x) A_i^T) B_i^T, stacked along their ou
     b_np   block diagonal: rows of layer i hold B_i in the columns of A_i
 
     u  = (x a^T) s        y  += u b^T          v = (g b) s        dx += v a
-    da = v^T x            db = g^T u           (only the blocks of db are gradients)
+    da = v^T x            db = g^T u           (block by block)
 
 so x and g are each read once for all layers. The parameters of PEFT's modules become views of a and b:
 names, shapes, saving and loading stay PEFT's. With dropout each adapter drops its input for itself
@@ -117,7 +117,6 @@ class StackedLora:
 
     def gradients(self, g_mn: Tensor, x_mk: Tensor, u_mp: Tensor, v_mp: Tensor, masks: Masks | None) -> list[Tensor]:
         """Gradients of A and B of each adapter."""
-        db_np = grad_weight(g_mn, u_mp)
         da_pk = grad_weight(v_mp, x_mk) if masks is None else None
         found = []
         for index, block in enumerate(self.blocks):
@@ -126,7 +125,8 @@ class StackedLora:
             else:
                 assert masks is not None
                 da = grad_weight(v_mp[:, block.columns], x_mk * masks.mask(index, x_mk))
-            found += [da, db_np[block.rows, block.columns]]
+            # One product a layer: its rows of g are read once, and the gradient is dense as its parameter is not.
+            found += [da, grad_weight(g_mn[:, block.rows], u_mp[:, block.columns])]
         return found
 
     def _scaled_product(self, left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
