@@ -260,6 +260,8 @@ def _closing(answer: Plan) -> Iterator[str]:
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:
         yield "several devices: planned for; `luthier run` itself takes one process so far"
+    if answer.faster:
+        yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"
     if answer.runners_up and answer.fits:
         yield "other settings:"
     for other in answer.runners_up if answer.fits else ():

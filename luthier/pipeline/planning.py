@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Raised when a change of the plan's code may decide otherwise."""
 
 

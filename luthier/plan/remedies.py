@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from luthier.plan.request import Request
     from luthier.plan.result import Candidate
 
-__all__ = ["Remedy", "remedies"]
+__all__ = ["Remedy", "faster", "remedies"]
 
 SHORTEST = 256
+FASTER = 1.05
+"""A gain below this is not worth a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,29 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     while count <= 8 and request.device.type == "cuda":
         yield f"--num-gpus {count}", replace(request, num_gpus=count)
         count *= 2
+
+
+def faster(request: Request, chosen: Candidate, fit: Callable[[Request], Candidate | None]) -> Remedy | None:
+    """What leaving the keys that the recipe fixes to the plan would give; None if that is no more than 5%."""
+    train, changed, keys = request.recipe.train, request, []
+    if request.recompute is not None:
+        keys.append("train.gradient_checkpointing=auto")
+        free: dict[str, Any] = {"gradient_checkpointing": "auto", "gradient_checkpointing_layers": "auto"}
+        changed = _with(changed, "train", free)
+    if train.per_device_train_batch_size != "auto" or train.gradient_accumulation_steps != "auto":
+        tokens = _step_tokens(request)
+        keys.append(f"train.tokens_per_step={tokens} instead of the two batch keys")
+        free = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": "auto", "tokens_per_step": tokens}
+        changed = _with(changed, "train", free)
+    if request.recipe.model.dequantize_base != "auto":
+        keys.append("model.dequantize_base=auto")
+        changed = _with(changed, "model", {"dequantize_base": "auto"})
+    candidate = fit(changed) if keys else None
+    if candidate is None or chosen.seconds_per_token < FASTER * candidate.seconds_per_token:
+        return None
+    effect = f"{candidate.tokens_per_second:,.0f} tokens/s, "
+    effect += f"{gib(candidate.needed_bytes)} of {gib(request.device.memory_bytes)}"
+    return Remedy(change=", ".join(keys), effect=effect)
 
 
 def _shorter(request: Request) -> Iterator[tuple[str, Request]]:

@@ -91,6 +91,8 @@ class Plan:
     runners_up: tuple[RunnerUp, ...]
     remedies: tuple[Remedy, ...]
     """Single changes after which it fits, smallest first; empty when it fits."""
+    faster: Remedy | None
+    """Keys that the recipe fixes and that the plan would set to run at least 5% faster."""
     steps: int
     model_flops_per_token: float
 
@@ -182,5 +184,6 @@ class Plan:
                 }
                 for other in self.runners_up
             ],
+            "faster": asdict(self.faster) if self.faster else None,
             "remedies": [asdict(remedy) for remedy in self.remedies],
         }

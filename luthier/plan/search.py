@@ -13,7 +13,7 @@ from dataclasses import replace
 from luthier.plan.efficiency import efficiency_of
 from luthier.plan.memory import estimate_memory
 from luthier.plan.reasons import reasons_for, why_not
-from luthier.plan.remedies import Remedy, remedies
+from luthier.plan.remedies import Remedy, faster, remedies
 from luthier.plan.request import Request
 from luthier.plan.result import Candidate, Plan, RunnerUp
 from luthier.plan.setting import Base, Setting
@@ -38,6 +38,7 @@ def make_plan(request: Request, *, with_remedies: bool = True) -> Plan:
     return Plan(
         request=request, chosen=chosen, fits=bool(fitting), reasons=reasons_for(request, chosen, candidates),
         runners_up=tuple(_runners_up(chosen, candidates)), remedies=changes, steps=request.steps(chosen.split),
+        faster=faster(request, chosen, first_fit) if with_remedies and fitting else None,
         model_flops_per_token=model_flops_per_token(request.sizes, request.documents),
     )  # fmt: skip
 

@@ -207,6 +207,24 @@ def _changed(asked, change):
     return replace(asked, recipe=asked.recipe.model_copy(update={section: part}))
 
 
+def test_keys_that_cost_time_are_told():
+    slow = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 16, "gradient_checkpointing": True}
+    plan = make_plan(request({"name": "qlora"}, gpu="RTX4090", **slow))
+    assert plan.fits and plan.faster is not None
+    for key in ("train.gradient_checkpointing=auto", "train.tokens_per_step=", "instead of the two batch keys"):
+        assert key in plan.faster.change
+    free = make_plan(request({"name": "qlora"}, gpu="RTX4090", tokens_per_step=int(_tokens_of(plan.faster.change))))
+    assert f"{free.chosen.tokens_per_second:,.0f} tokens/s" in plan.faster.effect
+    assert free.chosen.tokens_per_second > 1.05 * plan.chosen.tokens_per_second
+    assert free.faster is None  # nothing is fixed
+    assert make_plan(request(gpu="H200", gradient_checkpointing=False)).faster is None  # fixed as the plan would
+    assert make_plan(request({"name": "full"}, gpu="L4", gradient_checkpointing=True)).faster is None  # does not fit
+
+
+def _tokens_of(change):
+    return change.split("tokens_per_step=")[1].split()[0]
+
+
 def test_the_smallest_change_comes_first():
     forced = make_plan(request(gpu="RTX4090", gradient_checkpointing=False, tokens_per_step="auto",
                                per_device_train_batch_size=8, gradient_accumulation_steps=1))  # fmt: skip
