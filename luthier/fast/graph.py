@@ -165,6 +165,7 @@ class _Recording:
         with torch.no_grad():
             self.embeds[: embeds_td.shape[0]].copy_(embeds_td)
         wanted = [*([self.embeds] if self.embeds.requires_grad else []), *self.parameters]
+        # One stream throughout: products choose their algorithm by stream, and one that is loaded while recording breaks it.
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
@@ -175,10 +176,12 @@ class _Recording:
         torch.cuda.current_stream(device).wait_stream(stream)
         # `thread_local`: the thread that pins the next batch's memory must not break a recording.
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.forward, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.forward, stream=stream, capture_error_mode="thread_local"):
             self.out = self._run(trunk)
         self.d_out = torch.zeros_like(self.out)
-        with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            self.backward, pool=self.forward.pool(), stream=stream, capture_error_mode="thread_local"
+        ):
             found = torch.autograd.grad(self.out, wanted, self.d_out)
         self.out = self.out.detach()
         self.d_embeds = found[0] if self.embeds.requires_grad else None
