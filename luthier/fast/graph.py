@@ -32,6 +32,8 @@ TOKENS, DOCUMENTS, SHORTEST = 256, 32, 512
 """Steps in which a recording's tokens and documents grow, and its shortest longest document."""
 MOST_RECORDINGS = 3
 """Each holds its own activations."""
+MOST_PARAMETERS = 2_000_000_000
+"""Of a model that is recorded: a recording of a larger one holds gigabytes to save little."""
 LAUNCH_SECONDS_A_LAYER = 2.5e-3
 """Forward and backward of a layer launched from Python (H200's host, 2.6 ms full, 3.7 ms with adapters)."""
 FLOPS = 3.5e14
@@ -73,6 +75,8 @@ def _obstacle(trunk: Any, decoder: Replaced) -> str | None:
     layers = len(getattr(trunk, "layers", ()))
     if not decoder.programs or decoder.programs[0].parts.input_norm.weight.device.type != "cuda":
         return "only replaced layers on CUDA are recorded"
+    if sum(parameter.numel() for parameter in trunk.parameters()) > MOST_PARAMETERS:
+        return f"the model has more than {MOST_PARAMETERS:,} parameters"
     if len(decoder.programs) != layers:
         return "some layers were not replaced"
     if any(program.attention != "packed" for program in decoder.programs):
@@ -123,14 +127,16 @@ class Graphs:
             gc.collect()
             try:
                 return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
                 cause = _first_cause(error)
-                if attempt == 2:
+                if attempt == 2 or isinstance(error, torch.OutOfMemoryError):
                     self.failure = cause
                     note(f"  launches: one by one (recording them failed: {cause})")
-            torch.cuda.synchronize()
+                    break
+        if self.failure is not None:  # what failed is gone by now, its memory with it
+            self._recordings.clear()
+            gc.collect()
+            torch.cuda.empty_cache()
         return None
 
     def forget(self) -> None:
@@ -165,7 +171,7 @@ class _Recording:
         with torch.no_grad():
             self.embeds[: embeds_td.shape[0]].copy_(embeds_td)
         wanted = [*([self.embeds] if self.embeds.requires_grad else []), *self.parameters]
-        # One stream throughout: products choose their algorithm by stream, and one that is loaded while recording breaks it.
+        # One stream throughout: products choose algorithms by stream, and loading one breaks a recording.
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
