@@ -106,6 +106,9 @@ class Graphs:
         """Last hidden states (T, d) of flat documents, differentiable; None where there is no recording for them."""
         if self.failure is not None or not self.parameters or not torch.is_grad_enabled():
             return None
+        # What was recorded are these adapters at these places.
+        if not all(layer.luthier_program.unchanged() for layer in self.trunk.layers):
+            return None
         key = (shape_for(lengths), embeds_td.requires_grad)
         recording = self._recordings.get(key)
         if recording is None:
@@ -202,7 +205,7 @@ class _Recording:
             inputs_embeds=self.embeds[None], position_ids=self.positions[None], luthier_documents=documents,
             use_cache=False,
         )[0]  # fmt: skip
-        return hidden[0]
+        return hidden.squeeze(0)
 
     def load(self, positions_t: Tensor, lengths: Sequence[int]) -> None:
         """Take other documents of the same shape, and the one that fills them up."""

@@ -31,6 +31,8 @@ class LinearView:
     adapter: str | None = None
     """Name of the one active adapter."""
     dropout: float = 0.0
+    scale: float = 1.0
+    """alpha / r of the adapter, as PEFT has it."""
 
     @property
     def out_features(self) -> int:
@@ -57,17 +59,19 @@ class LinearView:
         """(N, r) factor of the adapter."""
         return self.module.lora_B[self.adapter].weight
 
-    @property
-    def scale(self) -> float:
-        """alpha / r of the adapter, as PEFT has it."""
-        return float(self.module.scaling[self.adapter])
+    def owners(self) -> list[Any]:
+        """The modules that hold its parameters: the base, then the adapter's two factors."""
+        if self.adapter is None:
+            return [self.base]
+        return [self.base, self.module.lora_A[self.adapter], self.module.lora_B[self.adapter]]
 
     def unchanged(self) -> bool:
-        """Whether the adapter (if any) is still the one active, unmerged adapter it was."""
+        """Whether the adapter (if any) is still the one active, unmerged adapter it was, at its scale."""
         if self.adapter is None:
             return True
         module = self.module
-        return not module.disable_adapters and not module.merged and list(module.active_adapters) == [self.adapter]
+        same = not module.disable_adapters and not module.merged and list(module.active_adapters) == [self.adapter]
+        return same and float(module.scaling[self.adapter]) == self.scale
 
 
 def view_linear(module: nn.Module) -> LinearView:
@@ -97,7 +101,8 @@ def view_linear(module: nn.Module) -> LinearView:
     dtype = _compute_dtype(base)
     if not a.weight.dtype == b.weight.dtype == dtype:
         raise NotPlain(f"adapter in {a.weight.dtype} on a base in {dtype}")
-    return LinearView(module, base, name, float(getattr(module.lora_dropout[name], "p", 0.0)))
+    dropout = float(getattr(module.lora_dropout[name], "p", 0.0))
+    return LinearView(module, base, name, dropout, float(module.scaling[name]))
 
 
 def _plain_base(module: nn.Module) -> nn.Module:

@@ -92,8 +92,19 @@ class LayerProgram:
         return tuple(projection.masks(training) for projection in self.projections)
 
     def unchanged(self) -> bool:
-        """Whether adapters are still as they were when the layer was replaced."""
-        return all(projection.unchanged() for projection in self.projections)
+        """Whether adapters are still as they were when the layer was replaced.
+
+        Raises:
+            RuntimeError: they are, but the modules' weights are no longer the ones this program computes with.
+        """
+        if not all(projection.unchanged() for projection in self.projections):
+            return False
+        if not all(projection.holds_weights() for projection in self.projections):
+            raise RuntimeError(
+                f"the weights of decoder layer {self.index} were moved, cast, copied or replaced while an engine is "
+                "attached, which computes with where they were: detach it before, and attach the engine after that"
+            )
+        return True
 
     def restore(self) -> None:
         """Give the modules tensors of their own again."""

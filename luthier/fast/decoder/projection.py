@@ -90,6 +90,11 @@ class Projection:
         if adapted and self.lora is None:
             self.lora = _separate_lora(views, dtype, device)
         self.trained = self._trained()
+        self._taken = [
+            (owner, name, parameter, parameter.data_ptr())
+            for view in views for owner in view.owners() for name, parameter in owner._parameters.items()
+            if parameter is not None and parameter.is_floating_point()
+        ]  # fmt: skip
 
     @property
     def spare(self) -> int:
@@ -169,6 +174,13 @@ class Projection:
     def unchanged(self) -> bool:
         """Whether every adapter is still what it was when the projection was made."""
         return all(view.unchanged() for view in self.views)
+
+    def holds_weights(self) -> bool:
+        """Whether the modules' parameters still lie where the projection put them, or found them."""
+        return all(
+            owner._parameters.get(name) is parameter and parameter.data_ptr() == place
+            for owner, name, parameter, place in self._taken
+        )
 
     def restore(self) -> None:
         """Give the modules tensors of their own again."""
