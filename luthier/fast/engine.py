@@ -96,7 +96,7 @@ class LossModule(nn.Module):  # type: ignore[misc]
         """(S, D) last hidden states of the trained rows."""
         if self.training and self.graphs is not None and batch.tokens <= self.graphs.most_tokens:
             embeds = inputs.embedded(base.get_input_embeddings())
-            replayed = self.graphs.hidden(embeds[0], batch.position_ids, batch.doc_lengths)
+            replayed = self.graphs.hidden(embeds.squeeze(0), batch.position_ids, batch.doc_lengths)
             if replayed is not None:
                 return take_rows(replayed, rows)
         if self.last_layer is not None:

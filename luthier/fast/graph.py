@@ -126,15 +126,16 @@ class Graphs:
         self, shape: Shape, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]
     ) -> _Recording | None:
         """A recording, at the second attempt if need be: libraries that set themselves up during the first break it."""
+        causes: list[str] = []
         for attempt in (1, 2):
             gc.collect()
             try:
                 return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths)
             except RuntimeError as error:
-                cause = _first_cause(error)
+                causes.append(_first_cause(error))
                 if attempt == 2 or isinstance(error, torch.OutOfMemoryError):
-                    self.failure = cause
-                    note(f"  launches: one by one (recording them failed: {cause})")
+                    self.failure = "; then ".join(dict.fromkeys(causes))
+                    note(f"  launches: one by one (recording them failed: {self.failure})")
                     break
         if self.failure is not None:  # what failed is gone by now, its memory with it
             self._recordings.clear()

@@ -33,7 +33,7 @@ from luthier.fast.decoder.heads import heads_backward, rotate_heads
 from luthier.fast.decoder.program import LayerProgram
 from luthier.fast.decoder.projection import Projection, Rows
 from luthier.fast.decoder.spec import Norm
-from luthier.fast.kernels.fp8 import add_rms_norm_fp8
+from luthier.fast.kernels.fp8 import add_rms_norm_fp8, glu_fp8
 from luthier.fast.kernels.glu import glu, glu_backward
 from luthier.fast.kernels.norm import add_rms_norm, rms_norm_again, rms_norm_backward
 
@@ -117,8 +117,12 @@ def forward_layer(
     )  # fmt: skip
     if again and parts.mlp_post_norm is None:
         return None, kept
-    p = program.down.new_input(x_rows.shape[0], x)
-    glu(gate_up, parts.activation, out_mf=p.body)
+    if program.down.takes_fp8:
+        product, *quantized = glu_fp8(gate_up, parts.activation)
+        p = Rows(product, product, (quantized[0], quantized[1]))
+    else:
+        p = program.down.new_input(x_rows.shape[0], x)
+        glu(gate_up, parts.activation, out_mf=p.body)
     m, kept.u_down = program.down.forward(p, mask_down)
     kept.p = p.body
     y = m
