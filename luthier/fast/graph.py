@@ -30,6 +30,8 @@ __all__ = ["Graphs", "Shape", "graphs_for", "shape_for"]
 
 TOKENS, DOCUMENTS, SHORTEST = 256, 32, 512
 """Steps in which a recording's tokens and documents grow, and its shortest longest document."""
+ATTEMPTS = 2
+"""Recordings that may fail before batches are launched for good."""
 MOST_RECORDINGS = 3
 """Each holds its own activations."""
 MOST_PARAMETERS = 2_000_000_000
@@ -100,6 +102,7 @@ class Graphs:
         """Batches of more tokens keep the card busy longer than launching them takes."""
         self.failure: str | None = None
         """Why nothing is recorded any more."""
+        self._causes: list[str] = []
         self._recordings: dict[tuple[Shape, bool], _Recording] = {}
 
     def hidden(self, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]) -> Tensor | None:
@@ -125,19 +128,20 @@ class Graphs:
     def _record(
         self, shape: Shape, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]
     ) -> _Recording | None:
-        """A recording, at the second attempt if need be: libraries that set themselves up during the first break it."""
-        causes: list[str] = []
-        for attempt in (1, 2):
-            gc.collect()
-            try:
-                return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths)
-            except RuntimeError as error:
-                causes.append(_first_cause(error))
-                if attempt == 2 or isinstance(error, torch.OutOfMemoryError):
-                    self.failure = "; then ".join(dict.fromkeys(causes))
-                    note(f"  launches: one by one (recording them failed: {self.failure})")
-                    break
+        """A recording, or None: the batch is launched, and one more attempt is made with the next.
+
+        A library that sets itself up in the first pass of a process can break a recording; after a launched pass it
+        does not (seen on an H200: the first recording of a test process, never one in a training process).
+        """
+        gc.collect()
+        try:
+            return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths)
+        except RuntimeError as error:
+            self._causes.append(_first_cause(error))
+            if len(self._causes) == ATTEMPTS or isinstance(error, torch.OutOfMemoryError):
+                self.failure = "; then ".join(dict.fromkeys(self._causes))
         if self.failure is not None:  # what failed is gone by now, its memory with it
+            note(f"  launches: one by one (recording them failed: {self.failure})")
             self._recordings.clear()
             gc.collect()
             torch.cuda.empty_cache()

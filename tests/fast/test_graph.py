@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.fast import graph
 from luthier.fast.attention import Documents
 from luthier.fast.engine import attach
 from luthier.fast.graph import DOCUMENTS, SHORTEST, TOKENS, Shape, shape_for
@@ -63,6 +64,27 @@ def test_documents_that_do_not_fit_are_refused():
     for lengths in ([511], [256, 128, 128], [600]):
         with pytest.raises(AssertionError):
             fixed.load(lengths)
+
+
+def test_a_broken_recording_is_tried_once_more_and_then_given_up_with_its_first_cause(monkeypatch):
+    model = build("llama")
+    graphs = graph.Graphs(model.model, always=True)
+    attach(model)
+    tries = []
+
+    def breaks(*_):
+        tries.append(1)
+        try:
+            raise RuntimeError(f"the cause {len(tries)}")
+        finally:
+            raise RuntimeError("the end of the recording")
+
+    monkeypatch.setattr(graph, "_Recording", breaks)
+    embeds, positions = torch.zeros(9, 32, requires_grad=True), torch.arange(9)
+    assert graphs.hidden(embeds, positions, (9,)) is None and graphs.failure is None
+    assert graphs.hidden(embeds, positions, (9,)) is None
+    assert graphs.failure == "the cause 1; then the cause 2"
+    assert graphs.hidden(embeds, positions, (9,)) is None and len(tries) == 2
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
