@@ -51,7 +51,7 @@ class Efficiency:
     added: float = 0.60
     """The same where an adapter's part is added to what the base gave, outside an extended matrix: traced, 57 ms of a
     step of 8B on fp8."""
-    launch_seconds: float = 46e-6
+    launch_seconds: float = 49e-6
     """Of a kernel's launch by the host, Python around it included; fitted to four small steps, which scatter by 20%
     and more from one to the next. Triton's launches alone take 17 to 50 us on that host."""
     launches_per_layer: float = 37.0
@@ -65,9 +65,9 @@ class Efficiency:
     split between the two assumed."""
     launches_step: float = 150.0
     """Kernels of the update."""
-    step_seconds: float = 16e-3
-    """Of one optimizer step in which no kernel runs: 14 to 18 ms in five traced steps (median step less busy time of a
-    traced one). What the host does then was not traced."""
+    step_seconds: float = 9e-3
+    """Of one optimizer step in which no kernel runs, since the update does not wait for the host: fitted to the eight
+    main rows (5 to 13 ms in traced steps). What the host does then was not traced."""
     slow_layers: float = 1.25
     """Factor on elementwise work for families without a layer of the engine's own."""
     exposed_communication: float = 0.15
