@@ -24,7 +24,7 @@ import torch
 from luthier.fast import head
 from luthier.fast.kernels.adamw import adamw_
 from luthier.fast.kernels.cross_entropy import cross_entropy_
-from luthier.fast.kernels.fp8 import add_rms_norm_fp8, glu_backward_fp8, glu_fp8, quantize_rows
+from luthier.fast.kernels.fp8 import add_rms_norm_fp8, glu_fp8, quantize_rows
 from luthier.fast.kernels.glu import glu, glu_backward
 from luthier.fast.kernels.norm import add_rms_norm, rms_norm_again, rms_norm_backward
 from luthier.fast.kernels.rope import rope, rope_qkv_backward
@@ -87,7 +87,6 @@ def layer_timings(name: str, m: int) -> Iterator[Timing]:
         lambda: glu_backward(dprod, gate_up, "silu", out_m2f=wide, prod_out_mf=prod),
     )
     yield "glu_fp8", s, 3 * size + size // 2, lambda: glu_fp8(gate_up, "silu")
-    yield "glu_backward_fp8", s, 7 * size, lambda: glu_backward_fp8(dprod, gate_up, "silu")
 
 
 def other_timings(name: str) -> Iterator[Timing]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from luthier.fast.kernels.choice import uses_triton
-from luthier.fast.kernels.glu import Activation, glu_backward_reference, glu_reference
+from luthier.fast.kernels.glu import Activation, glu_reference
 from luthier.fast.kernels.norm import add_rms_norm_reference
 
-__all__ = ["E4M3_MAX", "add_rms_norm_fp8", "glu_backward_fp8", "glu_fp8", "quantize_rows", "quantize_rows_reference"]
+__all__ = ["E4M3_MAX", "add_rms_norm_fp8", "glu_fp8", "quantize_rows", "quantize_rows_reference"]
 
 E4M3_MAX = 448.0
 
@@ -49,17 +49,6 @@ def glu_fp8(gate_up_m2f: Tensor, act: Activation) -> tuple[Tensor, Tensor, Tenso
         return fp8_triton.glu_fp8(gate_up_m2f, act)
     prod_mf = glu_reference(gate_up_m2f, act)
     return prod_mf, *quantize_rows_reference(prod_mf)
-
-
-def glu_backward_fp8(dprod_mf: Tensor, gate_up_m2f: Tensor, act: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gradient of gate_up (M, 2 F), its q and scale, the product (M, F))."""
-    if uses_triton(gate_up_m2f):
-        from luthier.fast.kernels import fp8_triton
-
-        return fp8_triton.glu_backward_fp8(dprod_mf, gate_up_m2f, act)
-    prod_mf = torch.empty_like(dprod_mf, memory_format=torch.contiguous_format)
-    dgate_up_m2f, _ = glu_backward_reference(dprod_mf, gate_up_m2f, act, prod_out_mf=prod_mf)
-    return dgate_up_m2f, *quantize_rows_reference(dgate_up_m2f), prod_mf
 
 
 def quantize_rows_reference(x_mk: Tensor, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:

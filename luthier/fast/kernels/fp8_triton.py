@@ -14,7 +14,7 @@ from luthier.fast.kernels.glu_triton import activated
 # Elements of a thread where a program holds a whole row: enough loads in flight, no spilled register (sm_90).
 WHOLE_ROW_ELEMENTS = 32
 
-__all__ = ["glu_backward_fp8", "glu_fp8", "inverted", "quantised", "quantize_rows"]
+__all__ = ["glu_fp8", "inverted", "quantised", "quantize_rows"]
 
 
 @triton.jit
@@ -73,35 +73,6 @@ def _glu(x_ptr, prod_ptr, q_ptr, scale_ptr, f, x_stride, act: tl.constexpr, bloc
     _write_row(prod_ptr, q_ptr + row * f, f, scale, block)
 
 
-@triton.jit
-def _glu_backward(
-    dprod_ptr, x_ptr, out_ptr, prod_ptr, q_ptr, scale_ptr, f, dprod_stride, x_stride,
-    act: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    dprod_ptr += row * dprod_stride
-    x_ptr += row * x_stride
-    out_ptr += row * 2 * f
-    prod_ptr += row * f
-    dtype = out_ptr.dtype.element_ty
-    largest = tl.zeros((block,), dtype=tl.float32)
-    for start in range(0, f, block):
-        col = start + tl.arange(0, block)
-        gate = tl.load(x_ptr + col, mask=col < f, other=0.0).to(tl.float32)
-        up = tl.load(x_ptr + f + col, mask=col < f, other=0.0).to(tl.float32)
-        dprod = tl.load(dprod_ptr + col, mask=col < f, other=0.0).to(tl.float32)
-        value, slope = activated(gate, act)
-        dgate, dup = (dprod * up * slope).to(dtype), (dprod * value).to(dtype)
-        tl.store(out_ptr + col, dgate, mask=col < f)
-        tl.store(out_ptr + f + col, dup, mask=col < f)
-        tl.store(prod_ptr + col, (value * up).to(dtype), mask=col < f)
-        largest = tl.maximum(largest, tl.maximum(tl.abs(dgate.to(tl.float32)), tl.abs(dup.to(tl.float32))))
-    scale = _scale(tl.max(largest, axis=0))
-    tl.store(scale_ptr + row, scale)
-    tl.debug_barrier()  # as in _glu
-    _write_row(out_ptr, q_ptr + row * 2 * f, 2 * f, scale, block)
-
-
 def _block(width: int) -> tuple[int, int]:
     """(columns at once, warps)."""
     block = min(4096, max(16, triton.next_power_of_2(width)))
@@ -131,16 +102,3 @@ def glu_fp8(gate_up_m2f: Tensor, act: str) -> tuple[Tensor, Tensor, Tensor]:
     block, warps = _block(f)
     _glu[(m,)](gate_up_m2f, prod, q, scale, f, gate_up_m2f.stride(0), act, block, num_warps=warps)
     return prod, q, scale
-
-
-def glu_backward_fp8(dprod_mf: Tensor, gate_up_m2f: Tensor, act: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `fp8.glu_backward_fp8`."""
-    m, f = dprod_mf.shape
-    out, q = _empty(m, 2 * f, dprod_mf), _empty(m, 2 * f, dprod_mf, torch.float8_e4m3fn)
-    prod, scale = _empty(m, f, dprod_mf), _empty(m, 1, dprod_mf, torch.float32)
-    block, warps = _block(f)
-    _glu_backward[(m,)](
-        dprod_mf, gate_up_m2f, out, prod, q, scale, f, dprod_mf.stride(0), gate_up_m2f.stride(0),
-        act, min(block, 2048), num_warps=warps,
-    )  # fmt: skip
-    return out, q, scale, prod

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.fast.kernels.fp8 import add_rms_norm_fp8, glu_backward_fp8, glu_fp8, quantize_rows
-from luthier.fast.kernels.glu import glu, glu_backward
+from luthier.fast.kernels.fp8 import add_rms_norm_fp8, glu_fp8, quantize_rows
+from luthier.fast.kernels.glu import glu
 from luthier.fast.kernels.norm import add_rms_norm
 from tests.fast.kernels.plain import wide
 
@@ -49,12 +49,6 @@ def test_fused_ops_give_the_plain_result_and_its_quantised_copy():
     prod, q, scale = glu_fp8(x, "silu")
     assert torch.equal(prod, glu(x, "silu"))
     _same_copy(q, scale, prod)
-    dprod = rows(24, seed=2)
-    grad, q, scale, prod = glu_backward_fp8(dprod, x, "silu")
-    want, want_prod = glu_backward(dprod, x, "silu", prod_out_mf=torch.empty_like(prod))
-    assert torch.equal(grad, want)
-    assert torch.equal(prod, want_prod)
-    _same_copy(q, scale, grad)
 
 
 def _same_copy(q, scale, values):
