@@ -62,9 +62,8 @@ def make(implementation: str, accelerator: Any, model: Any, recipe: Recipe, *, t
 
         return make_trainer(accelerator, model, recipe, total_steps=total_steps)
     if recipe.train.gradient_checkpointing is True:
-        from luthier.model.recompute import enable_recompute
-
-        enable_recompute(model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return _assemble(accelerator, model, _plain_engine(implementation, model), recipe, total_steps=total_steps)
 
 

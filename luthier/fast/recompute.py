@@ -21,10 +21,13 @@ def recompute_other_layers(trunk: Any, decoder: Replaced, settings: EngineSettin
     """
     if settings.recompute == "none":
         return 0
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     count = 0
-    for index, layer in enumerate(getattr(trunk, "layers", ())):
-        known = hasattr(layer, "gradient_checkpointing")
-        if not known or hasattr(layer, "luthier_program") or settings.policy(index) == "none":
+    # By their class: not every family calls the list of its layers `layers`.
+    found = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for index, layer in enumerate(found):
+        if hasattr(layer, "luthier_program") or settings.policy(index) == "none":
             continue
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)

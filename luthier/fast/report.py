@@ -78,6 +78,10 @@ def report_decoder(
         lines.append(Part("decoder layers", stock, why))
     if recomputed:
         lines.append(Part("recomputation", f"{recomputed} layers run again in the backward pass", "asked for"))
+    elif settings.recompute != "none" and not programs:
+        lines.append(
+            Part("recomputation", "none", f"`{settings.recompute}` was asked for, but no layer here can run again")
+        )
     return lines
 
 

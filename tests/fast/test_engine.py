@@ -15,6 +15,7 @@ from torch import nn
 from luthier.fast.attention import NAME
 from luthier.fast.engine import attach
 from luthier.fast.hidden import model_inputs
+from luthier.fast.settings import EngineSettings
 from tests.fast.families import build
 from tests.fast.helpers import assert_same_gradients, gradients, make_batch, one_by_one, relative
 
@@ -48,6 +49,31 @@ def test_checkpointing_with_frozen_embeddings_still_trains_the_adapters():
     engine.loss(batch).loss.backward()
     assert_same_gradients(gradients(model), want, 1e-6)
     assert all(float(g.norm()) > 0 for g in want.values())
+
+
+@pytest.mark.parametrize("name", ["llama", "smollm3", "gpt2", "gemma2", "bloom"])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_layers_that_are_not_replaced_run_again_when_that_is_asked_for(name, tuned):
+    from tests.fast.test_linear import lora
+
+    batch, found = make_batch(LENGTHS, vocab=601), []
+    for settings in (EngineSettings(replace_layers=False), EngineSettings(replace_layers=False, recompute="layer")):
+        model = lora(build(name)) if tuned else build(name)
+        engine = attach(model, settings)
+        trunk = engine_trunk(model)
+        calls = []
+        for layer in getattr(trunk, "layers", None) or trunk.h:
+            next(layer.children()).register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        engine.loss(batch).loss.backward()
+        found.append((len(calls), gradients(model), [part.name for part in engine.report]))
+    (once, want, _), (twice, got, report) = found
+    assert (once, twice) == (2, 4) and "recomputation" in report
+    assert_same_gradients(got, want, 1e-6)
+
+
+def engine_trunk(model):
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    return base.get_decoder()
 
 
 def test_bf16_is_as_close_to_fp32_as_the_stock_model_in_bf16():

@@ -164,10 +164,8 @@ def test_a_disk_that_fills_up_leaves_nothing_and_names_the_folder(base, tmp_path
 
 
 def test_the_config_of_a_recomputing_model_still_uses_its_cache(base, tmp_path):
-    from luthier.model.recompute import enable_recompute
-
     tuned, tokenizer = prepare(section(base), name="full")
-    enable_recompute(tuned.model)
+    tuned.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tuned.model(input_ids=some_ids(), use_cache=False)
     save_trained(tuned.model, tokenizer, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["use_cache"] is True
