@@ -9,24 +9,22 @@ State that bitsandbytes' AdamW8bit wrote is taken over: its moments are decoded 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from luthier.fast.kernels import maps8
-from luthier.fast.kernels.adamw import adamw_
 from luthier.fast.kernels.adamw8 import adamw8_, moments8
-from luthier.train.master_adamw import MasterAdamW
+from luthier.train.master_adamw import MOMENTS, Kernel, MasterAdamW
 
 __all__ = ["SMALLEST", "AdamW8"]
 
 SMALLEST = 4096
 """Elements from which moments are in 8 bits."""
 CODES = ("state1", "absmax1", "state2", "absmax2")
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamW8(MasterAdamW):
@@ -44,43 +42,11 @@ class AdamW8(MasterAdamW):
         self.step_with(pairs, {tensor: tensor for tensor, _ in pairs}, 1.0)
         return loss
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def step_with(
-        self,
-        pairs: Sequence[tuple[nn.Parameter, Tensor]],
-        live: Mapping[nn.Parameter, nn.Parameter],
-        scale: float | Tensor,
-    ) -> None:
-        """One step.
+    def _kernel(self, tensor: Tensor) -> tuple[Kernel, tuple[str, ...]]:
+        return (adamw8_, CODES) if tensor.numel() >= SMALLEST else super()._kernel(tensor)
 
-        Args:
-            pairs: fp32 tensors of the groups, each with its gradient in any floating type.
-            live: The parameter that gets each tensor's value rounded; the tensor itself where there is none.
-            scale: What the gradients are multiplied by; a scalar tensor on the device is not waited for.
-        """
-        gradients = dict(pairs)
-        for group in self.param_groups:
-            alike: dict[tuple[int, bool], list[nn.Parameter]] = {}
-            for tensor in group["params"]:
-                if tensor in gradients:
-                    alike.setdefault((self._advance(tensor), tensor.numel() < SMALLEST), []).append(tensor)
-            for (step, small), tensors in alike.items():
-                kept = [[self.state[tensor][key] for tensor in tensors] for key in (MOMENTS if small else CODES)]
-                fused = adamw_ if small else adamw8_
-                fused(
-                    tensors, [live[tensor] for tensor in tensors],
-                    [gradients[tensor].contiguous() for tensor in tensors], *kept,
-                    lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
-                    step=step, grad_scale=scale,
-                )  # fmt: skip
-
-    def _advance(self, tensor: nn.Parameter) -> int:
-        state = self.state[tensor]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state.update(_fresh(tensor))
-        state["step"] += 1
-        return int(state["step"])
+    def _fresh(self, tensor: Tensor) -> dict[str, Tensor]:
+        return moments8(tensor) if tensor.numel() >= SMALLEST else super()._fresh(tensor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but codes stay bytes and scales fp32, whatever the dtype of the tensors is."""
@@ -90,12 +56,6 @@ class AdamW8(MasterAdamW):
         for number, tensor in zip(saved, own, strict=True):
             if number in state_dict["state"]:
                 self.state[tensor] = _placed(state_dict["state"][number], tensor)
-
-
-def _fresh(tensor: Tensor) -> dict[str, Tensor]:
-    if tensor.numel() >= SMALLEST:
-        return moments8(tensor)
-    return {key: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for key in MOMENTS}
 
 
 def _placed(state: Mapping[str, Any], tensor: Tensor) -> dict[str, Tensor]:

@@ -7,14 +7,18 @@ for the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from luthier.fast.kernels.adamw import adamw_
 
-__all__ = ["MasterAdamW"]
+__all__ = ["MOMENTS", "Kernel", "MasterAdamW"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names of torch's state."""
+Kernel = Callable[..., None]
 
 
 class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
@@ -37,16 +41,15 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
         """
         gradients = dict(pairs)
         for group in self.param_groups:
-            by_step: dict[int, list[nn.Parameter]] = {}
+            alike: dict[tuple[int, Kernel, tuple[str, ...]], list[nn.Parameter]] = {}
             for tensor in group["params"]:
                 if tensor in gradients:
-                    by_step.setdefault(self._advance(tensor), []).append(tensor)
-            for step, tensors in by_step.items():
-                states = [self.state[tensor] for tensor in tensors]
-                adamw_(
+                    alike.setdefault((self._advance(tensor), *self._kernel(tensor)), []).append(tensor)
+            for (step, kernel, names), tensors in alike.items():
+                kernel(
                     tensors, [live[tensor] for tensor in tensors],
                     [gradients[tensor].contiguous() for tensor in tensors],
-                    [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states],
+                    *([self.state[tensor][name] for tensor in tensors] for name in names),
                     lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
                     step=step, grad_scale=scale,
                 )  # fmt: skip
@@ -56,7 +59,14 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
         state = self.state[tensor]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+            state.update(self._fresh(tensor))
         state["step"] += 1
         return int(state["step"])
+
+    def _kernel(self, tensor: Tensor) -> tuple[Kernel, tuple[str, ...]]:
+        """What updates the tensor, and the names of the state it takes."""
+        return adamw_, MOMENTS
+
+    def _fresh(self, tensor: Tensor) -> dict[str, Tensor]:
+        """State before the first step."""
+        return {name: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for name in MOMENTS}
