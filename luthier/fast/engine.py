@@ -194,7 +194,7 @@ def attach(
     graphs, recorded = graphs_for(trunk, decoder, settings) if finding.kind == "head" else (None, ())
     module = LossModule(model, layout=layout.layout, finding=finding, settings=settings, last_layer=last, graphs=graphs)
     report = (
-        report_attention(base, layout), report_head(base, finding),
+        report_attention(base, layout, decoder), report_head(base, finding),
         *report_decoder(decoder, settings, refused=refused, recomputed=recomputed, device=model.device),
         *(Part(*line) for line in (*recorded, *replaced)),
     )  # fmt: skip

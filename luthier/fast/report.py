@@ -28,12 +28,15 @@ class Part:
     reason: str
 
 
-def report_attention(base: Any, layout: LayoutFinding) -> Part:
+def report_attention(base: Any, layout: LayoutFinding, decoder: Replaced) -> Part:
     """How documents attend."""
     weight = next(p for p in base.parameters() if p.is_floating_point())
     on_cuda, half = weight.is_cuda, weight.dtype in (torch.bfloat16, torch.float16)
     if layout.layout == "padded":
         return Part("attention", "the model's own, documents padded to a rectangle", layout.reason)
+    layers = len(getattr(base.get_decoder(), "layers", ()))
+    if layers and sum(program.attention == "packed" for program in decoder.programs) == layers:
+        return Part("attention", "the engine's own kernels over packed documents, no padding", layout.reason)
     if on_cuda and half and has_varlen_kernel():
         return Part("attention", "torch varlen kernel over packed documents, no padding", layout.reason)
     why = "CPU" if not on_cuda else "the varlen kernel takes 16-bit types" if not half else "no varlen kernel here"
