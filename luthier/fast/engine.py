@@ -183,10 +183,18 @@ def attach(
         raise RuntimeError("an engine is already attached to this model; call its `detach()` first")
     undo, replaced = replace_layers(model)
     trunk = base.get_decoder()
-    layout, decoder, refused = _choose_layout(model, trunk, settings, lambda name: _set_attention(own, name))
+    try:
+        layout, decoder, refused = _choose_layout(model, trunk, settings, lambda name: _set_attention(own, name))
+    except BaseException:
+        restore_layers(undo)
+        raise
     _set_attention(own, NAME if layout.layout == "flat" else None)
     try:
         finding = probe_head(base, trunk, base.get_output_embeddings(), layout.layout)
+    except BaseException:
+        decoder.restore()
+        restore_layers(undo)
+        raise
     finally:
         _set_attention(own, None)
     recomputed = recompute_other_layers(trunk, decoder, settings)
@@ -212,7 +220,11 @@ def _choose_layout(
     if settings.replace_layers:
         decoder = replace_decoder_layers(trunk, settings)
     inexact = settings.frozen_base == "fp8" and bool(decoder.programs)
-    layout = probe_layout(model, trunk, switch, inexact=inexact)
+    try:
+        layout = probe_layout(model, trunk, switch, inexact=inexact)
+    except BaseException:
+        decoder.restore()
+        raise
     if layout.layout == "padded" and decoder.programs:
         decoder.restore()
         layout, refused = probe_layout(model, trunk, switch), layout.reason

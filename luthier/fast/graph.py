@@ -103,6 +103,7 @@ class Graphs:
         self.failure: str | None = None
         """Why nothing is recorded any more."""
         self._causes: list[str] = []
+        self._said: set[str] = set()
         self._recordings: dict[tuple[Shape, bool], _Recording] = {}
 
     def hidden(self, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]) -> Tensor | None:
@@ -116,6 +117,7 @@ class Graphs:
         recording = self._recordings.get(key)
         if recording is None:
             if len(self._recordings) == MOST_RECORDINGS:
+                self._say_once(f"batches of more than {MOST_RECORDINGS} shapes; those of further ones are launched")
                 return None
             recording = self._record(key[0], embeds_td, positions_t, lengths)
             if recording is None:
@@ -140,12 +142,19 @@ class Graphs:
             self._causes.append(_first_cause(error))
             if len(self._causes) == ATTEMPTS or isinstance(error, torch.OutOfMemoryError):
                 self.failure = "; then ".join(dict.fromkeys(self._causes))
-        if self.failure is not None:  # what failed is gone by now, its memory with it
+        if self.failure is None:
+            note(f"  launches: this batch one by one (recording failed: {self._causes[-1]}); tried again with the next")
+        else:  # what failed is gone by now, its memory with it
             note(f"  launches: one by one (recording them failed: {self.failure})")
             self._recordings.clear()
             gc.collect()
             torch.cuda.empty_cache()
         return None
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            note(f"  launches: {text}")
 
     def forget(self) -> None:
         """Drop all recordings."""

@@ -1,7 +1,7 @@
 """Contract: what a recording is fed does not change the documents it is asked about.
 
 The recording itself needs CUDA (`tests/gpu/test_graph_gpu.py`); filling up and tables are tested here.
-Planted and seen to fail: the filling counted as part of the last document; spare tiles that are not copies of one.
+Planted and seen to fail: a shape without room for the filling; spare tiles that are not copies of one; no second attempt.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ def test_documents_that_do_not_fit_are_refused():
 
 
 def test_a_broken_recording_is_tried_once_more_and_then_given_up_with_its_first_cause(monkeypatch):
+    said = []
+    monkeypatch.setattr(graph, "note", lambda text, **_: said.append(text))
     model = build("llama")
     graphs = graph.Graphs(model.model, always=True)
     attach(model)
@@ -82,9 +84,11 @@ def test_a_broken_recording_is_tried_once_more_and_then_given_up_with_its_first_
     monkeypatch.setattr(graph, "_Recording", breaks)
     embeds, positions = torch.zeros(9, 32, requires_grad=True), torch.arange(9)
     assert graphs.hidden(embeds, positions, (9,)) is None and graphs.failure is None
+    assert "the cause 1" in said[0] and "tried again" in said[0]
     assert graphs.hidden(embeds, positions, (9,)) is None
     assert graphs.failure == "the cause 1; then the cause 2"
     assert graphs.hidden(embeds, positions, (9,)) is None and len(tries) == 2
+    assert len(said) == 2 and said[1].startswith("  launches: one by one")
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])

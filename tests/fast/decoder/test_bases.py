@@ -1,6 +1,7 @@
 """Contract: the ways of storing a frozen base: 4-bit kept unpacked is 4-bit to the bit; fp8 is near and named.
 
-Planted and seen to fail: the scale of fp8 columns used for rows; W for W^T; the adapter left out of a 4-bit layer.
+Planted and seen to fail: fp8 rows with the scales of others; an fp8 input gradient through rows in another order; the
+adapter left out where a base is unpacked for each product.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Contract: a replaced decoder layer computes what transformers' and PEFT's modules compute, loss and every gradient.
 
-Planted and seen to fail: see the list at the end of the file.
+Planted and seen to fail: the residual's gradient left out of the MLP norm; trained rows put back at other places; an
+adapter's scale twice in the backward pass; one scale for all adapters; the spare columns unused in the input
+gradient; the window forgotten; Gemma's 1 + w forgotten where a norm is computed again; dropout drawn anew in the
+backward pass; the gradient of the head norms skipped; views left behind by `detach`; a disabled adapter used.
 """
 
 from __future__ import annotations
@@ -274,3 +277,20 @@ def test_the_engines_own_attention_is_sdpa_of_each_document(name, method):
     _, again, got = step(packed, EngineSettings(attention="packed"), batch)
     assert relative(again, loss) < 1e-10
     assert_same_gradients(got, want, 1e-8)
+
+
+def test_an_attachment_that_breaks_off_leaves_the_model_as_it_was(monkeypatch):
+    from luthier.fast import engine as module
+
+    def breaks(*_, **__):
+        raise MemoryError("in the probe")
+
+    for name in ("probe_layout", "probe_head"):
+        model = lora(build("llama"))
+        kinds, shapes = [type(m) for m in model.modules()], [p.untyped_storage().nbytes() for p in model.parameters()]
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(module, name, breaks)
+            attach(model)
+        assert [type(m) for m in model.modules()] == kinds
+        assert [p.untyped_storage().nbytes() for p in model.parameters()] == shapes
+        attach(model).detach()
