@@ -1,7 +1,8 @@
 """Contract: what a recording is fed does not change the documents it is asked about.
 
 The recording itself needs CUDA (`tests/gpu/test_graph_gpu.py`); filling up and tables are tested here.
-Planted and seen to fail: a shape without room for the filling; spare tiles that are not copies of one; no second attempt.
+Planted and seen to fail: a shape without room for the filling; spare tiles that are not copies of one; no second
+attempt.
 """
 
 from __future__ import annotations
