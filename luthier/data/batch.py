@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,40 @@ from torch import Tensor
 
 from luthier.data.types import Example, RowRef
 
-__all__ = ["Batch", "collate"]
+__all__ = ["Answers", "Batch", "collate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """The answers in a batch of preferences (`branches.py`), numbered from 0 in the order of the sequence.
+
+    A answers, N rows.
+    """
+
+    of_target: Tensor
+    """(S,) int64, ascending: the answer each target belongs to."""
+    lengths: Tensor
+    """(A,) float32: targets of each answer."""
+    last_index: Tensor
+    """(A,) int64: position of the last token of each answer."""
+    chosen: Tensor
+    """(N,) int64: the answer each row prefers; of rated rows its only one."""
+    rejected: Tensor
+    """(N,) int64: the other answer of each pair; of rated rows again the only one."""
+    labels: Tensor | None = None
+    """(N,) float32, 1 = desired, 0 = not; None: pairs."""
+    margins: Tensor | None = None
+    """(N,) float32; None: no row has one."""
+    reference: Tensor | None = None
+    """(A,) float32: log-probabilities under the reference model; None: not known."""
+
+    def to(self, device: torch.device | str) -> Answers:
+        """The same with its tensors on `device`."""
+        return replace(self, **{
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if (value := getattr(self, field.name)) is not None
+        })  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,12 +88,18 @@ class Batch:
     """T."""
     trained_tokens: int
     """S."""
+    prefixes: tuple[tuple[int, int], ...] = ()
+    """(start, tokens) for each document of what it sees besides itself: the first tokens of an earlier document, whose
+    positions it goes on from; (0, 0): nothing. Empty: no document has one."""
+    answers: Answers | None = None
+    """Of a batch of preferences; `source_index` may then name a row twice (the last token of a shared prompt)."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         names = ("input_ids", "position_ids", "cu_seqlens", "doc_ids", "source_index", "target_ids", "target_weights")
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
-        return replace(self, **moved)
+        answers = None if self.answers is None else self.answers.to(device)
+        return replace(self, answers=answers, **moved)
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment"]
+__all__ = ["Branched", "Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment"]
 
 Kind = Literal["chat", "prompt_completion", "text", "segments"]
 
@@ -80,6 +80,43 @@ class Example:
     def trained_tokens(self) -> int:
         """Tokens with a non-zero weight."""
         return sum(1 for weight in self.weights if weight)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branched:
+    """One tokenised row of preferences: a prompt, and the answers that continue it.
+
+    A pair has two answers, (chosen, rejected); a rated answer has one, with its `label`. The prompt is the longest
+    beginning that all answers share before the first trained token of any of them, so it is computed once.
+    """
+
+    prompt: Sequence[int]
+    """Ids of the shared beginning; at least one."""
+    answers: Sequence[Sequence[int]]
+    """Ids of each answer; none is empty."""
+    weights: Sequence[Sequence[float]]
+    """Of each token of each answer as a target: 1 = counts, 0 = context. Each answer has one that counts."""
+    label: bool | None = None
+    """Of a rated answer: whether it is desired."""
+    margin: float | None = None
+    """Of a pair: by how much the reward of the chosen answer should be higher."""
+    reference: Sequence[float] | None = None
+    """Log-probability of each answer under the reference model, summed over the tokens that count (nats)."""
+    ref: RowRef
+    notes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(len(answer) for answer in self.answers)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with the longest of its answers: what `data.max_length` limits."""
+        return len(self.prompt) + max(len(answer) for answer in self.answers)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that count, of all answers."""
+        return sum(1 for weights in self.weights for weight in weights if weight)
 
 
 @dataclass(frozen=True, slots=True)
