@@ -24,7 +24,7 @@ from luthier.fast.attention import NAME, register
 from luthier.fast.decoder.function import Replaced, replace_decoder_layers
 from luthier.fast.graph import Graphs, graphs_for
 from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
-from luthier.fast.hidden import Layout, ModelInputs, model_inputs, take_rows
+from luthier.fast.hidden import Layout, ModelInputs, Wanted, model_inputs, take_rows
 from luthier.fast.linear import Undo, replace_layers, restore_layers
 from luthier.fast.probe import HeadFinding, LayoutFinding, probe_head, probe_layout
 from luthier.fast.recompute import recompute_other_layers
@@ -76,11 +76,10 @@ class LossModule(nn.Module):  # type: ignore[misc]
         inputs = model_inputs(batch, self.layout)
         if self.training and self.neftune_noise_alpha > 0.0:
             inputs.embed(base.get_input_embeddings(), noise_alpha=self.neftune_noise_alpha)
-        rows = inputs.rows(batch.source_index)
         if self.finding.kind == "model":
-            logits = base(**inputs.kwargs).logits.flatten(0, 1)[rows]
+            logits = base(**inputs.kwargs).logits.flatten(0, 1)[inputs.rows(batch.source_index)]
             return logits_cross_entropy(logits, batch.target_ids, batch.target_weights, label_smoothing=label_smoothing)
-        hidden = self._hidden(base, batch, inputs, rows)
+        hidden = self._hidden(base, batch, inputs, Wanted.targets(batch))
         settings: dict[str, Any] = {
             "target_ids_s": batch.target_ids, "target_weights_s": batch.target_weights,
             "label_smoothing": label_smoothing, "transform": self.finding.transform,
@@ -92,18 +91,22 @@ class LossModule(nn.Module):  # type: ignore[misc]
             return module_cross_entropy(hidden, head, vocab_size=vocab_size, **settings)
         return linear_cross_entropy(hidden, linear.weight, bias_v=linear.bias, **settings)
 
-    def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, rows: Tensor) -> Tensor:
-        """(S, D) last hidden states of the trained rows."""
+    def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, wanted: Wanted) -> Tensor:
+        """(S, D) last hidden states of the wanted rows."""
+        rows = inputs.rows(wanted.rows)
         if self.training and self.graphs is not None and batch.tokens <= self.graphs.most_tokens:
             embeds = inputs.embedded(base.get_input_embeddings())
-            replayed = self.graphs.hidden(embeds.squeeze(0), batch.position_ids, batch.doc_lengths)
+            replayed = self.graphs.hidden(
+                embeds.squeeze(0), batch.position_ids, batch.doc_lengths, prefixes=batch.prefixes
+            )
             if replayed is not None:
-                return take_rows(replayed, rows)
+                return wanted.arrange(take_rows(replayed, rows))
         if self.last_layer is not None:
             inputs.only(rows, last_layer=self.last_layer)
         hidden: Tensor = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)
         # A last layer that was called on all rows after all (its adapter is off, say) gives all of them.
-        return hidden if self.last_layer is not None and hidden.shape[0] == rows.shape[0] else take_rows(hidden, rows)
+        only = self.last_layer is not None and hidden.shape[0] == rows.shape[0]
+        return wanted.arrange(hidden if only else take_rows(hidden, rows))
 
 
 class Engine:
