@@ -20,7 +20,10 @@ HEAD = "<!-- Written by docs/generate.py from the code; edit the docstrings ther
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
 # Keys of `Recipe` whose section stands below another section.
-NESTED = {"Source": "data.train[]", "ValidationSection": "data.validation", "TaskSpec": "evaluate.tasks[]"}
+NESTED = {
+    "Source": "data.train[]", "ValidationSection": "data.validation", "TaskSpec": "evaluate.tasks[]",
+    "GrpoSection": "objective.grpo", "RewardSpec": "objective.grpo.rewards[]", "JudgeSection": "objective.grpo.judge",
+}  # fmt: skip
 
 
 def pages() -> dict[Path, str]:
@@ -70,8 +73,17 @@ def _sections(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
         name = _section(field)
         if name:
             found.append((key, name))
-            inner = [_section(below) for below in schema["$defs"][name]["properties"].values()]
-            found += [(NESTED[below], below) for below in inner if below]
+            found += _inside(schema["$defs"], name)
+    return found
+
+
+def _inside(definitions: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+    """Sections below a section, at any depth."""
+    found: list[tuple[str, str]] = []
+    for field in definitions[name]["properties"].values():
+        below = _section(field)
+        if below:
+            found += [(NESTED[below], below), *_inside(definitions, below)]
     return found
 
 

@@ -9,9 +9,11 @@ from pydantic import BaseModel, ValidationError
 from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
+    DataSection,
     ExportSection,
     MethodSection,
     ModelSection,
+    ObjectiveSection,
     Recipe,
     Source,
     TaskSpec,
@@ -47,9 +49,11 @@ def check_parts(document: Document) -> list[Problem]:
     output_dir = value.get("output_dir")
     parts = Parts(
         model=whole("model", ModelSection),
+        data=_valid(DataSection, value.get("data", {})) if "data" not in bad else None,
         sources=_valid_items(Source, below("data").get("train")),
         validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
         method=whole("method", MethodSection),
+        objective=whole("objective", ObjectiveSection),
         train=whole("train", TrainSection),
         tasks=_valid_items(TaskSpec, below("evaluate").get("tasks")),
         export=whole("export", ExportSection),

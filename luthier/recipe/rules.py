@@ -18,12 +18,22 @@ from pydantic import BaseModel
 
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
+from luthier.recipe.online_rules import (
+    grpo_rules,
+    split_python,
+    surroundings,
+    unused_in_data,
+    unused_in_grpo,
+    unused_in_reward,
+)
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
+    DataSection,
     ExportSection,
     MethodSection,
     ModelSection,
+    ObjectiveSection,
     Recipe,
     Source,
     TaskSpec,
@@ -32,6 +42,7 @@ from luthier.recipe.schema import (
 )
 from luthier.recipe.unused import (
     unused_in_method,
+    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -51,9 +62,11 @@ class Parts:
     """The sections of a recipe that are valid by themselves; None for the others."""
 
     model: ModelSection | None = None
+    data: DataSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
     method: MethodSection | None = None
+    objective: ObjectiveSection | None = None
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
     export: ExportSection | None = None
@@ -63,16 +76,16 @@ class Parts:
     def of(recipe: Recipe) -> Parts:
         """All of a valid recipe."""
         return Parts(
-            model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            method=recipe.method, train=recipe.train, tasks=dict(enumerate(recipe.evaluate.tasks)),
-            export=recipe.export, output_dir=recipe.output_dir,
+            model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
+            validation=recipe.data.validation, method=recipe.method, objective=recipe.objective, train=recipe.train,
+            tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
 
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _memory, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _method, _objective, _memory, _train, _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -187,6 +200,30 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield from _regex(method.target_modules, "method.target_modules", locate)
         if method.init_from is not None:
             yield from _file(method.init_from, "method.init_from", locate)
+
+
+def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    objective = parts.objective
+    if objective is None:
+        return
+    yield from _unused(objective, "objective", unused_in_objective(objective), locate)
+    if objective.name != "grpo":
+        return
+    grpo, prefix = objective.grpo, "objective.grpo"
+    yield from grpo_rules(grpo, locate)
+    yield from surroundings(
+        grpo, model=parts.model, data=parts.data, method=parts.method, train=parts.train, locate=locate
+    )
+    yield from _unused(grpo, prefix, unused_in_grpo(grpo), locate)
+    if parts.data is not None:
+        yield from _unused(parts.data, "data", unused_in_data(), locate)
+    for index, reward in enumerate(grpo.rewards):
+        place = f"{prefix}.rewards.{index}"
+        yield from _unused(reward, place, unused_in_reward(reward), locate)
+        if reward.pattern is not None:
+            yield from _regex(reward.pattern, f"{place}.pattern", locate, groups=0 if reward.name == "regex" else 1)
+        if reward.python is not None and all(split_python(reward.python)):
+            yield from _file(split_python(reward.python)[0], f"{place}.python", locate)
 
 
 def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from luthier.recipe.online_schema import GrpoSection
+from luthier.recipe.section import Section
 
 __all__ = [
     "DataSection",
@@ -28,12 +31,6 @@ __all__ = [
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Strict and frozen: an unknown key is an error, nothing is coerced, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -150,8 +147,10 @@ class MethodSection(Section):
 class ObjectiveSection(Section):
     """What is minimised."""
 
-    name: Literal["sft"] = "sft"
-    """`sft`: cross-entropy on the trained tokens."""
+    name: Literal["sft", "grpo"] = "sft"
+    """`sft`: cross-entropy on the trained tokens. `grpo`: rewards of sampled completions (`objective.grpo`)."""
+    grpo: GrpoSection = Field(default_factory=GrpoSection)
+    """Keys of `name: grpo`; it takes no other key of this section."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of probability spread over the vocabulary: (1-e) NLL + e mean(-log p)."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] = 0.0

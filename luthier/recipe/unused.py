@@ -5,9 +5,12 @@ Written in a recipe they are an error (`recipe/check.py`); a resolved recipe lea
 
 from __future__ import annotations
 
-from luthier.recipe.schema import MethodSection, Source, TaskSpec, TrainSection, ValidationSection
+from luthier.recipe.schema import MethodSection, ObjectiveSection, Source, TaskSpec, TrainSection, ValidationSection
 
-__all__ = ["unused_in_method", "unused_in_source", "unused_in_task", "unused_in_train", "unused_in_validation"]
+__all__ = [
+    "unused_in_method", "unused_in_objective", "unused_in_source", "unused_in_task", "unused_in_train",
+    "unused_in_validation",
+]  # fmt: skip
 
 _LORA_KEYS = (
     "r",
@@ -31,6 +34,14 @@ def unused_in_method(method: MethodSection) -> dict[str, str]:
     if method.name != "freeze":
         unused |= dict.fromkeys(_FREEZE_KEYS, f"it is for method freeze, not {method.name}")
     return unused
+
+
+def unused_in_objective(objective: ObjectiveSection) -> dict[str, str]:
+    """The keys of `grpo` beside another objective, and the other way round."""
+    if objective.name != "grpo":
+        return {"grpo": f"it is for objective grpo, not {objective.name}"}
+    others = [key for key in ObjectiveSection.model_fields if key not in ("name", "grpo")]
+    return dict.fromkeys(others, "objective grpo has its keys under `objective.grpo`")
 
 
 def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
