@@ -67,35 +67,29 @@ def choose_completions(
         mean_tokens: of a prompt with the longest completion.
         device_type: decides how much a micro-batch holds.
     """
-    micro, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    batch, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps
     wanted = min(PROMPTS_PER_STEP, prompts) * num_generations
     why = f"{wanted // num_generations} prompts a step x num_generations {num_generations}"
-    if isinstance(micro, int) and isinstance(accumulate, int):
-        why = "as the recipe says"
-    elif isinstance(micro, int):
-        accumulate = _multiple(wanted / micro, lambda n: n * micro % num_generations == 0)
-    elif isinstance(accumulate, int):
-        micro = _multiple(wanted / accumulate, lambda n: n * accumulate % num_generations == 0)
+    if isinstance(batch, int):
+        micro = batch
+        accumulate = steps if isinstance(steps, int) else _fill(wanted, micro, num_generations)
+    elif isinstance(steps, int):
+        micro, accumulate = _fill(wanted, steps, num_generations), steps
     else:
         budget = MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
         fitting = [n for n in range(1, wanted + 1) if wanted % n == 0 and n * mean_tokens <= budget]
         micro = max(fitting, default=1)
         accumulate = wanted // micro
-    assert isinstance(micro, int) and isinstance(accumulate, int)
     return Completions(
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
         prompts=max(1, micro * accumulate // num_generations), reason=why,
     )  # fmt: skip
 
 
-def _multiple(near: float, fits: Any) -> int:
-    """The whole number nearest to `near` (at least 1) that fits; of two equally near the smaller."""
-    start = max(1, round(near))
-    for distance in range(10**6):
-        for candidate in (start - distance, start + distance):
-            if candidate >= 1 and fits(candidate):
-                return int(candidate)
-    raise AssertionError("num_generations itself fits")
+def _fill(wanted: int, given: int, num_generations: int) -> int:
+    """The number whose product with `given` is the multiple of `num_generations` nearest to `wanted`."""
+    unit = num_generations // math.gcd(given, num_generations)
+    return unit * max(1, round(wanted / (given * unit)))
 
 
 def online_steps(prompts: int, prompts_per_step: int, epochs: float, max_steps: int | None) -> int:

@@ -179,13 +179,6 @@ def test_the_code_of_a_reward_counts_and_the_pace_of_a_judge_does_not():
 
 
 def test_runs_of_sft_depend_on_what_they_did_before():
-    recipe = recipe_from_dict(
-        {
-            "model": {"name_or_path": "smollm2-135m-instruct"},
-            "data": {"train": [{"path": "rows.jsonl"}]},
-            "output_dir": "x",
-        },
-        origin="test",
-    )
+    recipe = load("")
     assert objective_facts(recipe) == {"name": "sft", "label_smoothing": 0.0, "neftune_noise_alpha": 0.0}
     assert "grpo" not in recipe_to_dict(recipe)["objective"]
