@@ -29,6 +29,8 @@ class Empty:
     ref: RowRef
     detail: str
     problem: Problem
+    conversation: Conversation
+    """The row all the same: a prompt without an answer can still be asked."""
 
 
 def normalise(
@@ -53,7 +55,7 @@ def normalise(
         path, message = findings.empty
         detail = f"{path_text(path)}: {message}" if path else message
         hint = "`data.on_empty: drop` leaves such rows out, counted"
-        return Empty(row.ref, detail, _problem(row, path, message, "D201", hint=hint))
+        return Empty(row.ref, detail, _problem(row, path, message, "D201", hint=hint), conversation)
     return conversation
 
 

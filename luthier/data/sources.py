@@ -63,7 +63,7 @@ def read_conversations(
     source: Source,
     index: int,
     *,
-    on_empty: Literal["error", "drop"] = "error",
+    on_empty: Literal["error", "drop", "keep"] = "error",
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant",
 ) -> SourceResult:
     """Read all rows of a source.
@@ -71,7 +71,8 @@ def read_conversations(
     Args:
         source: Path, format, map, system message and limit. `weight` is not applied here (`expand_by_weight` is).
         index: Position in `data.train`; stands in each row's `ref`.
-        on_empty: What to do with rows that have nothing to train on: report them as errors, or drop them, listed.
+        on_empty: What to do with rows that have nothing to train on: report them as errors, drop them, listed, or keep
+            them (as prompts).
         loss_on: As in the recipe; decides which answers must not be empty.
 
     Raises:
@@ -115,6 +116,8 @@ def read_conversations(
             conversations.append(outcome)
         elif not isinstance(outcome, Empty):
             faults.add(outcome)
+        elif on_empty == "keep":
+            conversations.append(outcome.conversation)
         elif on_empty == "drop":
             empty.append(outcome)
         else:
