@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.pipeline.online import train_online
 from luthier.pipeline.session import Session
+from luthier.recipe.online import objective_facts
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -47,22 +49,43 @@ def _data_depends(session: Session) -> dict[str, Any]:
         "tokenizer": model.tokenizer or session.identity["tokenizer"],
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
+        **_prompt_facts(session),
     }
+
+
+def _prompt_facts(session: Session) -> dict[str, Any]:
+    """What decides which prompts online RL can use."""
+    if not session.is_online:
+        return {}
+    grpo = session.recipe.objective.grpo
+    kept = grpo.model_dump(mode="json", include={"reference_column", "max_completion_length"})
+    needs = [reward.model_dump(mode="json", include={"name", "python", "pattern"}) for reward in grpo.rewards]
+    return {"prompts": {**kept, "rewards": needs}}
 
 
 def _data(session: Session) -> dict[str, Any]:
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
     dropped = sum(manifest["dropped"].values())
+    if session.is_online:
+        note(
+            f"  {manifest['rows_used']:,} prompts ({manifest['references']:,} with a reference), "
+            f"{manifest['validation_rows']:,} held out, {dropped:,} dropped; {manifest['tokens']:,} tokens"
+        )
+    else:
+        _say_rows(manifest, dropped)
+    keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
+    more = ("trained_fraction", "dropped")
+    return {key: manifest[key] for key in (*keys, *more)}
+
+
+def _say_rows(manifest: dict[str, Any], dropped: int) -> None:
     note(
         f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, "
         f"{dropped:,} dropped; {manifest['tokens']:,} tokens, {manifest['trained_fraction']:.0%} trained; "
         f"{manifest['packs']:,} sequences, "
         f"{manifest['pack_efficiency']:.0%} full; every mask proven; cache {manifest['cache']}"
     )
-    keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
-    more = ("trained_fraction", "dropped")
-    return {key: manifest[key] for key in (*keys, *more)}
 
 
 # -- scores
@@ -154,7 +177,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_facts(recipe),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
     }
@@ -172,7 +195,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_facts(recipe),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
     }
 
@@ -190,7 +213,9 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         RecipeError: data, base or recipe changed since; lists what.
     """
     run = session.run
-    interrupted = run.stage("train") is None and any((run.path / "checkpoints").glob("step-*"))
+    interrupted = run.stage("train") is None and any(
+        item for pattern in ("step-*", "checkpoint-*") for item in (run.path / "checkpoints").glob(pattern)
+    )
     intent = run.path / INTENT_FILE
     if session.restart or not interrupted or not intent.is_file() or all(stage.name != "train" for stage in wanted):
         return
@@ -204,6 +229,12 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
 
 
 def _train(session: Session) -> dict[str, Any]:
+    if session.is_online:
+        return train_online(
+            session,
+            fingerprint=training_fingerprint(session),
+            keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
+        )
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
     from luthier.runtime.hashing import hash_folder

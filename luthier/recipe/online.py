@@ -92,15 +92,17 @@ def _fill(wanted: int, given: int, num_generations: int) -> int:
     return unit * max(1, round(wanted / (given * unit)))
 
 
-def online_steps(prompts: int, prompts_per_step: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps: ceil(epochs x prompts / prompts of a step), or `max_steps`.
+def online_steps(
+    prompts: int, prompts_per_step: int, epochs: float, max_steps: int | None, *, num_iterations: int = 1
+) -> int:
+    """Optimizer steps: num_iterations x ceil(epochs x prompts / prompts_per_step), or `max_steps`.
 
     Steps run across the end of an epoch, since a step always has as many prompts; each prompt is used once before any
     is used twice.
     """
     if max_steps is not None:
         return max_steps
-    return math.ceil(Fraction(repr(float(epochs))) * prompts / prompts_per_step)
+    return num_iterations * math.ceil(Fraction(repr(float(epochs))) * prompts / prompts_per_step)
 
 
 def objective_facts(recipe: Recipe) -> dict[str, Any]:

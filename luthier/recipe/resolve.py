@@ -197,7 +197,9 @@ def _online(values: _Values, facts: Facts) -> tuple[Facts, int]:
     values.fill("train.gradient_accumulation_steps", split.gradient_accumulation_steps, split.reason)
     tokens = round(split.count * facts.mean_tokens)
     values.fill("train.tokens_per_step", tokens, "at most: with all completions at their longest")
-    steps = online_steps(facts.sequences, split.prompts, train.num_train_epochs, train.max_steps)
+    steps = online_steps(
+        facts.sequences, split.prompts, train.num_train_epochs, train.max_steps, num_iterations=grpo.num_iterations
+    )
     return facts, steps
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Completions", "Reward", "Value"]
+from luthier.data.prompts import PromptRow
+
+__all__ = ["Completions", "Reward", "Value", "one_answer"]
 
 Value = float | None
 """None: this reward says nothing about this completion (only rewards of the user's own do that)."""
@@ -30,6 +32,15 @@ class Completions:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+
+def one_answer(row: PromptRow) -> Completions:
+    """A row whose reference stands for a completion: to try a reward on."""
+    return Completions(
+        prompts=[row.prompt], texts=[row.reference or "an answer"], ids=[[0]], references=[row.reference],
+        columns=[row.columns],
+        extra={"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None},
+    )  # fmt: skip
 
 
 class Reward(Protocol):

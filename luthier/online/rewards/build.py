@@ -9,7 +9,7 @@ from pathlib import Path
 from luthier.data.prompts import PromptRow
 from luthier.endpoint.client import Endpoint
 from luthier.endpoint.settings import EndpointSettings
-from luthier.online.rewards.base import Reward
+from luthier.online.rewards.base import Reward, one_answer
 from luthier.online.rewards.judge import JudgeReward
 from luthier.online.rewards.length import LengthReward
 from luthier.online.rewards.match import FormReward, MatchReward
@@ -75,10 +75,11 @@ def needs_columns(grpo: GrpoSection) -> bool:
 
 
 def try_rewards(rewards: Rewards, row: PromptRow) -> None:
-    """Call each of the user's functions once, before anything is loaded or trained.
+    """Call each of the user's functions, and each judge, once, before anything is loaded or trained.
 
     Raises:
-        RecipeError: all that fail, each with file and line.
+        RecipeError: all functions that fail, each with file and line.
+        LuthierError: a judge cannot be used (`rewards/judge.py`).
     """
     problems: list[Problem] = []
     for reward in rewards.rewards:
@@ -89,6 +90,9 @@ def try_rewards(rewards: Rewards, row: PromptRow) -> None:
                 problems += error.problems
     if problems:
         raise RecipeError(problems=problems)
+    for reward in rewards.rewards:
+        if isinstance(reward, JudgeReward):
+            reward.score(one_answer(row))
 
 
 def _reward(spec: RewardSpec, grpo: GrpoSection, endpoint: Endpoint | None) -> Reward:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.prompts import PromptRow
-from luthier.online.rewards.base import Completions, Value
+from luthier.online.rewards.base import Completions, Value, one_answer
 from luthier.runtime.errors import LuthierError, Problem, RecipeError, RunFailed
 
 __all__ = ["PythonReward", "load_function"]
@@ -59,12 +59,7 @@ class PythonReward:
         Raises:
             RecipeError: as `score`, before anything is trained.
         """
-        batch = Completions(
-            prompts=[row.prompt], texts=[row.reference or "an answer"], ids=[[0]], references=[row.reference],
-            columns=[row.columns],
-            extra={"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None},
-        )  # fmt: skip
-        _, fault = self._call(batch)
+        _, fault = self._call(one_answer(row))
         if fault is not None:
             raise RecipeError(problems=[_tried(fault, row)])
 
@@ -106,7 +101,7 @@ class PythonReward:
     def _raised(self, error: Exception) -> Problem:
         """The deepest line of the user's file, else where the function begins."""
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename) == Path(self.file).resolve()]
+        own = [frame for frame in frames if Path(frame.filename) == Path(self.file).expanduser().resolve()]
         line = own[-1].lineno if own else _first_line(self.function)
         source = own[-1].line if own else None
         message = f"reward `{self.label}` raised {type(error).__name__}: {error}"
