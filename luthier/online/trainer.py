@@ -24,6 +24,7 @@ import torch
 from trl import GRPOTrainer
 
 from luthier.data.prompts import PromptRow
+from luthier.model.quiet import quiet_libraries
 from luthier.online.rewards.base import Completions, Reward
 from luthier.runtime.errors import RunFailed
 
@@ -147,8 +148,11 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+        with quiet_libraries():
+            super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+        self.seal(folder)
 
     def _send_telemetry(self) -> None:
         pass
