@@ -162,7 +162,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             line["judge_cost_usd"] = self.judge.usage().cost_usd
         self.run.metric(**line)
         self._warn_if_stale(line, step)
-        self._say = f"reward {_shown(line.get('reward'))}  {_shown(line.get('completion_tokens'))} tokens an answer"
+        if "reward" in line:
+            self._say = f"reward {_shown(line.get('reward'))}  {_shown(line.get('completion_tokens'))} tokens an answer"
 
     def _eval_line(self, logs: Mapping[str, Any], step: int) -> None:
         line: dict[str, Any] = {"step": step}
@@ -175,9 +176,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         note(f"  step {step}: reward of held-out prompts {_shown(line.get('eval_reward'))}")
 
     def _keep_sample(self, step: int) -> None:
-        sample = self._trainer.sample if self._trainer is not None else None
-        if sample is None:
+        trainer = self._trainer
+        sample = trainer.sample if trainer is not None else None
+        if trainer is None or sample is None:  # a further iteration on the same completions
             return
+        trainer.sample = None
         self.run.append(
             "samples.jsonl", step=step, row=str(sample.row.ref), prompt=_plain(sample.row.prompt),
             reference=sample.row.reference,

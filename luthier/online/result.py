@@ -83,15 +83,18 @@ def make_result(
 
 
 def write_measured(run: RunFolder, recorder: Recorder, *, peak_bytes: int) -> None:
-    """`measured.json`: medians of this session's steps, the first one left out where there are others."""
+    """`measured.json`: means over this session's steps, the first one left out where there are others.
+
+    Means, not medians: with `num_iterations` above 1 only some steps sample.
+    """
     steps = recorder.steps[1:] or recorder.steps
     write_json(
         run.path / "measured.json",
         {
             "peak_bytes": peak_bytes,
-            "seconds_per_step": _median([seconds for seconds, _ in steps]),
-            "generation_seconds_per_step": _median([times.generation for _, times in steps]),
-            "reward_seconds_per_step": _median([times.rewards for _, times in steps]),
+            "seconds_per_step": _mean([seconds for seconds, _ in steps]),
+            "generation_seconds_per_step": _mean([times.generation for _, times in steps]),
+            "reward_seconds_per_step": _mean([times.rewards for _, times in steps]),
             "tokens_per_second": recorder.tokens / max(recorder.seconds, 1e-9),
             "steps": len(recorder.steps),
             "predicted": None,
@@ -102,7 +105,3 @@ def write_measured(run: RunFolder, recorder: Recorder, *, peak_bytes: int) -> No
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return statistics.median(values) if values else None

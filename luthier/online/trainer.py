@@ -113,6 +113,14 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
         started = time.perf_counter()
         try:
             return super()._generate(prompts)
+        except RuntimeError as error:
+            # What torch.multinomial says on a CPU; on CUDA it is an assertion of the device.
+            if "probability tensor contains" not in str(error) and "device-side assert" not in str(error):
+                raise
+            step = self.state.global_step
+            message = f"the model's probabilities are not finite after step {step}: its weights have blown up"
+            hint = "lower `train.learning_rate`; checkpoints of earlier steps are there"
+            raise RunFailed(code="T410", message=message, hint=hint) from error
         finally:
             self.times.generation += time.perf_counter() - started
 

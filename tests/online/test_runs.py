@@ -105,7 +105,7 @@ def test_no_pickle_is_left_and_the_judge_of_the_checkpoint_is_its_seal(stopped):
 
 def test_the_whole_chain_scores_before_and_after_and_merges(world, tmp_path):
     rows = tmp_path / "test.jsonl"
-    rows.write_text((world.folder / "rows.jsonl").read_text().splitlines()[0] + "\n")
+    rows.write_text("\n".join((world.folder / "rows.jsonl").read_text().splitlines()[:3]))
     recipe = world.recipe(
         tmp_path / "run", rewards=[{"name": "exact_match"}, {"name": "length", "soft_tokens": 4}],
         method={"name": "lora", "r": 4}, grpo={"num_iterations": 2, "loss_type": "dr_grpo", "scale_rewards": "none"},
