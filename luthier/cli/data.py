@@ -54,6 +54,14 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
 def _check_lines(manifest: dict[str, Any]) -> list[str]:
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]
+    if manifest.get("rows_are") == "prompts":
+        lines += [
+            f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} prompts "
+            f"({manifest['references']:,} with a reference), {manifest['validation_rows']:,} to validate",
+            f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
+            f"{lengths['max']} longest",
+        ]
+        return lines + [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [
         f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, "
         f"{manifest['validation_rows']:,} to validate",
