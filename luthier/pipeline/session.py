@@ -114,10 +114,9 @@ class Session:
         grpo = self.recipe.objective.grpo
         room = self.shape.max_positions
         if room is not None and room <= grpo.max_completion_length:
-            message = (
-                f"max_completion_length {grpo.max_completion_length} leaves no room for a prompt: the model holds "
-            )
-            raise RecipeError(code="T496", message=f"{message}{room} tokens", hint="lower max_completion_length")
+            longest = grpo.max_completion_length
+            message = f"max_completion_length {longest} leaves no room for a prompt: the model holds {room} tokens"
+            raise RecipeError(code="T496", message=message, hint="lower max_completion_length")
         return prepare_prompts(
             self.recipe.data,
             self.tokenizer,

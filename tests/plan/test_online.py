@@ -3,15 +3,14 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from luthier import public
-from luthier.cli.main import app
 from luthier.plan.devices import find_device
 from luthier.plan.known import known_model
 from luthier.plan.online import plan_online
 from luthier.plan.work import assumed_documents
 from luthier.recipe.load import recipe_from_dict
+from tests.cli.calling import caller
 from tests.support.tiny import conversations, save_tiny
 
 
@@ -58,7 +57,8 @@ def test_it_says_no_only_where_no_is_certain(tmp_path):
     assert value["seconds"] is None and any("first step" in line for line in value["unknown"])
 
 
-def test_the_command_and_the_function_tell_it(tmp_path, monkeypatch):
+def test_the_command_and_the_function_tell_it(tmp_path, monkeypatch, capfd):
+    call = caller(monkeypatch, capfd)
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations(24)))
@@ -66,12 +66,12 @@ def test_the_command_and_the_function_tell_it(tmp_path, monkeypatch):
         "model: {name_or_path: model}\ndata: {train: [{path: rows.jsonl}], max_length: 64}\n"
         "objective: {name: grpo, grpo: {rewards: [{name: exact_match}]}}\noutput_dir: run\n"
     )
-    shown = CliRunner().invoke(app, ["plan", "recipe.yaml"])
-    assert shown.exit_code == 0 and "told after the first step" in shown.output
-    answer = json.loads(CliRunner().invoke(app, ["plan", "recipe.yaml", "--json"]).stdout)
+    shown = call("plan", "recipe.yaml")
+    assert shown.code == 0 and "told after the first step" in shown.out
+    answer = call("plan", "recipe.yaml", "--json").json
     assert answer["prompts"] == 24 and answer["completions_per_step"] == 64
     assert public.plan(tmp_path / "recipe.yaml").steps == answer["steps"] == 3
-    checked = CliRunner().invoke(app, ["data", "check", "recipe.yaml"])
-    assert checked.exit_code == 2 and "leaves no room for a prompt" in checked.output
-    checked = CliRunner().invoke(app, ["data", "check", "recipe.yaml", "objective.grpo.max_completion_length=32"])
-    assert checked.exit_code == 0 and "24 prompts (24 with a reference)" in checked.output
+    checked = call("data", "check", "recipe.yaml")
+    assert checked.code == 2 and "leaves no room for a prompt" in checked.err
+    checked = call("data", "check", "recipe.yaml", "objective.grpo.max_completion_length=32")
+    assert checked.code == 0 and "24 prompts (24 with a reference)" in checked.out
