@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,10 @@ def fit_online(
         _reset_peak(where)
         with progress("training", schedule.steps - first, "steps") as bar:
             recorder.attach(trainer, bar)
-            trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+            with warnings.catch_warnings():
+                # transformers 5.23 warns of its own former names while TRL 1.16 uses them.
+                warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated")
+                trainer.train(resume_from_checkpoint=str(found.path) if found else None)
         _raise_if_stopped(recorder, schedule, run)
         if prompts.validation and recorder.evaluated_at != schedule.steps:
             trainer.evaluate()

@@ -138,6 +138,20 @@ def test_full_tuning_in_bfloat16_trains_float32_and_saves_bfloat16(world, tmp_pa
     assert config["pad_token_id"] == 2 and config.get("use_cache", True)
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_are_trained_in_float32_on_a_base_of_16_or_4_bits(world, tmp_path, method):
+    recipe = world.recipe(
+        tmp_path / "run", model={"dtype": "bfloat16"}, method={"name": method, "r": 4}, grpo={"beta": 0.01},
+        train={"max_steps": 2, "learning_rate": 1e-6},
+    )  # fmt: skip
+    train(recipe)
+    kept = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
+    moved = [float(tensor.abs().max()) for name, tensor in kept.items() if "lora_B" in name]
+    assert 0 < max(moved) < 1e-5, "B starts at 0 and two steps of 1e-6 are not lost"
+    assert same(weights(tmp_path / "run"), {name: tensor for name, tensor in kept.items()})
+
+
 def weights_of_model(world):
     return load_file(world.folder / "model" / "model.safetensors")
 
