@@ -21,8 +21,8 @@ class RewardSpec(Section):
     """`exact_match`: equal to the reference; `number`: its last number is the reference's; `json_valid`, `json_exact`;
     `regex`: `pattern` is found; `length`: 0 down to -1 for long completions; `judge`: a score of another model."""
     python: str | None = None
-    """Instead of `name`: `path/to/file.py:function`, your own code, called as TRL calls rewards:
-    `function(prompts, completions, **columns)` returns a list of numbers."""
+    """Instead of `name`: your own code, as FILE:FUNCTION. Called as TRL calls rewards, with
+    `(prompts, completions, **columns)`; returns a list of numbers."""
     label: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """Name in metrics. null: `name`, or the name of the function."""
     weight: float = 1.0
