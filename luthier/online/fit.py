@@ -88,7 +88,10 @@ def fit_online(
     for line in mapped_lines(recipe, schedule):
         note(f"  {line}")
     where = device.torch_device
-    with stop_on_signals() as stop, _own_generators(where), _deterministic(recipe), _explain_memory(recipe):
+    with (
+        stop_on_signals() as stop, _own_generators(where), _own_accelerator(), _deterministic(recipe),
+        _explain_memory(recipe),
+    ):  # fmt: skip
         recorder = _recorder(run, schedule, recipe, rewards, stop, found)
         own = _settings(_base_of(tuned.model))
         trainer = _trainer(tuned, prompts, recipe, schedule, recorder, run, tokenizer, rewards, device, identity)
@@ -199,6 +202,20 @@ def _own_generators(device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def _own_accelerator() -> Iterator[None]:
+    """accelerate keeps the mixed precision of a trainer for the whole process; the next training chooses its own.
+
+    transformers calls the same reset before it builds a trainer.
+    """
+    from accelerate.state import AcceleratorState
+
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state()
 
 
 @contextmanager

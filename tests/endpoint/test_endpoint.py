@@ -74,12 +74,12 @@ def test_a_server_that_never_stops_misbehaving_is_an_error_and_no_answer(act):
     assert caught.value.problems[0].code in {"R760", "R763"}
 
 
-@pytest.mark.parametrize("act", [slow(1.0), drip(0.02)], ids=["slow", "drip"])
+@pytest.mark.parametrize("act", [slow(4.0), drip(0.04)], ids=["slow", "drip"])
 def test_an_attempt_ends_at_its_timeout_even_if_bytes_keep_coming(act):
     with ScriptedServer(script=[act]) as server, client(server, timeout_seconds=0.2) as endpoint:
         started = time.monotonic()
         assert endpoint.chat(ask()).text == "echo: hello"
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 3.0
     assert len(server.seen) == 2
 
 
@@ -119,16 +119,19 @@ def test_retry_after_is_kept_by_every_thread():
     with ScriptedServer(script=[status(429, Retry_After="0.4")]) as server, client(server, concurrency=4) as endpoint:
         endpoint.chat(ask("first"))
         waited = server.seen[1]["at"] - server.seen[0]["at"]
-        assert 0.4 <= waited < 1.5
-        server.script = [status(429, Retry_After="0.4")]
+        assert 0.4 <= waited < 10
+        server.script = [status(429, Retry_After="1.0")]
+        started = time.monotonic()
         thread = threading.Thread(target=lambda: endpoint.chat(ask("second")))
         thread.start()
         while len(server.seen) < 3:
             time.sleep(0.005)
-        time.sleep(0.05)  # the 429 has arrived
+        while endpoint._gate._opens_at <= time.monotonic():  # until the 429 has arrived
+            assert time.monotonic() - started < 20
+            time.sleep(0.001)
         endpoint.chat(ask("third"))
         thread.join()
-        assert server.seen[3]["at"] - server.seen[2]["at"] >= 0.35, "the other request waited, too"
+        assert server.seen[3]["at"] - server.seen[2]["at"] >= 0.9, "the other request waited, too"
 
 
 def test_a_wait_longer_than_allowed_is_told_at_once():
@@ -167,15 +170,22 @@ def test_which_statuses_are_tried_again():
 
 
 def test_many_come_back_in_order_and_no_more_than_allowed_are_in_flight():
+    lock, flying, most = threading.Lock(), [0], [0]
+
     def act(handler, body):
+        with lock:
+            flying[0] += 1
+            most[0] = max(most[0], flying[0])
         time.sleep(0.02 if body["messages"][-1]["content"].endswith("0") else 0.005)
+        with lock:
+            flying[0] -= 1  # before the client can know of the answer
         says("for " + body["messages"][-1]["content"])(handler, body)
 
     told = []
     with ScriptedServer(always=act) as server, client(server, concurrency=3) as endpoint:
         replies = endpoint.chat_many([ask(str(n)) for n in range(30)], on_answer=lambda: told.append(1))
     assert [reply.text for reply in replies] == [f"for {n}" for n in range(30)]
-    assert 2 <= server.most_flying <= 3
+    assert 2 <= most[0] <= 3
     assert len(told) == 30
 
 
@@ -185,8 +195,8 @@ def test_the_first_failure_stops_what_was_not_sent_yet():
         (status(400, "bad") if body["messages"][-1]["content"] == "2" else says("ok"))(handler, body)
 
     with served(always=act, concurrency=2) as (server, endpoint), pytest.raises(RecipeError, match="bad"):
-        endpoint.chat_many([ask(str(n)) for n in range(50)])
-    assert len(server.seen) < 15
+        endpoint.chat_many([ask(str(n)) for n in range(200)])
+    assert len(server.seen) < 100
 
 
 def test_equal_requests_in_flight_are_asked_once():

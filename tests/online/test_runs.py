@@ -8,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.online.order import prompt_order
+from luthier.pipeline.rerun import rerun
 from luthier.pipeline.run import run_recipe
+from luthier.recipe.schema import ObjectiveSection
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import Interrupted, RecipeError, RunFailed
 from tests.online.support import World, metrics, train
@@ -93,7 +95,13 @@ def test_other_settings_and_another_reward_code_do_not_go_on(stopped, tmp_path):
         file.write_text(text)
 
 
-def test_no_pickle_is_left_and_the_judge_of_the_checkpoint_is_its_seal(stopped):
+def test_rerun_gives_equal_numbers_to_the_last_bit(stopped, tmp_path):
+    _, _, whole, _ = stopped
+    outcome = rerun(whole, tmp_path / "again", command=[])
+    assert outcome.equal, outcome.differences
+
+
+def test_no_pickle_is_left_and_every_file_of_a_checkpoint_is_sealed(stopped):
     _, _, whole, _ = stopped
     folders = sorted((whole / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["checkpoint-4", "checkpoint-6"], "save_total_limit"
@@ -128,6 +136,8 @@ def test_the_whole_chain_scores_before_and_after_and_merges(world, tmp_path):
 def test_full_tuning_in_bfloat16_trains_float32_and_saves_bfloat16(world, tmp_path):
     recipe = world.recipe(tmp_path / "run", model={"dtype": "bfloat16"}, train={"max_steps": 2, "learning_rate": 1e-6})
     train(recipe)
+    sft = recipe.model_copy(update={"objective": ObjectiveSection(), "output_dir": str(tmp_path / "sft")})
+    train(sft)  # what accelerate keeps for the process does not stand in the way of the loop of our own
     final, start = weights(tmp_path / "run"), weights_of_model(world)
     assert {tensor.dtype for tensor in final.values()} == {torch.bfloat16}
     kept = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-2" / "model.safetensors")
