@@ -38,7 +38,7 @@ def test_scores_become_rewards_from_0_to_1_in_order():
         assert rewards.endpoint.usage().requests == 4
     task, shown = (message["content"] for message in server.seen[0]["body"]["messages"])
     assert "Is it {kind}?" in task and "from 1 to 5" in task
-    assert "question 0" in shown and "reference answer" in shown
+    assert "user: question" in shown and "reference answer" in shown
 
 
 def test_an_answer_cannot_close_its_own_block():
