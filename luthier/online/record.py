@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from luthier.endpoint.client import Endpoint
 from luthier.online.arguments import Schedule
 from luthier.online.trainer import OnlineTrainer, Times
 from luthier.runs.folder import RunFolder
-from luthier.runtime.console import Bar, note
+from luthier.runtime.console import Bar, note, progress
 from luthier.runtime.errors import RunFailed
 from luthier.runtime.signals import Stop
 
@@ -74,6 +75,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._window = (0.0, 0)
         self._stale = 0
         self._say = ""
+        self._checking: tuple[ExitStack, Bar] | None = None
 
     def attach(self, trainer: OnlineTrainer, bar: Bar) -> None:
         """The trainer that calls back, and where progress is shown."""
@@ -138,6 +140,15 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """A checkpoint is there."""
         self.run.event("checkpoint_saved", step=state.global_step)
 
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **_: Any
+    ) -> None:
+        """Some held-out prompts were answered."""
+        if self._checking is None:
+            stack = ExitStack()
+            self._checking = stack, stack.enter_context(progress("held-out prompts", len(eval_dataloader), "batches"))
+        self._checking[1].advance()
+
     # -- lines
 
     def _train_line(self, logs: Mapping[str, Any], state: TrainerState) -> None:
@@ -171,6 +182,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         line |= _by_label(logs, "eval_rewards/", "eval_reward/")
         if self._trainer is not None:
             self._trainer.times.take()  # not of a training step
+        if self._checking is not None:
+            self._checking[0].close()
+            self._checking = None
         self.evaluated_at = step
         self.run.metric(**line)
         note(f"  step {step}: reward of held-out prompts {_shown(line.get('eval_reward'))}")

@@ -60,20 +60,22 @@ def make_result(
     resumed_from: int | None,
 ) -> OnlineResult:  # fmt: skip
     """From the metrics on disk and the times of this session."""
-    lines = [line for line in run.read_lines("metrics.jsonl") if "reward" in line]
+    logged = [line for line in run.read_lines("metrics.jsonl") if "tokens" in line]
+    lines = [line for line in logged if "reward" in line]
     checks = [line["eval_reward"] for line in run.read_lines("metrics.jsonl") if "eval_reward" in line]
     count = max(1, len(lines) // 10)
     last = lines[-count:]
     labels = [name for name in (lines[-1] if lines else {}) if name.startswith("reward/")]
+    tokens = logged[-1]["tokens"] if logged else 0
     spent = sum(seconds for seconds, _ in recorder.steps)
     return OnlineResult(
         steps=schedule.steps, total_steps=schedule.steps, stopped="finished",
         epochs=schedule.epochs_after(schedule.steps),
         first_reward=_mean([line["reward"] for line in lines[:count]]),
         final_reward=_mean([line["reward"] for line in last]),
-        eval_reward=checks[-1] if checks else None, final_loss=lines[-1].get("loss") if lines else None,
-        completions=schedule.batches * schedule.prompts_per_batch * num_generations, tokens=recorder.tokens,
-        tokens_per_second=recorder.tokens / max(recorder.seconds, 1e-9), seconds=recorder.seconds,
+        eval_reward=checks[-1] if checks else None, final_loss=logged[-1].get("loss") if logged else None,
+        completions=schedule.batches * schedule.prompts_per_batch * num_generations, tokens=tokens,
+        tokens_per_second=tokens / max(recorder.seconds, 1e-9), seconds=recorder.seconds,
         generation_share=sum(times.generation for _, times in recorder.steps) / max(spent, 1e-9),
         reward_share=sum(times.rewards for _, times in recorder.steps) / max(spent, 1e-9),
         peak_bytes=peak_bytes, resumed_from=resumed_from,

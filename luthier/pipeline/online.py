@@ -17,7 +17,7 @@ __all__ = ["train_online", "try_online"]
 
 
 def try_online(session: Session) -> None:
-    """Packages are there, every row can be asked, every reward can be called.
+    """Packages are there, one device is seen, every row can be asked, every reward can be called.
 
     Raises:
         LuthierError: all that is wrong with the first of these that is not so.
@@ -27,6 +27,7 @@ def try_online(session: Session) -> None:
 
     recipe = session.recipe
     require_packages(recipe)
+    _refuse_several_devices(session)
     with build_rewards(recipe.objective.grpo, cache_dir=read_env().cache_dir / "endpoint") as rewards:
         try_rewards(rewards, session.prompts.train[0])
 
@@ -47,7 +48,6 @@ def train_online(session: Session, *, fingerprint: dict[str, Any], keep_intent: 
 
     resolved = session.resolved
     recipe = resolved.recipe
-    _refuse_several_devices(session)
     with build_rewards(recipe.objective.grpo, cache_dir=read_env().cache_dir / "endpoint") as rewards:
         model = load_base(
             recipe.model, device=session.device, dtype=weights_dtype(recipe), quantization=recipe.model.quantization

@@ -95,6 +95,18 @@ def test_other_settings_and_another_reward_code_do_not_go_on(stopped, tmp_path):
         file.write_text(text)
 
 
+def test_a_run_killed_between_its_last_checkpoint_and_its_result_only_writes_the_result(stopped, tmp_path):
+    world, settings, whole, _ = stopped
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "final")
+    (run / "stages" / "train.json").unlink()
+    result = train(world.recipe(run, **settings)).stages["train"]
+    assert result["resumed_from"] == 6 and same(weights(run), weights(whole))
+    assert metrics(run)[: len(metrics(whole)) - 1] == metrics(whole)[:-1]
+    assert result["tokens"] == metrics(whole)[-2]["tokens"]
+
+
 def test_rerun_gives_equal_numbers_to_the_last_bit(stopped, tmp_path):
     _, _, whole, _ = stopped
     outcome = rerun(whole, tmp_path / "again", command=[])
