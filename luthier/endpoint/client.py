@@ -83,19 +83,22 @@ class Endpoint:
     def chat_many(self, requests: Sequence[ChatRequest], *, on_answer: Callable[[], None] | None = None) -> list[Reply]:
         """Ask many at once, at most `concurrency` in flight; answers in the order of the requests.
 
-        The first failure ends it: what is not sent yet is not sent, what is in flight is waited for, and every
-        answer that came is in the cache. `on_answer` is called after each answer, from this thread or another.
+        The first failure ends it: what is not sent yet is not sent, nobody waits for another attempt, what is in flight
+        is waited for, and every answer that came is in the cache. `on_answer` is called after each answer, from this
+        thread or another.
 
         Raises:
             AccessError, RecipeError, RunFailed: as `chat`.
         """
-        futures = [self._pool.submit(self._one, request) for request in requests]
+        given_up = threading.Event()
+        futures = [self._pool.submit(self._one, request, given_up) for request in requests]
         if on_answer is not None:
             for future in futures:
                 future.add_done_callback(lambda done: on_answer() if not done.cancelled() else None)
         done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
         failed = [future for future in futures if future in done and future.exception() is not None]
         if failed:
+            given_up.set()
             for future in waiting:
                 future.cancel()
             wait(waiting)
@@ -104,7 +107,7 @@ class Endpoint:
 
     # -- one request, in a thread of the pool
 
-    def _one(self, request: ChatRequest) -> Reply:
+    def _one(self, request: ChatRequest, given_up: threading.Event) -> Reply:
         body = request.body(self.settings.model)
         key = request_key(self.settings.url, body, variant=request.variant)
         kept = self._cache.get(key, body)
@@ -121,7 +124,7 @@ class Endpoint:
             self._meter.count_cached()
             return _reply(answer, cached=True)
         try:
-            answer = self._ask(body, request.max_tokens)
+            answer = self._ask(body, request.max_tokens, given_up)
             self._cache.put(key, body, answer)
         except BaseException as error:
             mine.set_exception(error)
@@ -133,23 +136,24 @@ class Endpoint:
                 del self._flying[key]
         return _reply(answer, cached=False)
 
-    def _ask(self, body: dict[str, Any], max_tokens: int) -> dict[str, Any]:
+    def _ask(self, body: dict[str, Any], max_tokens: int, given_up: threading.Event) -> dict[str, Any]:
         """Attempts until an answer is good, within the budget."""
         size = len(json.dumps(body, ensure_ascii=False).encode("utf-8"))
         reserved = self._meter.reserve(request_bytes=size, max_tokens=max_tokens)
         try:
-            value = self._attempts(body)
+            value = self._attempts(body, given_up)
         except BaseException:
             self._meter.release(reserved)
             raise
         self._meter.settle(reserved, value.get("usage"))
         return value
 
-    def _attempts(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _attempts(self, body: dict[str, Any], given_up: threading.Event) -> dict[str, Any]:
         settings = self.settings
+        pause = 0.0
         for attempt in range(settings.max_retries + 1):
-            if not self._gate.wait():
-                raise AccessError(code="R760", message=f"{settings.host}: the client was closed")
+            if not self._gate.wait(given_up, at_least=pause):
+                raise AccessError(code="R760", message=f"{settings.host}: given up, or the client was closed")
             if attempt:
                 self._meter.count_retry()
             asked: float | None = None
@@ -167,26 +171,23 @@ class Endpoint:
                     raise self._unreachable(reason, attempts=attempt + 1) from fault
             except BadReply as error:
                 reason, broken = self._hide(str(error)), True
-            self._pause(attempt, asked, reason)
+            pause = self._pause(attempt, asked, reason)
         if broken:
             message = f"{settings.host} answered {settings.max_retries + 1} times with what is no answer: {reason}"
             raise RunFailed(code="R763", message=message, hint="check base_url, and the server's log")
         raise self._unreachable(reason, attempts=settings.max_retries + 1)
 
-    def _pause(self, attempt: int, asked: float | None, reason: str) -> None:
-        """Wait before the next attempt; when the server named the time, all threads do."""
+    def _pause(self, attempt: int, asked: float | None, reason: str) -> float:
+        """Seconds to wait before the next attempt; when the server named the time, all threads do."""
         settings = self.settings
-        if attempt == settings.max_retries:
-            return
-        if asked is not None and asked > settings.max_wait_seconds:
+        if asked is not None and asked > settings.max_wait_seconds and attempt < settings.max_retries:
             message = f"{settings.host} asks to wait {asked:.0f} s ({reason})"
             hint = f"come back later, or raise max_wait_seconds ({settings.max_wait_seconds:g})"
             raise AccessError(code="R760", message=message, hint=hint)
         if asked:
             self._gate.close_for(asked)
-            return
-        seconds = backoff(attempt, first=settings.first_wait_seconds, most=settings.max_wait_seconds)
-        self._gate.closed_for_good.wait(seconds)
+            return 0.0
+        return backoff(attempt, first=settings.first_wait_seconds, most=settings.max_wait_seconds)
 
     def _refuse_hopeless(self, answer: Answer) -> None:
         """Answers that no further attempt would change."""

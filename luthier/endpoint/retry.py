@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 __all__ = ["Gate", "asked_wait", "backoff", "worth_retrying"]
 
+_POLL = 0.1
+"""Seconds between two looks at whether waiting still makes sense."""
 _AGAIN = {408, 409, 425, 429}
 # Not a matter of time: more attempts change nothing.
 _HOPELESS = {"insufficient_quota", "billing_hard_limit_reached", "account_deactivated"}
@@ -71,12 +73,13 @@ class Gate:
         with self._lock:
             self._opens_at = max(self._opens_at, time.monotonic() + seconds)
 
-    def wait(self) -> bool:
-        """Wait until the gate is open; False when it never opens again."""
-        while True:
+    def wait(self, given_up: threading.Event, *, at_least: float = 0.0) -> bool:
+        """Wait until the gate is open, and so long; False when it is closed for good or the caller gave up."""
+        until = time.monotonic() + at_least
+        while not (self.closed_for_good.is_set() or given_up.is_set()):
             with self._lock:
-                left = self._opens_at - time.monotonic()
+                left = max(self._opens_at, until) - time.monotonic()
             if left <= 0:
-                return not self.closed_for_good.is_set()
-            if self.closed_for_good.wait(left):
-                return False
+                return True
+            given_up.wait(min(left, _POLL))
+        return False

@@ -199,6 +199,20 @@ def test_the_first_failure_stops_what_was_not_sent_yet():
     assert len(server.seen) < 100
 
 
+def test_nobody_waits_for_another_attempt_once_one_has_failed():
+    def act(handler, body):
+        if body["messages"][-1]["content"] == "bad":
+            time.sleep(0.2)  # the others wait by now
+            status(401)(handler, body)
+        else:
+            status(429, Retry_After="30")(handler, body)
+
+    started = time.monotonic()
+    with served(always=act, concurrency=4) as (_, endpoint), pytest.raises(AccessError) as caught:
+        endpoint.chat_many([ask("one"), ask("two"), ask("bad")])
+    assert caught.value.problems[0].code == "R761" and time.monotonic() - started < 10
+
+
 def test_equal_requests_in_flight_are_asked_once():
     def act(handler, body):
         time.sleep(0.1)
