@@ -2,8 +2,8 @@
 
     python3 benchmarks/gpu/shared_prompts.py > $OUT/shared_prompts.jsonl
 
-`check` lines: relative errors of the kernels, of the same kernels on unshared answers, and whether two runs are equal.
-`time` lines: forward + backward, milliseconds for as many pairs as fill 16,384 tokens unshared; `copies` is every answer
+`check` lines: relative errors of the kernels, those on unshared answers, and whether two runs are equal.
+`time` lines: forward + backward, milliseconds for as many pairs as fill 16,384 tokens unshared; `copies`: every answer
 behind its own prompt, `shared` the same answers, `variant` the unshared batch through the kernels that know prefixes.
 """
 
