@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.pop(1)  # this folder: its `kernels.py` is also a package's name
 
 import torch
 from torch import Tensor, nn
