@@ -39,7 +39,7 @@ def test_cuda_runs_the_triton_kernels():
 @pytest.mark.parametrize("op", OPS)
 def test_every_kernel_is_its_definition(op, dtype):
     failures = []
-    bench = Bench("cuda", dtype, exact_fp8=False)
+    bench = Bench("cuda", dtype)
     checks = [
         (label, check) for label, check in all_checks(bench, small=dtype != torch.bfloat16) if label.startswith(op)
     ]
