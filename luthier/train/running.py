@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from luthier.data.types import Example
+from luthier.data.types import TrainRow
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
@@ -54,7 +54,7 @@ class Running:
     run: RunFolder
     order: Order
     batches: Batches
-    validation: Sequence[Example]
+    validation: Sequence[TrainRow]
     stop: Stop
     position: Progress
     identity: dict[str, Any]
