@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.types import Example
+from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
 from luthier.recipe.resolve import Resolved
@@ -128,7 +128,7 @@ def _refuse_float16(recipe: Recipe) -> None:
         )
 
 
-def _require_validation(recipe: Recipe, validation: Sequence[Example]) -> None:
+def _require_validation(recipe: Recipe, validation: Sequence[TrainRow]) -> None:
     wanted = [key for key in ("early_stopping_patience", "load_best_model_at_end") if getattr(recipe.train, key)]
     if wanted and not validation:
         raise DataError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from luthier.data.types import Example, Pack
+from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.recipe.schema import Recipe, TrainSection
@@ -82,7 +82,7 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 
 def make_feed(
-    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example],
+    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
     packs: Sequence[Pack], size: MicroBatchSize | None,
 ) -> Feed:  # fmt: skip
     """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from luthier.data.batch import collate
-from luthier.data.types import Example
+from luthier.data.branches import collate_rows
+from luthier.data.types import TrainRow
 from luthier.runtime.console import progress
 from luthier.runtime.errors import RunFailed
 from luthier.train.feed import by_token_budget
@@ -38,7 +38,7 @@ class Validation:
 
 
 def validate(
-    trainer: Trainer, examples: Sequence[Example], *, tokens_per_batch: int, step: int, abandon: Callable[[], bool]
+    trainer: Trainer, examples: Sequence[TrainRow], *, tokens_per_batch: int, step: int, abandon: Callable[[], bool]
 ) -> Validation:
     """Measure the loss on `examples` after `step` steps; the model is left in training mode.
 
@@ -56,7 +56,7 @@ def validate(
         for group in mine:
             if abandon():
                 raise Abandoned
-            batch = collate(group)
+            batch = collate_rows(group)
             loss_sum, right = module(batch.to(trainer.accelerator.device))
             losses.append(loss_sum)
             correct.append(right)
