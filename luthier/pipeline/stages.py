@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -212,6 +213,7 @@ def _train(session: Session) -> dict[str, Any]:
 
     resolved = session.resolved
     recipe = resolved.recipe
+    require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.types import Example
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
@@ -75,6 +76,7 @@ def fit(
     clock = Clock()
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
+    require_optimizer(recipe.train, device_type=next(iter(tuned.model.parameters())).device.type)
     _require_validation(recipe, data.validation)
     _refuse_float16(recipe)
     accelerator = make_accelerator(
