@@ -208,7 +208,7 @@ def _train(session: Session) -> dict[str, Any]:
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
     from luthier.runtime.hashing import hash_folder
-    from luthier.train.loop import fit
+    from luthier.train.loop import START_FOLDER, fit
     from luthier.train.predicted import tell_next_plan
 
     resolved = session.resolved
@@ -219,7 +219,10 @@ def _train(session: Session) -> dict[str, Any]:
     )
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        start_folder=session.run.path / START_FOLDER,
+    )  # fmt: skip
     for line in tuned.report.lines():
         note(f"  {line}")
     result = fit(

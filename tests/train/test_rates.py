@@ -76,7 +76,7 @@ def theirs_on_our_batches(model, source, *, steps: int, batch: int, decay: float
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
 
 
@@ -210,8 +210,9 @@ class Crash(Exception):
     """Stands for a kill between two steps."""
 
 
-def cut_and_resumed(tmp_path, monkeypatch, **settings):
-    rows = data(examples(24))
+def cut_and_resumed(tmp_path, monkeypatch, *, validation: int = 0, **settings):
+    """A run that nobody stopped, and a function that resumes one which died before its fourth step."""
+    rows = data(examples(24), validation=validation)
     common = {"per_device_train_batch_size": 4, "num_train_epochs": 1, "save_steps": 1, **settings}
     whole = train(tmp_path / "whole", rows, **common)
     real = running.update
