@@ -86,9 +86,7 @@ def apply_method(
     if method.init_from is not None:
         adapted, notes = _continue_from(model, method, new_token_ids)
     else:
-        adapted, notes = _new_adapter(
-            model, method, seed=seed, new_token_ids=new_token_ids, start_folder=start_folder
-        )
+        adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids, start_folder=start_folder)
     return Tuned(adapted, report_on(adapted, method=method.name, notes=notes))
 
 

@@ -36,9 +36,9 @@ def save_trained(
 ) -> None:
     """Save the result of training into `folder`.
 
-    An adapter is saved as PEFT does, in fp32 (from `masters` where given), for the untouched base (`starts.py`); a whole model in the type it was
-    trained in. Beside it: tokenizer, chat template, generation_config.json with every stop id, and
-    `luthier.json` with the base and the hash of each file.
+    An adapter is saved as PEFT does, in fp32 (from `masters` where given) and for the untouched base (`starts.py`); a
+    whole model in the type it was trained in. Beside it: tokenizer, chat template, generation_config.json with every
+    stop id, and `luthier.json` with the base and the hash of each file.
 
     Args:
         tuned_model: `Tuned.model`.

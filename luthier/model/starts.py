@@ -44,7 +44,7 @@ class Start:
     """What was taken out of the base."""
 
     factors: Factors
-    """`MODULE.lora_A` (r, K) and `MODULE.lora_B` (N, r) of each adapted module, in the type of the model, on the CPU."""
+    """`MODULE.lora_A` (r, K) and `MODULE.lora_B` (N, r) of each adapted module; in the model's type, on the CPU."""
     identity: Mapping[str, Any]
     """Of what it was made: start, rank, scale, seed, hash of the base."""
 

@@ -171,7 +171,10 @@ def require_optimizer(train: TrainSection, *, device_type: str | None = None) ->
             hint=f"pip install {facts.install}, or take optim adamw_torch_fused or adamw_8bit",
         )  # fmt: skip
     if facts.cuda_only and device_type not in (None, "cuda"):
+        name = train.optim.removeprefix("paged_")
+        without = {"adamw_32bit": "adamw_torch_fused", "ademamix_32bit": "ademamix"}.get(name, name)
         raise EnvironmentProblem(
-            code="T463", message=f"`train.optim: {train.optim}` pages its state out of CUDA memory; this is a {device_type}",
-            hint=f"take optim {train.optim.removeprefix('paged_').replace('adamw_32bit', 'adamw_torch_fused')}",
-        )  # fmt: skip
+            code="T463",
+            message=f"`train.optim: {train.optim}` pages its state out of CUDA memory, and this device is {device_type}",
+            hint=f"take optim {without}",
+        )

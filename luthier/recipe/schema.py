@@ -176,7 +176,7 @@ class TrainSection(Section):
     embedding_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """Peak learning rate of embeddings and head where they are trained themselves; null: as the others."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
-    """LoRA+ (arXiv:2402.12354): the rate of the B matrices is this many times `learning_rate`; 16 is usual."""
+    """LoRA+ (arXiv:2402.12354): the rate of the B matrices is this many times `learning_rate`, for instance 16."""
     loraplus_lr_embedding: Annotated[float, Field(gt=0.0)] = 1e-6
     """With LoRA+: peak learning rate of adapters on embedding layers."""
     layerwise_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0

@@ -76,8 +76,8 @@ def make_optimizer(
     if name == "muon":
         hidden = {name: tensor for name, tensor in tensors.items() if is_hidden_matrix(name, tensor, tables)}
         rest = {name: tensor for name, tensor in tensors.items() if name not in hidden}
-        parts = [parameter_groups(part, section.weight_decay, rates) for part in (hidden, rest)]
-        return make_muon(*parts, section, learning_rate=learning_rate)
+        groups, others = (parameter_groups(part, section.weight_decay, rates) for part in (hidden, rest))
+        return make_muon(groups, others, section, learning_rate=learning_rate)
     groups = parameter_groups(tensors, section.weight_decay, rates)
     betas = (section.adam_beta1, section.adam_beta2)
     if name in ("adamw_torch_fused", "adamw_torch"):

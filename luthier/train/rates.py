@@ -61,9 +61,10 @@ def peak_rates(model: Any, tensors: Mapping[str, Tensor], section: TrainSection,
             found[name] *= section.layerwise_lr_decay ** (layers.count if name in inputs else layers.above(name))
     if section.embedding_learning_rate is not None and not tables:
         raise RecipeError(
-            code="T475", message="`train.embedding_learning_rate` is given, but neither embeddings nor head are trained",
+            code="T475",
+            message="`train.embedding_learning_rate` is given, but neither embeddings nor head are trained",
             hint="remove it, or train them (`method.modules_to_save`, `method.trainable`)",
-        )  # fmt: skip
+        )
     return found
 
 

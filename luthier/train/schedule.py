@@ -117,7 +117,7 @@ def _require_room(settings: Mapping[str, Any], *, warmup: int, total_steps: int)
     if needed > total_steps:
         raise RecipeError(
             code="T476",
-            message=f"warmup_stable_decay: {warmup} steps of warm-up and {needed - warmup} of stable rate and decay are "
+            message=f"warmup_stable_decay: {warmup} steps of warm-up and {needed - warmup} of flat rate and decay are "
             f"more than the {total_steps} steps of the run",
             hint="lower `train.lr_scheduler_kwargs.num_decay_steps`",
         )

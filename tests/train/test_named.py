@@ -159,10 +159,9 @@ def test_muon_updates_hidden_matrices_and_adamw_the_rest():
     assert len(hidden) == 14
     vectors = [p for p in theirs.values() if p.ndim < 2]
     muon = torch.optim.Muon(hidden, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(
-        [{"params": [theirs[name] for name in sorted(tables)], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=1e-2,
-    )  # fmt: skip
+    both = [theirs[name] for name in sorted(tables)]
+    groups = [{"params": both, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=1e-2)
     for seed in range(3):
         give_gradients(names, seed)
         give_gradients(theirs, seed)
@@ -211,5 +210,9 @@ def test_a_missing_package_is_told_before_anything_is_loaded(tmp_path, monkeypat
 
 def test_paged_state_needs_cuda():
     require_optimizer(TrainSection(optim="paged_adamw_8bit"), device_type="cuda")
-    with pytest.raises(EnvironmentProblem, match="adamw_8bit"):
-        require_optimizer(TrainSection(optim="paged_adamw_8bit"), device_type="cpu")
+    for name in [name for name, facts in OPTIMIZERS.items() if facts.cuda_only]:
+        with pytest.raises(EnvironmentProblem) as caught:
+            require_optimizer(TrainSection(optim=name), device_type="cpu")
+        hint = caught.value.problems[0].hint
+        assert hint is not None
+        assert hint.removeprefix("take optim ") in OPTIMIZERS, "the hint is a name"

@@ -83,7 +83,8 @@ def theirs_on_our_batches(model, source, *, steps: int, batch: int, decay: float
 def plus_against_peft(tmp_path):
     source, steps = data(), 6
     recipe = resolved(
-        method=LORA, max_steps=steps, shuffle=False, weight_decay=0.01, lr_scheduler_type="linear", warmup_steps=1, **PLUS
+        method=LORA, max_steps=steps, shuffle=False, weight_decay=0.01, lr_scheduler_type="linear", warmup_steps=1,
+        **PLUS,
     )  # fmt: skip
     theirs = copy.deepcopy(tuned(recipe).model)
     ours = train(tmp_path, source, recipe=recipe)
@@ -176,15 +177,15 @@ def test_the_rates_are_told_only_where_they_differ():
 # -- the optimizer
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd", "muon", "rmsprop"])
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd", "muon", "rmsprop"]
+)
 def test_every_group_moves_by_its_own_rate(optim):
     """A group at twice the rate moves its first step twice as far."""
     start = torch.randn(64, 80, generator=torch.Generator().manual_seed(0))
     tensors = {name: torch.nn.Parameter(start.clone()) for name in ("slow.weight", "fast.weight")}
     section = TrainSection(optim=optim)
-    optimizer = make_optimizer(
-        tensors, section, learning_rate=1e-3, rates={"slow.weight": 1e-3, "fast.weight": 2e-3}
-    )
+    optimizer = make_optimizer(tensors, section, learning_rate=1e-3, rates={"slow.weight": 1e-3, "fast.weight": 2e-3})
     for tensor in tensors.values():
         tensor.grad = torch.randn(64, 80, generator=torch.Generator().manual_seed(1))
     optimizer.step()

@@ -77,7 +77,8 @@ def test_warmup_zero_is_zero_and_the_ratio_is_rounded_up():
 MORE = {
     "cosine_with_restarts": {"num_cycles": 2}, "cosine_with_min_lr": {"min_lr_rate": 0.1}, "polynomial": {"power": 2.0},
     "cosine_warmup_with_min_lr": {"min_lr": 3e-5, "warmup_lr_rate": 0.2}, "inverse_sqrt": {"timescale": 7},
-    "warmup_stable_decay": {"num_decay_steps": 5, "decay_type": "linear", "min_lr_ratio": 0.1}, "cosine": {"num_cycles": 1.5},
+    "warmup_stable_decay": {"num_decay_steps": 5, "decay_type": "linear", "min_lr_ratio": 0.1},
+    "cosine": {"num_cycles": 1.5},
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from luthier.fast.engine import attach
 from luthier.model.adapters import apply_method
 from luthier.model.starts import start_of
 from luthier.runtime.errors import RecipeError
@@ -133,6 +134,23 @@ def test_another_start_under_a_checkpoint_is_refused(tmp_path, monkeypatch, base
     cut(base, tmp_path / "cut", monkeypatch)
     made, recipe = run_from(base, tmp_path / "cut", kept=False)
     start_of(made.model).factors[next(iter(start_of(made.model).factors))].add_(1e-3)
-    with pytest.raises(RecipeError, match="start: .* -> "):
+    with pytest.raises(RecipeError, match=r"start: .* -> "):
         fit_it(made, recipe, tmp_path / "cut")
     assert fit_it(*run_from(base, tmp_path / "cut"), tmp_path / "cut").result.resumed_from == 3, "nothing was lost"
+
+
+def test_the_engine_takes_these_adapters_over_and_says_why_it_leaves_dora_alone():
+    def report(**more):
+        model = apply_method(tiny_model(), resolved(method={**LORA, **more}).recipe.method, seed=0).model
+        engine = attach(model)
+        engine.detach()
+        return {part.name: (part.runs, part.reason) for part in engine.report}
+
+    plain = report()
+    assert "one function each (2 layers)" in plain["decoder layers"][0]
+    for start in ("gaussian", "orthogonal", "pissa", "olora"):
+        assert report(init_lora_weights=start) == plain
+    assert report(use_rslora=True) == plain
+    assert any(
+        "DoraLinearVariant" in reason or "DoraLinearVariant" in runs for runs, reason in report(use_dora=True).values()
+    )
