@@ -175,6 +175,6 @@ def require_optimizer(train: TrainSection, *, device_type: str | None = None) ->
         without = {"adamw_32bit": "adamw_torch_fused", "ademamix_32bit": "ademamix"}.get(name, name)
         raise EnvironmentProblem(
             code="T463",
-            message=f"`train.optim: {train.optim}` pages its state out of CUDA memory, and this device is {device_type}",
+            message=f"`train.optim: {train.optim}` pages its state out of CUDA memory; this device is {device_type}",
             hint=f"take optim {without}",
         )

@@ -66,6 +66,23 @@ def test_state_has_the_bytes_of_the_formula_and_survives_a_round_trip(name, args
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.parametrize("name", [name for name in ARGS if name in HERE])
+def test_settings_reach_the_optimizer(name):
+    """The bug: `optim_args` dropped, or handed on as text that means something else."""
+    moved = []
+    for args in ({}, ARGS[name]):
+        tensors = small()
+        optimizer = make(name, tensors, args)
+        for step in range(3):
+            give_gradients(tensors, step)
+            optimizer.step()
+        moved.append(tensors["layer.weight"].detach().clone())
+    assert float((moved[0] - moved[1]).abs().max()) > 1e-5
+    for key, value in ARGS[name].items():
+        if key in optimizer.param_groups[0]:
+            assert optimizer.param_groups[0][key] == value
+
+
 @pytest.mark.parametrize("name", [name for name in HERE if not OPTIMIZERS[name].whole])
 def test_a_step_may_come_in_parts(name):
     """`Weights.apply` hands 16-bit gradients over some at a time."""
