@@ -11,6 +11,8 @@ from luthier.fast.engine import attach
 from luthier.recipe.schema import TrainSection
 from luthier.runtime.errors import RecipeError
 from luthier.train import rates, running, setup
+from luthier.train.adamw8 import AdamW8
+from luthier.train.master_adamw import MasterAdamW
 from luthier.train.masters import Weights
 from luthier.train.optim import make_optimizer, parameter_groups
 from luthier.train.rates import peak_rates, rate_lines
@@ -192,6 +194,24 @@ def test_every_group_moves_by_its_own_rate(optim):
     slow, fast = ((tensor.detach() - start).double() for tensor in tensors.values())
     assert float(slow.abs().max()) > 1e-6
     assert torch.allclose(fast, 2 * slow, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MasterAdamW, AdamW8])
+def test_our_own_kernels_take_the_rate_of_each_group(kind):
+    """`step_with` over bf16 weights and their masters: twice the rate, twice the first step."""
+    layers = torch.nn.ModuleDict({name: torch.nn.Linear(80, 64, bias=False) for name in ("slow", "fast")})
+    layers["fast"].load_state_dict(layers["slow"].state_dict())
+    weights = Weights(layers.to(torch.bfloat16))
+    start = {name: tensor.detach().clone() for name, tensor in weights.tensors.items()}
+    groups = parameter_groups(weights.tensors, 0.0, {"slow.weight": 1e-3, "fast.weight": 2e-3})
+    optimizer = kind(groups, lr=1e-3, betas=(0.9, 0.99), eps=1e-8)
+    weights.begin(passes=1, processes=1)
+    for parameter in layers.parameters():
+        parameter.grad = torch.randn(64, 80, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    weights.apply(optimizer, scale=1.0)
+    slow, fast = ((weights.tensors[f"{name}.weight"] - start[f"{name}.weight"]).detach() for name in ("slow", "fast"))
+    assert float(slow.abs().max()) > 5e-4
+    assert torch.allclose(fast, 2 * slow, rtol=1e-3, atol=1e-7)
 
 
 def test_the_schedule_keeps_the_ratio_of_the_groups():
