@@ -20,6 +20,7 @@ from luthier.model.identity import verify_record
 from luthier.model.method_report import MethodReport, report_on
 from luthier.model.quantize import is_quantized
 from luthier.model.quiet import quiet_libraries
+from luthier.model.starts import take_from_base
 from luthier.model.targets import (
     head_name,
     input_name,
@@ -28,6 +29,7 @@ from luthier.model.targets import (
     resolve_modules_to_save,
     resolve_targets,
 )
+from luthier.recipe.names import takes_from_base
 from luthier.recipe.schema import MethodSection
 from luthier.runtime.errors import RecipeError
 
@@ -48,8 +50,9 @@ class Tuned:
 
 
 def apply_method(
-    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int] = ()
-) -> Tuned:
+    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int] = (),
+    start_folder: Path | None = None,
+) -> Tuned:  # fmt: skip
     """Make a base model trainable as the recipe says.
 
     Args:
@@ -57,6 +60,7 @@ def apply_method(
         method: `method` of the recipe.
         seed: of the initial adapter weights; the global random state is neither read nor moved.
         new_token_ids: ids of `model.new_tokens`; with adapters only these rows of the embeddings are trained.
+        start_folder: where an earlier session kept what `init_lora_weights` took out of the base (`starts.py`).
 
     Raises:
         RecipeError: a target, pattern or module that matches nothing, or settings that cannot work together.
@@ -82,7 +86,7 @@ def apply_method(
     if method.init_from is not None:
         adapted, notes = _continue_from(model, method, new_token_ids)
     else:
-        adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids)
+        adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids, start_folder=start_folder)
     return Tuned(adapted, report_on(adapted, method=method.name, notes=notes))
 
 
@@ -107,8 +111,9 @@ def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids
 
 
 def _new_adapter(
-    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int]
-) -> tuple[PeftModel, list[str]]:
+    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int],
+    start_folder: Path | None,
+) -> tuple[PeftModel, list[str]]:  # fmt: skip
     from peft import LoraConfig, get_peft_model
 
     notes: list[str] = []
@@ -117,6 +122,12 @@ def _new_adapter(
     tables = _token_tables(model, targets, saved, new_token_ids, notes)
     record = base_record(model)
     alpha = method.lora_alpha
+    from_base = takes_from_base(method.init_lora_weights)
+    if from_base and any(is_quantized(parameter) for parameter in model.parameters()):
+        raise RecipeError(
+            code="M329", message=f"init_lora_weights {method.init_lora_weights} changes the base, which is in 4 bits",
+            hint="`model.quantization: none`, or `method.init_lora_weights: true`",
+        )  # fmt: skip
     config = LoraConfig(
         r=method.r,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other tools read an int
@@ -124,6 +135,7 @@ def _new_adapter(
         target_modules=_as_written(model, method.target_modules, targets),
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
+        init_lora_weights=True if from_base else method.init_lora_weights,
         modules_to_save=saved or None,
         trainable_token_indices={name: list(new_token_ids) for name in tables} or None,
         ensure_weight_tying=tie,
@@ -139,6 +151,10 @@ def _new_adapter(
         config.base_model_name_or_path = record.name_or_path
     cast_adapters(adapted, model.dtype)
     _check_adapted(adapted, targets)
+    if from_base:
+        start = str(method.init_lora_weights)
+        take_from_base(adapted, start, seed=seed, base=record.hash if record else None, folder=start_folder)
+        notes.append(f"starts as {start}; saved as a plain adapter of rank {2 * method.r} for the untouched base")
     return adapted, notes + _expert_notes(model)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.pipeline.session import Session
 from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -214,17 +215,21 @@ def _train(session: Session) -> dict[str, Any]:
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
     from luthier.runtime.hashing import hash_folder
-    from luthier.train.loop import fit
+    from luthier.train.loop import START_FOLDER, fit
     from luthier.train.predicted import tell_next_plan
 
     resolved = session.resolved
     recipe = resolved.recipe
+    require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
     )
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        start_folder=session.run.path / START_FOLDER,
+    )  # fmt: skip
     for line in tuned.report.lines():
         note(f"  {line}")
     result = fit(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.plan.devices import larger_devices
 from luthier.plan.reasons import gib
 from luthier.plan.sizes import sizes_of
+from luthier.recipe.names import takes_from_base
 from luthier.recipe.schema import MethodSection, Recipe
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     yield from _shorter(request)
     if method.name in ("full", "freeze"):
         yield "method.name=lora", _with_method(request, "lora")
-    if method.name in ("full", "freeze", "lora"):
+    if method.name in ("full", "freeze", "lora") and not takes_from_base(method.init_lora_weights):
         beside = "" if model.quantization in ("auto", "nf4") else " model.quantization=auto"
         yield f"method.name=qlora{beside}", _with_method(request, "qlora")
     for device in larger_devices(request.device.memory_bytes):

@@ -81,6 +81,8 @@ class Sizes:
     trained_vectors: int
     largest_trained: int
     """Elements of the largest trained tensor."""
+    hidden_matrices: int = 0
+    """Trained parameters in matrices other than embeddings and head (what Muon updates)."""
     dropout: bool = False
     """Adapters have dropout."""
 
@@ -135,6 +137,10 @@ def sizes_of(shape: ModelShape, method: MethodSection) -> Sizes:
         lowest_layer=_lowest(shape, adapted, trained, tied_embedding),
         small_trained=small, factored_rows=sum(sum(matrix) for matrix in matrices), trained_vectors=vectors,
         largest_trained=max((rows * columns for rows, columns in matrices), default=0),
+        hidden_matrices=sum(
+            rows * columns for rows, columns in _trained_matrices(adapted, [t for t in trained if not _is_table(t)],
+                                                                  method.r)
+        ),
         dropout=has_adapters(method) and method.lora_dropout > 0.0,
     )  # fmt: skip
 
@@ -144,6 +150,10 @@ def _trained_matrices(adapted: list[Tensor], trained: list[Tensor], rank: int) -
     return thin + [
         (tensor.shape[0], tensor.parameters // tensor.shape[0]) for tensor in trained if len(tensor.shape) > 1
     ]
+
+
+def _is_table(tensor: Tensor) -> bool:
+    return tensor.name.endswith(("embed_tokens.weight", "lm_head.weight"))
 
 
 def _lowest(shape: ModelShape, adapted: list[Tensor], trained: list[Tensor], embedding: bool) -> int:

@@ -30,6 +30,7 @@ from luthier.recipe.schema import (
     TrainSection,
     ValidationSection,
 )
+from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
     unused_in_method,
     unused_in_source,
@@ -187,6 +188,7 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield from _regex(method.target_modules, "method.target_modules", locate)
         if method.init_from is not None:
             yield from _file(method.init_from, "method.init_from", locate)
+        yield from start_rules(method, parts.model, locate)
 
 
 def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -209,6 +211,8 @@ def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
     unused = unused_in_train(train, validates=True)
     unused.pop("tokens_per_step", None)
     yield from _unused(train, "train", unused, locate)
+    yield from setting_rules(train, locate)
+    yield from rate_rules(train, parts.method, parts.model, locate)
 
 
 def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -216,6 +220,7 @@ def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if train is None or validation is None:
         return
     validates = validation.path is not None or validation.fraction > 0
+    yield from feedback_rules(train, locate, validates=validates)
     if not validates:
         for key in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(train, key):

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
+from luthier.model.starts import keep_start, start_of
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
 
     from luthier.data.prepare import Prepared
 
-__all__ = ["fit"]
+__all__ = ["START_FOLDER", "fit"]
+
+START_FOLDER = "start"
+"""In the run folder: what adapters took out of the base, for resuming (`model/starts.py`)."""
 
 
 def fit(
@@ -75,6 +80,7 @@ def fit(
     clock = Clock()
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
+    require_optimizer(recipe.train, device_type=next(iter(tuned.model.parameters())).device.type)
     _require_validation(recipe, data.validation)
     _refuse_float16(recipe)
     accelerator = make_accelerator(
@@ -82,10 +88,15 @@ def fit(
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
+    start = start_of(tuned.model)
+    if start is not None:
+        fingerprint = {**fingerprint, "start": start.fingerprint()}
     identity = run_identity(fingerprint, world_size=accelerator.num_processes, total_steps=order.total_steps)
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = on_main(accelerator, lambda: find(run, identity))
+    if start is not None:
+        on_main(accelerator, lambda: keep_start(start, run.path / START_FOLDER))
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
+from luthier.recipe.names import takes_from_base
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import OutOfMemory
 
@@ -110,6 +111,6 @@ def same_batch(recipe: Recipe) -> str:
         return "set `train.gradient_checkpointing_layers=null` (all layers): the same result, slower"
     if recipe.method.name == "full":
         return "use `method.name=lora`, or a smaller `data.max_length`"
-    if recipe.method.name == "lora":
+    if recipe.method.name == "lora" and not takes_from_base(recipe.method.init_lora_weights):
         return "use `method.name=qlora` (4-bit base), or a smaller `data.max_length`"
     return "use a smaller `data.max_length`, or a smaller model"

@@ -55,6 +55,8 @@ class Trainer:
     max_grad_norm: float
     label_smoothing: float
     seed: int
+    moments: int = 0
+    """Bytes of the optimizer's state after its first step, by formula."""
 
     @property
     def world_size(self) -> int:
