@@ -64,6 +64,7 @@ def collate_branched(rows: Sequence[Branched]) -> Batch:
     answers = _answers(rows, of_target, last, pairs)
     flat = np.array(ids, dtype=np.int64)
     ends = np.cumsum(lengths)
+    taken, row_of_target = np.unique(np.array(sources, dtype=np.int64), return_inverse=True)
     return Batch(
         input_ids=torch.from_numpy(flat),
         position_ids=torch.tensor(positions, dtype=torch.int64),
@@ -80,6 +81,8 @@ def collate_branched(rows: Sequence[Branched]) -> Batch:
         trained_tokens=len(targets),
         prefixes=tuple(prefixes) if any(tokens for _, tokens in prefixes) else (),
         answers=answers,
+        rows=torch.from_numpy(taken),
+        row_of_target=torch.from_numpy(row_of_target.astype(np.int64)),
     )
 
 

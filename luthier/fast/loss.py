@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from luthier.data.batch import Batch
 from luthier.fast.graph import Graphs
 from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
-from luthier.fast.hidden import Layout, ModelInputs, model_inputs, take_rows
+from luthier.fast.hidden import Layout, ModelInputs, Wanted, model_inputs, take_rows
 from luthier.fast.log_probs import answer_sums, linear_log_probs, logits_log_probs, module_log_probs
 from luthier.fast.probe import HeadFinding
 from luthier.fast.settings import EngineSettings
@@ -68,10 +68,10 @@ class LossModule(nn.Module):  # type: ignore[misc]
     def forward(
         self, batch: Batch, label_smoothing: float = 0.0, kl: float = 0.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss sum and other sums of one batch."""
-        if batch.answers is not None:
-            return self._preference_loss(batch, kl)
-        outputs = self._outputs(batch, batch.source_index)
+        """Loss sum and other sums of one batch; without an objective the cross-entropy of its targets."""
+        if self.objective is not None:
+            return self._preference_loss(self.objective, batch, kl)
+        outputs = self._outputs(batch, Wanted.targets(batch))
         settings: dict[str, Any] = {
             "target_ids_s": batch.target_ids, "target_weights_s": batch.target_weights,
             "label_smoothing": label_smoothing, "transform": self.finding.transform,
@@ -95,23 +95,21 @@ class LossModule(nn.Module):  # type: ignore[misc]
         if answers is None:
             raise ValueError("the batch has no answers")
         if self.finding.kind == "reward":
-            rewards: Tensor = inner_model(self.model).score(self._outputs(batch, answers.last_index))
+            rewards: Tensor = inner_model(self.model).score(self._outputs(batch, Wanted(answers.last_index)))
             return rewards.squeeze(-1).float()
         return answer_sums(self._log_probs(batch), batch.target_weights, answers, longest=batch.max_doc)
 
-    def _preference_loss(self, batch: Batch, kl: float) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.objective is None or batch.answers is None:
-            raise ValueError("a batch of preferences needs an objective; give one to `attach`")
+    def _preference_loss(self, objective: Objective, batch: Batch, kl: float) -> tuple[Tensor, dict[str, Tensor]]:
         values = self.answer_values(batch)
-        if not batch.weight_sum:
+        if batch.answers is None or not batch.weight_sum:
             # It counts nothing, but its (zero) gradient takes part in what processes exchange.
-            return values.sum() * 0.0, self.objective.none(values)
-        outcome = self.objective(Scored(values=values, answers=batch.answers, kl=kl))
+            return values.sum() * 0.0, objective.none(values)
+        outcome = objective(Scored(values=values, answers=batch.answers, kl=kl))
         return outcome.losses.sum(), outcome.sums
 
     def _log_probs(self, batch: Batch) -> Tensor:
         """(S,) log p of each target."""
-        outputs = self._outputs(batch, batch.source_index)
+        outputs = self._outputs(batch, Wanted.targets(batch))
         settings: dict[str, Any] = {"target_ids_s": batch.target_ids, "transform": self.finding.transform}
         head, linear, vocab_size = self._head()
         if self.finding.kind == "model":
@@ -126,30 +124,33 @@ class LossModule(nn.Module):  # type: ignore[misc]
         head = base.get_output_embeddings()
         return head, None if head is None else plain_linear(head), base.get_input_embeddings().weight.shape[0]
 
-    def _outputs(self, batch: Batch, index: Tensor) -> Tensor:
-        """(S, D) last hidden states of the flat tokens `index`; (S, V) logits where only the model knows its head."""
+    def _outputs(self, batch: Batch, wanted: Wanted) -> Tensor:
+        """(S, D) last hidden states of the wanted flat tokens; (S, V) logits where only the model knows its head."""
         base = inner_model(self.model)
         inputs = model_inputs(batch, self.layout)
         if self.training and self.neftune_noise_alpha > 0.0:
             inputs.embed(base.get_input_embeddings(), noise_alpha=self.neftune_noise_alpha)
-        rows = inputs.rows(index)
         if self.finding.kind == "model":
-            logits: Tensor = base(**inputs.kwargs).logits.flatten(0, 1)[rows]
-            return logits
-        return self._hidden(base, batch, inputs, rows)
+            logits: Tensor = base(**inputs.kwargs).logits.flatten(0, 1)
+            return wanted.arrange(logits[inputs.rows(wanted.rows)])
+        return self._hidden(base, batch, inputs, wanted)
 
-    def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, rows: Tensor) -> Tensor:
-        """(S, D) last hidden states of the trained rows."""
+    def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, wanted: Wanted) -> Tensor:
+        """(S, D) last hidden states of the wanted rows."""
+        rows = inputs.rows(wanted.rows)
         if self.training and self.graphs is not None and batch.tokens <= self.graphs.most_tokens:
             embeds = inputs.embedded(base.get_input_embeddings())
-            replayed = self.graphs.hidden(embeds.squeeze(0), batch.position_ids, batch.doc_lengths)
+            replayed = self.graphs.hidden(
+                embeds.squeeze(0), batch.position_ids, batch.doc_lengths, prefixes=batch.prefixes
+            )
             if replayed is not None:
-                return take_rows(replayed, rows)
+                return wanted.arrange(take_rows(replayed, rows))
         if self.last_layer is not None:
             inputs.only(rows, last_layer=self.last_layer)
         hidden: Tensor = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)
         # A last layer that was called on all rows after all (its adapter is off, say) gives all of them.
-        return hidden if self.last_layer is not None and hidden.shape[0] == rows.shape[0] else take_rows(hidden, rows)
+        only = self.last_layer is not None and hidden.shape[0] == rows.shape[0]
+        return wanted.arrange(hidden if only else take_rows(hidden, rows))
 
 
 def inner_model(model: Any) -> Any:
