@@ -37,6 +37,7 @@ __all__ = [
     "plain_linear",
 ]
 
+
 def linear_cross_entropy(
     hidden_sd: Tensor,
     weight_vd: Tensor,

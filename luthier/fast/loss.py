@@ -1,8 +1,8 @@
 """Model and loss as one module: from a batch to the sum of its losses and of what is counted beside them.
 
-    sft           hidden states of the trained rows -> head and weighted cross-entropy, in chunks (`head.py`)
-    preferences   hidden states -> log p of each target (`log_probs.py`) -> one sum an answer -> the objective
-    reward model  hidden states of the last token of each answer -> a head of one output -> the objective
+sft           hidden states of the trained rows -> head and weighted cross-entropy, in chunks (`head.py`)
+preferences   hidden states -> log p of each target (`log_probs.py`) -> one sum an answer -> the objective
+reward model  hidden states of the last token of each answer -> a head of one output -> the objective
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class LossModule(nn.Module):  # type: ignore[misc]
         """Recordings of the trunk, where they may be used."""
         self.objective = objective
 
-    def forward(
-        self, batch: Batch, label_smoothing: float = 0.0, kl: float = 0.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, label_smoothing: float = 0.0, kl: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss sum and other sums of one batch; without an objective the cross-entropy of its targets."""
         if self.objective is not None:
             return self._preference_loss(self.objective, batch, kl)

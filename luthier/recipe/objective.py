@@ -1,10 +1,10 @@
 """What a recipe's objective means: which values it has, which rules they follow, which rate suits it. No torch.
 
-    beta           dpo 0.1 (arXiv:2305.18290 uses 0.1; TRL's default, as for kto and orpo); simpo 2.0 (arXiv:2405.14734)
-    simpo_gamma    beta / 2, the ratio that the paper names as a start
-    learning rate  preferences, 7B: 5e-7 in full, 5e-6 with adapters (Zephyr, arXiv:2310.16944, and the Alignment
-                   Handbook's recipes); orpo, which holds the SFT loss too: 8e-6 and 8e-5 (arXiv:2403.07691);
-                   reward: 1e-5 and 1e-4 (TRL's reward_modeling.py); with the size as for SFT
+beta           dpo 0.1 (arXiv:2305.18290 uses 0.1; TRL's default, as for kto and orpo); simpo 2.0 (arXiv:2405.14734)
+simpo_gamma    beta / 2, the ratio that the paper names as a start
+learning rate  preferences, 7B: 5e-7 in full, 5e-6 with adapters (Zephyr, arXiv:2310.16944, and the Alignment
+               Handbook's recipes); orpo, which holds the SFT loss too: 8e-6 and 8e-5 (arXiv:2403.07691);
+               reward: 1e-5 and 1e-4 (TRL's reward_modeling.py); with the size as for SFT
 """
 
 from __future__ import annotations
