@@ -37,7 +37,13 @@ def show_rows(
         return
     for record in records:
         show(row_text(record, session.tokenizer))
-    show("[bold green]trained[/]  context  [dim cyan]special[/]: trained tokens are the answers and their end-of-turn")
+    if prepared.manifest["kind"] == "tokens":
+        legend = "[bold green]trained[/]  context  [dim cyan]special[/]: trained are the answers and their end-of-turn"
+    else:
+        legend = (
+            "[dim]prompt[/]  [bold green]chosen[/]  [bold red]rejected[/]  [dim cyan]special[/]: green and red count"
+        )
+    show(legend)
 
 
 @app.command("check", context_settings=OVERRIDES)
@@ -60,14 +66,35 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"{manifest['tokens']:,} tokens, {manifest['trained_tokens']:,} trained ({manifest['trained_fraction']:.1%})",
         f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
         f"{lengths['max']} longest",
-        f"{manifest['packs']:,} sequences, {manifest['pack_efficiency']:.1%} full",
+        f"{manifest['packs']:,} sequences of up to {manifest['pack_capacity']:,} tokens, "
+        f"{manifest['pack_efficiency']:.1%} full",
         f"masks proven: {manifest['mask_proof']['turns']:,} turns in {manifest['mask_proof']['rows']:,} rows",
         f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
         f"{manifest['train_validation_overlap']:,}",
     ]
+    lines += _preference_lines(manifest.get("preferences"))
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
     return lines
+
+
+def _preference_lines(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    names = ("prompt", "chosen", "rejected") if found["kind"] == "pairs" else ("prompt", "desired", "undesired")
+    sizes = ", ".join(f"{name} {found[f'{name}_tokens']['p50']} ({found[f'{name}_tokens']['max']})" for name in names)
+    lines = [f"tokens, median (longest): {sizes}"]
+    if found["kind"] == "pairs":
+        count = found["chosen_longer"] + found["rejected_longer"] + found["same_length"]
+        saved, whole = found["tokens_saved"], found["tokens_unshared"]
+        lines += [
+            f"chosen is the longer answer in {found['chosen_longer']:,} of {count:,} pairs "
+            f"({found['chosen_longer'] / count:.0%}), rejected in {found['rejected_longer']:,}",
+            f"prompts are computed once a pair: {saved:,} of {whole:,} tokens saved ({saved / whole:.0%})",
+        ]
+    else:
+        lines.append(f"answers: {found['desired']:,} desired, {found['undesired']:,} not")
+    return [*lines, f"rows that say the opposite of another: {found['conflicts']:,}"]
 
 
 def _session(recipe: Any, overrides: list[str] | None) -> Any:

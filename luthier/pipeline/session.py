@@ -14,6 +14,7 @@ from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
 from luthier.pipeline.planning import decide, keep_plan, run_request
 from luthier.plan.shape import ModelShape, read_shape
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
 from luthier.recipe.schema import Recipe, TaskSpec
 from luthier.runs.folder import RunFolder
@@ -110,6 +111,7 @@ class Session:
             seed=self.recipe.train.seed,
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
+            kind=row_kind(self.recipe.objective.name),
         )
 
     @cached_property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -47,6 +48,7 @@ def _data_depends(session: Session) -> dict[str, Any]:
         "tokenizer": model.tokenizer or session.identity["tokenizer"],
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
+        "kind": row_kind(session.recipe.objective.name),
     }
 
 

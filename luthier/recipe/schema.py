@@ -27,6 +27,10 @@ __all__ = [
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
+TrainFormat = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments",
+    "preference", "openai_preference", "sharegpt_preference", "unpaired_preference",
+]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -68,10 +72,11 @@ class Source(Section):
 
     path: str
     """Local file (json, jsonl, csv, parquet, arrow; .gz), folder, glob, or hub data set id."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
-    """Shape of a row. `auto` looks at the rows and prints its verdict."""
+    format: TrainFormat = "auto"
+    """Shape of a row. `auto` looks at the rows and prints its verdict. The last four are preferences."""
     map: dict[str, str] = Field(default_factory=dict)
-    """Which column is what, for instance `{user: question, assistant: answer}` or `{messages: conversations}`."""
+    """Which column is what, for instance `{user: question, assistant: answer}` or `{messages: conversations}`;
+    for preferences `{user: prompt}` makes a chat of plain texts."""
     system: str | None = None
     """System message put in front of rows that have none."""
     split: str = "train"
@@ -93,7 +98,7 @@ class ValidationSection(Section):
     """Share of the training rows to hold out; chosen by a hash of each row's content, so appending rows moves none."""
     max_rows: PositiveInt | None = None
     """Use at most this many validation rows."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
+    format: TrainFormat = "auto"
     """As in `train`."""
     map: dict[str, str] = Field(default_factory=dict)
     """As in `train`."""
@@ -107,13 +112,15 @@ class DataSection(Section):
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
     max_length: PositiveInt = 1024
-    """Longest row, and size of a pack, in tokens."""
+    """Longest row, and size of a pack, in tokens. Of a pair: prompt with the longer answer; its packs hold twice that.
+    """
     overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end of the row."""
+    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end of the row; of
+    preferences, of each answer."""
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which tokens are trained. Per-message and per-span weights in the data win."""
     on_empty: Literal["error", "drop"] = "error"
-    """What happens to rows with nothing to train on (no answer, empty answer)."""
+    """What happens to rows with nothing to train on (no answer, empty answer, a pair of equal answers)."""
     control_tokens: Literal["text", "allow", "error"] = "text"
     """Control tokens such as `<|im_end|>` inside data: encode as plain text, allow them, refuse the row."""
     packing: bool = True

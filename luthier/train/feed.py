@@ -13,21 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, islice, pairwise
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
 
-from luthier.data.batch import Batch, collate
-from luthier.data.branches import collate_branched
-from luthier.data.types import Branched, Example, Pack
+from luthier.data.batch import Answers, Batch
+from luthier.data.branches import collate_rows
+from luthier.data.types import Pack, TrainRow
 from luthier.train.mismatched import Mismatched, partners
 from luthier.train.order import Order, split
 from luthier.train.split import MicroBatchSize
 
-__all__ = ["Feed", "MicroBatch", "by_token_budget", "collate_rows", "without_weight"]
+__all__ = ["Feed", "MicroBatch", "by_token_budget", "without_weight"]
 
 
-Row = TypeVar("Row", Example, Branched)
+Row = TypeVar("Row", bound=TrainRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class MicroBatch:
     """Position within the step, from 0."""
     batch: Batch
     """In host memory."""
-    examples: tuple[Example | Branched, ...]
-    """The documents in the batch; empty for a batch that counts nothing."""
+    examples: tuple[TrainRow, ...]
+    """The rows in the batch; empty for a batch that counts nothing."""
     sequences: int
     """Sequences that the documents are of; 0 for a batch that counts nothing."""
     mismatched: Batch | None = None
@@ -52,15 +52,13 @@ class MicroBatch:
 
 
 def _pinned(batch: Batch) -> Batch:
-    answers = batch.answers
-    return replace(
-        batch, **_pinned_tensors(batch), answers=answers and replace(answers, **_pinned_tensors(answers))
-    )  # fmt: skip
+    answers = None if batch.answers is None else replace(batch.answers, **_pinned_tensors(batch.answers))
+    return replace(batch, answers=answers, **_pinned_tensors(batch))
 
 
-def _pinned_tensors(record: Any) -> dict[str, torch.Tensor]:
-    values = ((field.name, getattr(record, field.name)) for field in fields(record))
-    return {name: value.pin_memory() for name, value in values if isinstance(value, torch.Tensor)}
+def _pinned_tensors(record: Batch | Answers) -> dict[str, torch.Tensor]:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class Share:
     rows: tuple[int, ...]
     """Indices of examples."""
 
-    def tokens(self, examples: Sequence[Example] | Sequence[Branched]) -> int:
+    def tokens(self, examples: Sequence[TrainRow]) -> int:
         """Tokens of all rows."""
         return sum(len(examples[row]) for row in self.rows)
 
@@ -80,7 +78,7 @@ class Share:
 class Feed:
     """All batches of this process."""
 
-    examples: Sequence[Example] | Sequence[Branched]
+    examples: Sequence[TrainRow]
     packs: Sequence[Pack]
     order: Order
     size: MicroBatchSize
@@ -140,17 +138,18 @@ class Feed:
 
 
 def without_weight(batch: Batch) -> Batch:
-    """The same documents, counting nothing: loss and gradient are zero, counts are zero."""
+    """The same documents, counting nothing: loss and gradient are zero, counts are zero.
+
+    Of preferences no row is left to compare, so that a sum over rows is an empty one.
+    """
+    answers = batch.answers
+    if answers is not None:
+        rows = {name: getattr(answers, name) for name in ("chosen", "rejected", "labels", "margins")}
+        answers = replace(answers, **{name: value[:0] for name, value in rows.items() if value is not None})
     return replace(
-        batch, target_weights=torch.zeros_like(batch.target_weights), weight_sum=0.0, tokens=0, trained_tokens=0
-    )
-
-
-def collate_rows(rows: Sequence[Example] | Sequence[Branched]) -> Batch:
-    """The batch of some rows, all of one kind."""
-    if isinstance(rows[0], Branched):
-        return collate_branched(cast("Sequence[Branched]", rows))
-    return collate(cast("Sequence[Example]", rows))
+        batch, target_weights=torch.zeros_like(batch.target_weights), weight_sum=0.0, tokens=0, trained_tokens=0,
+        answers=answers,
+    )  # fmt: skip
 
 
 def by_token_budget(examples: Sequence[Row], budget: int) -> Iterator[list[Row]]:

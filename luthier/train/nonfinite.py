@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from luthier.data.branches import collate_rows
 from luthier.runtime.errors import Problem, RunFailed
-from luthier.train.feed import MicroBatch, collate_rows
+from luthier.train.feed import MicroBatch
 from luthier.train.foreach import total_norm
 from luthier.train.seeds import seed_micro_batch
 

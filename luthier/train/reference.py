@@ -12,16 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from luthier.data.branches import collate_branched
 from luthier.data.types import Branched
 from luthier.fast.probe import quiet
 from luthier.runtime.console import note, progress
 from luthier.runtime.errors import OutOfMemory, RunFailed
-from luthier.train.feed import by_token_budget, collate_rows
+from luthier.train.feed import by_token_budget
 from luthier.train.mismatched import Mismatched, join, partners
 from luthier.train.processes import on_main
 from luthier.train.reference_cache import ReferenceCache, rows_hash
@@ -29,7 +29,7 @@ from luthier.train.reference_cache import ReferenceCache, rows_hash
 if TYPE_CHECKING:
     from luthier.train.step import Trainer
 
-__all__ = ["Referenced", "answer_values", "with_reference"]
+__all__ = ["Referenced", "Values", "answer_values", "start_values", "tokens_at_once", "with_reference"]
 
 TOKENS = {"cpu": 1_024, "cuda": 16_384, "mps": 4_096}
 """Tokens of a batch: as of a training step (`recipe/steps.py`), and no activations are kept."""
@@ -70,7 +70,7 @@ def with_reference(
     assert trainer.objective is not None
     named = {"training rows": train, "validation rows": validation}
     if not trainer.objective.needs_kl:
-        found = {name: _filled(rows, _values(trainer, rows, cache, name)) for name, rows in named.items()}
+        found = {name: _filled(rows, start_values(trainer, rows, cache, name)) for name, rows in named.items()}
         return Referenced(train=found["training rows"], validation=found["validation rows"])
     pairs = {
         "training rows": list(dict.fromkeys(pair for rows in steps() for pair in partners(rows))),
@@ -79,7 +79,9 @@ def with_reference(
     found, foreign = {}, {}
     for name, rows in named.items():
         joined = [join(rows, pair, max_length) for pair in pairs[name]]
-        values = _values(trainer, [*rows, *joined], cache, f"{name} and {len(joined):,} answers behind other prompts")
+        values = start_values(
+            trainer, [*rows, *joined], cache, f"{name} and {len(joined):,} answers behind other prompts"
+        )
         found[name] = _filled(rows, values[: len(rows)])
         reference = dict(zip(pairs[name], (value[0] for value in values[len(rows) :]), strict=True))
         foreign[name] = Mismatched(rows=rows, max_length=max_length, reference=reference)
@@ -119,7 +121,7 @@ def answer_values(trainer: Trainer, rows: Sequence[Branched], *, label: str, tok
 def _of_group(trainer: Trainer, rows: Sequence[Branched]) -> list[float]:
     """One batch; in halves where it does not fit."""
     try:
-        batch = collate_rows(list(rows)).to(trainer.accelerator.device)
+        batch = collate_branched(rows).to(trainer.accelerator.device)
         values: list[float] = trainer.engine.module.answer_values(batch).tolist()
         return values
     except torch.OutOfMemoryError:
@@ -134,11 +136,16 @@ def _of_group(trainer: Trainer, rows: Sequence[Branched]) -> list[float]:
     return [*_of_group(trainer, rows[:middle]), *_of_group(trainer, rows[middle:])]
 
 
-def _values(trainer: Trainer, rows: Sequence[Branched], cache: ReferenceCache | None, label: str) -> Values:
-    """From the cache if it has them and a look at some agrees; else computed, and kept."""
+def tokens_at_once(trainer: Trainer) -> int:
+    """Tokens of a batch without gradients."""
+    return TOKENS.get(trainer.accelerator.device.type, TOKENS["cpu"])
+
+
+def start_values(trainer: Trainer, rows: Sequence[Branched], cache: ReferenceCache | None, label: str) -> Values:
+    """`answer_values` of the start: from the cache if it has them and a look at some agrees; else computed, and kept."""
     if not rows:
         return []
-    tokens = TOKENS.get(trainer.accelerator.device.type, TOKENS["cpu"])
+    tokens = tokens_at_once(trainer)
     if cache is None:
         return answer_values(trainer, rows, label=label, tokens=tokens)
     key = rows_hash(rows)

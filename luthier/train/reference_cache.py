@@ -27,7 +27,7 @@ from luthier.runtime.console import note
 from luthier.runtime.errors import EnvironmentProblem
 from luthier.runtime.hashing import hash_bytes, hash_folder, hash_json
 
-__all__ = ["ReferenceCache", "rows_hash", "start_of"]
+__all__ = ["ReferenceCache", "reference_identity", "rows_hash", "start_of"]
 
 KEPT_ENTRIES = 32
 
@@ -60,6 +60,12 @@ def start_of(fingerprint: Mapping[str, Any], *, init_from: str | None, device: s
     }  # fmt: skip
 
 
+def reference_identity(objective: str, start: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's identity holds besides its fingerprint: the adapter it began with, by content, if it is the
+    reference."""
+    return {"reference": start["init_from"]} if objective in ("dpo", "kto") and start["init_from"] else {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceCache:
     """Entries for one start."""
@@ -77,13 +83,14 @@ class ReferenceCache:
         except (OSError, ValueError, EOFError):
             return None
         answers = [len(row.answers) for row in of]
-        if meta.get("parts") != parts or meta.get("hash") != hash_bytes(values.tobytes()) or len(values) != sum(answers):
+        damaged = meta.get("hash") != hash_bytes(values.tobytes()) or len(values) != sum(answers)
+        if meta.get("parts") != parts or damaged:
             return None
         flat = iter(values.tolist())
         return [tuple(next(flat) for _ in range(count)) for count in answers]
 
     def save(self, rows: str, values: Sequence[Sequence[float]]) -> None:
-        """Keep values, complete or not at all; a disk that does not allow it costs the next run its time, and is told."""
+        """Keep values, complete or not at all; a disk that does not allow it is told, and costs the next run time."""
         parts = self._parts(rows)
         flat = np.array([value for row in values for value in row], dtype=np.float64)
         try:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from luthier.data.types import Example
+from luthier.data.types import TrainRow
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
@@ -29,6 +29,7 @@ from luthier.train.counts import report, say
 from luthier.train.halve import Halving
 from luthier.train.measure import Clock
 from luthier.train.memory import peak_bytes, reset_peak
+from luthier.train.mismatched import Mismatched
 from luthier.train.optim import expected_state_bytes
 from luthier.train.order import Order
 from luthier.train.predicted import Prediction, calibration_line, measured_mfu, write_measured
@@ -55,7 +56,8 @@ class Running:
     run: RunFolder
     order: Order
     batches: Batches
-    validation: Sequence[Example]
+    validation: Sequence[TrainRow]
+    validation_mismatched: Mismatched | None
     stop: Stop
     position: Progress
     identity: dict[str, Any]
@@ -165,7 +167,7 @@ class Running:
             return
         found = validate(
             self.trainer, self.validation, step=position.step, tokens_per_batch=self._tokens_per_batch(),
-            abandon=self._must_stop,
+            abandon=self._must_stop, mismatched=self.validation_mismatched,
         )  # fmt: skip
         better = position.judge(found.loss, threshold=self.recipe.train.early_stopping_threshold)
         self._log({

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from luthier.data.types import Branched, Example, Pack
+from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.choose import make_objective
@@ -84,7 +84,7 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 
 def make_feed(
-    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example] | Sequence[Branched],
+    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
     packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None,
 ) -> Feed:  # fmt: skip
     """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found,

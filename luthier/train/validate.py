@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from luthier.data.types import Branched, Example
+from luthier.data.branches import collate_rows
+from luthier.data.types import TrainRow
 from luthier.runtime.console import progress
 from luthier.runtime.errors import RunFailed
 from luthier.train.counts import names_of, report
-from luthier.train.feed import by_token_budget, collate_rows
+from luthier.train.feed import by_token_budget
 from luthier.train.kl import log_ratio_sum, mean_over_processes
 from luthier.train.mismatched import Mismatched, partners
 from luthier.train.step import Abandoned, Trainer, all_sum
@@ -43,7 +44,7 @@ class Validation:
 
 def validate(
     trainer: Trainer,
-    examples: Sequence[Example] | Sequence[Branched],
+    examples: Sequence[TrainRow],
     *,
     tokens_per_batch: int,
     step: int,
