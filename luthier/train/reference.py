@@ -79,9 +79,8 @@ def with_reference(
     found, foreign = {}, {}
     for name, rows in named.items():
         joined = [join(rows, pair, max_length) for pair in pairs[name]]
-        values = start_values(
-            trainer, [*rows, *joined], cache, f"{name} and {len(joined):,} answers behind other prompts"
-        )
+        label = f"{name} and {len(joined):,} answers behind other prompts"
+        values = start_values(trainer, [*rows, *joined], cache, label)
         found[name] = _filled(rows, values[: len(rows)])
         reference = dict(zip(pairs[name], (value[0] for value in values[len(rows) :]), strict=True))
         foreign[name] = Mismatched(rows=rows, max_length=max_length, reference=reference)
@@ -142,7 +141,7 @@ def tokens_at_once(trainer: Trainer) -> int:
 
 
 def start_values(trainer: Trainer, rows: Sequence[Branched], cache: ReferenceCache | None, label: str) -> Values:
-    """`answer_values` of the start: from the cache if it has them and a look at some agrees; else computed, and kept."""
+    """`answer_values` of the start: cached ones if a look at some of them agrees; else computed, and kept."""
     if not rows:
         return []
     tokens = tokens_at_once(trainer)
