@@ -58,6 +58,8 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
 
 
 def _check_lines(manifest: dict[str, Any]) -> list[str]:
+    from luthier.data.preference_stats import preference_lines
+
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]
     lines += [
@@ -72,29 +74,10 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
         f"{manifest['train_validation_overlap']:,}",
     ]
-    lines += _preference_lines(manifest.get("preferences"))
+    lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
     return lines
-
-
-def _preference_lines(found: dict[str, Any] | None) -> list[str]:
-    if found is None:
-        return []
-    names = ("prompt", "chosen", "rejected") if found["kind"] == "pairs" else ("prompt", "desired", "undesired")
-    sizes = ", ".join(f"{name} {found[f'{name}_tokens']['p50']} ({found[f'{name}_tokens']['max']})" for name in names)
-    lines = [f"tokens, median (longest): {sizes}"]
-    if found["kind"] == "pairs":
-        count = found["chosen_longer"] + found["rejected_longer"] + found["same_length"]
-        saved, whole = found["tokens_saved"], found["tokens_unshared"]
-        lines += [
-            f"chosen is the longer answer in {found['chosen_longer']:,} of {count:,} pairs "
-            f"({found['chosen_longer'] / count:.0%}), rejected in {found['rejected_longer']:,}",
-            f"prompts are computed once a pair: {saved:,} of {whole:,} tokens saved ({saved / whole:.0%})",
-        ]
-    else:
-        lines.append(f"answers: {found['desired']:,} desired, {found['undesired']:,} not")
-    return [*lines, f"rows that say the opposite of another: {found['conflicts']:,}"]
 
 
 def _session(recipe: Any, overrides: list[str] | None) -> Any:

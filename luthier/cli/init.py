@@ -50,6 +50,7 @@ def init(
         task_metric=found.metric,
         output_dir=f"runs/{data.name.split('.')[0]}",
         method=method.value,
+        kind=found.kind,
     )
     write_text(out, text)
     if as_json:

@@ -32,7 +32,7 @@ _SHAPES = {
     "rated_columns": "`{user}` (user), `{completion}` (assistant) and `{label}`",
 }
 _PREFERENCE: Mapping[RowKind, str] = {"pairs": "preference", "rated": "unpaired_preference", "tokens": "messages"}
-_RAW = "raw text without the chat template, as in TRL; `map: {user: COLUMN}` makes a chat of it"
+_RAW = ", raw text without the chat template, as in TRL (`map: {user: prompt}` makes a chat of prompt and answers)"
 
 
 def choose_layout(
@@ -73,7 +73,7 @@ def verdict(layout: Layout, rows: int, unused: Sequence[str] = (), *, raw: bool 
     shape = _SHAPES[layout.format].format_map({name: layout.column(name) for name in layout.required()})
     text = f"{layout.name}: {rows:,} of {rows:,} rows have {shape}"
     if raw:
-        text += f", {_RAW.replace('COLUMN', layout.column('prompt'))}"
+        text += _RAW
     if unused:
         listed = ", ".join(sorted(unused)[:10]) + (", ..." if len(unused) > 10 else "")
         text += f"; columns not used: {listed}"
@@ -94,7 +94,7 @@ def _explicit(format_: str, mapping: Mapping[str, str], *, file: str) -> tuple[s
     unknown = [name for name in keys if name not in allowed]
     if unknown:
         listed = ", ".join(f"`{name}`" for name in unknown)
-        raise _map_error(file, f"`map` has {listed}, no field of format `{format_}`", _map_help(format_))
+        raise _map_error(file, f"`map` has {listed}, no field of format `{Layout(format_).name}`", _map_help(format_))
     return format_, keys
 
 
@@ -198,14 +198,14 @@ def _most(
 def _suiting(found: list[Layout], kind: RowKind | None) -> list[Layout]:
     """Of the formats that fit, those the objective can use, if there are any; the more particular one first.
 
-    A rating is no column to leave unused in silence: `prompt`, `completion` and `label` are never plain completions
-    unless `format` says so.
+    A rating is no column to leave unused in silence: `prompt`, `completion` and `label` are no plain completions, and
+    `conversations` before two answers no plain chats, unless `format` says so.
     """
     names = {layout.format for layout in found}
     if "unpaired_preference" in names:
         found = [layout for layout in found if layout.format != "prompt_completion"]
     if "sharegpt_preference" in names:
-        found = [layout for layout in found if layout.format != "preference"]
+        found = [layout for layout in found if layout.format not in {"preference", "sharegpt"}]
     wanted: tuple[RowKind, ...] = (
         ("pairs", "rated") if kind is None else ("rated", "pairs") if kind == "rated" else (kind,)
     )
@@ -224,7 +224,7 @@ def wrong_kind(layout: Layout, kind: RowKind, sample: Sequence[Mapping[str, Any]
     """The rows are fine, but not for the objective: says which objective, or which format, would fit."""
     are = {"tokens": "single answers", "pairs": "pairs (chosen and rejected)", "rated": "rated answers (label)"}
     message = (
-        f"the rows are {are[layout.kind]} (format {layout.name}), but {are[kind]} are what objective "
+        f"the rows are {are[layout.kind]} (format {layout.name}); needed are {are[kind]}, as objective "
         f"{objectives_text(kind)} trains on"
     )
     hint = f"rows like these are for `objective.name: {objectives_text(layout.kind)}`"
@@ -235,7 +235,7 @@ def wrong_kind(layout: Layout, kind: RowKind, sample: Sequence[Mapping[str, Any]
         hint += f"; objective {objectives_text(kind)} reads {formats}"
     elif suggestion := suggest_map(sample):
         hint += f"; to train on one column, `map: {yaml_map(suggestion)}`"
-    elif layout.format == "unpaired_preference":
+    if (layout.kind, kind) == ("rated", "tokens") and "completion" in layout.fields():
         hint += "; to train on every completion, good or not, `format: prompt_completion`"
     return DataError(problems=[Problem(code="D218", message=message, file=file, hint=hint)])
 

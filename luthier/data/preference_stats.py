@@ -12,7 +12,7 @@ import numpy as np
 from luthier.data.lengths import length_summary
 from luthier.data.types import Branched, TrainRow
 
-__all__ = ["preference_stats"]
+__all__ = ["preference_lines", "preference_stats"]
 
 
 def preference_stats(train: Sequence[TrainRow]) -> dict[str, Any]:
@@ -50,6 +50,24 @@ def preference_stats(train: Sequence[TrainRow]) -> dict[str, Any]:
         "same_length": len(pairs) - more - less,
         "with_margin": sum(row.margin is not None for row in pairs),
     }
+
+
+def preference_lines(found: dict[str, Any]) -> list[str]:
+    """The statistics in sentences."""
+    names = ("prompt", "chosen", "rejected") if found["kind"] == "pairs" else ("prompt", "desired", "undesired")
+    sizes = ", ".join(f"{name} {found[f'{name}_tokens']['p50']} ({found[f'{name}_tokens']['max']})" for name in names)
+    lines = [f"tokens, median (longest): {sizes}"]
+    if found["kind"] == "pairs":
+        count = found["chosen_longer"] + found["rejected_longer"] + found["same_length"]
+        saved, whole = found["tokens_saved"], found["tokens_unshared"]
+        lines += [
+            f"chosen is the longer answer in {found['chosen_longer']:,} of {count:,} pairs "
+            f"({found['chosen_longer'] / count:.0%}), rejected in {found['rejected_longer']:,}",
+            f"prompts are computed once a pair: {saved:,} of {whole:,} tokens saved ({saved / whole:.0%})",
+        ]
+    else:
+        lines.append(f"answers: {found['desired']:,} desired, {found['undesired']:,} not")
+    return [*lines, f"rows that say the opposite of another: {found['conflicts']:,}"]
 
 
 def _conflicts(rows: Sequence[Branched]) -> int:

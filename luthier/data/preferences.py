@@ -1,11 +1,6 @@
 """Rows of preferences -> `Conversation` of kind `pair` or `rated`: the shapes of TRL, OpenAI and LLaMA-Factory.
 
-What counts is what follows the prompt:
-
-- A prompt of its own (`prompt`, `conversations`, `input.messages`, a mapped `user`) ends where the row says.
-- Two whole conversations (TRL's implicit prompt) share their first equal messages; they must part at an answer.
-- Two raw texts share their beginning up to the last `\\n\\nAssistant:` in it (Anthropic's hh-rlhf; the code of
-  arXiv:2305.18290 cuts there), else up to the last word they share whole. TRL cuts inside words.
+Where the answers begin, and what counts in them, is in `beginnings.py`.
 """
 
 from __future__ import annotations
@@ -14,12 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from luthier.data.beginnings import answers_of, context_only, shared_messages, shared_text, whole_weights
 from luthier.data.chats import SHAREGPT_ROLES, add_system, as_chat, check_trainable, read_turns, tools_of
 from luthier.data.fields import Fields
-from luthier.data.messages import Findings, Messages, Path, read_tools
+from luthier.data.messages import Findings, Messages, Path, read_messages, read_tools
 from luthier.data.raw import refuse_system
-from luthier.data.rows import show_value
-from luthier.data.saying import common_length
 from luthier.data.types import Conversation
 
 __all__ = [
@@ -32,7 +26,6 @@ __all__ = [
     "read_sharegpt_pair",
 ]
 
-_HH_ANSWER = "\n\nAssistant:"
 _OPENAI_INPUT = ("messages", "tools", "parallel_tool_calls")
 
 
@@ -77,7 +70,7 @@ def read_openai_pair(fields: Fields, system: str | None, loss_on: str) -> Conver
         unknown = [key for key in value if key not in _OPENAI_INPUT]
         if unknown:
             fields.findings.add(path, f"unknown {', '.join(unknown)}; it has {', '.join(_OPENAI_INPUT)}")
-        prompt = read_turns(value.get("messages"), (*path, "messages"), fields.findings)
+        prompt = _messages(value.get("messages"), (*path, "messages"), fields.findings)
         tools = read_tools(value.get("tools"), (*path, "tools"), fields.findings)
     elif fields.has("input"):
         fields.findings.wrong(path, "an object with messages", value)
@@ -88,7 +81,7 @@ def read_openai_pair(fields: Fields, system: str | None, loss_on: str) -> Conver
 def read_sharegpt_pair(fields: Fields, system: str | None, loss_on: str) -> Conversation:
     """LLaMA-Factory's format: `conversations`, then one `chosen` and one `rejected` turn."""
     value = fields.required("conversations")
-    prompt = read_turns(value, fields.path("conversations"), fields.findings) if fields.has("conversations") else None
+    prompt = _messages(value, fields.path("conversations"), fields.findings) if fields.has("conversations") else None
     answers = [(name, fields.required(name)) for name in ("chosen", "rejected")]
     return _chat_pair(fields, prompt or Messages(), answers, system, loss_on)
 
@@ -106,13 +99,13 @@ def _chat_pair(
     found = [(fields.path(name), _turns_of(fields, name, value)) for name, value in answers]
     sides = [messages for _, messages in found]
     if not fields.findings.faults and prompt is None:
-        shared = _shared_messages(sides, fields.findings)
+        shared = shared_messages(sides, fields.findings)
         for path, messages in found:
-            _context_only(messages, shared, path, fields.findings)
+            context_only(messages, shared, path, fields.findings)
     if prompt is not None:
-        _context_only(prompt, len(prompt.messages), (), fields.findings)
+        context_only(prompt, len(prompt.messages), (), fields.findings)
     for path, messages in found:
-        _whole_weights(messages, path, fields.findings)
+        whole_weights(messages, path, fields.findings)
         if not fields.findings.faults:
             check_trainable(messages, path, fields.findings, loss_on)
     if not fields.findings.faults and sides[0] == sides[1]:
@@ -129,7 +122,7 @@ def _chat_pair(
 def _raw_pair(fields: Fields, prompt: str | None, answers: tuple[str, str], system: str | None) -> Conversation:
     chosen, rejected = answers
     if prompt is None:
-        prompt = _shared_text(chosen, rejected)
+        prompt = shared_text(chosen, rejected)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if not text.strip():
@@ -143,19 +136,6 @@ def _raw_pair(fields: Fields, prompt: str | None, answers: tuple[str, str], syst
         answers=tuple(_raw(fields, prompt, text) for text in (chosen, rejected)),
         margin=_margin(fields),
     )
-
-
-def _shared_text(chosen: str, rejected: str) -> str:
-    """The beginning that two raw texts share; see the module text."""
-    shared = chosen[: common_length(chosen, rejected)]
-    place = shared.rfind(_HH_ANSWER)
-    if place >= 0:
-        return shared[: place + len(_HH_ANSWER)]
-    if len(shared) in (len(chosen), len(rejected)):
-        shared = shared.rstrip()  # neither answer may be left without a word
-    if shared and not shared[-1].isspace():
-        shared = shared[: -len(shared.split()[-1])]
-    return shared[:-1] if shared.endswith(" ") else shared  # tokenizers keep a space with the word behind it
 
 
 def _margin(fields: Fields) -> float | None:
@@ -201,11 +181,11 @@ def _chat_rated(fields: Fields, prompt: Messages | None, system: str | None, los
     path = fields.path("completion")
     answer = _turns_of(fields, "completion", fields.required("completion"))
     if prompt is None:
-        answers = _answers(answer)
-        _context_only(answer, answers[-1] if answers else len(answer.messages), path, fields.findings)
+        answers = answers_of(answer)
+        context_only(answer, answers[-1] if answers else len(answer.messages), path, fields.findings)
     else:
-        _context_only(prompt, len(prompt.messages), (), fields.findings)
-    _whole_weights(answer, path, fields.findings)
+        context_only(prompt, len(prompt.messages), (), fields.findings)
+    whole_weights(answer, path, fields.findings)
     if not fields.findings.faults:
         check_trainable(answer, path, fields.findings, loss_on)
     whole = _behind(prompt, answer)
@@ -258,7 +238,7 @@ def _prompt(fields: Fields, value: Any, *answers: Any) -> Messages | None:
         if any(isinstance(answer, list) and answer and _role(answer[0]) != "assistant" for answer in answers):
             fields.findings.add((), "the answers are whole conversations, and `prompt` is not their first user message")
         return Messages([{"role": "user", "content": value}], [None])
-    return read_turns(value, fields.path("prompt"), fields.findings)
+    return _messages(value, fields.path("prompt"), fields.findings)
 
 
 def _starts_with(answer: Any, prompt: Any) -> bool:
@@ -282,10 +262,16 @@ def _turns_of(fields: Fields, name: str, value: Any) -> Messages:
     if isinstance(value, str):
         return Messages([{"role": "assistant", "content": value}], [None])
     if isinstance(value, dict):
-        return read_turns([value], path, fields.findings)
+        return _messages([value], path, fields.findings)
     if value is None and not fields.has(name):
         return Messages()
-    return read_turns(value, path, fields.findings)
+    return _messages(value, path, fields.findings)
+
+
+def _messages(value: Any, path: Path, findings: Findings) -> Messages:
+    """A list of messages, or of `{from, value}` turns."""
+    turns = isinstance(value, list) and any(isinstance(turn, dict) and "from" in turn for turn in value)
+    return read_turns(value, path, findings) if turns else read_messages(value, path, findings)
 
 
 def _behind(prompt: Messages | None, answer: Messages) -> Messages:
@@ -294,43 +280,3 @@ def _behind(prompt: Messages | None, answer: Messages) -> Messages:
         whole.extend(prompt)
     whole.extend(answer)
     return whole
-
-
-def _answers(found: Messages) -> list[int]:
-    return [index for index, message in enumerate(found.messages) if message.get("role") == "assistant"]
-
-
-def _shared_messages(sides: Sequence[Messages], findings: Findings) -> int:
-    """How many messages two whole conversations share, at least one answer of each left out."""
-    first, second = (side.messages for side in sides)
-    pairs = zip(first, second, strict=False)
-    equal = next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
-    last = [answers[-1] for side in sides if (answers := _answers(side))]
-    shared = min([equal, *last])
-    if len(last) == len(sides) and shared == equal and equal < min(len(first), len(second)):
-        roles = {str(message["role"]) for message in (first[equal], second[equal])}
-        if roles != {"assistant"}:
-            findings.add(
-                (),
-                f"chosen and rejected part at message {equal} ({' and '.join(sorted(roles))}), so they answer "
-                "different prompts; give what they share as `prompt`",
-            )
-    return shared
-
-
-def _context_only(found: Messages, count: int, path: Path, findings: Findings) -> None:
-    """The first messages are prompt: they count nothing, and must not ask to."""
-    for index in range(min(count, len(found.messages))):
-        spans = any(weight for _, _, weight in found.spans.get(index, ()))
-        if found.weights[index] or spans:
-            findings.add((*path, index), "a weight above 0 in the prompt: only what follows it can count")
-        found.weights[index] = 0.0
-
-
-def _whole_weights(found: Messages, path: Path, findings: Findings) -> None:
-    """A token counts or it does not: the log-probability of an answer has no fractions of tokens."""
-    for index, weight in enumerate(found.weights):
-        given = [weight, *(own for _, _, own in found.spans.get(index, ()))]
-        bad = next((own for own in given if own not in (None, 0.0, 1.0)), None)
-        if bad is not None:
-            findings.add((*path, index), f"a weight of {show_value(bad)}: in preferences it is 0 or 1")

@@ -28,7 +28,7 @@ from luthier.data.types import Conversation, Dropped, Pack, TrainRow
 from luthier.recipe.objective_kind import RowKind, pack_capacity
 from luthier.recipe.schema import DataSection, Source
 from luthier.runtime.console import note, progress
-from luthier.runtime.errors import DataError, EnvironmentProblem, Problem
+from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
 __all__ = ["Prepared", "prepare"]
 
@@ -81,7 +81,11 @@ def prepare(
 
     Raises:
         DataError: rows that cannot be used (all are reported), or nothing left to train on.
+        RecipeError: `data.loss_on: all` with preferences.
     """
+    if kind != "tokens" and section.loss_on == "all":
+        message = "`data.loss_on: all` would count the prompt, and objectives over preferences compare answers"
+        raise RecipeError(code="C110", message=message, hint="remove it, or write last_assistant")
     template = ChatTemplate(tokenizer, kwargs=template_kwargs, control_tokens=section.control_tokens)
     sources, held_out = _read(section, kind)
     train_rows = [row for source in sources for row in source.conversations]
@@ -257,5 +261,5 @@ def _warn(manifest: Mapping[str, Any]) -> None:
 def _warn_raw(rows: Sequence[Conversation], tokenizer: Any) -> None:
     """Plain text for a model that is served with a template is nearly always a mistake."""
     if is_raw(rows) and getattr(tokenizer, "chat_template", None):
-        what = "the preferences are raw text and the model has a chat template, which they do not go through"
-        note(f"warning: {what}; `map: {{user: prompt}}` makes a chat of them", style="yellow")
+        what = "the preferences are raw text; they do not go through the chat template that the tokenizer has"
+        note(f"warning: {what}. `map: {{user: prompt}}` makes a chat of prompt and answers", style="yellow")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from luthier.data.files import DataFile
 from luthier.data.formats import SAMPLE_ROWS, choose_layout, verdict
-from luthier.data.layout import Layout
+from luthier.data.layout import COLUMN_FORMATS, Layout
 from luthier.data.normalise import normalise
 from luthier.data.rows import Row
 from luthier.data.sources import is_raw, read_rows, source_files
@@ -42,6 +42,7 @@ _METRICS: Mapping[Answers, str | None] = {
     "text": None,
     "none": None,
 }
+_TRANSCRIPT = re.compile(r"^(Human|User|Assistant|Question|Q): ?", re.MULTILINE)
 _NUMBER_AT_END = re.compile(r"[-+$€£]?\d[\d,]*(?:\.\d+)?\s*[%.]?$")
 
 
@@ -112,7 +113,7 @@ def sniff(path: str | Path, *, split: str = "train") -> SniffResult:
     if layout is not None:
         unused = sorted(set(columns) - layout.used(columns))
         sentence = verdict(layout, count, unused, raw=is_raw(conversations))
-        why = f"{sentence} (suggested by their names: check the `map`)" if suggested else sentence
+        why = f"{sentence} ({_why_suggested(layout)}: check the `map`)" if suggested else sentence
     return SniffResult(
         path=str(path),
         kind=layout.kind if layout else "tokens",
@@ -136,7 +137,9 @@ def sniff(path: str | Path, *, split: str = "train") -> SniffResult:
 def _layout(sample: Sequence[Mapping[str, Any]], file: str) -> tuple[Layout | None, bool, str]:
     """The layout; whether it is only a suggestion; and why there is no certain one."""
     try:
-        return choose_layout("auto", {}, sample, file=file), False, ""
+        found = choose_layout("auto", {}, sample, file=file)
+        chat = _as_chat(found, sample)
+        return (chat, True, "") if chat else (found, False, "")
     except DataError as error:
         why = error.problems[0].message
     suggestion = suggest_map(sample)
@@ -146,6 +149,25 @@ def _layout(sample: Sequence[Mapping[str, Any]], file: str) -> tuple[Layout | No
         return choose_layout("auto", suggestion, sample, file=file), True, why
     except DataError:
         return None, False, why
+
+
+def _as_chat(layout: Layout, sample: Sequence[Mapping[str, Any]]) -> Layout | None:
+    """Preferences in plain text as a chat: what an instruct model needs; not transcripts such as Anthropic's."""
+    if layout.format not in {"preference", "unpaired_preference"}:
+        return None
+    names = ("chosen", "rejected") if layout.kind == "pairs" else ("completion",)
+    prompts = [row.get("prompt") for row in sample]
+    if not all(isinstance(row.get(name), str) for row in sample for name in names):
+        return None
+    if not all(isinstance(text, str) and text.strip() and not _TRANSCRIPT.search(text) for text in prompts):
+        return None
+    return Layout(COLUMN_FORMATS[layout.format], {"user": "prompt"})
+
+
+def _why_suggested(layout: Layout) -> str:
+    if layout.kind != "tokens" and dict(layout.map) == {"user": "prompt"}:
+        return "suggested; without it they are raw text and go through no chat template"
+    return "suggested by their names"
 
 
 def _count(file: DataFile) -> int:

@@ -62,6 +62,11 @@ def _data(session: Session) -> dict[str, Any]:
         f"{manifest['packs']:,} sequences, "
         f"{manifest['pack_efficiency']:.0%} full; every mask proven; cache {manifest['cache']}"
     )
+    if "preferences" in manifest:
+        from luthier.data.preference_stats import preference_lines
+
+        for line in preference_lines(manifest["preferences"]):
+            note(f"  {line}")
     keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
     more = ("trained_fraction", "dropped")
     return {key: manifest[key] for key in (*keys, *more)}

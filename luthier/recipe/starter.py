@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from luthier.recipe.emit import scalar
 from luthier.recipe.json_schema import SCHEMA_ID
+from luthier.recipe.objective_kind import OBJECTIVES, RowKind
 
 __all__ = ["starter_recipe"]
 
@@ -35,6 +36,7 @@ def starter_recipe(
     method: str = "lora",
     test_path: str | None = None,
     schema: str = SCHEMA_ID,
+    kind: RowKind = "tokens",
 ) -> str:
     """A commented recipe for one file of examples; `load_recipe` takes it as it is.
 
@@ -50,14 +52,16 @@ def starter_recipe(
         method: `lora`, `qlora`, `full` or `freeze`.
         test_path: rows for the before/after comparison; None leaves the task commented out.
         schema: where editors find the JSON Schema.
+        kind: of the rows; decides the objective.
     """
     parts = [
         _head(schema),
         _model(model),
-        _data(data_path, format, mapping, rows, max_length),
+        _data(data_path, format, mapping, rows, max_length, kind),
         _method(method),
+        *_objective(kind),
         _train(rows),
-        _evaluate(test_path, format, mapping, task_metric or "exact"),
+        _evaluate(test_path, *(("messages", {}) if kind != "tokens" else (format, mapping)), task_metric or "exact"),
         _export(method),
         f"output_dir: {scalar(output_dir)}\n",
     ]
@@ -86,7 +90,10 @@ def _model(model: str) -> str:
     )
 
 
-def _data(path: str, format_name: str, mapping: Mapping[str, str], rows: int, max_length: int) -> str:
+def _data(path: str, format_name: str, mapping: Mapping[str, str], rows: int, max_length: int, kind: RowKind) -> str:
+    loss_on = "all also teaches the questions: useful for raw text, rarely for chats"
+    if kind != "tokens":
+        loss_on = "every answer behind the shared prompt; last_assistant compares only the last ones"
     if rows >= _FEWEST_ROWS_TO_HOLD_OUT:
         fraction = f"    fraction: {0.05 if rows >= 400 else 0.1}"
         validation = "  validation:\n" + _row(fraction, "rows held out show overfitting, and are not learned from")
@@ -98,7 +105,7 @@ def _data(path: str, format_name: str, mapping: Mapping[str, str], rows: int, ma
         + f"      format: {format_name}\n{_map(mapping, '      ')}{validation}"
         + _row(f"  max_length: {max_length}", "longer rows are dropped and counted; memory grows with it")
         + _row("  overlong: drop", "truncate keeps the row but teaches answers without their end")
-        + _row("  loss_on: assistant", "all also teaches the questions: useful for raw text, rarely for chats")
+        + _row("  loss_on: assistant", loss_on)
         + _row("  packing: true", "several times faster on short rows; false only to compare with other tools")
     )
 
@@ -119,6 +126,15 @@ def _method(method: str) -> str:
     elif method == "freeze":
         text += _row("  last_n_layers: 2", "more layers learn more, cost more memory, and forget more")
     return text
+
+
+def _objective(kind: RowKind) -> list[str]:
+    """None for plain examples: the default is right."""
+    if kind == "tokens":
+        return []
+    name, others = OBJECTIVES[kind][0], ", ".join(OBJECTIVES[kind][1:])
+    why = f"compares with the untuned model; others for pairs: {others}" if kind == "pairs" else "for rated answers"
+    return ["objective:\n" + _row(f"  name: {name}", why)]
 
 
 def _train(rows: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from luthier.data.types import TrainRow
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
@@ -224,7 +225,8 @@ class Running:
         return patience is not None and self.position.evaluations_since_best >= patience
 
     def _tokens_per_batch(self) -> int:
-        return self.batches.size.sequences * self.recipe.data.max_length
+        recipe = self.recipe
+        return self.batches.size.sequences * pack_capacity(row_kind(recipe.objective.name), recipe.data.max_length)
 
     def choose_weights(self) -> int:
         """Load the best checkpoint if the recipe says so; returns the step whose weights are in the model."""
