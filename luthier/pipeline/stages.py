@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.recipe.objective import objective_values
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
@@ -161,7 +162,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
     }
@@ -179,7 +180,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
     }
 
@@ -220,8 +221,9 @@ def _train(session: Session) -> dict[str, Any]:
     resolved = session.resolved
     recipe = resolved.recipe
     model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
-    )
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
     tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
@@ -235,6 +237,7 @@ def _train(session: Session) -> dict[str, Any]:
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
+        reference_cache=read_env().cache_dir / "reference",
     )
     if result.micro_batch is None:  # it was the run that was planned
         tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
