@@ -20,6 +20,7 @@ from luthier.model.identity import verify_record
 from luthier.model.method_report import MethodReport, report_on
 from luthier.model.quantize import is_quantized
 from luthier.model.quiet import quiet_libraries
+from luthier.model.reward import HEAD, is_reward_folder, is_reward_model
 from luthier.model.starts import take_from_base
 from luthier.model.targets import (
     head_name,
@@ -120,6 +121,10 @@ def _new_adapter(
     targets = resolve_targets(model, method.target_modules)
     saved, tie = _modules_to_save(model, method, notes)
     tables = _token_tables(model, targets, saved, new_token_ids, notes)
+    reward = is_reward_model(model)
+    if reward and HEAD not in saved:
+        saved = [*saved, HEAD]
+        notes.append(f"the reward head ({HEAD}) is trained in full")
     record = base_record(model)
     alpha = method.lora_alpha
     from_base = takes_from_base(method.init_lora_weights)
@@ -140,7 +145,7 @@ def _new_adapter(
         trainable_token_indices={name: list(new_token_ids) for name in tables} or None,
         ensure_weight_tying=tie,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
         revision=record.revision if record else None,
     )
     # PEFT draws on the CPU from the global generator; the same seed must give the same adapter anywhere.
@@ -246,6 +251,14 @@ def _continue_from(
     folder = Path(method.init_from or "").expanduser()
     check_adapter_files(folder)
     check_same_base(verify_record(folder), model, folder)
+    if is_reward_model(model) != is_reward_folder(folder):
+        kinds = ("a reward model", "a language model")
+        raise RecipeError(
+            code="M324",
+            message=f"{folder} is an adapter of {kinds[is_reward_model(model)]}, and this trains "
+            f"{kinds[not is_reward_model(model)]}",
+            hint="merge it first, and name the merged folder in `model.name_or_path`",
+        )
     adapted: Any = attach_adapter(model, folder, trainable=True)
     config = adapted.peft_config[adapted.active_adapter]
     defaults = MethodSection()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from luthier.model.reward import HEAD, is_reward_model
 from luthier.runtime.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
         )
     if problems:
         raise RecipeError(problems=problems)
+    if is_reward_model(model) and not any(name.startswith(f"{HEAD}.") for name in chosen):
+        chosen.update(name for name, _ in named if name.startswith(f"{HEAD}."))
+        notes.append(f"the reward head ({HEAD}) is new, and is trained too")
     selected = {id(parameter) for name, parameter in named if name in chosen}
     for _, parameter in named:
         parameter.requires_grad_(id(parameter) in selected)

@@ -16,6 +16,7 @@ import torch
 from luthier.model.attach import base_record, is_adapter_parameter
 from luthier.model.identity import write_record
 from luthier.model.quiet import quiet_libraries
+from luthier.model.reward import is_reward_model
 from luthier.model.starts import as_plain_adapter, start_of
 from luthier.model.stops import stop_ids
 from luthier.model.weights import non_finite_tensors, refuse_non_finite
@@ -70,7 +71,8 @@ def save_trained(
             refuse_non_finite(non_finite_tensors(dict(base.named_parameters())), where="the trained model")
             save_model_files(base, temporary)
         tokenizer.save_pretrained(temporary)
-        write_stop_ids(temporary, stop_ids(tokenizer, base), base)
+        if not is_reward_model(base):
+            write_stop_ids(temporary, stop_ids(tokenizer, base), base)
         trained_in = str(base.dtype).removeprefix("torch.")
         saved_in = "float32" if kind == "adapter" else trained_in
         write_record(temporary, kind=kind, base=base_record(base), dtype=saved_in, trained_in=trained_in)
@@ -112,6 +114,10 @@ def save_model_files(model: PreTrainedModel, folder: Path, *, max_shard_size: st
     """
     from transformers import GenerationConfig
 
+    if is_reward_model(model):  # it writes no text
+        with quiet_libraries(), os_errors():
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        return
     kept = model.generation_config
     model.generation_config = GenerationConfig()
     try:

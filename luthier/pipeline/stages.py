@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.recipe.objective import objective_values
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
@@ -162,7 +163,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
     }
@@ -180,7 +181,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
     }
 
@@ -222,8 +223,9 @@ def _train(session: Session) -> dict[str, Any]:
     recipe = resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
-    )
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
     tuned = apply_method(
@@ -240,6 +242,7 @@ def _train(session: Session) -> dict[str, Any]:
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
+        reference_cache=read_env().cache_dir / "reference",
     )
     if result.micro_batch is None:  # it was the run that was planned
         tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)

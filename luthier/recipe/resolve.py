@@ -2,7 +2,8 @@
 
     learning rate   full: 2e-5 x sqrt(7e9 / parameters), between 1e-5 and 3e-4; LoRA: ten times that,
                     between 1e-4 and 1e-3 ("LoRA Without Regret", Thinking Machines 2025: over model
-                    families and sizes the best LoRA rate is about ten times that of full tuning)
+                    families and sizes the best LoRA rate is about ten times that of full tuning);
+                    over preferences the same rule from a lower start (`recipe/objective.py`)
     batch           `recipe/steps.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
 
@@ -19,11 +20,13 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
+from luthier.recipe.objective import base_rates, default_values
 from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
     unused_in_method,
+    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -82,7 +85,10 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
     _model(values, facts)
-    values.fill("train.learning_rate", *_learning_rate(recipe.method.name, facts.model_parameters))
+    _objective(values)
+    preferences = _preference_rate(recipe, facts.model_parameters)
+    rate = preferences or _learning_rate(recipe.method.name, facts.model_parameters)
+    values.fill("train.learning_rate", *rate)
     batching = _batching(values, facts)
     steps = total_steps(
         facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
@@ -114,6 +120,30 @@ def _model(values: _Values, facts: Facts) -> None:
     reason = f"method {values.recipe.method.name}"
     values.fill("model.quantization", "nf4" if quantized else "none", reason)
     values.fill("model.attn_implementation", "sdpa", "runs everywhere; packs use Luthier's own attention")
+
+
+def _objective(values: _Values) -> None:
+    """What the objective leaves open; keys that it does not read become null without a word."""
+    for key, value, reason in default_values(values.recipe.objective):
+        values.fill(f"objective.{key}", value, reason)
+    objective = values.recipe.objective
+    left = {key: None for key in ("beta", "simpo_gamma") if getattr(objective, key) == "auto"}
+    if left:
+        values.recipe = values.recipe.model_copy(update={"objective": objective.model_copy(update=left)})
+
+
+def _preference_rate(recipe: Recipe, parameters: int) -> tuple[float, str] | None:
+    """As `_learning_rate`, for objectives over preferences; None for SFT."""
+    found = base_rates(recipe.objective)
+    if found is None:
+        return None
+    base, (low, high) = found
+    full = min(max(base * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
+    name, method = recipe.objective.name, recipe.method.name
+    formula = f"{base:g} x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g} for objective {name}"
+    if method in {"full", "freeze"}:
+        return _two_digits(full), f"{formula}, method {method}"
+    return _two_digits(_LORA_FACTOR * full), f"10 x the rate of full tuning ({formula}), for method {method}"
 
 
 def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
@@ -235,6 +265,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
+    _remove(value["objective"], unused_in_objective(recipe.objective))
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):

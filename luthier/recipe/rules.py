@@ -18,12 +18,14 @@ from pydantic import BaseModel
 
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
+from luthier.recipe.objective import objective_rules
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
     ExportSection,
     MethodSection,
     ModelSection,
+    ObjectiveSection,
     Recipe,
     Source,
     TaskSpec,
@@ -33,6 +35,7 @@ from luthier.recipe.schema import (
 from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
     unused_in_method,
+    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -55,6 +58,7 @@ class Parts:
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
     method: MethodSection | None = None
+    objective: ObjectiveSection | None = None
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
     export: ExportSection | None = None
@@ -65,15 +69,15 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            method=recipe.method, train=recipe.train, tasks=dict(enumerate(recipe.evaluate.tasks)),
-            export=recipe.export, output_dir=recipe.output_dir,
+            method=recipe.method, objective=recipe.objective, train=recipe.train,
+            tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
 
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _memory, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _method, _objective, _memory, _train, _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -189,6 +193,12 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
         if method.init_from is not None:
             yield from _file(method.init_from, "method.init_from", locate)
         yield from start_rules(method, parts.model, locate)
+
+
+def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    if parts.objective is not None:
+        yield from _unused(parts.objective, "objective", unused_in_objective(parts.objective), locate)
+        yield from objective_rules(parts.objective, locate)
 
 
 def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:

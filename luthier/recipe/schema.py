@@ -166,10 +166,26 @@ class ObjectiveSection(Section):
     name: Literal["sft", "dpo", "orpo", "kto", "simpo", "reward"] = "sft"
     """`sft`: cross-entropy on the trained tokens. Over pairs of answers: `dpo`, `orpo`, `simpo`, and `reward`, a
     reward model. Over rated answers: `kto`."""
+    beta: Annotated[float, Field(gt=0.0)] | Auto | None = "auto"
+    """`dpo`, `kto`: how strongly the model is held to the reference; `orpo`: weight of the odds ratio (lambda of the
+    paper); `simpo`: scale of the reward. `auto`: 0.1, for `simpo` 2.0."""
+    loss_type: Literal["sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "apo_zero", "apo_down"] = "sigmoid"
+    """For `dpo`: which loss of the gap between two log-ratios (names of TRL)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of probability spread over the vocabulary: (1-e) NLL + e mean(-log p)."""
+    """`sft`: share of probability spread over the vocabulary, (1-e) NLL + e mean(-log p). `simpo`, and `dpo` with
+    loss_type `sigmoid` (conservative DPO) or `robust`: probability that a pair is labelled the wrong way round."""
+    rpo_alpha: Annotated[float, Field(gt=0.0)] | None = None
+    """`dpo`, `simpo`: weight of the loss a token of the chosen answer, added to the loss."""
+    simpo_gamma: Annotated[float, Field(ge=0.0)] | Auto | None = "auto"
+    """`simpo`: margin that the chosen answer's reward should have. `auto`: beta / 2."""
+    desirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """`kto`: weight of the loss of desired answers."""
+    undesirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """`kto`: weight of the loss of undesired answers."""
+    center_rewards_coefficient: Annotated[float, Field(gt=0.0)] | None = None
+    """`reward`: weight of the squared sum of a pair's rewards, which keeps rewards around zero."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] = 0.0
-    """NEFTune noise on the embeddings in training (arXiv:2310.05914); 0 turns it off."""
+    """`sft`: NEFTune noise on the embeddings in training (arXiv:2310.05914); 0 turns it off."""
 
 
 class TrainSection(Section):

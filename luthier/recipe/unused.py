@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from luthier.recipe.optimizers import OPTIMIZERS
 from luthier.recipe.schedules import NO_WARMUP
-from luthier.recipe.schema import MethodSection, Source, TaskSpec, TrainSection, ValidationSection
+from luthier.recipe.schema import MethodSection, ObjectiveSection, Source, TaskSpec, TrainSection, ValidationSection
 
-__all__ = ["unused_in_method", "unused_in_source", "unused_in_task", "unused_in_train", "unused_in_validation"]
+__all__ = [
+    "unused_in_method", "unused_in_objective", "unused_in_source", "unused_in_task", "unused_in_train",
+    "unused_in_validation",
+]  # fmt: skip
 
 _LORA_KEYS = (
     "r",
@@ -23,6 +26,18 @@ _LORA_KEYS = (
     "init_from",
 )
 _FREEZE_KEYS = ("trainable", "last_n_layers")
+_OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
+    "beta": ("dpo", "orpo", "kto", "simpo"),
+    "loss_type": ("dpo",),
+    "label_smoothing": ("sft", "dpo", "simpo"),
+    "rpo_alpha": ("dpo", "simpo"),
+    "simpo_gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "center_rewards_coefficient": ("reward",),
+    "neftune_noise_alpha": ("sft",),
+}
+"""Which objectives read a key."""
 _ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
@@ -35,6 +50,19 @@ def unused_in_method(method: MethodSection) -> dict[str, str]:
         unused |= dict.fromkeys(_FREEZE_KEYS, f"it is for method freeze, not {method.name}")
     if method.init_from is not None:
         unused["init_lora_weights"] = "method.init_from says how the adapter starts"
+    return unused
+
+
+def unused_in_objective(objective: ObjectiveSection) -> dict[str, str]:
+    """Keys of other objectives; smoothing beside a loss that has none."""
+    name = objective.name
+    unused = {
+        key: f"objective {name} has no such setting (it is for {', '.join(readers)})"
+        for key, readers in _OBJECTIVE_KEYS.items()
+        if name not in readers
+    }
+    if name == "dpo" and objective.loss_type not in ("sigmoid", "robust"):
+        unused["label_smoothing"] = f"loss_type {objective.loss_type} has no such setting (sigmoid and robust have)"
     return unused
 
 

@@ -13,16 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, islice, pairwise
+from typing import TypeVar
 
 import torch
 
 from luthier.data.batch import Answers, Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
+from luthier.train.mismatched import Mismatched, partners
 from luthier.train.order import Order, split
 from luthier.train.split import MicroBatchSize
 
 __all__ = ["Feed", "MicroBatch", "by_token_budget", "without_weight"]
+
+
+Row = TypeVar("Row", bound=TrainRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +42,21 @@ class MicroBatch:
     """The rows in the batch; empty for a batch that counts nothing."""
     sequences: int
     """Sequences that the documents are of; 0 for a batch that counts nothing."""
+    mismatched: Batch | None = None
+    """The rows' prompts with answers of other rows, where the objective asks for them."""
 
     def pin(self) -> MicroBatch:
         """The same with its tensors in page-locked memory, from where a copy to the device waits for nobody."""
-        answers = None if self.batch.answers is None else replace(self.batch.answers, **_pinned(self.batch.answers))
-        return replace(self, batch=replace(self.batch, answers=answers, **_pinned(self.batch)))
+        mismatched = None if self.mismatched is None else _pinned(self.mismatched)
+        return replace(self, batch=_pinned(self.batch), mismatched=mismatched)
 
 
-def _pinned(record: Batch | Answers) -> dict[str, torch.Tensor]:
+def _pinned(batch: Batch) -> Batch:
+    answers = None if batch.answers is None else replace(batch.answers, **_pinned_tensors(batch.answers))
+    return replace(batch, answers=answers, **_pinned_tensors(batch))
+
+
+def _pinned_tensors(record: Batch | Answers) -> dict[str, torch.Tensor]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
@@ -73,6 +85,8 @@ class Feed:
     rank: int
     world_size: int
     device: torch.device
+    mismatched: Mismatched | None = None
+    """Answers of other rows, where the objective asks for them."""
 
     def step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this process in step `step` (from 0)."""
@@ -91,10 +105,21 @@ class Feed:
         """The batch of a share of step `step`."""
         examples = tuple(self.examples[row] for row in share.rows)
         if examples:
-            return MicroBatch(index, collate_rows(examples), examples, share.sequences)
-        rows = [row for sequence in self.order.step(step) for row in self.packs[sequence].examples]
-        shortest = min((self.examples[row] for row in rows), key=len)
+            mismatched = self._mismatched(share, step)
+            return MicroBatch(index, collate_rows(examples), examples, share.sequences, mismatched)
+        shortest = min((self.examples[row] for row in self.rows(step)), key=len)
         return MicroBatch(index, without_weight(collate_rows([shortest])), (), 0)
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of step `step` over all processes and micro-batches, in order."""
+        return [row for sequence in self.order.step(step) for row in self.packs[sequence].examples]
+
+    def _mismatched(self, share: Share, step: int) -> Batch | None:
+        if self.mismatched is None:
+            return None
+        wanted = set(share.rows)
+        pairs = [pair for pair in partners(self.rows(step)) if pair[0] in wanted]
+        return self.mismatched.batch(pairs) if pairs else None
 
     def _shares(self, sequences: Sequence[int], rank: int) -> list[Share]:
         dealt = split(sequences, rank=rank, world_size=self.world_size, micro_batch=self.size.sequences)
@@ -127,7 +152,7 @@ def without_weight(batch: Batch) -> Batch:
     )  # fmt: skip
 
 
-def by_token_budget(examples: Sequence[TrainRow], budget: int) -> Iterator[list[TrainRow]]:
+def by_token_budget(examples: Sequence[Row], budget: int) -> Iterator[list[Row]]:
     """Neighbouring examples in groups of at most `budget` tokens (a longer one is alone)."""
     rest = iter(examples)
     for group in groups_within([len(example) for example in examples], budget):

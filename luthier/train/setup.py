@@ -11,12 +11,14 @@ import torch
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
+from luthier.objective.choose import make_objective
 from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
+from luthier.train.mismatched import Mismatched
 from luthier.train.optim import expected_state_bytes, make_optimizer
 from luthier.train.order import Order
 from luthier.train.rates import peak_rates, rate_lines, table_tensors
@@ -85,12 +87,14 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 def make_feed(
     accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
-    packs: Sequence[Pack], size: MicroBatchSize | None,
+    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None,
 ) -> Feed:  # fmt: skip
-    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found."""
+    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found,
+    `mismatched` answers where the objective asks for them."""
     return Feed(
         examples=examples, packs=packs, order=order, size=size or MicroBatchSize(batch_shape(section)[0]),
         rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+        mismatched=mismatched,
     )  # fmt: skip
 
 
@@ -120,7 +124,8 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     train = recipe.train
     if not isinstance(train.learning_rate, float | int):
         raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
-    engine = attach(model, engine_settings(recipe))
+    objective = make_objective(recipe.objective)
+    engine = attach(model, engine_settings(recipe), objective=objective)
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     model.train()
@@ -148,6 +153,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         schedule=schedule,
         max_grad_norm=train.max_grad_norm,
         label_smoothing=recipe.objective.label_smoothing,
+        objective=objective,
         seed=train.seed,
         moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=tables),
     )
