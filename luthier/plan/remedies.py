@@ -14,6 +14,7 @@ from luthier.plan.devices import larger_devices
 from luthier.plan.reasons import gib
 from luthier.plan.sizes import sizes_of
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import MethodSection, Recipe
 
 if TYPE_CHECKING:
@@ -112,10 +113,11 @@ def _shorter(request: Request) -> Iterator[tuple[str, Request]]:
     length = request.recipe.data.max_length // 2
     documents = request.documents
     while length >= SHORTEST:
+        room = pack_capacity(row_kind(request.recipe.objective.name), length)
         shorter = replace(
             documents,
-            longest_sequence=min(length, documents.longest_sequence),
-            sequences=max(documents.sequences, -(-documents.tokens // length)),
+            longest_sequence=min(room, documents.longest_sequence),
+            sequences=max(documents.sequences, -(-documents.tokens // room)),
         )
         changed = replace(_with(request, "data", {"max_length": length}), documents=shorter)
         yield f"data.max_length={length}", changed

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import OutOfMemory
 
@@ -75,10 +76,11 @@ def out_of_memory(recipe: Recipe, device: torch.device, *, document: int | None 
     """The error for a run that cannot go on; `document`: tokens of the single one that did not fit."""
     where = "device" if device.type == "cuda" else "host"
     train = recipe.train
+    capacity = pack_capacity(row_kind(recipe.objective.name), recipe.data.max_length)
     shape = (
         f"a single document of {document:,} tokens"
         if document is not None
-        else f"per_device_train_batch_size {train.per_device_train_batch_size} x {recipe.data.max_length} tokens"
+        else f"per_device_train_batch_size {train.per_device_train_batch_size} x {capacity} tokens"
     )
     return OutOfMemory(
         code="T440",
