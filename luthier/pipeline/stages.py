@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.pipeline.spectrum import keep_selection, spectrum_depends
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -157,6 +158,8 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "objective": recipe.objective.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
+        # The names themselves: scores that are nearly equal could be ranked otherwise on another machine.
+        **({"unfrozen": list(session.selection[0].patterns)} if session.selection else {}),
     }
 
 
@@ -174,6 +177,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "method": recipe.method.model_dump(mode="json"),
         "objective": recipe.objective.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+        **spectrum_depends(recipe),
     }
 
 
@@ -217,7 +221,13 @@ def _train(session: Session) -> dict[str, Any]:
     )
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    selection = session.selection
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        unfrozen=selection[0].patterns if selection else (),
+    )  # fmt: skip
+    if selection:
+        keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
     result = fit(

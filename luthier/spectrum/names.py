@@ -1,8 +1,8 @@
 """Names of tensors: which layer, which kind of module, whether it is an embedding or a head. No torch.
 
-    model.layers.7.self_attn.q_proj.weight    layer 7, type self_attn.q_proj
-    model.layers.7.mlp.experts.3.w1.weight    layer 7, type mlp.experts.*.w1 (the original: mlp.experts.3.w1)
-    model.embed_tokens.weight                 outside the layers, embedding
+model.layers.7.self_attn.q_proj.weight    layer 7, type self_attn.q_proj
+model.layers.7.mlp.experts.3.w1.weight    layer 7, type mlp.experts.*.w1 (the original: mlp.experts.3.w1)
+model.embed_tokens.weight                 outside the layers, embedding
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from luthier.runtime.errors import RecipeError
 from luthier.spectrum.names import is_embedding, is_head, layer_of, module_of
 from luthier.spectrum.results import Result, Scan
 
-__all__ = ["Selection", "ScoreName", "chosen_count", "select"]
+__all__ = ["ScoreName", "Selection", "chosen_count", "ends_of", "pattern_of", "select"]
 
 ScoreName = Literal["calibrated", "compat"]
 
@@ -76,13 +76,13 @@ def select(scan: Scan, *, score: ScoreName, top_percent: float, train_embeddings
         largest = max(largest, len(ranked))
         best = sorted(ranked, key=lambda result: -_known(result, score))[: chosen_count(len(ranked), top_percent)]
         if best:
-            chosen[kind] = tuple(_pattern(result.name, names) for result in best)
+            chosen[kind] = tuple(pattern_of(result.name, names) for result in best)
     if not chosen:
         raise RecipeError(
             code="M331", message=f"`method.top_percent` {top_percent:g} of at most {largest} tensors of a type is none",
             hint=f"at least {100 / largest:.3g}" if largest else "no tensor has a score; use `spectrum_score: compat`",
         )  # fmt: skip
-    ends = tuple(f"^{name}$" for name in _ends(names, tied=tied)) if train_embeddings else ()
+    ends = ends_of(names, tied=tied) if train_embeddings else ()
     return Selection(score=score, top_percent=top_percent, ends=ends, chosen=chosen)
 
 
@@ -92,14 +92,15 @@ def _known(result: Result, score: ScoreName) -> float:
     return value
 
 
-def _ends(names: Sequence[str], *, tied: bool) -> list[str]:
-    """Head, then embeddings, as the original lists them."""
+def ends_of(names: Sequence[str], *, tied: bool) -> tuple[str, ...]:
+    """Patterns of head and embeddings, in the original's order; a tied head has no tensor, but a name."""
     heads = [name for name in names if is_head(name)]
     tables = [name for name in names if is_embedding(name)]
-    return (heads or (["lm_head.weight"] if tied and tables else [])) + tables
+    heads = heads or (["lm_head.weight"] if tied and tables else [])
+    return tuple(f"^{name}$" for name in heads + tables)
 
 
-def _pattern(name: str, names: Sequence[str]) -> str:
+def pattern_of(name: str, names: Sequence[str]) -> str:
     """The module's path, as the original writes it; the whole name where the path is the beginning of another
     module's (`mlp.gate` and `mlp.gate_proj`)."""
     module = module_of(name)

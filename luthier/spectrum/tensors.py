@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.spectrum.names import is_embedding, is_head, layer_of, natural_order
 
-__all__ = ["Skipped", "Stored", "list_tensors", "read_tensor"]
+__all__ = ["Skipped", "Stored", "list_tensors", "read_tensor", "why_not_ranked"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -44,7 +44,7 @@ def list_tensors(files: Sequence[Path]) -> tuple[list[Stored], list[Skipped]]:
             for name in stream.keys():  # noqa: SIM118  (a safetensors file, not a dict)
                 view = stream.get_slice(name)
                 stored = Stored(name, file, str(view.get_dtype()), tuple(view.get_shape()))
-                reason = _why_not(stored)
+                reason = why_not_ranked(name, stored.dtype, stored.shape)
                 if reason:
                     skipped.append(Skipped(name, reason))
                 else:
@@ -53,22 +53,22 @@ def list_tensors(files: Sequence[Path]) -> tuple[list[Stored], list[Skipped]]:
     return found, sorted(skipped, key=lambda item: natural_order(item.name))
 
 
-def _why_not(stored: Stored) -> str | None:
-    """The reason not to rank a tensor; None for one that is ranked."""
-    dimensions = len(stored.shape)
-    if is_embedding(stored.name) or is_head(stored.name):
+def why_not_ranked(name: str, dtype: str, shape: Sequence[int]) -> str | None:
+    """The reason not to rank a tensor; None for one that is ranked. `dtype` as safetensors says it."""
+    dimensions = len(shape)
+    if is_embedding(name) or is_head(name):
         return "embeddings and head are not ranked: `train_embeddings` decides"
     if dimensions < 2:
         return f"{dimensions}-D (a norm or a bias): it has no spectrum"
-    if layer_of(stored.name) is None:
+    if layer_of(name) is None:
         return "outside the layers: there is nothing to rank it against"
-    if stored.dtype not in _FLOATS:
-        return f"stored as {stored.dtype}: quantised weights are no plain matrix; scan the original model"
-    if dimensions == 3 and "expert" not in stored.name:
+    if dtype not in _FLOATS:
+        return f"stored as {dtype}: quantised weights are no plain matrix; scan the original model"
+    if dimensions == 3 and "expert" not in name:
         return "3-D, and no stack of experts"
     if dimensions > 3:
         return f"{dimensions}-D"
-    return "empty" if 0 in stored.shape else None
+    return "empty" if 0 in shape else None
 
 
 def read_tensor(stored: Stored) -> Any:
