@@ -74,9 +74,7 @@ def spectrum(
     for line in _closing(scan, selection):
         show(line)
     if out:
-        note(
-            f"{out}: {len(selection.patterns)} entries; train them with method: {{name: spectrum, spectrum_file: {out}}}"
-        )
+        note(f"{out}: {len(selection.patterns)} entries, for method: {{name: spectrum, spectrum_file: {out}}}")
     else:
         note("--out FILE writes the list; `method: {name: spectrum}` in a recipe scans by itself")
 
@@ -119,7 +117,7 @@ def _closing(scan: Scan, selection: Selection) -> list[str]:
     )
     small = [result.name for result in scan.results if result.calibrated is None]
     if small and selection.score == "calibrated":
-        lines.append(f"not ranked: {len(small)} with fewer than 8 singular values, for instance {small[0]}")
+        lines.append(f"not ranked: {len(small)} with fewer than 16 singular values, for instance {small[0]}")
     for reason, count in Counter(reason for _, reason in scan.skipped).items():
         example = next(name for name, why in scan.skipped if why == reason)
         lines.append(f"not ranked: {count} tensor{'s' if count > 1 else ''}, {reason} (for instance {example})")

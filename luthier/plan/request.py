@@ -122,6 +122,6 @@ def make_request(
 ) -> Request:  # fmt: skip
     """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made."""
     return Request(
-        recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device, num_gpus=num_gpus,
-        cache_dir=cache_dir,
+        recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device,
+        num_gpus=num_gpus, cache_dir=cache_dir,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from luthier.plan.shape import ModelShape, Tensor
 from luthier.recipe.schema import MethodSection
 from luthier.runtime.errors import RecipeError
 from luthier.spectrum.listing import matching, read_listing, unmatched
-from luthier.spectrum.names import natural_order, type_of
+from luthier.spectrum.names import is_embedding, natural_order, type_of
 from luthier.spectrum.noise import SMALLEST_SIDE
 from luthier.spectrum.select import chosen_count, ends_of, pattern_of
 from luthier.spectrum.tensors import why_not_ranked
@@ -113,7 +113,8 @@ def _listed(shape: ModelShape, patterns: Sequence[str]) -> list[Tensor]:
     """Tensors that the patterns match; a tied head is the embedding under a second name."""
     aliases = {tensor.name: tensor for tensor in shape.tensors}
     if shape.tied:
-        aliases |= {"lm_head.weight": table for table in shape.tensors if table.name.endswith("embed_tokens.weight")}
+        table = next((tensor for tensor in shape.tensors if is_embedding(tensor.name)), None)
+        aliases |= {"lm_head.weight": table} if table else {}
     missing = unmatched(patterns, list(aliases))
     if missing:
         raise RecipeError(

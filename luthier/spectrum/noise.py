@@ -16,7 +16,7 @@ __all__ = ["SMALLEST_SIDE", "edge", "mp_median", "noise_std"]
 
 TRACY_WIDOM_99 = 2.0234
 """99% quantile of the Tracy-Widom law for real matrices (beta = 1): Bornemann, arXiv:0904.1581, and tables since."""
-SMALLEST_SIDE = 8
+SMALLEST_SIDE = 16
 """Of a matrix with fewer singular values the median says too little about the noise
 (`tests/spectrum/test_noise.py` measures it)."""
 _POINTS = 20_001

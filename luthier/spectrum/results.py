@@ -40,7 +40,7 @@ class Result:
     compat: float
     """Score of the original script; the mean over the experts of a stack, which the original cannot read."""
     calibrated: float | None
-    """Share of the energy that is signal; None for fewer than 8 singular values."""
+    """Share of the energy that is signal; None for fewer than 16 singular values."""
     signal_rank: int | None
     """Singular values above the edge of the noise."""
     noise_std: float | None
@@ -117,7 +117,7 @@ def _result(entry: Mapping[str, Any]) -> Result:
 
 
 class Journal:
-    """Finished tensors of a scan that runs; a killed one goes on from them. Use as `with Journal.of(...) as journal`."""
+    """Finished tensors of a scan that runs; a killed one goes on from them. `with Journal.of(...) as journal`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -83,9 +83,8 @@ def calibrated(stack: Sequence[Values], n: int, m: int) -> Calibrated | None:
 
 def _before_noise(values: Values, std: float, n: int, m: int) -> Values:
     """Singular values of the signal, from those observed above the edge."""
-    unit = std * math.sqrt(m)
-    if unit == 0.0:
-        return values
-    beta = n / m
-    centred = (values / unit) ** 2 - beta - 1.0
-    return unit * np.sqrt((centred + np.sqrt(np.maximum(centred**2 - 4.0 * beta, 0.0))) / 2.0)
+    unit, beta = std**2 * m, n / m
+    centred = values**2 - (1.0 + beta) * unit  # not divided by the unit, which may be 0
+    squares = (centred + np.sqrt(np.maximum(centred**2 - 4.0 * beta * unit**2, 0.0))) / 2.0
+    found: Values = np.sqrt(np.maximum(squares, 0.0))
+    return found
