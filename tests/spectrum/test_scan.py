@@ -230,8 +230,6 @@ def test_experts_are_ranked_together_and_by_number_in_the_originals_way(tmp_path
     }
     found = scan(save(tmp_path / "m", tensors), tmp_path)
     ours = select(found, score="calibrated", top_percent=25, train_embeddings=False, tied=False)
-    assert ours.chosen == {
-        "mlp.experts.*.w1": ("model.layers.3.mlp.experts.1.w1", "model.layers.2.mlp.experts.1.w1")
-    }
+    assert ours.chosen == {"mlp.experts.*.w1": ("model.layers.3.mlp.experts.1.w1", "model.layers.2.mlp.experts.1.w1")}
     original = select(found, score="compat", top_percent=25, train_embeddings=False, tied=False)
     assert sorted(original.chosen) == ["mlp.experts.0.w1", "mlp.experts.1.w1"]
