@@ -199,9 +199,8 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace, facts: dict[
         print(f"    bound on ours, from the median up: {row['bound_upper']:.1e}")
     word = "extrapolated from the measured matrices" if extrapolated else "all matrices measured"
     for name in names:
-        print(
-            f"whole model: {name} {total[f'{name}_seconds']:.1f} s, {total[f'{name}_cpu_seconds']:.1f} s of CPU ({word})"
-        )
+        wall, cpu = (total[f"{name}_{key}"] for key in ("seconds", "cpu_seconds"))
+        print(f"whole model: {name} {wall:.1f} s, {cpu:.1f} s of CPU ({word})")
     if left_out:
         print(f"{left_out} matrices were not reached within the budget")
     print(options.out)
