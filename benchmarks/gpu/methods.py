@@ -13,7 +13,7 @@ rate, all with their second, and so on, while the budget leaves room to score ea
 each method is scored. A rate at the end of its grid is marked, for a better one may lie beyond.
 
 Data: `train.jsonl` and `test.jsonl` in `--data`, else the first of $SITE/data, .gpu/data, ../shared/data/gsm8k that
-has them. JSON lines (`kind`: base, run, result, skipped) go to `--out`, default $OUT/methods.jsonl.
+has them. JSON lines (`kind`: base, run, result, comparison, skipped) go to `--out`, default $OUT/methods.jsonl.
 """
 
 from __future__ import annotations
@@ -266,11 +266,13 @@ def finish(world: World, chosen: list[Any]) -> list[dict[str, Any]]:
         found["rate_at_end_of_grid"] = best["learning_rate"] in (min(variant.rates), max(variant.rates))
         free()
         results[variant.name] = found
-        for other in ("full", "random_30_seed0"):
-            if other in results and other != variant.name:
-                found[f"against_{other}"] = against(found, results[other])
         world.write(kind="result", **found)
         print(f"{variant.name:28} scored in {found['score_seconds']:.0f} s", flush=True)
+    for name, found in results.items():
+        for other in ("full", "random_30_seed0"):
+            if other in results and other != name:
+                found[f"against_{other}"] = against(found, results[other])
+                world.write(kind="comparison", method=name, other=other, **found[f"against_{other}"])
     return list(results.values())
 
 

@@ -158,9 +158,15 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "objective": recipe.objective.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
-        # The names themselves: scores that are nearly equal could be ranked otherwise on another machine.
-        **({"unfrozen": list(session.selection[0].patterns)} if session.selection else {}),
+        **_unfrozen(session),
     }
+
+
+def _unfrozen(session: Session) -> dict[str, Any]:
+    """The names that Spectrum chose: scores that are nearly equal could be ranked otherwise on another machine."""
+    if session.resolved.recipe.method.name != "spectrum" or session.selection is None:
+        return {}
+    return {"unfrozen": list(session.selection[0].patterns)}
 
 
 def _train_depends(session: Session) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from luthier.spectrum.scan import scan_files
 from luthier.spectrum.select import select
 from tests.spectrum.makers import save, weights
 
-pytestmark = pytest.mark.gpu
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 def test_scores_and_choice_are_those_of_the_cpu(tmp_path):
