@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.model.attach import attach_adapter, base_record, cast_adapters, check_adapter_files, check_same_base
-from luthier.model.freeze import freeze_all_but, train_everything
+from luthier.model.freeze import freeze_all_but, train_everything, train_listed
 from luthier.model.identity import verify_record
 from luthier.model.method_report import MethodReport, report_on
 from luthier.model.quantize import is_quantized
@@ -33,6 +33,7 @@ from luthier.model.targets import (
 from luthier.recipe.names import takes_from_base
 from luthier.recipe.schema import MethodSection
 from luthier.runtime.errors import RecipeError
+from luthier.spectrum.listing import read_listing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -46,14 +47,19 @@ class Tuned:
     """A model ready to train, and what of it is trained."""
 
     model: Any
-    """`PeftModel` for lora and qlora, the `PreTrainedModel` itself for full and freeze."""
+    """`PeftModel` for lora and qlora, the `PreTrainedModel` itself for full, freeze and spectrum."""
     report: MethodReport
 
 
 def apply_method(
-    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int] = (),
+    model: PreTrainedModel,
+    method: MethodSection,
+    *,
+    seed: int,
+    new_token_ids: Sequence[int] = (),
     start_folder: Path | None = None,
-) -> Tuned:  # fmt: skip
+    unfrozen: Sequence[str] = (),
+) -> Tuned:
     """Make a base model trainable as the recipe says.
 
     Args:
@@ -62,19 +68,20 @@ def apply_method(
         seed: of the initial adapter weights; the global random state is neither read nor moved.
         new_token_ids: ids of `model.new_tokens`; with adapters only these rows of the embeddings are trained.
         start_folder: where an earlier session kept what `init_lora_weights` took out of the base (`starts.py`).
+        unfrozen: for `spectrum`, the patterns that a scan chose; `method.spectrum_file` needs none.
 
     Raises:
         RecipeError: a target, pattern or module that matches nothing, or settings that cannot work together.
     """
     packed = any(is_quantized(parameter) for parameter in model.parameters())
-    if method.name in ("full", "freeze"):
+    if method.name in ("full", "freeze", "spectrum"):
         if packed:
             raise RecipeError(
                 code="M327",
                 message=f"`method.name: {method.name}` cannot train weights stored in 4 bits",
                 hint="use `qlora`, or `model.quantization: none`",
             )
-        notes = _full_or_freeze(model, method, new_token_ids)
+        notes = _weights_themselves(model, method, new_token_ids, unfrozen)
         return Tuned(model, report_on(model, method=method.name, notes=notes))
     if method.name == "qlora" and not packed:
         raise RecipeError(
@@ -91,7 +98,9 @@ def apply_method(
     return Tuned(adapted, report_on(adapted, method=method.name, notes=notes))
 
 
-def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int]) -> list[str]:
+def _weights_themselves(
+    model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int], unfrozen: Sequence[str]
+) -> list[str]:
     if method.init_from is not None:
         raise RecipeError(
             code="M324",
@@ -101,12 +110,24 @@ def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids
     if method.name == "full":
         train_everything(model)
         return []
-    notes = freeze_all_but(model, method.trainable, last_n_layers=method.last_n_layers)
+    key = "`embed_tokens` and `lm_head` to `method.trainable`"
+    if method.name == "spectrum":
+        if method.spectrum_file is not None:
+            unfrozen = read_listing(Path(method.spectrum_file).expanduser()).patterns
+        if not unfrozen:
+            raise RecipeError(
+                code="M331", message="`method.name: spectrum` needs a selection: what a scan chose, or a file",
+                hint="`luthier run` scans by itself; in Python pass `unfrozen`, or set `method.spectrum_file`",
+            )  # fmt: skip
+        notes = train_listed(model, unfrozen)
+        key = "`method.train_embeddings: true`" if method.spectrum_file is None else "them to the file"
+    else:
+        notes = freeze_all_but(model, method.trainable, last_n_layers=method.last_n_layers)
     tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
     if new_token_ids and not all(table.weight.requires_grad for table in tables):
         raise RecipeError(
             code="M325", message="`model.new_tokens` are given, but their embedding rows are frozen",
-            hint="add `embed_tokens` and `lm_head` to `method.trainable`, or use `method.name: lora`",
+            hint=f"add {key}, or use `method.name: lora`",
         )  # fmt: skip
     return notes
 

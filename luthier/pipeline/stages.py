@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.pipeline.spectrum import keep_selection, spectrum_depends
 from luthier.recipe.objective import objective_values
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.optimizers import require_optimizer
@@ -166,7 +167,15 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
+        **_unfrozen(session),
     }
+
+
+def _unfrozen(session: Session) -> dict[str, Any]:
+    """The names that Spectrum chose: scores that are nearly equal could be ranked otherwise on another machine."""
+    if session.resolved.recipe.method.name != "spectrum" or session.selection is None:
+        return {}
+    return {"unfrozen": list(session.selection[0].patterns)}
 
 
 def _train_depends(session: Session) -> dict[str, Any]:
@@ -183,6 +192,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "method": recipe.method.model_dump(mode="json"),
         "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+        **spectrum_depends(recipe),
     }
 
 
@@ -228,10 +238,13 @@ def _train(session: Session) -> dict[str, Any]:
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
+    selection = session.selection
     tuned = apply_method(
         model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
-        start_folder=session.run.path / START_FOLDER,
+        start_folder=session.run.path / START_FOLDER, unfrozen=selection[0].patterns if selection else (),
     )  # fmt: skip
+    if selection:
+        keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
     result = fit(

@@ -72,9 +72,9 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     if train.optim in ("adamw_torch", "adamw_torch_fused") and not request.sizes.adapters:
         yield "train.optim=adamw_8bit", _with(request, "train", {"optim": "adamw_8bit"})
     yield from _shorter(request)
-    if method.name in ("full", "freeze"):
+    if method.name in ("full", "freeze", "spectrum"):
         yield "method.name=lora", _with_method(request, "lora")
-    if method.name in ("full", "freeze", "lora") and not takes_from_base(method.init_lora_weights):
+    if method.name in ("full", "freeze", "spectrum", "lora") and not takes_from_base(method.init_lora_weights):
         beside = "" if model.quantization in ("auto", "nf4") else " model.quantization=auto"
         yield f"method.name=qlora{beside}", _with_method(request, "qlora")
     for device in larger_devices(request.device.memory_bytes):

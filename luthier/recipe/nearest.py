@@ -100,6 +100,8 @@ OTHER_NAMES: dict[str, str] = {
     "adapter_name_or_path": "method.init_from",
     "unfrozen_parameters": "method.trainable",
     "freeze_trainable_layers": "method.last_n_layers",
+    "spectrum_config_path": "method.spectrum_file",
+    "spectrum_top_fraction": "method.top_percent",
     "label_smoothing_factor": "objective.label_smoothing",
     "neftune_alpha": "objective.neftune_noise_alpha",
     "epochs": "train.num_train_epochs",

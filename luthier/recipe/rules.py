@@ -183,6 +183,9 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield locate("method.name").problem("C110", message, hint="for instance last_n_layers: 2")
         for index, pattern in enumerate(method.trainable):
             yield from _regex(pattern, f"method.trainable.{index}", locate)
+    elif method.name == "spectrum":
+        if method.spectrum_file is not None:
+            yield from _file(method.spectrum_file, "method.spectrum_file", locate)
     elif method.name in {"lora", "qlora"}:
         if not method.target_modules:
             yield locate("method.target_modules").problem(

@@ -132,8 +132,9 @@ class DataSection(Section):
 class MethodSection(Section):
     """Which weights are trained, and how."""
 
-    name: Literal["full", "lora", "qlora", "freeze"] = "lora"
-    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights."""
+    name: Literal["full", "lora", "qlora", "freeze", "spectrum"] = "lora"
+    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights;
+    `spectrum`: the matrices with the strongest signal in their singular values (arXiv:2406.06623)."""
     r: PositiveInt = 16
     """LoRA rank."""
     lora_alpha: Annotated[float, Field(gt=0.0)] = 32.0
@@ -156,6 +157,16 @@ class MethodSection(Section):
     """For `freeze`: regular expressions over parameter names; each must match something."""
     last_n_layers: PositiveInt | None = None
     """For `freeze`: train the last n decoder layers."""
+    top_percent: Annotated[float, Field(gt=0.0, le=100.0)] = 30.0
+    """For `spectrum`: share of the matrices of each module type that is trained, in percent, rounded down."""
+    spectrum_score: Literal["calibrated", "compat"] = "calibrated"
+    """For `spectrum`: what a matrix is ranked by. `calibrated`: share of its energy above the noise; `compat`: the
+    original script's number."""
+    train_embeddings: bool = True
+    """For `spectrum`: train input embeddings and head, too, as the original does at any `top_percent`."""
+    spectrum_file: str | None = None
+    """For `spectrum`: a YAML file with `unfrozen_parameters` (of `luthier spectrum`, the original script or Axolotl):
+    exactly these are trained, and nothing is scanned. Excludes the three keys above."""
     init_from: str | None = None
     """Folder of an adapter to continue from."""
 

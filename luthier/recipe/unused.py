@@ -38,16 +38,21 @@ _OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
     "neftune_noise_alpha": ("sft",),
 }
 """Which objectives read a key."""
+_SCAN_KEYS = ("top_percent", "spectrum_score", "train_embeddings")
 _ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 def unused_in_method(method: MethodSection) -> dict[str, str]:
-    """Adapter keys without adapters; choices of frozen weights without freezing."""
+    """Adapter keys without adapters; choices of frozen weights without freezing; of a scan without one."""
     unused: dict[str, str] = {}
-    if method.name in {"full", "freeze"}:
+    if method.name in {"full", "freeze", "spectrum"}:
         unused |= dict.fromkeys(_LORA_KEYS, f"method {method.name} has no adapters")
     if method.name != "freeze":
         unused |= dict.fromkeys(_FREEZE_KEYS, f"it is for method freeze, not {method.name}")
+    if method.name != "spectrum":
+        unused |= dict.fromkeys((*_SCAN_KEYS, "spectrum_file"), f"it is for method spectrum, not {method.name}")
+    elif method.spectrum_file is not None:
+        unused |= dict.fromkeys(_SCAN_KEYS, "spectrum_file says what is trained")
     if method.init_from is not None:
         unused["init_lora_weights"] = "method.init_from says how the adapter starts"
     return unused
