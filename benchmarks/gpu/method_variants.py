@@ -52,6 +52,7 @@ def variants(folder: Path) -> list[Variant]:
     ]
     found += [spectrum(f"random_30_seed{seed}", at_random(scan, chosen("compat", ends=True), seed)) for seed in (0, 1)]
     found.append(Variant("qlora_r16", {"name": "qlora", **adapter}, ADAPTER_RATES, quantization="nf4", skip=missing))
+    found.append(Variant("lora_r16_fp8", {"name": "lora", **adapter}, ADAPTER_RATES, quantization="fp8"))
     found += [
         spectrum(f"{score}_30_frozen_ends", chosen(score, ends=False).patterns) for score in ("calibrated", "compat")
     ]
