@@ -40,7 +40,7 @@ from luthier.train.result import TrainResult
 from luthier.train.resume import find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
 from luthier.train.signals import stop_on_signals
 from luthier.train.snapshot import restore
 
@@ -114,7 +114,8 @@ def fit(
         stop_on_signals() as stop, explain_out_of_memory(recipe, device),
     ):  # fmt: skip
         trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
-        # Before a checkpoint is restored: the reference is the start, never what was trained since.
+        # Before a checkpoint is restored: base and reference are those of the start, whatever was trained since.
+        fit_base(trainer, data.train, data.packs, order=order)
         cache = None if reference_cache is None else ReferenceCache(folder=reference_cache, start=start)
         rows = prepare_rows(trainer, data, order=order, max_length=recipe.data.max_length, cache=cache)
         position = restore(trainer, resumed) if resumed else Progress()
