@@ -12,16 +12,19 @@ import argparse
 import json
 import random
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from luthier.curate.dedup.embed import EMBEDDING_MODEL
+from luthier.curate.dedup.keep import choose
 from luthier.curate.dedup.run import deduplicate
+from luthier.curate.dedup.semantic import Semantic
+from luthier.curate.dedup.views import Views
 from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import DedupSection
-from luthier.runtime.console import set_quiet
+from luthier.runtime.console import Bar, set_quiet
 
 COPIES = 300
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -132,8 +135,10 @@ def chat(question: str, answer: str, ref: RowRef) -> Conversation:
     return Conversation(kind="chat", ref=ref, messages=messages, message_weights=(None, None))
 
 
-def plant(rows: list[dict[str, str]], *, copies: int = COPIES, seed: int = 0) -> tuple[list[Conversation], dict[int, str]]:
-    """All rows, then the planted ones; and the kind of each planted row by its index. Unchanged rows are not planted."""
+def plant(
+    rows: list[dict[str, str]], *, copies: int = COPIES, seed: int = 0
+) -> tuple[list[Conversation], dict[int, str]]:
+    """All rows, then the planted ones, none of them unchanged; and the kind of each planted row by its index."""
     chance = random.Random(seed)
     planted = [chat(row["question"], row["answer"], RowRef("rows.jsonl", line)) for line, row in enumerate(rows, 1)]
     kinds: dict[int, str] = {}
@@ -146,7 +151,8 @@ def plant(rows: list[dict[str, str]], *, copies: int = COPIES, seed: int = 0) ->
             question, answer = change(row["question"], row["answer"], chance)
             if done == copies:
                 break
-            if (question, answer) == (row["question"], row["answer"]) and kind != "copy":
+            unchanged = f"{question} {answer}".split() == f"{row['question']} {row['answer']}".split()
+            if unchanged and kind not in {"copy", "white space"}:
                 continue
             kinds[len(planted)] = kind
             planted.append(chat(question, answer, RowRef(kind, place + 1)))
@@ -167,41 +173,62 @@ def found_by(rows: list[Conversation], kinds: dict[int, str], own: int, **keys: 
     return found, base
 
 
+FUZZY = (0.9, 0.8, 0.7, 0.6, 0.5)
 METHODS: dict[str, dict[str, Any]] = {
     "exact": {"fuzzy": None},
     "exact, no punctuation": {"fuzzy": None, "ignore": ["unicode", "case", "whitespace", "punctuation"]},
-    **{f"fuzzy {threshold:g}": {"fuzzy": threshold} for threshold in (0.9, 0.8, 0.7, 0.6, 0.5)},
-    **{f"fuzzy {threshold:g}, any numbers": {"fuzzy": threshold, "numbers": "any"} for threshold in (0.9, 0.8, 0.7, 0.6, 0.5)},
+    **{f"fuzzy {threshold:g}": {"fuzzy": threshold} for threshold in FUZZY},
+    **{f"fuzzy {threshold:g}, any numbers": {"fuzzy": threshold, "numbers": "any"} for threshold in FUZZY},
 }
-SEMANTIC: dict[str, dict[str, Any]] = {
-    **{f"semantic {threshold:g}": {"fuzzy": None, "semantic": threshold} for threshold in (0.98, 0.95, 0.9, 0.85)},
-    **{
-        f"semantic {threshold:g}, any numbers": {"fuzzy": None, "semantic": threshold, "numbers": "any"}
-        for threshold in (0.98, 0.95, 0.9, 0.85)
-    },
-}
+SEMANTIC = (0.98, 0.95, 0.92, 0.9, 0.85)
+
+
+def semantic_table(rows: list[Conversation], kinds: dict[int, str], own: int) -> None:
+    """The embeddings are made once; each line drops what the rows before it leave no need for."""
+    for numbers in ("same", "any"):
+        views = Views(rows, numbers=numbers)
+        if numbers == "same":
+            semantic = Semantic(views, range(len(rows)), 0.5, EMBEDDING_MODEL, Bar("embed", 1, "texts"))
+        for threshold in SEMANTIC:
+            semantic.threshold, semantic._views = threshold, views
+            dropped: dict[int, int] = {}
+            for members in semantic.clusters(Bar("compare", 1, "rows")).groups().values():
+                dropped |= {row: of for row, (of, _) in choose(members, lambda row: (row,), semantic).items()}
+            found = Counter(
+                kinds[row] for row, of in dropped.items() if row >= own and rows[of].ref.line == rows[row].ref.line
+            )
+            base = [row for row in dropped if row < own]
+            print_line(f"semantic {threshold:g}" + (", any numbers" if numbers == "any" else ""), found, base, kinds)
+
+
+def print_line(name: str, found: Counter[str], base: list[int], kinds: dict[int, str]) -> None:
+    planted = Counter(kinds.values())
+    wrong = sum(found[kind] for kind in OTHER_PROBLEMS) + len(base)
+    right = sum(found.values()) - sum(found[kind] for kind in OTHER_PROBLEMS)
+    cells = [f"{found[kind] / planted[kind]:.0%}" for kind in planted]
+    precision = f"{right / max(right + wrong, 1):.1%}"
+    print(f"| {name} | " + " | ".join(cells) + f" | {len(base)} | {precision} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=Path, help="JSON Lines with question and answer")
-    parser.add_argument("--semantic", action="store_true", help="embedding methods, too (minutes on a CPU)")
+    parser.add_argument("--semantic", action="store_true", help="embeddings instead of shingles (minutes on a CPU)")
+    parser.add_argument("--limit", type=int, help="only the first rows of the file")
+    parser.add_argument("--copies", type=int, default=COPIES, help="planted rows of each kind")
     arguments = parser.parse_args()
     set_quiet(True)
-    base = [json.loads(line) for line in arguments.rows.read_text("utf-8").splitlines()]
-    rows, kinds = plant(base)
-    planted = Counter(kinds.values())
-    methods = {**METHODS, **(SEMANTIC if arguments.semantic else {})}
-    print(f"{len(base):,} rows of {arguments.rows.name}, {len(kinds):,} planted")
+    base = [json.loads(line) for line in arguments.rows.read_text("utf-8").splitlines()[: arguments.limit]]
+    rows, kinds = plant(base, copies=arguments.copies)
+    print(f"{len(base):,} rows of {arguments.rows.name}, {arguments.copies:,} planted of each kind\n")
+    planted = list(dict.fromkeys(kinds.values()))
     print("| method | " + " | ".join(planted) + " | rows of the file | precision |")
     print("|---|" + "---:|" * (len(planted) + 2))
-    for name, keys in methods.items():
-        found, own = found_by(rows, kinds, len(base), **keys)
-        wrong = sum(found[kind] for kind in OTHER_PROBLEMS) + len(own)
-        right = sum(found.values()) - sum(found[kind] for kind in OTHER_PROBLEMS)
-        cells = [f"{found[kind] / planted[kind]:.0%}" for kind in planted]
-        print(f"| {name} | " + " | ".join(cells) + f" | {len(own)} | {right / max(right + wrong, 1):.1%} |", flush=True)
-    print(json.dumps({"python": sys.version.split()[0], "planted": dict(planted)}), file=sys.stderr)
+    if arguments.semantic:
+        semantic_table(rows, kinds, len(base))
+        return
+    for name, keys in METHODS.items():
+        print_line(name, *found_by(rows, kinds, len(base), **keys), kinds)
 
 
 if __name__ == "__main__":

@@ -58,9 +58,7 @@ def _compatible(text: str) -> str:
         return text
     pieces = _raised().split(text.translate(_INVISIBLE))
     # Odd pieces are the characters that are kept as they are.
-    return "".join(
-        piece if index % 2 else unicodedata.normalize("NFKC", piece) for index, piece in enumerate(pieces)
-    )
+    return "".join(piece if index % 2 else unicodedata.normalize("NFKC", piece) for index, piece in enumerate(pieces))
 
 
 @cache

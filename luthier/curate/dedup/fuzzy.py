@@ -7,6 +7,7 @@ a cluster: the same whatever the order of the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -77,7 +78,7 @@ class Fuzzy:
 
     def _least_equal(self) -> float:
         """Share of equal values below which a pair is not compared: four standard deviations under the threshold."""
-        deviation = (self.threshold * (1 - self.threshold) / PERMUTATIONS) ** 0.5
+        deviation = math.sqrt(self.threshold * (1 - self.threshold) / PERMUTATIONS)
         return self.threshold - _DEVIATIONS * deviation
 
     def _keys(self, rows: Any, band: int, width: int) -> Any:
@@ -111,5 +112,3 @@ def _neighbours(keys: Any, rows: Any, found: Clusters) -> Iterator[Any]:
             for place in range(len(members) - 2):
                 others = members[place + 2 :]
                 yield np.stack([np.full(len(others), members[place]), others], axis=1)
-
-

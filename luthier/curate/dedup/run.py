@@ -143,7 +143,7 @@ def _exact(state: _State) -> None:
     dropped: dict[int, tuple[int, float]] = {}
     for members in clusters:
         first, *others = sorted(members, key=state.rank)
-        dropped |= {row: (first, 1.0) for row in others}
+        dropped |= dict.fromkeys(others, (first, 1.0))
     _take_out(state, "exact", dropped, clusters=clusters, started=started)
 
 

@@ -8,7 +8,7 @@ from luthier.runtime.console import Bar, progress
 
 __all__ = ["bar_for"]
 
-_QUICK_ROWS = 5_000
+_QUICK_ROWS = 20_000
 
 
 def bar_for(label: str, total: int, rows: int, unit: str = "rows") -> AbstractContextManager[Bar]:
