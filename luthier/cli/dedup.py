@@ -10,6 +10,7 @@ import typer
 
 from luthier.cli.common import JsonOption
 from luthier.cli.output import emit_json, show
+from luthier.data.rows import number_of
 from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError
 
@@ -128,8 +129,8 @@ def stage_lines(stages: dict[str, dict[str, Any]]) -> list[str]:
     """One line for each stage that ran."""
     return [
         f"{name}{' ' + format(stage['threshold'], 'g') if 'threshold' in stage else ''}: {stage['dropped']:,} of "
-        f"{stage['rows']:,} rows dropped, {stage['clusters']:,} clusters, the largest of "
-        f"{stage['largest_cluster']:,} rows ({stage['seconds']:.1f} s)"
+        f"{stage['rows']:,} rows dropped, {number_of(stage['clusters'], 'cluster')}, the largest of "
+        f"{number_of(stage['largest_cluster'], 'row')} ({stage['seconds']:.1f} s)"
         for name, stage in stages.items()
     ]
 

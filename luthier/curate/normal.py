@@ -27,7 +27,6 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))
 _PLANES = 0x20000
 """Beyond are ideographs, none of them raised."""
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-_SPACE = re.compile(r"\s+")
 _MARKS = re.escape(".,;:?…\"'“”‘’«»。、，；：？！")
 # `!` behind a digit is a factorial, not an exclamation.
 _EDGES = re.compile(rf"(?<!\S)[{_MARKS}!]+(?!\d)|(?:(?<!\d)!|[{_MARKS}])+(?!\S)")
@@ -43,7 +42,7 @@ def normaliser(ignore: Collection[str]) -> Callable[[str], str]:
     if "punctuation" in ignore:
         steps.append(lambda text: _EDGES.sub("", text))
     if "whitespace" in ignore:
-        steps.append(lambda text: _SPACE.sub(" ", text).strip())
+        steps.append(lambda text: " ".join(text.split()))
 
     def normalise(text: str) -> str:
         for step in steps:

@@ -124,6 +124,8 @@ def _last_answer(row: Conversation) -> int | None:
 
 def _said(message: Mapping[str, Any]) -> str:
     """All that a message says: text, thoughts, calls."""
+    if len(message) == 2 and isinstance(message.get("content"), str):  # a role and a text, as most are
+        return str(message["content"])
     pieces = [message[key] for key in _SAID_KEYS if message.get(key)]
     content = message.get("content")
     if isinstance(content, str):
