@@ -110,7 +110,7 @@ def test_a_group_of_nearly_everything_is_told(capsys: pytest.CaptureFixture[str]
 
 
 def test_training_rows_near_given_validation_rows_are_dropped_and_named() -> None:
-    held_out = [chat(THEMES[0], "yes", 1, file="v.jsonl", source=1), chat(THEMES[0] + " now", "yes", 2, file="v.jsonl")]
+    held_out = [chat(THEMES[0], "yes", 1, file="v.jsonl"), chat(THEMES[0] + " now", "yes", 2, file="v.jsonl")]
     texts = [
         (THEMES[1], "yes"),
         (THEMES[0] + "  NOW", "yes"),

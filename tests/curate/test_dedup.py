@@ -26,6 +26,7 @@ from luthier.recipe.schema import DedupSection
 from luthier.runtime.console import Bar
 from luthier.runtime.errors import EnvironmentProblem
 from tests.curate.support import chat, similarity, true_clusters, variants, wrongs
+from tests.support.tiny import WORDS
 
 SECTIONS = [
     DedupSection(),
@@ -181,6 +182,27 @@ def test_bands_catch_what_they_promise(threshold: float) -> None:
     assert bands * rows <= 128
     assert found_share(threshold, bands, rows) >= FOUND or rows == 1
     assert found_share((1 + threshold) / 2, bands, rows) >= found_share(threshold, bands, rows)
+
+
+def test_one_shared_band_is_enough() -> None:
+    """Pairs about as similar as the threshold, each found if and only if a band of its signatures is equal."""
+    chance, n, threshold = random.Random(7), 1_000, 0.9
+    rows = []
+    for line in range(1, n, 2):
+        text = " ".join(chance.choices(WORDS, k=20))
+        place = chance.randrange(10, len(text) - 10)
+        rows += [chat(text, "yes", line), chat(f"{text[:place]}#{text[place + 1 :]}", "yes", line + 1)]
+    views = Views(rows)
+    bands, width = bands_for(threshold)
+    signed = signatures((views.parts(index) for index in range(n)), n)[:, : bands * width].reshape(n, bands, width)
+    expected, once = set(), 0
+    for i in range(0, n, 2):
+        shared = int((signed[i] == signed[i + 1]).all(axis=1).sum())
+        if shared and similarity(rows[i], rows[i + 1]) >= threshold:
+            expected.add(frozenset({i, i + 1}))
+            once += shared == 1
+    assert once >= 1 and len(expected) > 100
+    assert clusters(rows, DedupSection(fuzzy=threshold)) == expected
 
 
 def test_a_large_bucket_of_one_kind_needs_few_comparisons() -> None:
