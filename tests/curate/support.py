@@ -115,6 +115,14 @@ def wrongs(rows: Sequence[Conversation], section: DedupSection, result: Deduplic
                 found.append(f"{item.row} and {item.of} are {true:.3f} similar, not {item.similarity:.3f}")
             if section.numbers == "same" and not same_numbers(rows[item.row], rows[item.of]):
                 found.append(f"{item.row} and {item.of} have different numbers")
+            closer = [
+                kept
+                for kept in result.kept
+                if kept < item.row and near(rows[kept], rows[item.row], section)
+                and similarity(rows[kept], rows[item.row]) > item.similarity
+            ]  # fmt: skip
+            if section.keep == "first" and closer:
+                found.append(f"{item.row} is more similar to {closer} than to {item.of}")
     for place, i in enumerate(result.kept):
         for j in result.kept[:place]:
             if sides(rows[i]) == sides(rows[j]):

@@ -89,6 +89,15 @@ def test_tokens_and_decisions_come_from_the_cache_only_for_the_same_settings(
     assert refs(run(section(files, dedup={}), cache_dir=cache))[-1] == "b.jsonl:1" and len(calls) == 2
 
 
+def test_as_many_other_rows_do_not_get_the_tokens_of_those_before(files: Path) -> None:
+    cache, tokenizer = files / "cache", tiny_tokenizer()
+    for keep, ending in (("first", "from it"), ("longest", "from it now")):
+        prepared = run(section(files, dedup={"keep": keep}), cache_dir=cache)
+        assert len(prepared.train) == 4 and prepared.manifest["cache"].startswith("miss")
+        texts = [tokenizer.decode(row.ids) for row in prepared.train]
+        assert any(f"{ending}<|im_end|>" in text for text in texts), texts
+
+
 def test_a_damaged_entry_is_found_again(files: Path) -> None:
     cache = files / "cache"
     first = run(section(files, dedup={}), cache_dir=cache)
