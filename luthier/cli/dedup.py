@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from luthier.curate.dedup.run import Duplicate
     from luthier.curate.files import Found
+    from luthier.recipe.objective_kind import RowKind
     from luthier.recipe.schema import DedupSection
 
 __all__ = ["curated_lines", "dedup"]
@@ -40,6 +41,7 @@ def dedup(
     ] = "unicode,case,whitespace",
     keep: Annotated[str, typer.Option(help="Which row stays: first, longest or score.")] = "first",
     score: Annotated[str | None, typer.Option(help="Column with a number, for --keep score.")] = None,
+    objective: Annotated[str, typer.Option(help="What the rows are for: sft; dpo (pairs), kto (rated), ...")] = "sft",
     format: Annotated[str, typer.Option(help="Format of the rows, as in data.train.")] = "auto",  # noqa: A002
     map: Annotated[list[str] | None, typer.Option(help="field=column, as in data.train; may be repeated.")] = None,  # noqa: A002
     out: Annotated[
@@ -59,10 +61,12 @@ def dedup(
         numbers=numbers, ignore=[word for word in ignore.split(",") if word not in {"", "none"}],
         embedding_model=embedding_model,
     )  # fmt: skip
-    columns = _columns(map or [])
+    columns, kind = _columns(map or []), _kind(objective)
     if out is not None:
         check_target(files, out, force=force)
-    found = find_in_files(files, settings, format=format, map=columns, cache_dir=read_env().cache_dir / "dedup")
+    found = find_in_files(
+        files, settings, format=format, map=columns, kind=kind, cache_dir=read_env().cache_dir / "dedup"
+    )
     if not as_json:
         for line in _summary(found):
             show(line)
@@ -103,6 +107,15 @@ def _settings(**keys: Any) -> DedupSection:
     if wrong:
         raise RecipeError(problems=[Problem(code="C110", message=message, hint=hint) for _, message, hint in wrong])
     return settings
+
+
+def _kind(objective: str) -> RowKind:
+    from luthier.recipe.objective_kind import OBJECTIVES, row_kind
+
+    known = [name for names in OBJECTIVES.values() for name in names]
+    if objective not in known:
+        raise RecipeError(code="C103", message=f"--objective must be one of {', '.join(known)}; got {objective}")
+    return row_kind(objective)
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

@@ -14,11 +14,12 @@ from typing import Any
 
 from luthier.curate import memory
 from luthier.curate.dedup.across import groups_of_near_duplicates, near_held_out_rows
+from luthier.curate.dedup.clusters import Clusters
 from luthier.curate.dedup.embed import find_model
 from luthier.curate.dedup.minhash import bands_for
 from luthier.curate.dedup.run import Deduplicated, Duplicate, deduplicate
 from luthier.curate.scores import read_scores
-from luthier.data.content import content_hash, row_hash
+from luthier.data.content import content_hash, group_hash
 from luthier.data.curated import Curate, Curated
 from luthier.data.types import Conversation, Dropped
 from luthier.recipe.schema import DataSection, DedupSection, Source
@@ -95,25 +96,36 @@ def _divide(
     told: dict[str, Any] = {"threshold": threshold, **how, "bands": bands_for(threshold)[0]}
     report["validation"] = told
     if section.validation.path is not None:
-        near = near_held_out_rows(held_out, train, threshold, **how)
-        for index, (of, similarity) in sorted(near.items()):
+        leaks = near_held_out_rows(held_out, train, threshold, **how)
+        for index, (of, similarity) in sorted(leaks.items()):
             row, other = train[index].ref, held_out[of].ref
             detail = f"validation: is {similarity:.3f} similar to the validation row {other}"
             dropped.append(Dropped(row, "duplicate", detail))
             records.append({"file": row.file, "line": row.line, "source": row.source, "reason": "duplicate",
                             "stage": "validation", "similarity": round(similarity, 6), "duplicate_of": str(other),
                             "kept": str(other)})  # fmt: skip
-        told["dropped"] = len(near)
-        rows = [row for index, row in enumerate(train) if index not in near]
+        told["dropped"] = len(leaks)
+        rows = [row for index, row in enumerate(train) if index not in leaks]
         return Curated(rows=rows, dropped=dropped, records=records, report=report)
-    groups = groups_of_near_duplicates(train, threshold, **how)
-    largest = max(map(len, groups), default=1)
-    told |= {"groups": len(groups), "rows_in_groups": sum(map(len, groups)), "largest": largest}
+    near = groups_of_near_duplicates(train, threshold, **how)
+    largest = max(map(len, near), default=1)
+    told |= {"groups": len(near), "rows_in_groups": sum(map(len, near)), "largest": largest}
     if largest > _LARGE_GROUP * len(train):
         share = largest / len(train)
         text = f"warning: one group of near-duplicates holds {share:.0%} of the rows; all of it is on one side"
         note(f"{text} of the validation split (data.validation.near_duplicates: {threshold:g})", style="yellow")
-    hashes = [row_hash(row) for row in train]
-    # The first row of the files decides: rows appended later join its side.
-    keys = {hashes[row]: hashes[members[0]] for members in groups for row in members}
-    return Curated(rows=train, dropped=dropped, records=records, groups=keys, report=report)
+    return Curated(rows=train, dropped=dropped, records=records, groups=_group_keys(train, near), report=report)
+
+
+def _group_keys(rows: Sequence[Conversation], near: Sequence[Sequence[int]]) -> dict[str, str]:
+    """`group_hash` of a row -> that of the row that decides for its group: the first in the files, so that rows
+    appended later join its side. Rows that have one hash (copies; pairs with one prompt) are in one group."""
+    hashes = [group_hash(row) for row in rows]
+    groups = Clusters(len(rows))
+    for members in near:
+        for row in members[1:]:
+            groups.join(members[0], row)
+    first: dict[str, int] = {}
+    for row, key in enumerate(hashes):
+        groups.join(first.setdefault(key, row), row)
+    return {hashes[row]: hashes[name] for name, members in groups.groups().items() for row in members}

@@ -14,6 +14,7 @@ from luthier.curate.write import write_without
 from luthier.data.files import DataFile, find_files, kind_of
 from luthier.data.sources import SourceResult, read_conversations
 from luthier.data.types import Conversation
+from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DedupSection, Source
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
@@ -72,6 +73,7 @@ def find_in_files(
     *,
     format: str = "auto",  # noqa: A002 (the key is called so)
     map: dict[str, str] | None = None,  # noqa: A002
+    kind: RowKind = "tokens",
     cache_dir: Path | None = None,
 ) -> Found:
     """Read files and find the duplicates among all of their rows, in the order given.
@@ -91,14 +93,20 @@ def find_in_files(
     sources = [Source.model_validate({"path": str(file.path), "format": format, "map": map or {}}) for file in files]
     for index, source in enumerate(sources):
         try:
-            results.append(read_conversations(source, index, on_empty="drop"))
+            results.append(read_conversations(source, index, on_empty="drop", kind=kind))
         except DataError as error:
             problems += error.problems
+    problems += [_two_of_one(result) for result in results if len(result.conversations) > result.rows]
     if problems:
         raise DataError(problems=problems)
     rows = [row for result in results for row in result.conversations]
     found = find_duplicates(rows, dedup, sources, cache_dir=cache_dir)
     return Found(rows=rows, files=files, results=results, found=found)
+
+
+def _two_of_one(result: SourceResult) -> Problem:
+    message = "each row is a pair, which gives two rated answers; a row is kept or dropped as a whole"
+    return Problem(code="D232", message=message, file=result.path, hint="compare them as pairs: --objective dpo")
 
 
 def check_target(paths: Sequence[str], out: Path, *, force: bool) -> None:

@@ -51,9 +51,8 @@ def text_of(row: Conversation, on: On = "conversation") -> Compared:
     answer: only the last answer; context does not count, but the label of a rated answer does.
     Of a pair the prompt and both answers are parts, in this order: a swapped pair is no duplicate.
     """
-    answers: Sequence[Conversation] = getattr(row, "answers", ())
-    if answers:
-        return _preference(row, answers, on)
+    if row.answers:
+        return _preference(row, on)
     if row.kind == "chat":
         return _chat(row, on)
     if row.kind == "text":
@@ -106,11 +105,11 @@ def _chat(row: Conversation, on: On) -> Compared:
     return Compared((tuple(asked), tuple(said)), tuple(context), "".join(turns))
 
 
-def _preference(row: Conversation, answers: Sequence[Conversation], on: On) -> Compared:
+def _preference(row: Conversation, on: On) -> Compared:
     """Rows of preferences: each of `answers` is a whole conversation; they share their beginning."""
-    prompt = text_of(answers[0], "prompt")
-    finals = tuple(part for answer in answers for part in text_of(answer, "answer").parts)
-    label: tuple[str, ...] = (row.kind, str(getattr(row, "label", None)))
+    prompt = text_of(row.answers[0], "prompt")
+    finals = tuple(part for answer in row.answers for part in text_of(answer, "answer").parts)
+    label: tuple[str, ...] = (row.kind, str(row.label))
     if on == "answer":
         return Compared(finals, label)
     context = (*label, *prompt.context)

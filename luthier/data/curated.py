@@ -22,8 +22,7 @@ class Curated:
     records: list[dict[str, Any]] = field(default_factory=list)
     """Each dropped row in full, for `data/duplicates.jsonl`."""
     groups: Mapping[str, str] | None = None
-    """`row_hash` of a row -> key of its group; rows of a group are held out together. Rows without a group draw alone.
-    """
+    """`group_hash` of a row -> key of its group; rows of a group are held out together, other rows alone."""
     report: dict[str, Any] = field(default_factory=dict)
     """Settings and counts, for the manifest."""
 

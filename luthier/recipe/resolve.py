@@ -2,7 +2,8 @@
 
     learning rate   full: 2e-5 x sqrt(7e9 / parameters), between 1e-5 and 3e-4; LoRA: ten times that,
                     between 1e-4 and 1e-3 ("LoRA Without Regret", Thinking Machines 2025: over model
-                    families and sizes the best LoRA rate is about ten times that of full tuning)
+                    families and sizes the best LoRA rate is about ten times that of full tuning);
+                    over preferences the same rule from a lower start (`recipe/objective.py`)
     batch           `recipe/steps.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
 
@@ -19,12 +20,14 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
+from luthier.recipe.objective import base_rates, default_values
 from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
     unused_in_dedup,
     unused_in_method,
+    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -83,7 +86,10 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
     _model(values, facts)
-    values.fill("train.learning_rate", *_learning_rate(recipe.method.name, facts.model_parameters))
+    _objective(values)
+    preferences = _preference_rate(recipe, facts.model_parameters)
+    rate = preferences or _learning_rate(recipe.method.name, facts.model_parameters)
+    values.fill("train.learning_rate", *rate)
     batching = _batching(values, facts)
     steps = total_steps(
         facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
@@ -117,12 +123,36 @@ def _model(values: _Values, facts: Facts) -> None:
     values.fill("model.attn_implementation", "sdpa", "runs everywhere; packs use Luthier's own attention")
 
 
+def _objective(values: _Values) -> None:
+    """What the objective leaves open; keys that it does not read become null without a word."""
+    for key, value, reason in default_values(values.recipe.objective):
+        values.fill(f"objective.{key}", value, reason)
+    objective = values.recipe.objective
+    left = {key: None for key in ("beta", "simpo_gamma") if getattr(objective, key) == "auto"}
+    if left:
+        values.recipe = values.recipe.model_copy(update={"objective": objective.model_copy(update=left)})
+
+
+def _preference_rate(recipe: Recipe, parameters: int) -> tuple[float, str] | None:
+    """As `_learning_rate`, for objectives over preferences; None for SFT."""
+    found = base_rates(recipe.objective)
+    if found is None:
+        return None
+    base, (low, high) = found
+    full = min(max(base * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
+    name, method = recipe.objective.name, recipe.method.name
+    formula = f"{base:g} x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g} for objective {name}"
+    if method in {"full", "freeze"}:
+        return _two_digits(full), f"{formula}, method {method}"
+    return _two_digits(_LORA_FACTOR * full), f"10 x the rate of full tuning ({formula}), for method {method}"
+
+
 def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
     """Peak rate and its reason; two significant digits, for it is a rule of thumb."""
     low, high = _FULL_RATES
     full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
     formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g}"
-    if method in {"full", "freeze"}:
+    if method in {"full", "freeze", "spectrum"}:
         return _two_digits(full), f"{formula} for method {method}"
     low, high = _LORA_RATES
     rate = min(max(_LORA_FACTOR * full, low), high)
@@ -213,13 +243,14 @@ def _memory_estimate(values: _Values, facts: Facts) -> float:
 
     Weights: 4 or 2 bytes, 0.55 for nf4. Trained weights: 16 bytes with gradient, two Adam moments
     and fp32 masters (ZeRO, arXiv:1910.02054), of which 12 to 14 come on top of the weights; adapters
-    are taken as 1.5% of the model, frozen tuning as 20%. Activations: 34 bytes x hidden size x layers
-    a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
+    are taken as 1.5% of the model, frozen tuning as 20%, Spectrum as its share. Activations: 34 bytes
+    x hidden size x layers a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
     parameters = 12 x layers x hidden^2 and hidden = 128 x layers, the usual shape.
     """
     number_bytes = 4 if values.get("model.dtype") == "float32" else 2
     weight_bytes = 0.55 if values.get("model.quantization") == "nf4" else number_bytes
-    share = {"full": 1.0, "freeze": 0.2}.get(values.recipe.method.name, 0.015)
+    method = values.recipe.method
+    share = {"full": 1.0, "freeze": 0.2, "spectrum": method.top_percent / 100}.get(method.name, 0.015)
     parameters = facts.model_parameters
     hidden = math.cbrt(128 * parameters / 12)
     micro_tokens = float(values.get("train.per_device_train_batch_size")) * facts.mean_tokens
@@ -236,6 +267,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
+    _remove(value["objective"], unused_in_objective(recipe.objective))
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
     if recipe.data.dedup is not None:

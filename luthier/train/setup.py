@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from luthier.data.types import Example, Pack
+from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
+from luthier.objective.choose import make_objective
+from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
-from luthier.train.optim import make_optimizer
+from luthier.train.mismatched import Mismatched
+from luthier.train.optim import expected_state_bytes, make_optimizer
 from luthier.train.order import Order
+from luthier.train.rates import peak_rates, rate_lines, table_tensors
 from luthier.train.schedule import Schedule, warmup_steps
 from luthier.train.split import MicroBatchSize
 from luthier.train.step import Trainer
@@ -82,13 +86,15 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 
 def make_feed(
-    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example],
-    packs: Sequence[Pack], size: MicroBatchSize | None,
+    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
+    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None,
 ) -> Feed:  # fmt: skip
-    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found."""
+    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found,
+    `mismatched` answers where the objective asks for them."""
     return Feed(
         examples=examples, packs=packs, order=order, size=size or MicroBatchSize(batch_shape(section)[0]),
         rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+        mismatched=mismatched,
     )  # fmt: skip
 
 
@@ -118,7 +124,8 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     train = recipe.train
     if not isinstance(train.learning_rate, float | int):
         raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
-    engine = attach(model, engine_settings(recipe))
+    objective = make_objective(recipe.objective)
+    engine = attach(model, engine_settings(recipe), objective=objective)
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     model.train()
@@ -126,10 +133,17 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     weights = Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
-    optimizer = make_optimizer(weights.tensors, train, learning_rate=float(train.learning_rate))
+    weights.whole_updates = facts_of(train.optim).whole
+    rate = float(train.learning_rate)
+    rates = peak_rates(model, weights.tensors, train, rate=rate)
+    for line in rate_lines(weights.tensors, rates):
+        note(f"  {line}")
+    tables = frozenset().union(*table_tensors(model, weights.tensors))
+    optimizer = make_optimizer(weights.tensors, train, learning_rate=rate, rates=rates, tables=tables)
     schedule = Schedule(
-        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps
-    )
+        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
+        settings=train.lr_scheduler_kwargs,
+    )  # fmt: skip
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -139,7 +153,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         schedule=schedule,
         max_grad_norm=train.max_grad_norm,
         label_smoothing=recipe.objective.label_smoothing,
+        objective=objective,
         seed=train.seed,
+        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=tables),
     )
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.curate import apply
 from luthier.curate.apply import curator
-from luthier.curate.dedup import across
 from luthier.curate.dedup.across import groups_of_near_duplicates, near_held_out_rows
+from luthier.data.content import group_hash
 from luthier.data.split import split_validation
-from luthier.data.types import Conversation
+from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError
 from tests.curate.support import THEMES, chat, near, variants
@@ -144,6 +145,24 @@ def test_every_near_training_row_is_found(seed: int) -> None:
     assert set(found) == {i for i, row in enumerate(train) if any(near(row, other, section) for other in held_out)}
 
 
+def test_pairs_with_one_prompt_join_groups_of_near_duplicates() -> None:
+    """B and C have one prompt, A is near B, D near C: all four are on one side."""
+
+    def pair(prompt: str, good: str, bad: str, line: int) -> Conversation:
+        return Conversation(kind="pair", ref=RowRef("a.jsonl", line), answers=(chat(prompt, good), chat(prompt, bad)))
+
+    a, b = (THEMES[0] + " now", THEMES[1], THEMES[2]), (THEMES[0], THEMES[1], THEMES[2])
+    c, d = (THEMES[0], THEMES[3], THEMES[4]), (THEMES[0] + " then", THEMES[3], THEMES[4])
+    rows = [pair(*texts, line) for line, texts in enumerate((a, b, c, d), 1)]
+    near_groups = groups_of_near_duplicates(rows, 0.8, on="conversation", ignore=IGNORE)
+    assert near_groups == [[0, 1], [2, 3]]
+    curate = curator(data(fraction=0.5, near_duplicates=0.8))
+    assert curate is not None
+    keys = curate(rows, []).groups
+    assert keys is not None and set(keys) == {group_hash(row) for row in rows}
+    assert set(keys.values()) == {group_hash(rows[0])}
+
+
 def test_without_either_key_there_is_no_step() -> None:
     assert curator(data()) is None
 
@@ -151,18 +170,12 @@ def test_without_either_key_there_is_no_step() -> None:
 def test_planted_the_last_row_decides_for_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then an appended row can take its whole group along to the other side."""
     assert not any(moved(seed, 20) for seed in range(10))
-    original = across._clusters
+    original = apply._group_keys
 
-    class Reversed:
-        def __init__(self, clusters: Any) -> None:
-            self._clusters = clusters
+    def last(rows: Sequence[Conversation], near: Sequence[Sequence[int]]) -> dict[str, str]:
+        keys = original(rows, near)
+        lasts = {keys[group_hash(row)]: group_hash(row) for row in rows if group_hash(row) in keys}
+        return {key: lasts[group] for key, group in keys.items()}
 
-        def groups(self) -> dict[int, list[int]]:
-            return {name: members[::-1] for name, members in self._clusters.groups().items()}
-
-    def clusters(*given: Any) -> Any:
-        fuzzy, found = original(*given)
-        return fuzzy, Reversed(found)
-
-    monkeypatch.setattr(across, "_clusters", clusters)
+    monkeypatch.setattr(apply, "_group_keys", last)
     assert any(moved(seed, 20) for seed in range(10))

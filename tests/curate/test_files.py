@@ -140,6 +140,21 @@ def test_rows_with_nothing_to_train_on_are_left_as_they_are(luthier: Caller, tmp
     assert said.code == 3 and "D232" in said.err and not (tmp_path / "two.json").exists()
 
 
+def test_pairs_are_compared_as_pairs(luthier: Caller, tmp_path: Path) -> None:
+    question = "where does the river go to in the end"
+    answers = [("to the sea", "nowhere"), ("nowhere", "to the sea"), ("To the  sea", "nowhere")]
+    texts = [json.dumps({"prompt": question, "chosen": good, "rejected": bad}) for good, bad in answers]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(texts) + "\n")
+    assert luthier("data", "dedup", file).code == 3
+    said = luthier("data", "dedup", file, "--objective", "dpo", "--out", tmp_path / "new.jsonl")
+    assert said.code == 0 and "duplicates:" in said.out, said.err
+    assert (tmp_path / "new.jsonl").read_text() == "\n".join(texts[:2]) + "\n"
+    said = luthier("data", "dedup", file, "--objective", "kto")
+    assert said.code == 3 and "D232" in said.err and "--objective dpo" in said.err
+    assert luthier("data", "dedup", file, "--objective", "ppo").code == 2
+
+
 # -- writing
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -176,16 +174,8 @@ def test_plain_text_has_no_prompt() -> None:
     ) and "2 rows are plain text" in problem.message
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preference(Conversation):
-    """Rows of preferences: answers that are whole conversations, a label."""
-
-    answers: Sequence[Conversation] = ()
-    label: bool | None = None
-
-
-def pair(question: str, chosen: str, rejected: str) -> Preference:
-    return Preference(kind="chat", ref=REF, answers=(chat(question, chosen), chat(question, rejected)))
+def pair(question: str, chosen: str, rejected: str) -> Conversation:
+    return Conversation(kind="pair", ref=REF, answers=(chat(question, chosen), chat(question, rejected)))
 
 
 def test_a_pair_is_its_prompt_and_both_answers_in_order() -> None:
@@ -198,8 +188,8 @@ def test_a_pair_is_its_prompt_and_both_answers_in_order() -> None:
 
 
 def test_a_rated_answer_with_the_other_label_is_no_duplicate() -> None:
-    def rated(label: bool) -> Preference:
-        return Preference(kind="chat", ref=REF, answers=(chat("where to", "to the sea"),), label=label)
+    def rated(label: bool) -> Conversation:
+        return Conversation(kind="rated", ref=REF, answers=(chat("where to", "to the sea"),), label=label)
 
     assert kept(rated(True), rated(True)) == [0]
     assert kept(rated(True), rated(False)) == [0, 1]
