@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
-from luthier.runtime.atomic import write_json
+from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
@@ -23,6 +24,7 @@ __all__ = ["STAGES", "Stage", "training_fingerprint"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
 INTENT_FILE = "training.json"
+DUPLICATES_FILE = "data/duplicates.jsonl"
 CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1}
 
 
@@ -58,6 +60,7 @@ def _data_depends(session: Session) -> dict[str, Any]:
 def _data(session: Session) -> dict[str, Any]:
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
+    _write_duplicates(session)
     dropped = sum(manifest["dropped"].values())
     note(
         f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, "
@@ -73,6 +76,19 @@ def _data(session: Session) -> dict[str, Any]:
     keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
     more = ("trained_fraction", "dropped")
     return {key: manifest[key] for key in (*keys, *more)}
+
+
+def _write_duplicates(session: Session) -> None:
+    """Each row that was dropped for another one; no file when duplicates were not looked for."""
+    file = session.run.path / DUPLICATES_FILE
+    curated = session.prepared.curated
+    if curated is None:
+        file.unlink(missing_ok=True)
+        return
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in curated.records))
+    counts = Counter(record["stage"] for record in curated.records)
+    listed = ", ".join(f"{count:,} {stage}" for stage, count in counts.items()) or "none"
+    note(f"  duplicates dropped: {listed}; each one is in {DUPLICATES_FILE}")
 
 
 # -- scores

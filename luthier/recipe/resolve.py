@@ -25,6 +25,7 @@ from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
+    unused_in_dedup,
     unused_in_method,
     unused_in_objective,
     unused_in_source,
@@ -269,6 +270,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     _remove(value["objective"], unused_in_objective(recipe.objective))
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
+    if recipe.data.dedup is not None:
+        _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
         _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):
