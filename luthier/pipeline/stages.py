@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.session import Session
 from luthier.recipe.schema import Recipe
@@ -15,7 +15,10 @@ from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 
-__all__ = ["STAGES", "Stage", "training_fingerprint"]
+if TYPE_CHECKING:
+    from luthier.model.adapters import Tuned
+
+__all__ = ["STAGES", "Stage", "training_fingerprint", "tuned_model"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
 INTENT_FILE = "training.json"
@@ -203,23 +206,30 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
-def _train(session: Session) -> dict[str, Any]:
+def tuned_model(session: Session) -> Tuned:
+    """The base as the recipe's method trains it, fresh, with its account on the console."""
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
+
+    recipe = session.resolved.recipe
+    model = load_base(
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
+    )
+    new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    for line in tuned.report.lines():
+        note(f"  {line}")
+    return tuned
+
+
+def _train(session: Session) -> dict[str, Any]:
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit
     from luthier.train.predicted import tell_next_plan
 
     resolved = session.resolved
-    recipe = resolved.recipe
-    model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
-    )
-    new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    tuned = tuned_model(session)
     write_json(session.run.path / INTENT_FILE, _intent(session))
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
-    for line in tuned.report.lines():
-        note(f"  {line}")
     result = fit(
         tuned,
         session.prepared,

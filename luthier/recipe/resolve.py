@@ -1,8 +1,6 @@
 """Replace every `auto` by a value, and say why.
 
-    learning rate   full: 2e-5 x sqrt(7e9 / parameters), between 1e-5 and 3e-4; LoRA: ten times that,
-                    between 1e-4 and 1e-3 ("LoRA Without Regret", Thinking Machines 2025: over model
-                    families and sizes the best LoRA rate is about ten times that of full tuning)
+    learning rate   `recipe/rates.py`
     batch           `recipe/steps.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
 
@@ -20,6 +18,7 @@ from pydantic import BaseModel
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
 from luthier.recipe.paths import is_folder, looks_local
+from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
@@ -32,9 +31,6 @@ from luthier.recipe.unused import (
 
 __all__ = ["Decision", "Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
 
-_REFERENCE_RATE, _REFERENCE_PARAMETERS = 2e-5, 7e9
-_FULL_RATES, _LORA_RATES = (1e-5, 3e-4), (1e-4, 1e-3)
-_LORA_FACTOR = 10.0
 _GENERATION_BATCH = {"cpu": 64, "cuda": 256, "mps": 64}
 _EVENTS_PER_RUN = 10
 
@@ -82,8 +78,8 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
     _model(values, facts)
-    values.fill("train.learning_rate", *_learning_rate(recipe.method.name, facts.model_parameters))
     batching = _batching(values, facts)
+    values.fill("train.learning_rate", *_learning_rate(values, facts))
     steps = total_steps(
         facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
     )
@@ -116,22 +112,11 @@ def _model(values: _Values, facts: Facts) -> None:
     values.fill("model.attn_implementation", "sdpa", "runs everywhere; packs use Luthier's own attention")
 
 
-def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
-    """Peak rate and its reason; two significant digits, for it is a rule of thumb."""
-    low, high = _FULL_RATES
-    full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
-    formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g}"
-    if method in {"full", "freeze"}:
-        return _two_digits(full), f"{formula} for method {method}"
-    low, high = _LORA_RATES
-    rate = min(max(_LORA_FACTOR * full, low), high)
-    return _two_digits(
-        rate
-    ), f"10 x the rate of full tuning ({formula}), within {low:g} to {high:g}, for method {method}"
-
-
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
+def _learning_rate(values: _Values, facts: Facts) -> tuple[float, str]:
+    """The rule's rate; rates that `lr-find` found are mentioned, never taken."""
+    tokens = values.get("train.tokens_per_step")
+    rate, reason = rule_rate(values.recipe.method.name, facts.model_parameters, tokens)
+    return rate, reason + found_line(facts.found_rates, tokens)
 
 
 def _batching(values: _Values, facts: Facts) -> Batching:

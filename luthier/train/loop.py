@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from luthier.data.prepare import Prepared
 
-__all__ = ["fit"]
+__all__ = ["fit", "refuse_float16"]
 
 
 def fit(
@@ -76,7 +76,7 @@ def fit(
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
     _require_validation(recipe, data.validation)
-    _refuse_float16(recipe)
+    refuse_float16(recipe)
     accelerator = make_accelerator(
         next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
@@ -118,7 +118,7 @@ def fit(
         return loop.result(result, weights_from)
 
 
-def _refuse_float16(recipe: Recipe) -> None:
+def refuse_float16(recipe: Recipe) -> None:
     """Gradients of float16 underflow without loss scaling, which this loop does not do."""
     if recipe.model.dtype == "float16":
         raise RecipeError(

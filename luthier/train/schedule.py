@@ -24,7 +24,7 @@ from luthier.recipe.schema import TrainSection
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Schedule", "warmup_steps"]
+__all__ = ["Rising", "Schedule", "warmup_steps"]
 
 
 def warmup_steps(section: TrainSection, total_steps: int) -> int:
@@ -56,3 +56,17 @@ class Schedule:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         return rate
+
+
+class Rising(Schedule):
+    """The rates of a range test: rate(s) = low x (high / low)^(s / (steps - 1)), from `low` to `high`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, low: float, high: float, steps: int) -> None:
+        if not 0.0 < low < high or steps < 2:
+            raise ValueError(f"rates from {low} to {high} in {steps} steps: need 0 < low < high and two steps")
+        self._optimizer = optimizer
+        self._low, self._high, self._steps = low, high, steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step` (from 0)."""
+        return float(self._low * (self._high / self._low) ** (step / (self._steps - 1)))

@@ -1,0 +1,173 @@
+"""Short walks from one start: what `fit` works with, without its run folder.
+
+A probe has the recipe's engine, optimizer, batches and order, made by the same functions as `fit`'s.
+Each walk begins at the same weights with an empty optimizer and sees the same rows in the same
+order; whatever a walk did is undone at its end, bit for bit. A walk of n steps with the recipe's
+schedule over n steps gives the numbers of `luthier train` with `max_steps: n` (a test holds them equal).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from luthier.data.types import Example
+from luthier.model.adapters import Tuned
+from luthier.recipe.resolve import Resolved
+from luthier.recipe.schema import Recipe
+from luthier.runs.folder import RunFolder
+from luthier.train.halve import Halving
+from luthier.train.loop import refuse_float16
+from luthier.train.memory import explain_out_of_memory
+from luthier.train.optim_state import optimizer_state, restore_optimizer
+from luthier.train.prefetch import Batches
+from luthier.train.processes import make_accelerator
+from luthier.train.progress import Progress
+from luthier.train.schedule import Schedule, warmup_steps
+from luthier.train.seeds import own_random_numbers
+from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.split import TooLarge
+from luthier.train.step import Trainer, Update, update
+from luthier.train.validate import validate
+
+if TYPE_CHECKING:
+    from luthier.data.prepare import Prepared
+
+__all__ = ["Probe", "Start", "probing"]
+
+
+class Start:
+    """Trained weights and optimizer as they are now, on the host, to come back to.
+
+    Right after `make_trainer` an fp32 master is its 16-bit weight exactly, so the weight is what is kept: 2 bytes
+    of host memory for each trained weight held in 16 bits, 4 for each in fp32.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        weights, optimizer = trainer.weights, trainer.optimizer
+        self._trainer = trainer
+        self._weights: dict[str, Tensor] = {
+            name: live.detach().to("cpu", copy=True) for name, live in weights.live.items()
+        }
+        held, self._numbers = optimizer_state(optimizer, weights.tensors)
+        self._held = {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
+        self._groups: list[dict[str, Any]] = [
+            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+        ]
+
+    def restore(self) -> None:
+        """Weights, masters, moments and rates as they were."""
+        trainer = self._trainer
+        trainer.weights.zero_grad()
+        trainer.weights.load(self._weights)
+        restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=self._held, numbers=self._numbers)
+        for group, before in zip(trainer.optimizer.param_groups, self._groups, strict=True):
+            for key in set(group) - set(before) - {"params"}:
+                del group[key]
+            group.update(before)
+
+
+@dataclass(slots=True, kw_only=True)
+class Probe:
+    """A model that is ready to train, and the way back."""
+
+    trainer: Trainer
+    recipe: Recipe
+    run: RunFolder
+    """Where events go (memory that ran out); nothing else is written."""
+    batches: Batches
+    validation: Sequence[Example]
+    start: Start
+    position: Progress
+
+    @contextmanager
+    def from_start(self) -> Iterator[None]:
+        """What happens inside is undone at the end, whatever the end is."""
+        try:
+            yield
+        finally:
+            self.start.restore()
+
+    def schedule(self, learning_rate: float, steps: int) -> Schedule:
+        """The recipe's warm-up and decay over `steps` steps with this peak rate."""
+        train = self.recipe.train
+        for group in self.trainer.optimizer.param_groups:
+            group["lr"] = learning_rate
+        return Schedule(
+            self.trainer.optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, steps), total_steps=steps
+        )
+
+    def walk(self, schedule: Schedule, steps: int) -> Iterator[Update]:
+        """Take `steps` steps from the first one of the order on, at the rates of `schedule`.
+
+        Raises:
+            RunFailed: a step is not finite; nothing was updated by it.
+            OutOfMemory: a single document does not fit.
+        """
+        trainer = replace(self.trainer, schedule=schedule)
+        for step in range(steps):
+            yield self._step(trainer, step)
+
+    def held_out(self, *, step: int) -> float:
+        """Loss over the validation rows, after `step` steps.
+
+        Raises:
+            RunFailed: it is not finite.
+        """
+        tokens = self.batches.size.sequences * self.recipe.data.max_length
+        return validate(self.trainer, self.validation, tokens_per_batch=tokens, step=step, abandon=lambda: False).loss
+
+    def _step(self, trainer: Trainer, step: int) -> Update:
+        while True:
+            try:
+                return update(trainer, self.batches.take(step), step=step, stop_requested=lambda: False)
+            except TooLarge as error:
+                failed = error.failed
+            Halving(batches=self.batches, position=self.position, recipe=self.recipe, run=self.run, is_main=True).halve(
+                failed, during=f"step {step + 1}"
+            )
+
+
+@contextmanager
+def probing(
+    tuned: Tuned, data: Prepared, resolved: Resolved, *, run: RunFolder, steps: int, validation: Sequence[Example]
+) -> Iterator[Probe]:
+    """Everything `fit` trains with, for walks of at most `steps` steps; one process.
+
+    Args:
+        tuned: Model prepared by the recipe's method.
+        data: Rows of the recipe.
+        resolved: The recipe; its learning rate is only a placeholder.
+        run: A folder that is not the recipe's own.
+        steps: Longest walk.
+        validation: Rows for `held_out`.
+
+    Raises:
+        RecipeError: the recipe cannot be trained (no trained weight, float16).
+        OutOfMemory: it does not fit.
+    """
+    recipe = resolved.recipe
+    refuse_float16(recipe)
+    device = next(iter(tuned.model.parameters())).device
+    accelerator = make_accelerator(device, report_to=[], logging_dir=str(run.path / "trackers"))
+    train = recipe.train.model_copy(update={"max_steps": steps})
+    order = make_order(train, sequences=len(data.packs), world_size=accelerator.num_processes)
+    with (
+        own_random_numbers(device), deterministic_kernels(train.deterministic), explain_out_of_memory(recipe, device),
+    ):  # fmt: skip
+        trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=steps)
+        feed = make_feed(accelerator, order, train, examples=data.train, packs=data.packs, size=None)
+        batches = Batches(feed)
+        try:
+            yield Probe(
+                trainer=trainer, recipe=recipe, run=run, batches=batches, validation=validation,
+                start=Start(trainer), position=Progress(),
+            )  # fmt: skip
+        finally:
+            batches.close()
+            trainer.weights.close()
+            trainer.engine.detach()
