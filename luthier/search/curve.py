@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Curve", "Judge", "Point", "Smoother", "proposal"]
+__all__ = ["Curve", "Judge", "Point", "Smoother", "proposal", "steepest"]
 
 BETA = 0.9
 """Of the smoothing: a mean over about ten steps."""
@@ -24,6 +24,10 @@ LIMIT = 2.0
 """k of the divergence."""
 LEAST_FALL = 0.01
 """Share of the first loss by which the curve must fall to propose anything."""
+FEWEST_POINTS = 5
+"""In a curve, and in a slope."""
+HALF_WINDOW = math.sqrt(10.0)
+"""The slope at a rate is taken from a third of it to three times it."""
 
 
 @dataclass(slots=True)
@@ -93,26 +97,48 @@ class Curve:
         return asdict(self)
 
 
-def proposal(points: Sequence[Point]) -> float | None:
-    """The rate around which to run for real: where the smoothed loss falls fastest per factor in the rate.
+def steepest(points: Sequence[Point]) -> float | None:
+    """The rate at which the loss falls fastest per factor in the rate; None if nowhere.
 
-    The slope at a point is the least-squares line over it and its two neighbours on either side, and only points up
-    to the lowest smoothed loss count. None if the curve falls by less than 1%: it says nothing then.
+    The slope at a point is that of the least-squares line through the losses themselves (not the smoothed ones, which
+    lag) over the decade around it; the first steps of a smoothed curve are mostly noise, and a line over a decade is
+    not. Only points up to the lowest smoothed loss count, and only with a whole decade around them, of five points at least.
     """
-    if len(points) < 3:
+    slopes = {}
+    for point in points[: _lowest(points) + 1]:
+        low, high = point.rate / HALF_WINDOW, point.rate * HALF_WINDOW
+        around = [other for other in points if low <= other.rate <= high]
+        if points[0].rate <= low * 1.001 and high <= points[-1].rate * 1.001 and len(around) >= FEWEST_POINTS:
+            slopes[point.rate] = _slope(around)
+    falling = {rate: slope for rate, slope in slopes.items() if slope < 0.0}
+    return min(falling, key=lambda rate: falling[rate]) if falling else None
+
+
+def proposal(points: Sequence[Point]) -> float | None:
+    """The rate around which to run for real: the middle, by factor, between where the loss falls fastest and where the
+    smoothed loss is lowest.
+
+    Each alone is off to one side: an easy task has learned its format long before the rate is a useful one, and the
+    lowest point is next to divergence. Without a decade to tell the fastest fall by, a third of the lowest point.
+    None if the curve falls by less than 1%: it says nothing then.
+    """
+    if len(points) < FEWEST_POINTS:
         return None
-    lowest = min(range(len(points)), key=lambda index: points[index].smoothed)
-    first = points[0].smoothed
-    if first - points[lowest].smoothed < LEAST_FALL * abs(first):
+    lowest, first = points[_lowest(points)], points[0].smoothed
+    if first - lowest.smoothed < LEAST_FALL * abs(first):
         return None
-    slopes = {index: _slope(points[max(0, index - 2) : index + 3]) for index in range(1, lowest + 1)}
-    return points[min(slopes, key=lambda index: slopes[index])].rate if slopes else None
+    fastest = steepest(points)
+    return lowest.rate / HALF_WINDOW if fastest is None else math.sqrt(fastest * lowest.rate)
+
+
+def _lowest(points: Sequence[Point]) -> int:
+    return min(range(len(points)), key=lambda index: points[index].smoothed)
 
 
 def _slope(points: Sequence[Point]) -> float:
-    """Of the smoothed loss over ln(rate)."""
+    """Of the loss over ln(rate)."""
     xs = [math.log(point.rate) for point in points]
-    ys = [point.smoothed for point in points]
+    ys = [point.loss for point in points]
     mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
     below = sum((x - mean_x) ** 2 for x in xs)
     return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / below

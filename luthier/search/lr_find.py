@@ -172,7 +172,7 @@ def _affordable(budget: Budget, most: int, clock: _Clock, step_seconds: float, e
 
 def _say_plan(curve: Curve, rule: float, budget: Budget, steps: int, seconds: float) -> None:
     found = proposal(curve.points)
-    where = f"falls fastest at {found:.2g}" if found else f"shows no fall, so the rule's {rule:.2g} is taken"
+    where = f"proposes {found:.2g}" if found else f"shows no fall, so the rule's {rule:.2g} is taken"
     at = f" at {curve.stopped_at:.2g}" if curve.stopped_at is not None else ""
     ends = f"; stopped{at}: {curve.stopped}" if curve.stopped else ""
     note(f"  range test: {where}{ends}")

@@ -96,7 +96,8 @@ class Probe:
         """The recipe's warm-up and decay over `steps` steps with this peak rate."""
         train = self.recipe.train
         for group in self.trainer.optimizer.param_groups:
-            group["lr"] = learning_rate
+            # torch's schedulers take the rate that an earlier one left in `initial_lr`, if there is any.
+            group["lr"] = group["initial_lr"] = learning_rate
         return Schedule(
             self.trainer.optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, steps), total_steps=steps
         )
