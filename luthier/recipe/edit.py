@@ -63,9 +63,9 @@ def _edit(document: Document, section: str, name: str, shown: str) -> str | None
             return None
         end_of_text = "" if not text or text.endswith(("\n", "\r")) else breaks
         return f"{text}{end_of_text}{section}:{breaks}  {name}: {shown}{breaks}"
-    start, end = above.value
-    if text[start:end].startswith("{"):
-        rest = "" if text[start + 1 : end - 1].strip() == "" else ", "
+    start = above.value[0]
+    if text[start : start + 1] == "{":
+        rest = ", " if document.value[section] else ""
         return f"{text[: start + 1]}{name}: {shown}{rest}{text[start + 1 :].lstrip(' ')}"
     return _first_in_block(document, section, f"{name}: {shown}", breaks)
 

@@ -29,14 +29,11 @@ def range_test(probe: Probe, *, low: float, high: float, steps: int, seconds: fl
     Raises:
         RunFailed: anything but divergence.
     """
-    from luthier.train.schedule import Rising
-
     end = time.monotonic() + seconds
     curve, judge = Curve(low=low, high=high, steps=steps), Judge()
-    schedule = Rising(probe.trainer.optimizer, low=low, high=high, steps=steps)
     with probe.from_start(), progress("range test", steps, "steps") as bar:
         try:
-            for done in probe.walk(schedule, steps):
+            for done in probe.rise(low, high, steps):
                 curve.stopped = judge.add(done.loss)
                 if curve.stopped:
                     curve.stopped_at = done.learning_rate
@@ -50,5 +47,5 @@ def range_test(probe: Probe, *, low: float, high: float, steps: int, seconds: fl
             if error.problems[0].code not in NOT_FINITE:
                 raise
             curve.stopped = error.problems[0].message
-            curve.stopped_at = schedule.rate(len(curve.points))
+            curve.stopped_at = low * (high / low) ** (len(curve.points) / (steps - 1))
     return curve

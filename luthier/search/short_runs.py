@@ -38,7 +38,7 @@ def short_run(probe: Probe, rate: float, *, steps: int) -> Outcome:
     eval_loss: float | None = None
     with probe.from_start(), progress(f"run at {rate:g}", steps, "steps") as bar:
         try:
-            for done in probe.walk(probe.schedule(rate, steps), steps):
+            for done in probe.walk(rate, steps):
                 taken += 1
                 tokens += done.tokens
                 diverged = judge.add(done.loss)

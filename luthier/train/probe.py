@@ -1,8 +1,8 @@
 """Short walks from one start: what `fit` works with, without its run folder.
 
-A probe has the recipe's engine, optimizer, batches and order, made by the same functions as `fit`'s.
-Each walk begins at the same weights with an empty optimizer and sees the same rows in the same
-order; whatever a walk did is undone at its end, bit for bit. A walk of n steps with the recipe's
+A probe has the recipe's engine, batches and order, made by the same functions as `fit`'s. Each walk
+begins at the same weights with a fresh optimizer and sees the same rows in the same order; whatever
+a walk did is undone at its end, bit for bit. A walk of n steps with the recipe's
 schedule over n steps gives the numbers of `luthier train` with `max_steps: n` (a test holds them equal).
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from luthier.data.types import Example
@@ -23,13 +24,12 @@ from luthier.runs.folder import RunFolder
 from luthier.train.halve import Halving
 from luthier.train.loop import refuse_float16
 from luthier.train.memory import explain_out_of_memory
-from luthier.train.optim_state import optimizer_state, restore_optimizer
 from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator
 from luthier.train.progress import Progress
-from luthier.train.schedule import Schedule, warmup_steps
+from luthier.train.schedule import Rising, Schedule, warmup_steps
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fresh_optimizer, make_feed, make_order, make_trainer
 from luthier.train.split import TooLarge
 from luthier.train.step import Trainer, Update, update
 from luthier.train.validate import validate
@@ -41,34 +41,22 @@ __all__ = ["Probe", "Start", "probing"]
 
 
 class Start:
-    """Trained weights and optimizer as they are now, on the host, to come back to.
+    """Trained weights as they are now, on the host, to come back to.
 
     Right after `make_trainer` an fp32 master is its 16-bit weight exactly, so the weight is what is kept: 2 bytes
     of host memory for each trained weight held in 16 bits, 4 for each in fp32.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        weights, optimizer = trainer.weights, trainer.optimizer
-        self._trainer = trainer
-        self._weights: dict[str, Tensor] = {
-            name: live.detach().to("cpu", copy=True) for name, live in weights.live.items()
+        self._weights = trainer.weights
+        self._saved: dict[str, Tensor] = {
+            name: live.detach().to("cpu", copy=True) for name, live in trainer.weights.live.items()
         }
-        held, self._numbers = optimizer_state(optimizer, weights.tensors)
-        self._held = {name: value.detach().to("cpu", copy=True) for name, value in held.items()}
-        self._groups: list[dict[str, Any]] = [
-            {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
-        ]
 
     def restore(self) -> None:
-        """Weights, masters, moments and rates as they were."""
-        trainer = self._trainer
-        trainer.weights.zero_grad()
-        trainer.weights.load(self._weights)
-        restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=self._held, numbers=self._numbers)
-        for group, before in zip(trainer.optimizer.param_groups, self._groups, strict=True):
-            for key in set(group) - set(before) - {"params"}:
-                del group[key]
-            group.update(before)
+        """Weights and masters as they were; no gradient is left."""
+        self._weights.zero_grad()
+        self._weights.load(self._saved)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,24 +80,30 @@ class Probe:
         finally:
             self.start.restore()
 
-    def schedule(self, learning_rate: float, steps: int) -> Schedule:
-        """The recipe's warm-up and decay over `steps` steps with this peak rate."""
-        train = self.recipe.train
-        for group in self.trainer.optimizer.param_groups:
-            # torch's schedulers take the rate that an earlier one left in `initial_lr`, if there is any.
-            group["lr"] = group["initial_lr"] = learning_rate
-        return Schedule(
-            self.trainer.optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, steps), total_steps=steps
-        )
-
-    def walk(self, schedule: Schedule, steps: int) -> Iterator[Update]:
-        """Take `steps` steps from the first one of the order on, at the rates of `schedule`.
+    def walk(self, learning_rate: float, steps: int) -> Iterator[Update]:
+        """Take `steps` steps with the recipe's warm-up and decay over them and this peak rate, inside `from_start`.
 
         Raises:
             RunFailed: a step is not finite; nothing was updated by it.
             OutOfMemory: a single document does not fit.
         """
-        trainer = replace(self.trainer, schedule=schedule)
+        train, optimizer = self.recipe.train, self._optimizer(learning_rate)
+        schedule = Schedule(
+            optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, steps), total_steps=steps
+        )
+        return self._steps(optimizer, schedule, steps)
+
+    def rise(self, low: float, high: float, steps: int) -> Iterator[Update]:
+        """As `walk`, with rates that rise exponentially from `low` to `high`."""
+        optimizer = self._optimizer(low)
+        return self._steps(optimizer, Rising(optimizer, rise=high / low, steps=steps), steps)
+
+    def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
+        train = self.recipe.train.model_copy(update={"learning_rate": learning_rate})
+        return fresh_optimizer(self.trainer.weights, train)
+
+    def _steps(self, optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> Iterator[Update]:
+        trainer = replace(self.trainer, optimizer=optimizer, schedule=schedule)
         for step in range(steps):
             yield self._step(trainer, step)
 

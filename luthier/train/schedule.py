@@ -59,14 +59,28 @@ class Schedule:
 
 
 class Rising(Schedule):
-    """The rates of a range test: rate(s) = low x (high / low)^(s / (steps - 1)), from `low` to `high`."""
+    """The rates of a range test: factor(s) = rise^(s / (steps - 1)), from the optimizer's rates to `rise` times them.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *, low: float, high: float, steps: int) -> None:
-        if not 0.0 < low < high or steps < 2:
-            raise ValueError(f"rates from {low} to {high} in {steps} steps: need 0 < low < high and two steps")
+    Groups keep the ratios of their rates.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, rise: float, steps: int) -> None:
+        if not rise > 1.0 or steps < 2:
+            raise ValueError(f"a rise by {rise} in {steps} steps: need more than 1, and two steps")
         self._optimizer = optimizer
-        self._low, self._high, self._steps = low, high, steps
+        self._low = float(optimizer.defaults["lr"])
+        self._lows = [float(group["lr"]) for group in optimizer.param_groups]
+        self._rise, self._steps = rise, steps
 
     def rate(self, step: int) -> float:
         """Learning rate of step `step` (from 0)."""
-        return float(self._low * (self._high / self._low) ** (step / (self._steps - 1)))
+        return self._low * self._factor(step)
+
+    def set(self, step: int) -> float:
+        """Make the optimizer use the rates of step `step`; returns `rate(step)`."""
+        for group, low in zip(self._optimizer.param_groups, self._lows, strict=True):
+            group["lr"] = low * self._factor(step)
+        return self.rate(step)
+
+    def _factor(self, step: int) -> float:
+        return float(self._rise ** (step / (self._steps - 1)))

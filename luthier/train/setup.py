@@ -32,6 +32,7 @@ __all__ = [
     "batch_shape",
     "deterministic_kernels",
     "engine_settings",
+    "fresh_optimizer",
     "interval",
     "make_feed",
     "make_order",
@@ -109,6 +110,17 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
     )  # fmt: skip
 
 
+def fresh_optimizer(weights: Weights, train: TrainSection) -> torch.optim.Optimizer:
+    """The recipe's optimizer, without a state, at the rate of `train`.
+
+    Raises:
+        RecipeError: the learning rate is still `auto`.
+    """
+    if not isinstance(train.learning_rate, float | int):
+        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
+    return make_optimizer(weights.tensors, train, learning_rate=float(train.learning_rate))
+
+
 def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
     """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
 
@@ -116,8 +128,6 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         RecipeError: nothing is trained, or the learning rate is still `auto`.
     """
     train = recipe.train
-    if not isinstance(train.learning_rate, float | int):
-        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
     engine = attach(model, engine_settings(recipe))
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
@@ -126,7 +136,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     weights = Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
-    optimizer = make_optimizer(weights.tensors, train, learning_rate=float(train.learning_rate))
+    optimizer = fresh_optimizer(weights, train)
     schedule = Schedule(
         optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps
     )

@@ -43,6 +43,9 @@ CASES = {
         "learning_rate: 1\nother: {learning_rate: 2}\ntrain: {learning_rate: 3}\n",
         "learning_rate: 1\nother: {learning_rate: 2}\ntrain: {learning_rate: 0.0003}\n",
     ),
+    "json over lines": (
+        '{\n "train": {\n  "seed": 0\n },\n "a": 1\n}', '{\n "train": {learning_rate: 0.0003, \n  "seed": 0\n },\n "a": 1\n}',
+    ),
     "json": ('{"a": 1, "train": {"seed": 0}}', '{"a": 1, "train": {learning_rate: 0.0003, "seed": 0}}'),
 }  # fmt: skip
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from luthier.train.schedule import Schedule
+from luthier.train.schedule import Rising, Schedule
 
 
 class Quadratic:
@@ -20,7 +20,6 @@ class Quadratic:
     def __init__(self, curvature: float, *, restores: bool = True) -> None:
         self.curvature, self.restores = curvature, restores
         self.weight = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.trainer = SimpleNamespace(optimizer=torch.optim.SGD([self.weight], lr=1.0))
 
     def loss(self) -> torch.Tensor:
         return self.curvature * self.weight**2 / 2
@@ -34,18 +33,21 @@ class Quadratic:
                 with torch.no_grad():
                     self.weight.fill_(1.0)
 
-    def schedule(self, learning_rate: float, steps: int) -> Schedule:
-        for group in self.trainer.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = learning_rate
-        return Schedule(self.trainer.optimizer, name="constant", warmup=0, total_steps=steps)
+    def walk(self, learning_rate: float, steps: int):
+        optimizer = torch.optim.SGD([self.weight], lr=learning_rate)
+        return self._steps(optimizer, Schedule(optimizer, name="constant", warmup=0, total_steps=steps), steps)
 
-    def walk(self, schedule: Schedule, steps: int):
+    def rise(self, low: float, high: float, steps: int):
+        optimizer = torch.optim.SGD([self.weight], lr=low)
+        return self._steps(optimizer, Rising(optimizer, rise=high / low, steps=steps), steps)
+
+    def _steps(self, optimizer, schedule: Schedule, steps: int):
         for step in range(steps):
             rate = schedule.set(step)
-            self.trainer.optimizer.zero_grad()
+            optimizer.zero_grad()
             loss = self.loss()
             loss.backward()
-            self.trainer.optimizer.step()
+            optimizer.step()
             yield SimpleNamespace(loss=loss.item(), learning_rate=rate, tokens=1)
 
     def held_out(self, *, step: int) -> float:

@@ -69,7 +69,9 @@ def test_finished_short_runs_are_taken_over_and_those_of_other_settings_are_not(
 
     ran = []
     real = lr_find.short_run
-    monkeypatch.setattr(lr_find, "short_run", lambda probe, rate, steps: ran.append(rate) or real(probe, rate, steps=steps))
+    monkeypatch.setattr(
+        lr_find, "short_run", lambda probe, rate, steps: ran.append(rate) or real(probe, rate, steps=steps)
+    )
     first = find_learning_rate(recipe(world, tmp_path / "run"), SMALL)
     count = len(ran)
     assert count == len(first.outcomes)

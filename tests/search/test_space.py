@@ -80,7 +80,9 @@ def test_nothing_to_sweep():
 
 def test_a_file(tmp_path):
     file = tmp_path / "space.yaml"
-    file.write_text("train.learning_rate: log:1e-5..1e-3\nmethod.r: [8, 16]\nmethod.target_modules: [all-linear, [q_proj]]\n")
+    file.write_text(
+        "train.learning_rate: log:1e-5..1e-3\nmethod.r: [8, 16]\nmethod.target_modules: [all-linear, [q_proj]]\n"
+    )
     axes, _ = read("train.seed=1,2", file=file)
     assert [axis.key for axis in axes] == ["train.learning_rate", "method.r", "method.target_modules", "train.seed"]
     assert axes[2].values == ("all-linear", ["q_proj"])
@@ -91,7 +93,11 @@ def test_wrong_files(tmp_path):
     file.write_text("method.r: 8\ntrain.learning_rate: log:2..1\na.b: []\n")
     with pytest.raises(RecipeError) as error:
         read(file=file)
-    assert [(item.file, item.line) for item in error.value.problems][:3] == [(str(file), 1), (str(file), 2), (str(file), 3)]
+    assert [(item.file, item.line) for item in error.value.problems][:3] == [
+        (str(file), 1),
+        (str(file), 2),
+        (str(file), 3),
+    ]
     file.write_text("- 1\n")
     assert "mapping" in problems(file=file)[0]
     file.write_text("a: [")

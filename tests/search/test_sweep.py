@@ -76,7 +76,9 @@ def test_finished_trials_are_reused_and_a_longer_sweep_keeps_them(done, monkeypa
     monkeypatch.setattr("luthier.model.load.load_base", None)
     again = sweep(path, RATES, "method={name: lora, r: 4}", "method.r=2,8")
     assert all(item.reused for item in again.trials)
-    assert [(i.settings, i.value, i.folder) for i in again.trials] == [(i.settings, i.value, i.folder) for i in result.trials]
+    assert [(i.settings, i.value, i.folder) for i in again.trials] == [
+        (i.settings, i.value, i.folder) for i in result.trials
+    ]
     monkeypatch.undo()
     more = sweep(path, "train.learning_rate=1e-4,1e-3,1e-2", "method={name: lora, r: 4}", "method.r=2,8")
     assert sorted(item.reused for item in more.trials) == [False, False, True, True, True, True]
@@ -94,7 +96,11 @@ def test_the_order_of_the_trials_does_not_matter(done, tmp_path):
 def test_a_trial_of_other_settings_is_never_reused(path):
     """Of the sweep, of the base recipe, of an override for all."""
     first = sweep(path, RATES)
-    for arguments in ([RATES, "train.max_steps=4"], [RATES, "train.weight_decay=0.1"], ["train.learning_rate=2e-4,2e-2"]):
+    for arguments in (
+        [RATES, "train.max_steps=4"],
+        [RATES, "train.weight_decay=0.1"],
+        ["train.learning_rate=2e-4,2e-2"],
+    ):
         other = sweep(path, *arguments)
         assert not any(item.reused for item in other.trials)
         assert {item.folder for item in other.trials}.isdisjoint(item.folder for item in first.trials)
