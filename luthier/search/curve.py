@@ -102,7 +102,7 @@ def steepest(points: Sequence[Point]) -> float | None:
 
     The slope at a point is that of the least-squares line through the losses themselves (not the smoothed ones, which
     lag) over the decade around it; the first steps of a smoothed curve are mostly noise, and a line over a decade is
-    not. Only points up to the lowest smoothed loss count, and only with a whole decade around them that has five points.
+    not. Only points up to the lowest smoothed loss count, and only with a decade around them that has five points.
     """
     slopes = {}
     for point in points[: _lowest(points) + 1]:

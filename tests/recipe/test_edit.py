@@ -22,7 +22,10 @@ CASES = {
     ),
     "quoted": ('train:\n  learning_rate: "auto" # x\n', "train:\n  learning_rate: 0.0003 # x\n"),
     "in a flow mapping": ("train: {learning_rate: 1e-4, seed: 0}\n", "train: {learning_rate: 0.0003, seed: 0}\n"),
-    "empty value": ("train:\n  learning_rate:   # later\n  seed: 0\n", "train:\n  learning_rate: 0.0003   # later\n  seed: 0\n"),
+    "empty value": (
+        "train:\n  learning_rate:   # later\n  seed: 0\n",
+        "train:\n  learning_rate: 0.0003   # later\n  seed: 0\n",
+    ),
     "key missing, block": (
         "train:  # the loop\n    # comment\n    seed: 0\noutput_dir: x\n",
         "train:  # the loop\n    learning_rate: 0.0003\n    # comment\n    seed: 0\noutput_dir: x\n",
@@ -37,14 +40,16 @@ CASES = {
     "section missing, no line end": ("output_dir: x", "output_dir: x\ntrain:\n  learning_rate: 0.0003\n"),
     "section at the end, no line end": ("a: 1\ntrain:", "a: 1\ntrain:\n  learning_rate: 0.0003\n"),
     "windows line ends": (
-        "train:\r\n  seed: 0\r\noutput_dir: x\r\n", "train:\r\n  learning_rate: 0.0003\r\n  seed: 0\r\noutput_dir: x\r\n",
+        "train:\r\n  seed: 0\r\noutput_dir: x\r\n",
+        "train:\r\n  learning_rate: 0.0003\r\n  seed: 0\r\noutput_dir: x\r\n",
     ),
     "other keys of that name": (
         "learning_rate: 1\nother: {learning_rate: 2}\ntrain: {learning_rate: 3}\n",
         "learning_rate: 1\nother: {learning_rate: 2}\ntrain: {learning_rate: 0.0003}\n",
     ),
     "json over lines": (
-        '{\n "train": {\n  "seed": 0\n },\n "a": 1\n}', '{\n "train": {learning_rate: 0.0003, \n  "seed": 0\n },\n "a": 1\n}',
+        '{\n "train": {\n  "seed": 0\n },\n "a": 1\n}',
+        '{\n "train": {learning_rate: 0.0003, \n  "seed": 0\n },\n "a": 1\n}',
     ),
     "json": ('{"a": 1, "train": {"seed": 0}}', '{"a": 1, "train": {learning_rate: 0.0003, "seed": 0}}'),
 }  # fmt: skip

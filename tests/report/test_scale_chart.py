@@ -1,4 +1,4 @@
-"""Contract: values become positions on a logarithmic, linear or categorical axis; text is escaped; files stand alone."""
+"""Contract: values become positions on a logarithmic, linear or categorical axis; text is escaped."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -15,8 +15,8 @@ def centres(chart):
 
 
 def test_equal_factors_are_equal_distances():
-    left, middle, right = centres(scale_chart([Series(name="s", points=[(1e-5, 1), (1e-4, 2), (1e-3, 3)], kind="plain")],
-                                              title="t", x=LOG, y_label="y"))  # fmt: skip
+    series = Series(name="s", points=[(1e-5, 1), (1e-4, 2), (1e-3, 3)], kind="plain")
+    left, middle, right = centres(scale_chart([series], title="t", x=LOG, y_label="y"))
     assert middle - left == pytest.approx(right - middle, abs=0.2) and right > middle > left
 
 
@@ -29,7 +29,10 @@ def test_words_have_places_of_their_own():
 
 @pytest.mark.parametrize(
     ("values", "kind"),
-    [([1e-5, 1e-3], "log"), ([8, 16], "linear"), ([0.0, 0.1], "linear"), ([True, False], "category"), ([1, "a"], "category"), ([], "category")],
+    [
+        ([1e-5, 1e-3], "log"), ([8, 16], "linear"), ([0.0, 0.1], "linear"), ([True, False], "category"),
+        ([1, "a"], "category"), ([], "category"),
+    ],
 )  # fmt: skip
 def test_the_axis_suits_the_values(values, kind):
     assert axis_for("k", values)[0].kind == kind

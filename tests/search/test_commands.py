@@ -1,4 +1,4 @@
-"""Contract: `luthier lr-find` and `luthier sweep` from the command line; results on stdout, one JSON value with `--json`."""
+"""Contract: `luthier lr-find` and `luthier sweep` from the command line; results on stdout."""
 
 import json
 import re
@@ -98,3 +98,13 @@ def test_sweep_refuses_wrong_use(call, world, tmp_path, arguments, code):
     said = call("sweep", write_recipe(tmp_path / "recipe.yaml", world), *arguments, "--json")
     assert said.code == 2 and code in [item["code"] for item in said.json["problems"]]
     assert not (tmp_path / "run-sweep").exists()
+
+
+def test_the_python_api_is_the_same_story(world, tmp_path):
+    import luthier
+
+    path = write_recipe(tmp_path / "recipe.yaml", world)
+    found = luthier.lr_find(path, steps=2, max_minutes=1e-6)
+    assert len(found.outcomes) == 1 and found.left_out
+    result = luthier.sweep(path, ["train.learning_rate=1e-4,1e-3"], out=tmp_path / "out")
+    assert len(result.trials) == 2 and result.folder == tmp_path / "out"

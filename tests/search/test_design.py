@@ -1,4 +1,4 @@
-"""Contract: a grid is every combination, a sample is seeded, even and a prefix of a longer one; wrong use is refused."""
+"""Contract: a grid is every combination, a sample is seeded, even and a prefix of a longer one."""
 
 import math
 

@@ -172,8 +172,8 @@ def test_auto_mentions_what_was_found_and_keeps_to_its_rule(world, tmp_path, mon
     assert same == rate, "a recipe means the same before and after a search"
     assert reason.startswith(before) and f"lr-find found {result.choice.learning_rate:g}" in reason
     for other in (
-        {"method": {"name": "lora", "r": 4}}, {"train": {"tokens_per_step": 1024}}, {"objective": {"label_smoothing": 0.1}},
-        {"data": {"max_length": 64}},
+        {"method": {"name": "lora", "r": 4}}, {"train": {"tokens_per_step": 1024}}, {"data": {"max_length": 64}},
+        {"objective": {"label_smoothing": 0.1}},
     ):  # fmt: skip
         assert "lr-find" not in resolved_rate(world, tmp_path / "other", **other)[1], other
     assert "lr-find" in resolved_rate(world, tmp_path / "split", data={"validation": {"fraction": 0.3}})[1]

@@ -53,7 +53,7 @@ def test_a_trial_is_what_luthier_run_writes(world, done, tmp_path):
 
 
 def test_the_recipe_of_a_trial_goes_on_with_the_other_stages(world, done):
-    path, result = done
+    _, result = done
     own = load_recipe(result.folder / result.best.folder / "recipe.yaml")
     assert own.recipe.train.learning_rate == 1e-2 and own.recipe.output_dir == result.best.folder
     again = run_recipe(own.recipe)

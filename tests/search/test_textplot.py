@@ -1,4 +1,4 @@
-"""Contract: the curve in a terminal has its highest point on top, its lowest at the bottom, and marks under the rate."""
+"""Contract: the curve in a terminal has its highest point on top, its lowest at the bottom, and marks."""
 
 from luthier.search.textplot import text_plot
 
