@@ -104,7 +104,7 @@ class _PlainLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, label_smoothing: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch, label_smoothing: float = 0.0, kl: float = 0.0) -> tuple[torch.Tensor, Any]:
         ids = pad_sequence(list(batch.input_ids.split(batch.doc_lengths)), batch_first=True, padding_value=0)
         lengths = torch.tensor(batch.doc_lengths, device=ids.device)
         mask = (torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]).long()
@@ -114,7 +114,7 @@ class _PlainLoss(nn.Module):
         exact = chosen if chosen.dtype == torch.float64 else chosen.float()
         losses = cross_entropy(exact, batch.target_ids, reduction="none", label_smoothing=label_smoothing)
         correct = (chosen.argmax(dim=-1) == batch.target_ids).sum()
-        return (losses * batch.target_weights).sum(), correct
+        return (losses * batch.target_weights).sum(), {"correct": correct}
 
 
 class PlainEngine:
@@ -126,10 +126,10 @@ class PlainEngine:
     def __init__(self, model: nn.Module) -> None:
         self.module = _PlainLoss(model)
 
-    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> LossSums:
+    def loss(self, batch: Batch, *, label_smoothing: float = 0.0, kl: float = 0.0) -> LossSums:
         """Sums over the batch's targets."""
-        loss, correct = self.module(batch, label_smoothing)
-        return LossSums(loss=loss, weight_sum=batch.weight_sum, correct=correct)
+        loss, sums = self.module(batch, label_smoothing, kl)
+        return LossSums(loss=loss, weight_sum=batch.weight_sum, sums=sums)
 
     def distribute(self, wrap: Any) -> nn.Module:
         """One process only."""

@@ -28,6 +28,7 @@ from luthier.cli import (
     run,
     runs,
     schema,
+    spectrum,
     sweep,
 )
 from luthier.cli.output import print_error, wants_json
@@ -69,6 +70,7 @@ app.command("train", rich_help_panel=STAGES, context_settings=OVERRIDES)(run.tra
 app.command("lr-find", rich_help_panel=STAGES, context_settings=OVERRIDES)(lr_find.lr_find)
 app.command("sweep", rich_help_panel=STAGES, context_settings=OVERRIDES)(sweep.sweep)
 app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate.evaluate)
+app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)

@@ -92,11 +92,18 @@ class Batch:
     """(start, tokens) for each document of what it sees besides itself: the first tokens of an earlier document, whose
     positions it goes on from; (0, 0): nothing. Empty: no document has one."""
     answers: Answers | None = None
-    """Of a batch of preferences; `source_index` may then name a row twice (the last token of a shared prompt)."""
+    """Of a batch of preferences."""
+    rows: Tensor | None = None
+    """(R,) int64, ascending: the different rows in `source_index`, which then names some twice (the last token of a
+    shared prompt); None: they differ and ascend as they are."""
+    row_of_target: Tensor | None = None
+    """(S,) int64: source_index = rows[row_of_target]; None beside `rows`."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        names = ("input_ids", "position_ids", "cu_seqlens", "doc_ids", "source_index", "target_ids", "target_weights")
+        names: tuple[str, ...] = ("input_ids", "position_ids", "cu_seqlens", "doc_ids")
+        names += ("source_index", "target_ids", "target_weights")
+        names += ("rows", "row_of_target") if self.rows is not None else ()
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
         answers = None if self.answers is None else self.answers.to(device)
         return replace(self, answers=answers, **moved)

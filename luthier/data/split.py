@@ -2,7 +2,7 @@
 
 Each row draws a number in [0, 1) from its content and the seed; the rows below `fraction` are held out.
 So the side of a row depends on nothing but itself: appending or reordering rows moves none, and
-exact duplicates always land on one side.
+exact duplicates always land on one side. Rows of preferences draw by their prompt, so that all answers to it do, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from luthier.data.content import row_hash
+from luthier.data.content import group_hash, row_hash
 from luthier.data.types import Conversation
 from luthier.recipe.schema import ValidationSection
 from luthier.runtime.errors import DataError, Problem
@@ -38,7 +38,7 @@ def split_validation(
     """
     if section.fraction == 0.0:
         return list(conversations), []
-    hashes = [row_hash(conversation) for conversation in conversations]
+    hashes = [group_hash(conversation) for conversation in conversations]
     held_out = _held_out(hashes, section.fraction, section.max_rows, seed)
     train = [row for row, key in zip(conversations, hashes, strict=True) if key not in held_out]
     validation = [row for row, key in zip(conversations, hashes, strict=True) if key in held_out]

@@ -2,7 +2,8 @@
 
 Registered once under `luthier_varlen` in transformers' attention interface. The model's own forward
 carries the document boundaries to each layer as one keyword argument, `luthier_documents`. There is no mask
-function of that name (but while `observe` watches), so no T x T mask is ever built.
+function of that name (but while `observe` watches), so no T x T mask is ever built. A document may go on from the
+first tokens of the one before it (`prefixes`: answers that share a prompt), on every path.
 
     CUDA        `torch.nn.attention.varlen.varlen_attn` over cu_seqlens
     elsewhere   one scaled-dot-product call per document over slices whose bounds are plain ints;
@@ -22,13 +23,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from luthier.fast.kernels.attention_schedule import Schedule
-from luthier.fast.split import Group, group_by_length, sdpa_documents
+from luthier.fast.kernels.attention_schedule import Schedule, longest_seen
+from luthier.fast.split import Group, group_by_length, sdpa_documents, sdpa_prefixed
 
 __all__ = [
     "NAME",
@@ -67,22 +70,55 @@ class Documents:
     """(D + 1,) int32, on the device of the tokens."""
     lengths: tuple[int, ...]
     longest: int
+    """Tokens of the longest document, its prefix included."""
     groups: tuple[Group, ...]
     """Documents of one length that lie next to each other, for calls that take several at once."""
     rows: Tensor | None = None
     """(S,) int64, ascending: rows of the last hidden states that are needed; None: all."""
     last_layer: int | None = None
     """Index of the decoder layer that computes only `rows` after its attention; None: no layer does."""
+    prefixes: tuple[tuple[int, int], ...] = ()
+    """(first row, tokens) of what each document goes on from; (0, 0) nothing. Empty: no document does."""
 
     @cached_property
     def schedule(self) -> Schedule:
         """Tiles for the engine's own kernels; made on first use, shared by all layers."""
-        return Schedule.of(self.lengths, self.cu_seqlens.device)
+        return Schedule.of(self.lengths, self.cu_seqlens.device, self.prefixes)
+
+    @cached_property
+    def seen(self) -> tuple[Tensor | None, Tensor]:
+        """Rows of the keys that documents see, one document after the other ((T',) int64; None: all, as they lie), and
+        where those of each document end ((D + 1,) int32); for kernels that know no prefixes. Waits for nothing."""
+        if not self.prefixes:
+            return None, self.cu_seqlens
+        starts = accumulate(self.lengths, initial=0)
+        rows = [
+            np.r_[lead : lead + shared, start : start + length]
+            for start, length, (lead, shared) in zip(starts, self.lengths, self.prefixes, strict=False)
+        ]
+        ends = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+        device = self.cu_seqlens.device
+        taken, bounds = torch.from_numpy(np.concatenate(rows)), torch.from_numpy(ends)
+        if device.type == "cuda":
+            taken, bounds = taken.pin_memory(), bounds.pin_memory()
+        return taken.to(device, non_blocking=True), bounds.to(device, non_blocking=True)
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, lengths: tuple[int, ...]) -> Documents:
-        """From boundaries on the device and lengths on the host."""
-        return cls(cu_seqlens=cu_seqlens, lengths=lengths, longest=max(lengths), groups=group_by_length(lengths))
+    def of(cls, cu_seqlens: Tensor, lengths: tuple[int, ...], prefixes: tuple[tuple[int, int], ...] = ()) -> Documents:
+        """From boundaries on the device, lengths and prefixes on the host."""
+        return cls(
+            cu_seqlens=cu_seqlens, lengths=lengths, longest=longest_seen(lengths, prefixes),
+            groups=group_by_length(lengths), prefixes=prefixes,
+        )  # fmt: skip
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, dropout: float = 0.0
+    ) -> Tensor:
+        """Scaled-dot-product attention document by document; shapes as `varlen_attention`."""
+        settings: dict[str, Any] = {"scale": scale, "window": window, "dropout": dropout}
+        if self.prefixes:
+            return sdpa_prefixed(query, key, value, self.lengths, self.prefixes, **settings)
+        return sdpa_documents(query, key, value, self.groups, **settings)
 
 
 @dataclass(slots=True)
@@ -159,8 +195,7 @@ def varlen_attention(
     half = query.dtype in (torch.bfloat16, torch.float16)
     if query.is_cuda and half and not dropout and has_varlen_kernel() and value.shape[-1] == query.shape[-1]:
         return _varlen_kernel(query, key, value, luthier_documents, scale=scale, window=window), None
-    groups = luthier_documents.groups
-    return sdpa_documents(query, key, value, groups, scale=scale, window=window, dropout=dropout), None
+    return luthier_documents.attend(query, key, value, scale=scale, window=window, dropout=dropout), None
 
 
 def no_mask(*_: Any, local_size: int | None = None, use_vmap: bool = False, **__: Any) -> None:
@@ -226,9 +261,15 @@ def _varlen_kernel(
     if grouped and not _kernel_groups_heads():
         repeats = query.shape[1] // key.shape[1]
         key, value, grouped = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1), {}
-    flat = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    bounds, longest = documents.cu_seqlens, documents.longest
-    out = varlen_attn(*flat, bounds, bounds, longest, longest, scale=scale, window_size=edges, **grouped)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    rows, ends = documents.seen
+    if rows is not None:
+        k, v = k.index_select(0, rows), v.index_select(0, rows)
+    # Where there are more keys than queries, the last query stands at the last key.
+    out = varlen_attn(
+        q, k, v, documents.cu_seqlens, ends, max(documents.lengths), documents.longest, scale=scale,
+        window_size=edges, **grouped,
+    )  # fmt: skip
     return out.unsqueeze(0)
 
 

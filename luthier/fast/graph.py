@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from luthier.fast.attention import Documents
 from luthier.fast.decoder.function import Replaced
-from luthier.fast.kernels.attention_schedule import FixedSchedule
+from luthier.fast.kernels.attention_schedule import FixedSchedule, Prefixes, longest_seen
 from luthier.fast.settings import EngineSettings
 from luthier.runtime.console import note
 
@@ -49,16 +49,19 @@ class Shape:
     tokens: int
     documents: int
     longest: int
+    prefixed: bool = False
+    """Documents may go on from the one before."""
 
 
-def shape_for(lengths: Sequence[int]) -> Shape:
+def shape_for(lengths: Sequence[int], prefixes: Prefixes = ()) -> Shape:
     """The smallest recording these documents and their filling fit into."""
     tokens = sum(lengths)
     filled = -(-tokens // TOKENS) * TOKENS
     longest = SHORTEST
-    while longest < max(lengths):
+    while longest < longest_seen(lengths, prefixes):
         longest *= 2
-    return Shape(tokens=filled, documents=-(-(len(lengths) + 1) // DOCUMENTS) * DOCUMENTS, longest=longest)
+    documents = -(-(len(lengths) + 1) // DOCUMENTS) * DOCUMENTS
+    return Shape(tokens=filled, documents=documents, longest=longest, prefixed=bool(prefixes))
 
 
 def graphs_for(
@@ -106,29 +109,31 @@ class Graphs:
         self._said: set[str] = set()
         self._recordings: dict[tuple[Shape, bool], _Recording] = {}
 
-    def hidden(self, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]) -> Tensor | None:
+    def hidden(
+        self, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int], *, prefixes: Prefixes = ()
+    ) -> Tensor | None:
         """Last hidden states (T, d) of flat documents, differentiable; None where there is no recording for them."""
         if self.failure is not None or not self.parameters or not torch.is_grad_enabled():
             return None
         # What was recorded are these adapters at these places.
         if not all(layer.luthier_program.unchanged() for layer in self.trunk.layers):
             return None
-        key = (shape_for(lengths), embeds_td.requires_grad)
+        key = (shape_for(lengths, prefixes), embeds_td.requires_grad)
         recording = self._recordings.get(key)
         if recording is None:
             if len(self._recordings) == MOST_RECORDINGS:
                 self._say_once(f"batches of more than {MOST_RECORDINGS} shapes; those of further ones are launched")
                 return None
-            recording = self._record(key[0], embeds_td, positions_t, lengths)
+            recording = self._record(key[0], embeds_td, positions_t, lengths, prefixes)
             if recording is None:
                 return None
             self._recordings[key] = recording
-        recording.load(positions_t, lengths)
+        recording.load(positions_t, lengths, prefixes)
         whole: Tensor = _Replay.apply(embeds_td, recording, *self.parameters)
         return whole[: embeds_td.shape[0]]
 
     def _record(
-        self, shape: Shape, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int]
+        self, shape: Shape, embeds_td: Tensor, positions_t: Tensor, lengths: Sequence[int], prefixes: Prefixes
     ) -> _Recording | None:
         """A recording, or None: the batch is launched, and one more attempt is made with the next.
 
@@ -137,7 +142,7 @@ class Graphs:
         """
         gc.collect()
         try:
-            return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths)
+            return _Recording(self.trunk, self.parameters, shape, embeds_td, positions_t, lengths, prefixes)
         except RuntimeError as error:
             self._causes.append(_first_cause(error))
             if len(self._causes) == ATTEMPTS or isinstance(error, torch.OutOfMemoryError):
@@ -173,7 +178,7 @@ class _Recording:
 
     def __init__(
         self, trunk: Any, parameters: Sequence[nn.Parameter], shape: Shape, embeds_td: Tensor, positions_t: Tensor,
-        lengths: Sequence[int],
+        lengths: Sequence[int], prefixes: Prefixes,
     ) -> None:  # fmt: skip
         device = embeds_td.device
         self.shape, self.parameters = shape, tuple(parameters)
@@ -181,10 +186,14 @@ class _Recording:
         self.embeds.requires_grad_(embeds_td.requires_grad)
         self.positions = torch.zeros(shape.tokens, dtype=positions_t.dtype, device=device)
         self.schedule = FixedSchedule(
-            tokens=shape.tokens, documents=shape.documents, longest=shape.longest, device=device
+            tokens=shape.tokens,
+            documents=shape.documents,
+            longest=shape.longest,
+            device=device,
+            prefixed=shape.prefixed,
         )
         self.generation = 0
-        self.load(positions_t, lengths)
+        self.load(positions_t, lengths, prefixes)
         with torch.no_grad():
             self.embeds[: embeds_td.shape[0]].copy_(embeds_td)
         wanted = [*([self.embeds] if self.embeds.requires_grad else []), *self.parameters]
@@ -221,14 +230,16 @@ class _Recording:
         )[0]  # fmt: skip
         return hidden.squeeze(0)
 
-    def load(self, positions_t: Tensor, lengths: Sequence[int]) -> None:
+    def load(self, positions_t: Tensor, lengths: Sequence[int], prefixes: Prefixes) -> None:
         """Take other documents of the same shape, and the one that fills them up."""
         tokens = positions_t.shape[0]
         spare = self.shape.tokens - tokens
         self.positions[:tokens].copy_(positions_t)
         if spare:
             torch.arange(spare, out=self.positions[tokens:])
-        self.schedule.load((*lengths, spare) if spare else lengths)
+        if spare:
+            lengths, prefixes = (*lengths, spare), (*prefixes, (0, 0)) if prefixes else ()
+        self.schedule.load(lengths, prefixes)
 
 
 class _Replay(torch.autograd.Function):  # type: ignore[misc]

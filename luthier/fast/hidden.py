@@ -12,7 +12,7 @@ Legend: T tokens, D documents, L longest document.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from luthier.data.batch import Batch
 from luthier.fast.attention import Documents
 
-__all__ = ["Layout", "ModelInputs", "model_inputs", "take_rows"]
+__all__ = ["Layout", "ModelInputs", "Wanted", "model_inputs", "take_rows"]
 
 Layout = Literal["flat", "padded"]
 
@@ -58,8 +58,10 @@ class ModelInputs:
         ids = self.kwargs.pop("input_ids")
         embedded = embeddings(ids)
         if self._rows_t is None:
-            lengths = torch.diff(self.kwargs["luthier_documents"].cu_seqlens)
-            length_of_token = torch.repeat_interleave(lengths, lengths, output_size=ids.shape[1])[None, :]
+            documents: Documents = self.kwargs["luthier_documents"]
+            own = torch.diff(documents.cu_seqlens)
+            shared = torch.tensor([tokens for _, tokens in documents.prefixes] or 0, device=ids.device)
+            length_of_token = torch.repeat_interleave(own + shared, own, output_size=ids.shape[1])[None, :]
         else:
             length_of_token = self.kwargs["attention_mask"].sum(dim=1, keepdim=True)
         bound = noise_alpha / (length_of_token * embedded.shape[-1]).float().sqrt()
@@ -73,16 +75,37 @@ def model_inputs(batch: Batch, layout: Layout) -> ModelInputs:
         kwargs = {
             "input_ids": batch.input_ids[None],
             "position_ids": batch.position_ids[None],
-            "luthier_documents": Documents.of(batch.cu_seqlens, batch.doc_lengths),
+            "luthier_documents": Documents.of(batch.cu_seqlens, batch.doc_lengths, batch.prefixes),
         }
         return ModelInputs({**kwargs, "use_cache": False}, None)
-    mask_rows = [torch.ones(n, dtype=torch.int64, device=batch.input_ids.device) for n in batch.doc_lengths]
-    ids = pad_sequence(list(batch.input_ids.split(batch.doc_lengths)), batch_first=True, padding_value=0)
-    mask = pad_sequence(mask_rows, batch_first=True)
-    positions = torch.arange(batch.max_doc, device=ids.device).expand_as(ids)
-    rows_t = batch.doc_ids.long() * batch.max_doc + batch.position_ids
+    documents = list(batch.input_ids.split(batch.doc_lengths))
+    for place, (lead, tokens) in enumerate(batch.prefixes):  # a shared prompt stands in front of each of its answers
+        documents[place] = torch.cat([batch.input_ids[lead : lead + tokens], documents[place]])
+    ids = pad_sequence(documents, batch_first=True, padding_value=0)
+    mask = pad_sequence([torch.ones_like(document) for document in documents], batch_first=True)
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    rows_t = batch.doc_ids.long() * ids.shape[1] + batch.position_ids
     kwargs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
     return ModelInputs(kwargs, rows_t)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Rows of the hidden states, in the order they are wanted in."""
+
+    rows: Tensor
+    """(R,) int64, ascending and different."""
+    order: Tensor | None = None
+    """(S,) int64: places in `rows`, where one is wanted twice; None: once each, as they come."""
+
+    @classmethod
+    def targets(cls, batch: Batch) -> Wanted:
+        """The rows that predict the batch's targets."""
+        return cls(batch.source_index) if batch.rows is None else cls(batch.rows, batch.row_of_target)
+
+    def arrange(self, hidden_rd: Tensor) -> Tensor:
+        """(S, d) from the hidden states of `rows`."""
+        return hidden_rd if self.order is None else hidden_rd.index_select(0, self.order)
 
 
 def take_rows(hidden_td: Tensor, rows_s: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["Group", "group_by_length", "sdpa_documents"]
+__all__ = ["Group", "group_by_length", "sdpa_documents", "sdpa_prefixed"]
 
 
 class Group(NamedTuple):
@@ -66,12 +66,43 @@ def sdpa_documents(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
+def sdpa_prefixed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    prefixes: Sequence[tuple[int, int]],
+    *,
+    scale: float,
+    window: int | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """As `sdpa_documents`, where a document also sees the prefix it goes on from: (first row, tokens), of the document
+    right before it."""
+    outputs = []
+    before: tuple[Tensor, ...] = ()
+    parts = zip(prefixes, *(tensor.split(tuple(lengths), dim=2) for tensor in (query, key, value)), strict=True)
+    for (_, shared), q, own_k, own_v in parts:
+        k, v = own_k, own_v
+        if shared:
+            k, v = (torch.cat([lead[:, :, :shared], own], dim=2) for lead, own in zip(before, (k, v), strict=True))
+        before = (own_k, own_v)
+        banded = window is not None and window < k.shape[2]
+        mask = _band(k.shape[2], window, q.device)[shared:] if shared or banded else None
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )  # fmt: skip
+        outputs.append(out.transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
 def _by_document(part: Tensor, documents: int) -> Tensor:
     """(1, H, documents x length, K) -> (documents, H, length, K)."""
     return part if documents == 1 else part[0].unflatten(1, (documents, -1)).transpose(0, 1)
 
 
-def _band(length: int, window: int, device: torch.device) -> Tensor:
+def _band(length: int, window: int | None, device: torch.device) -> Tensor:
     row = torch.arange(length, device=device)
     distance = row[:, None] - row[None, :]
-    return (distance >= 0) & (distance < window)
+    return (distance >= 0) & (distance < (length if window is None else window))

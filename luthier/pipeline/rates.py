@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.recipe.facts import FoundRate
+from luthier.recipe.objective import objective_values
 from luthier.runs.folder import utc_now
 from luthier.runtime.atomic import write_json
 from luthier.runtime.env import read_env
@@ -62,7 +63,7 @@ def _key(session: Session) -> dict[str, Any]:
         ],
         "model": recipe.model.model_dump(mode="json", include={"quantization", "chat_template", "new_tokens"}),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "optim": recipe.train.optim,
     }
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.session import Session
+from luthier.pipeline.spectrum import keep_selection, spectrum_depends
+from luthier.recipe.objective import objective_values
+from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -50,6 +54,7 @@ def _data_depends(session: Session) -> dict[str, Any]:
         "tokenizer": model.tokenizer or session.identity["tokenizer"],
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
+        "kind": row_kind(session.recipe.objective.name),
     }
 
 
@@ -63,6 +68,11 @@ def _data(session: Session) -> dict[str, Any]:
         f"{manifest['packs']:,} sequences, "
         f"{manifest['pack_efficiency']:.0%} full; every mask proven; cache {manifest['cache']}"
     )
+    if "preferences" in manifest:
+        from luthier.data.preference_stats import preference_lines
+
+        for line in preference_lines(manifest["preferences"]):
+            note(f"  {line}")
     keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
     more = ("trained_fraction", "dropped")
     return {key: manifest[key] for key in (*keys, *more)}
@@ -157,10 +167,18 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
+        **_unfrozen(session),
     }
+
+
+def _unfrozen(session: Session) -> dict[str, Any]:
+    """The names that Spectrum chose: scores that are nearly equal could be ranked otherwise on another machine."""
+    if session.resolved.recipe.method.name != "spectrum" or session.selection is None:
+        return {}
+    return {"unfrozen": list(session.selection[0].patterns)}
 
 
 def _train_depends(session: Session) -> dict[str, Any]:
@@ -175,8 +193,9 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": recipe.objective.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+        **spectrum_depends(recipe),
     }
 
 
@@ -210,13 +229,22 @@ def tuned_model(session: Session) -> Tuned:
     """The base as the recipe's method trains it, fresh, with its account on the console."""
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
+    from luthier.train.loop import START_FOLDER
 
     recipe = session.resolved.recipe
+    require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
-    )
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    selection = session.selection
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        start_folder=session.run.path / START_FOLDER, unfrozen=selection[0].patterns if selection else (),
+    )  # fmt: skip
+    if selection:
+        keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
     return tuned
@@ -238,6 +266,7 @@ def _train(session: Session) -> dict[str, Any]:
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
+        reference_cache=read_env().cache_dir / "reference",
     )
     if result.micro_batch is None:  # it was the run that was planned
         tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)

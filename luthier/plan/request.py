@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,10 +118,10 @@ class Request:
 
 def make_request(
     recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1,
-    cache_dir: Path | None = None,
+    cache_dir: Path | None = None, unfrozen: Sequence[str] | None = None,
 ) -> Request:  # fmt: skip
-    """A request for a model of this shape."""
+    """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made."""
     return Request(
-        recipe=recipe, sizes=sizes_of(shape, recipe.method), documents=documents, device=device, num_gpus=num_gpus,
-        cache_dir=cache_dir,
+        recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device,
+        num_gpus=num_gpus, cache_dir=cache_dir,
     )  # fmt: skip

@@ -22,32 +22,40 @@ import math
 from collections.abc import Sequence
 
 from luthier.recipe.facts import FoundRate
+from luthier.recipe.objective import base_rates
+from luthier.recipe.schema import ObjectiveSection
 
 __all__ = ["found_line", "rule_rate"]
 
 _REFERENCE_RATE, _REFERENCE_PARAMETERS, _REFERENCE_TOKENS = 2e-5, 7e9, 16_384
-_LOWEST, _HIGHEST = 1e-5, 3e-4
+_LIMITS = (1e-5, 3e-4)
 _MOST_FOR_TOKENS = 2.0
 _LORA_FACTOR = 10
 _ADAPTERS = {"lora", "qlora"}
 _SAME_STEP, _SAME_RATE = 1.25, 1.1
 
 
-def rule_rate(method: str, parameters: int, tokens_per_step: int) -> tuple[float, str]:
+def rule_rate(
+    method: str, parameters: int, tokens_per_step: int, objective: ObjectiveSection | None = None
+) -> tuple[float, str]:
     """Peak rate and its reason; two significant digits, for it is a rule of thumb.
 
     Args:
         method: `method.name`; whatever is no adapter counts as full tuning.
         parameters: Of the whole model.
         tokens_per_step: Of an optimizer step over all devices.
+        objective: One over preferences has a lower start of its own, whatever the tokens of a step; None: SFT.
     """
-    for_tokens = min(max(math.sqrt(tokens_per_step / _REFERENCE_TOKENS), 1.0), _MOST_FOR_TOKENS)
-    full = _REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters) * for_tokens
-    full = min(max(full, _LOWEST), _HIGHEST)
-    formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters)"
+    own = None if objective is None else base_rates(objective)
+    rate, (low, high) = own or (_REFERENCE_RATE, _LIMITS)
+    for_tokens = 1.0 if own else min(max(math.sqrt(tokens_per_step / _REFERENCE_TOKENS), 1.0), _MOST_FOR_TOKENS)
+    full = min(max(rate * math.sqrt(_REFERENCE_PARAMETERS / parameters) * for_tokens, low), high)
+    formula = f"{rate:g} x sqrt(7e9 / {parameters:.3g} parameters)"
     if for_tokens > 1.0:
         formula += f" x {for_tokens:.2g} for {tokens_per_step:,} tokens a step"
-    formula += f" within {_LOWEST:g} to {_HIGHEST:g}"
+    formula += f" within {low:g} to {high:g}"
+    if own and objective is not None:
+        formula += f" for objective {objective.name}"
     if method not in _ADAPTERS:
         return _two_digits(full), f"{formula}, for method {method}"
     reason = f"{_LORA_FACTOR} x the rate of full tuning ({formula}), for method {method}"

@@ -1,6 +1,6 @@
 """Replace every `auto` by a value, and say why.
 
-    learning rate   `recipe/rates.py`
+    learning rate   `recipe/rates.py`; over preferences from a lower start (`recipe/objective.py`)
     batch           `recipe/steps.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
 
@@ -17,12 +17,14 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
+from luthier.recipe.objective import default_values
 from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
     unused_in_method,
+    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -78,6 +80,7 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
     _model(values, facts)
+    _objective(values)
     batching = _batching(values, facts)
     values.fill("train.learning_rate", *_learning_rate(values, facts))
     steps = total_steps(
@@ -114,9 +117,19 @@ def _model(values: _Values, facts: Facts) -> None:
 
 def _learning_rate(values: _Values, facts: Facts) -> tuple[float, str]:
     """The rule's rate; rates that `lr-find` found are mentioned, never taken."""
-    tokens = values.get("train.tokens_per_step")
-    rate, reason = rule_rate(values.recipe.method.name, facts.model_parameters, tokens)
+    recipe, tokens = values.recipe, values.get("train.tokens_per_step")
+    rate, reason = rule_rate(recipe.method.name, facts.model_parameters, tokens, recipe.objective)
     return rate, reason + found_line(facts.found_rates, tokens)
+
+
+def _objective(values: _Values) -> None:
+    """What the objective leaves open; keys that it does not read become null without a word."""
+    for key, value, reason in default_values(values.recipe.objective):
+        values.fill(f"objective.{key}", value, reason)
+    objective = values.recipe.objective
+    left = {key: None for key in ("beta", "simpo_gamma") if getattr(objective, key) == "auto"}
+    if left:
+        values.recipe = values.recipe.model_copy(update={"objective": objective.model_copy(update=left)})
 
 
 def _batching(values: _Values, facts: Facts) -> Batching:
@@ -197,13 +210,14 @@ def _memory_estimate(values: _Values, facts: Facts) -> float:
 
     Weights: 4 or 2 bytes, 0.55 for nf4. Trained weights: 16 bytes with gradient, two Adam moments
     and fp32 masters (ZeRO, arXiv:1910.02054), of which 12 to 14 come on top of the weights; adapters
-    are taken as 1.5% of the model, frozen tuning as 20%. Activations: 34 bytes x hidden size x layers
-    a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
+    are taken as 1.5% of the model, frozen tuning as 20%, Spectrum as its share. Activations: 34 bytes
+    x hidden size x layers a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
     parameters = 12 x layers x hidden^2 and hidden = 128 x layers, the usual shape.
     """
     number_bytes = 4 if values.get("model.dtype") == "float32" else 2
     weight_bytes = 0.55 if values.get("model.quantization") == "nf4" else number_bytes
-    share = {"full": 1.0, "freeze": 0.2}.get(values.recipe.method.name, 0.015)
+    method = values.recipe.method
+    share = {"full": 1.0, "freeze": 0.2, "spectrum": method.top_percent / 100}.get(method.name, 0.015)
     parameters = facts.model_parameters
     hidden = math.cbrt(128 * parameters / 12)
     micro_tokens = float(values.get("train.per_device_train_batch_size")) * facts.mean_tokens
@@ -220,6 +234,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
+    _remove(value["objective"], unused_in_objective(recipe.objective))
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):

@@ -18,20 +18,24 @@ from pydantic import BaseModel
 
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
+from luthier.recipe.objective import objective_rules
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
     ExportSection,
     MethodSection,
     ModelSection,
+    ObjectiveSection,
     Recipe,
     Source,
     TaskSpec,
     TrainSection,
     ValidationSection,
 )
+from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
     unused_in_method,
+    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -54,6 +58,7 @@ class Parts:
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
     method: MethodSection | None = None
+    objective: ObjectiveSection | None = None
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
     export: ExportSection | None = None
@@ -64,15 +69,15 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            method=recipe.method, train=recipe.train, tasks=dict(enumerate(recipe.evaluate.tasks)),
-            export=recipe.export, output_dir=recipe.output_dir,
+            method=recipe.method, objective=recipe.objective, train=recipe.train,
+            tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
 
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _memory, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _method, _objective, _memory, _train, _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -178,6 +183,9 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield locate("method.name").problem("C110", message, hint="for instance last_n_layers: 2")
         for index, pattern in enumerate(method.trainable):
             yield from _regex(pattern, f"method.trainable.{index}", locate)
+    elif method.name == "spectrum":
+        if method.spectrum_file is not None:
+            yield from _file(method.spectrum_file, "method.spectrum_file", locate)
     elif method.name in {"lora", "qlora"}:
         if not method.target_modules:
             yield locate("method.target_modules").problem(
@@ -187,6 +195,13 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield from _regex(method.target_modules, "method.target_modules", locate)
         if method.init_from is not None:
             yield from _file(method.init_from, "method.init_from", locate)
+        yield from start_rules(method, parts.model, locate)
+
+
+def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    if parts.objective is not None:
+        yield from _unused(parts.objective, "objective", unused_in_objective(parts.objective), locate)
+        yield from objective_rules(parts.objective, locate)
 
 
 def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -209,6 +224,8 @@ def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
     unused = unused_in_train(train, validates=True)
     unused.pop("tokens_per_step", None)
     yield from _unused(train, "train", unused, locate)
+    yield from setting_rules(train, locate)
+    yield from rate_rules(train, parts.method, parts.model, locate)
 
 
 def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -216,6 +233,7 @@ def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if train is None or validation is None:
         return
     validates = validation.path is not None or validation.fraction > 0
+    yield from feedback_rules(train, locate, validates=validates)
     if not validates:
         for key in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(train, key):

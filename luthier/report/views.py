@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from luthier.data.preference_stats import preference_lines
 from luthier.report.diff import word_diff
 from luthier.report.read import RunFiles
 from luthier.report.svg import Line, bars, histogram, intervals, line_chart, number
@@ -21,6 +22,7 @@ __all__ = [
 
 _MOST_EXAMPLES = 12
 _MOST_TOKENS = 700
+_ANSWERS = ("chosen", "rejected", "desired", "undesired")
 _VALUE = re.compile(r"(\s*)(?:- )?([A-Za-z_][\w]*): ?(.*)")
 
 
@@ -122,11 +124,22 @@ def data_view(run: RunFiles) -> dict[str, Any] | None:
     """Counts of the data manifest and the chart of lengths."""
     if run.data is None:
         return None
-    lengths = run.data.get("lengths", {})
-    bins = [(low, high, count) for low, high, count in lengths.get("histogram", [])]
+
+    def chart(lengths: dict[str, Any], title: str, label: str) -> Markup:
+        bins = [(low, high, count) for low, high, count in lengths.get("histogram", [])]
+        return histogram(bins, title=title, x_label=label)
+
+    preferences = run.data.get("preferences")
+    names = [] if preferences is None else [key for key in _ANSWERS if f"{key}_tokens" in preferences]
     return {
         **run.data,
-        "chart": histogram(bins, title="Tokens in a row", x_label="tokens in a row"),
+        "chart": chart(run.data.get("lengths", {}), "Tokens in a row", "tokens in a row"),
+        "preference_lines": [] if preferences is None else preference_lines(preferences),
+        "answer_charts": [
+            chart(preferences[f"{name}_tokens"], f"Tokens of {name} answers", f"tokens in a {name} answer")
+            for name in names
+            if preferences is not None
+        ],
         "dropped_total": sum(run.data.get("dropped", {}).values()),
     }
 
@@ -155,6 +168,7 @@ def _token(token: dict[str, Any]) -> dict[str, Any]:
     return {
         "text": token["text"].replace("\n", "\u21b5\n"),
         "kind": token["kind"] + (" aim" if token["kind"] == "special" and weight else ""),
+        "begins": token.get("begins"),
         "tip": f"id {token.get('id')}, weight {number(float(weight))}",
     }
 

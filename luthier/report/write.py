@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from luthier.report import views
 from luthier.report.plan_view import measured_facts, plan_rows
 from luthier.report.read import RunFiles, read_run
+from luthier.report.spectrum_view import spectrum_view
 from luthier.report.svg import number
 from luthier.runs.folder import RunFolder
 from luthier.runtime.atomic import write_text
@@ -59,6 +60,7 @@ def render(run: RunFiles) -> str:
         samples=views.token_samples(run),
         curves=views.curves(run),
         stages=views.stage_chart(run),
+        spectrum=spectrum_view(run),
         chosen=views.chosen_values(run),
         planned=plan_rows(run),
         measured=measured_facts(run),

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.rates import remember
 from luthier.pipeline.stages import training_fingerprint, tuned_model
 from luthier.recipe.rates import rule_rate
+from luthier.recipe.schedules import FEEDBACK
 from luthier.recipe.schema import Recipe
 from luthier.recipe.steps import total_steps
 from luthier.runtime.console import note
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 from luthier.search.curve import Curve, proposal
 from luthier.search.found import Found, write_found
@@ -31,7 +32,10 @@ from luthier.search.setting import Setting, held_out_rows, open_setting
 from luthier.search.short_runs import Kept, short_run
 
 if TYPE_CHECKING:
+    from luthier.model.adapters import Tuned
+    from luthier.pipeline.session import Session
     from luthier.train.probe import Probe
+    from luthier.train.reference_cache import ReferenceCache
 
 __all__ = ["Budget", "find_learning_rate"]
 
@@ -84,6 +88,11 @@ def find_learning_rate(recipe: Recipe, budget: Budget) -> Found:
         LuthierError: as a training does. A rate that diverges is a result, not an error.
     """
     budget.check()
+    if recipe.train.lr_scheduler_type in FEEDBACK:
+        raise RecipeError(
+            code="C160", message=f"{recipe.train.lr_scheduler_type} follows the validation loss of a whole run",
+            hint="search with another schedule: train.lr_scheduler_type=cosine",
+        )  # fmt: skip
     setting = open_setting(recipe)
     session = setting.session
     with session.run.lock():
@@ -117,14 +126,17 @@ def _search(setting: Setting, budget: Budget, clock: _Clock, *, asked: float | s
     recipe = session.resolved.recipe
     tokens = recipe.train.tokens_per_step
     assert isinstance(tokens, int)
-    rule, reason = rule_rate(recipe.method.name, session.shape.parameters, tokens)
+    rule, reason = rule_rate(recipe.method.name, session.shape.parameters, tokens, recipe.objective)
     planned = _planned_steps(setting)
     most = budget.steps or min(DEFAULT_STEPS, planned)
     rows = held_out_rows(session.prepared.validation, budget.eval_rows)
     tuned = tuned_model(session)
+    identity = _identity(setting, _keep_start(session, tuned))
     with probing(
-        tuned, session.prepared, session.resolved, run=session.run, steps=max(most, budget.range_steps), validation=rows
-    ) as probe:
+        tuned, session.prepared, session.resolved, run=session.run, steps=max(most, budget.range_steps),
+        validation=rows, cache=_references(session),
+    ) as probe:  # fmt: skip
+        probe.walk(rule, most)  # a schedule that does not fit into so few steps is told now
         started = time.monotonic()
         start_loss = probe.held_out(step=0)
         eval_seconds = time.monotonic() - started
@@ -137,7 +149,7 @@ def _search(setting: Setting, budget: Budget, clock: _Clock, *, asked: float | s
         step_seconds = (time.monotonic() - started) / max(1, len(curve.points))
         steps = _affordable(budget, most, clock, step_seconds, eval_seconds)
         _say_plan(curve, rule, budget, steps, steps * step_seconds + eval_seconds)
-        kept = Kept(session.run.path / "short_runs.json", _identity(setting, steps=steps, rows=len(rows)))
+        kept = Kept(session.run.path / "short_runs.json", {**identity, "steps": steps, "eval_rows": len(rows)})
         outcomes, left_out = _runs(probe, kept, _centre(curve, rule), budget, steps, clock)
     return Found(
         recipe=recipe.name or session.recipe.output_dir, model=recipe.model.name_or_path, method=recipe.method.name,
@@ -208,13 +220,35 @@ def _runs(
     return outcomes, f"{len(outcomes)} runs are the most that were allowed"
 
 
-def _identity(setting: Setting, *, steps: int, rows: int) -> Mapping[str, Any]:
-    """Everything besides its rate that a short run depends on."""
+def _identity(setting: Setting, start: str | None) -> dict[str, Any]:
+    """Everything besides rate and length that a short run depends on."""
     session = setting.session
     whole = training_fingerprint(session)
     by_steps = ("learning_rate", "max_steps", "num_train_epochs", "eval_steps")
     train = {key: value for key, value in whole["train"].items() if key not in by_steps}
     return {
-        **whole, "train": train, "version": VERSION, "steps": steps, "eval_rows": rows,
+        **whole, "train": train, "version": VERSION, "start": start,
         "validation": session.recipe.data.validation.model_dump(mode="json"), "sources": session.source_hashes,
     }  # fmt: skip
+
+
+def _keep_start(session: Session, tuned: Tuned) -> str | None:
+    """Adapters that start out of the base are made once for a search, as for a run; hash of that start."""
+    from luthier.model.starts import keep_start, start_of
+    from luthier.train.loop import START_FOLDER
+
+    start = start_of(tuned.model)
+    if start is None:
+        return None
+    keep_start(start, session.run.path / START_FOLDER)
+    return start.fingerprint()
+
+
+def _references(session: Session) -> ReferenceCache:
+    """The cache of reference log-probabilities that a run of this recipe uses, too."""
+    from luthier.train.reference_cache import ReferenceCache, reference_start
+
+    start = reference_start(
+        training_fingerprint(session), init_from=session.recipe.method.init_from, device=session.device.type
+    )
+    return ReferenceCache(folder=read_env().cache_dir / "reference", start=start)

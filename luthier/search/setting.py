@@ -18,7 +18,7 @@ from luthier.runs.folder import RunFolder
 from luthier.runtime.console import note
 
 if TYPE_CHECKING:
-    from luthier.data.types import Example
+    from luthier.data.types import TrainRow
 
 __all__ = ["Setting", "held_out_rows", "open_setting", "search_folder"]
 
@@ -71,7 +71,7 @@ def _before_training(recipe: Recipe) -> dict[str, Any]:
     return run_recipe(recipe, only=only).stages["data"]
 
 
-def held_out_rows(rows: list[Example], most: int) -> list[Example]:
+def held_out_rows(rows: list[TrainRow], most: int) -> list[TrainRow]:
     """At most `most` of the validation rows, evenly spaced, so that long sets cost no more than they tell."""
     if len(rows) <= most:
         return rows

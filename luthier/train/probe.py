@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from luthier.data.types import Example
+from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.train.halve import Halving
 from luthier.train.loop import refuse_float16
 from luthier.train.memory import explain_out_of_memory
+from luthier.train.preferences import Rows, prepare_rows
 from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator
 from luthier.train.progress import Progress
+from luthier.train.reference_cache import ReferenceCache
 from luthier.train.schedule import Rising, Schedule, warmup_steps
 from luthier.train.seeds import own_random_numbers
 from luthier.train.setup import deterministic_kernels, fresh_optimizer, make_feed, make_order, make_trainer
@@ -35,6 +38,8 @@ from luthier.train.step import Trainer, Update, update
 from luthier.train.validate import validate
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from luthier.data.prepare import Prepared
 
 __all__ = ["Probe", "Start", "probing"]
@@ -67,8 +72,9 @@ class Probe:
     recipe: Recipe
     run: RunFolder
     """Where events go (memory that ran out); nothing else is written."""
+    model: PreTrainedModel
     batches: Batches
-    validation: Sequence[Example]
+    rows: Rows
     start: Start
     position: Progress
 
@@ -89,8 +95,9 @@ class Probe:
         """
         train, optimizer = self.recipe.train, self._optimizer(learning_rate)
         schedule = Schedule(
-            optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, steps), total_steps=steps
-        )
+            optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, steps), total_steps=steps,
+            settings=train.lr_scheduler_kwargs,
+        )  # fmt: skip
         return self._steps(optimizer, schedule, steps)
 
     def rise(self, low: float, high: float, steps: int) -> Iterator[Update]:
@@ -100,7 +107,7 @@ class Probe:
 
     def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         train = self.recipe.train.model_copy(update={"learning_rate": learning_rate})
-        return fresh_optimizer(self.trainer.weights, train)
+        return fresh_optimizer(self.model, self.trainer.weights, train)
 
     def _steps(self, optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> Iterator[Update]:
         trainer = replace(self.trainer, optimizer=optimizer, schedule=schedule)
@@ -113,8 +120,12 @@ class Probe:
         Raises:
             RunFailed: it is not finite.
         """
-        tokens = self.batches.size.sequences * self.recipe.data.max_length
-        return validate(self.trainer, self.validation, tokens_per_batch=tokens, step=step, abandon=lambda: False).loss
+        recipe = self.recipe
+        capacity = pack_capacity(row_kind(recipe.objective.name), recipe.data.max_length)
+        return validate(
+            self.trainer, self.rows.validation, tokens_per_batch=self.batches.size.sequences * capacity, step=step,
+            abandon=lambda: False, mismatched=self.rows.validation_mismatched,
+        ).loss  # fmt: skip
 
     def _step(self, trainer: Trainer, step: int) -> Update:
         while True:
@@ -129,7 +140,14 @@ class Probe:
 
 @contextmanager
 def probing(
-    tuned: Tuned, data: Prepared, resolved: Resolved, *, run: RunFolder, steps: int, validation: Sequence[Example]
+    tuned: Tuned,
+    data: Prepared,
+    resolved: Resolved,
+    *,
+    run: RunFolder,
+    steps: int,
+    validation: Sequence[TrainRow],
+    cache: ReferenceCache | None = None,
 ) -> Iterator[Probe]:
     """Everything `fit` trains with, for walks of at most `steps` steps; one process.
 
@@ -140,6 +158,7 @@ def probing(
         run: A folder that is not the recipe's own.
         steps: Longest walk.
         validation: Rows for `held_out`.
+        cache: Of reference log-probabilities, for objectives that need them.
 
     Raises:
         RecipeError: the recipe cannot be trained (no trained weight, float16).
@@ -155,11 +174,17 @@ def probing(
         own_random_numbers(device), deterministic_kernels(train.deterministic), explain_out_of_memory(recipe, device),
     ):  # fmt: skip
         trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=steps)
-        feed = make_feed(accelerator, order, train, examples=data.train, packs=data.packs, size=None)
+        rows = prepare_rows(
+            trainer, replace(data, validation=list(validation)), order=order, max_length=recipe.data.max_length,
+            cache=cache,
+        )  # fmt: skip
+        feed = make_feed(
+            accelerator, order, train, examples=rows.train, packs=data.packs, size=None, mismatched=rows.mismatched
+        )
         batches = Batches(feed)
         try:
             yield Probe(
-                trainer=trainer, recipe=recipe, run=run, batches=batches, validation=validation,
+                trainer=trainer, recipe=recipe, run=run, model=tuned.model, batches=batches, rows=rows,
                 start=Start(trainer), position=Progress(),
             )  # fmt: skip
         finally:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from luthier.data.batch import Batch, collate
-from luthier.data.types import Example, RowRef
+from luthier.data.types import Branched, Example, RowRef
 
 
 def make_batch(lengths, *, vocab=600, seed=0, share=0.6, first=None) -> Batch:
@@ -65,3 +65,25 @@ def assert_same_gradients(got: dict, want: dict, limit: float) -> None:
         error = float((got[name].double() - reference.double()).norm())
         size = max(float(reference.double().norm()), floor)
         assert error <= limit * size, f"{name}: {error / size:.2e}"
+
+
+def make_pairs(sizes, *, vocab=600, seed=0) -> list[Branched]:
+    """Rows of (prompt, chosen, rejected) lengths with random ids; about a fifth of the answers' tokens are context."""
+    chooser = random.Random(seed)
+    rows = []
+    for number, (shared, *answers) in enumerate(sizes):
+        draw = [[chooser.randrange(3, vocab) for _ in range(length)] for length in (shared, *answers)]
+        weights = [[1.0, *(float(chooser.random() < 0.8) for _ in range(length - 1))] for length in answers]
+        rows.append(Branched(prompt=draw[0], answers=draw[1:], weights=weights, ref=RowRef("pairs", number + 1)))
+    return rows
+
+
+def unshared(rows) -> Batch:
+    """Each answer as a document of its own, behind a copy of the prompt."""
+    return collate(
+        [
+            Example(ids=[*row.prompt, *answer], weights=[0.0] * len(row.prompt) + list(weights), ref=row.ref)
+            for row in rows
+            for answer, weights in zip(row.answers, row.weights, strict=True)
+        ]
+    )

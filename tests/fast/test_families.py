@@ -62,7 +62,6 @@ def test_replacing_the_first_document_changes_no_later_hidden_state_by_a_bit(nam
 
 def test_contamination_is_seen_when_it_is_planted(monkeypatch):
     from luthier.fast import attention, split
-    from luthier.fast.decoder import core_attention
 
     def whole_pack(query, key, value, groups, **kwargs):
         tokens = sum(group.documents * group.length for group in groups)
@@ -70,7 +69,6 @@ def test_contamination_is_seen_when_it_is_planted(monkeypatch):
 
     engine = attach(build("llama").eval())
     monkeypatch.setattr(attention, "sdpa_documents", whole_pack)
-    monkeypatch.setattr(core_attention, "sdpa_documents", whole_pack)
     before = hidden_states(engine, make_batch(LENGTHS, vocab=601))
     after = hidden_states(engine, make_batch(LENGTHS, vocab=601, first=range(40, 49)))
     assert (before[9:] - after[9:]).abs().max() > 1e-3

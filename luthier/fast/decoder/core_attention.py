@@ -21,7 +21,6 @@ from luthier.fast.attention import Documents, has_varlen_kernel
 from luthier.fast.kernels import backend
 from luthier.fast.kernels.attention import packed_attention, packed_attention_backward, supports
 from luthier.fast.kernels.rope import rope, rope_qkv_backward
-from luthier.fast.split import sdpa_documents
 
 __all__ = ["Path", "attend", "attend_backward", "path_for"]
 
@@ -61,16 +60,19 @@ def attend(
         return out, (lse,)
     if path == "varlen":
         left = None if window is None else window - 1
-        bounds, longest = documents.cu_seqlens, documents.longest
+        rows, ends = documents.seen
+        if rows is not None:
+            key_tgk, value_tgk = key_tgk.index_select(0, rows), value_tgk.index_select(0, rows)
         out, lse, rng, unused, _ = torch.ops.aten._flash_attention_forward(
-            query_thk, key_tgk, value_tgk, bounds, bounds, longest, longest, 0.0, window is None, False,
+            query_thk, key_tgk, value_tgk, documents.cu_seqlens, ends, max(documents.lengths), documents.longest,
+            0.0, window is None, False,
             scale=scale, window_size_left=left, window_size_right=None if window is None else 0,
         )  # fmt: skip
         return out, (lse, rng, unused)
     leaves = [tensor.detach().requires_grad_() for tensor in (query_thk, key_tgk, value_tgk)]
     with torch.enable_grad():
         query, key, value = (leaf.transpose(0, 1)[None] for leaf in leaves)
-        out = sdpa_documents(query, key, value, documents.groups, scale=scale, window=window)[0]
+        out = documents.attend(query, key, value, scale=scale, window=window)[0]
     return out.detach(), (out, *leaves)
 
 
@@ -92,12 +94,18 @@ def attend_backward(
         return
     if path == "varlen":
         left = None if window is None else window - 1
-        bounds, longest = documents.cu_seqlens, documents.longest
+        rows, ends = documents.seen
+        seen = (key, value) if rows is None else (key.index_select(0, rows), value.index_select(0, rows))
         lse, rng, unused = kept
         found: Triple = torch.ops.aten._flash_attention_backward(
-            grad_thk, query, key, value, out_thk, lse, bounds, bounds, longest, longest, 0.0, window is None,
+            grad_thk, query, *seen, out_thk, lse, documents.cu_seqlens, ends, max(documents.lengths),
+            documents.longest, 0.0, window is None,
             rng, unused, scale=scale, window_size_left=left, window_size_right=None if window is None else 0,
         )  # fmt: skip
+        if rows is not None:  # two documents at most see a key: the order of the sum does not matter
+            d_query, *d_seen = found
+            d_key, d_value = (torch.zeros_like(key).index_add_(0, rows, grad) for grad in d_seen)
+            found = (d_query, d_key, d_value)
     else:
         out, *leaves = kept
         d_query, d_key, d_value = torch.autograd.grad(out, leaves, grad_thk, retain_graph=True)

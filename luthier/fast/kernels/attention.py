@@ -1,6 +1,7 @@
 """Causal attention over documents laid end to end, and its gradient with the rotary embedding undone.
 
-With s = scale q k^T over the keys a query sees (those of its document up to itself, at most `window` of them):
+With s = scale q k^T over the keys a query sees (those of its document up to itself, at most `window` of them; where
+the schedule says that the document goes on from a prefix, as if that stood in front of it):
 
     p = softmax(s)        out = p v        lse = log sum exp(s)
     delta = sum(dout out)        ds = p (dout v^T - delta)
@@ -16,6 +17,7 @@ Legend: T tokens, H query heads, G key/value heads (H a multiple of G), K head w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -96,8 +98,8 @@ def packed_attention_reference(
     dtype = math_dtype(q_thk)
     out = torch.empty(q_thk.shape, dtype=q_thk.dtype, device=q_thk.device) if out_thk is None else out_thk
     lse = torch.empty((q_thk.shape[1], q_thk.shape[0]), dtype=dtype, device=q_thk.device)
-    for rows in _documents(schedule):
-        scores, value = _scores(q_thk[rows], k_tgk[rows], scale, window), _spread(v_tgk[rows], q_thk)
+    for rows, seen in _documents(schedule, q_thk.device):
+        scores, value = _scores(q_thk[rows], k_tgk[seen], scale, window), _spread(v_tgk[seen], q_thk)
         lse[:, rows] = scores.logsumexp(dim=-1)
         out[rows] = (scores.softmax(dim=-1) @ value).transpose(0, 1).to(out.dtype)
     return out, lse
@@ -111,27 +113,30 @@ def packed_attention_backward_reference(
     heads, groups = q_thk.shape[1], k_tgk.shape[1]
     dtype = math_dtype(q_thk)
     dq_out, dk_out, dv_out = dqkv_out.unflatten(1, (heads + 2 * groups, -1)).split((heads, groups, groups), dim=1)
-    for rows in _documents(schedule):
+    wide = [torch.zeros(each.shape, dtype=dtype, device=q_thk.device) for each in (dq_out, dk_out, dv_out)]
+    for rows, seen in _documents(schedule, q_thk.device):
         dout = dout_thk[rows].to(dtype).transpose(0, 1)
         query = q_thk[rows].to(dtype).transpose(0, 1)
-        p = (_scores(q_thk[rows], k_tgk[rows], scale, window) - lse_ht[:, rows, None]).exp()
+        p = (_scores(q_thk[rows], k_tgk[seen], scale, window) - lse_ht[:, rows, None]).exp()
         delta = (dout * out_thk[rows].to(dtype).transpose(0, 1)).sum(dim=-1, keepdim=True)
-        ds = p * (dout @ _spread(v_tgk[rows], q_thk).transpose(1, 2) - delta)
-        dq = scale * (ds @ _spread(k_tgk[rows], q_thk))
+        ds = p * (dout @ _spread(v_tgk[seen], q_thk).transpose(1, 2) - delta)
+        dq = scale * (ds @ _spread(k_tgk[seen], q_thk))
         dk = scale * (ds.transpose(1, 2) @ query).unflatten(0, (groups, -1)).sum(dim=1)
         dv = (p.transpose(1, 2) @ dout).unflatten(0, (groups, -1)).sum(dim=1)
-        grads = [grad.transpose(0, 1) for grad in (dq, dk, dv)]
-        if cos_sin is not None:
-            cos, sin = cos_sin[0][rows], cos_sin[1][rows]
-            grads[:2] = [rope_reference(grad, cos, sin, inverse=True) for grad in grads[:2]]
-        for place, grad in zip((dq_out, dk_out, dv_out), grads, strict=True):
-            place[rows] = grad.to(place.dtype)
+        for place, grad, where in zip(wide, (dq, dk, dv), (rows, seen, seen), strict=True):
+            place[where] += grad.transpose(0, 1)
+    if cos_sin is not None:
+        wide[:2] = [rope_reference(grad, *cos_sin, inverse=True) for grad in wide[:2]]
+    for place, grad in zip((dq_out, dk_out, dv_out), wide, strict=True):
+        place.copy_(grad)
 
 
-def _documents(schedule: Schedule) -> Iterator[slice]:
+def _documents(schedule: Schedule, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of each document, and those of the keys it sees."""
     start = 0
-    for length in schedule.lengths:
-        yield slice(start, start + length)
+    for length, (lead, tokens) in zip(schedule.lengths, schedule.prefixes or repeat((0, 0)), strict=False):
+        rows = range(start, start + length)
+        yield slice(start, rows.stop), torch.tensor([*range(lead, lead + tokens), *rows], device=device)
         start += length
 
 
@@ -141,10 +146,10 @@ def _spread(x_tgk: Tensor, q_thk: Tensor) -> Tensor:
 
 
 def _scores(q_thk: Tensor, k_tgk: Tensor, scale: float, window: int | None) -> Tensor:
-    """(H, T, T); minus infinity where a query does not see a key."""
+    """(H, queries, keys); minus infinity where a query does not see a key. The last query stands at the last key."""
     scores = scale * (q_thk.to(math_dtype(q_thk)).transpose(0, 1) @ _spread(k_tgk, q_thk).transpose(1, 2))
-    row = torch.arange(q_thk.shape[0], device=q_thk.device)
-    distance = row[:, None] - row[None, :]
+    column = torch.arange(k_tgk.shape[0], device=q_thk.device)
+    distance = column[-q_thk.shape[0] :, None] - column[None, :]
     seen = distance >= 0
     if window is not None:
         seen &= distance < window

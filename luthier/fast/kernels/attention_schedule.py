@@ -6,6 +6,10 @@ a tile then are few tokens by many heads, which wastes less of a short document'
 all of them. Documents come longest first, and within each the tiles with most work first: tiles that share K and V run
 at about the same time, and the last programs are the lightest.
 
+A document may go on from the first tokens of an earlier one (`prefixes`: the answers to one prompt): its queries see
+those as well, as if they stood in front of it. It lies right behind the document whose beginning it shares, and is the
+only one to share it.
+
 The tables of block sizes are picked by head width and longest document; `benchmarks/gpu/attention.py` times the
 candidates.
 """
@@ -20,7 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "FixedSchedule", "Plan", "Schedule", "Tiles", "blocks_for", "supports"]
+__all__ = ["Blocks", "FixedSchedule", "Plan", "Prefixes", "Schedule", "Tiles", "blocks_for", "longest_seen", "supports"]
+
+Prefixes = Sequence[tuple[int, int]]
+"""(first row, tokens) for each document; (0, 0) where it has none. Empty: no document has one."""
+Table = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
 # Above this a document is long: most of its work is off the diagonal.
 LONG = 2048
@@ -77,7 +85,9 @@ class Tiles(NamedTuple):
     pack: int
     """Query heads of a tile."""
     table: Tensor
-    """(n, 4) int32 on the device: the document's first row, its length, the tile's first token in it, 0."""
+    """(n, 5) int32 on the device: the document's first row, its length, the tile's first token in it, and of queries
+    the first row and the tokens of its prefix, of keys the tokens that the document behind it goes on from and the
+    length of that one."""
 
 
 class Plan(NamedTuple):
@@ -95,13 +105,24 @@ class Schedule:
     lengths: tuple[int, ...]
     longest: int
     device: torch.device
+    prefixes: tuple[tuple[int, int], ...] = ()
     _plans: dict[tuple[object, ...], Plan] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str) -> Schedule:
-        """From the documents' lengths in tokens, all at least 1, in the order of the rows. Copies nothing yet."""
+    def of(cls, lengths: Sequence[int], device: torch.device | str, prefixes: Prefixes = ()) -> Schedule:
+        """From the documents' lengths in tokens, all at least 1, in the order of the rows. Copies nothing yet.
+
+        Raises:
+            ValueError: a prefix is not the beginning of the document right before.
+        """
         assert lengths and min(lengths) > 0, "a document holds at least one token"
-        return cls(tuple(lengths), max(lengths), torch.device(device))
+        _check_prefixes(lengths, prefixes)
+        return cls(tuple(lengths), longest_seen(lengths, prefixes), torch.device(device), tuple(prefixes))
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether any document goes on from another."""
+        return bool(self.prefixes)
 
     def plan(self, group: int, head_dim: int, blocks: tuple[Blocks, Blocks, Blocks] | None = None) -> Plan:
         """Tiles for `group` query heads a key/value head. The first call makes one copy to the device, without a wait;
@@ -113,7 +134,7 @@ class Schedule:
         return found
 
     def _build(self, group: int, blocks: tuple[Blocks, Blocks, Blocks]) -> Plan:
-        packs, rows = _rows(self.lengths, group, blocks)
+        packs, rows = _rows(self.lengths, self.prefixes, group, blocks)
         table = torch.from_numpy(np.concatenate(rows))
         if self.device.type == "cuda":
             table = table.pin_memory().to(self.device, non_blocking=True)
@@ -127,16 +148,22 @@ class FixedSchedule:
     Spare programs repeat the lightest tile: they write what it writes.
     """
 
-    def __init__(self, *, tokens: int, documents: int, longest: int, device: torch.device) -> None:
+    def __init__(
+        self, *, tokens: int, documents: int, longest: int, device: torch.device, prefixed: bool = False
+    ) -> None:
         """For at most `documents` documents of `tokens` tokens in all, the longest of at most `longest`."""
         self.tokens, self.documents, self.longest, self.device = tokens, documents, longest, device
+        self.prefixed = prefixed
         self.lengths: tuple[int, ...] = ()
+        self.prefixes: tuple[tuple[int, int], ...] = ()
         self._plans: dict[tuple[int, int], tuple[tuple[Blocks, Blocks, Blocks], Plan]] = {}
 
-    def load(self, lengths: Sequence[int]) -> None:
+    def load(self, lengths: Sequence[int], prefixes: Prefixes = ()) -> None:
         """Take these documents from now on; fills the tables that were asked for before. Waits for nothing."""
-        assert sum(lengths) == self.tokens and len(lengths) <= self.documents and max(lengths) <= self.longest
-        self.lengths = tuple(lengths)
+        assert sum(lengths) == self.tokens and len(lengths) <= self.documents
+        assert longest_seen(lengths, prefixes) <= self.longest and (self.prefixed or not prefixes)
+        _check_prefixes(lengths, prefixes)
+        self.lengths, self.prefixes = tuple(lengths), tuple(prefixes)
         for (group, _), (blocks, plan) in self._plans.items():
             host = self._filled(group, blocks)
             for tiles, rows in zip(plan, host, strict=True):
@@ -155,7 +182,7 @@ class FixedSchedule:
         return found[1]
 
     def _filled(self, group: int, blocks: tuple[Blocks, Blocks, Blocks]) -> list[Tensor]:
-        packs, rows = _rows(self.lengths, group, blocks)
+        packs, rows = _rows(self.lengths, self.prefixes, group, blocks)
         sizes = [blocks[0].rows // packs[0], blocks[1].rows // packs[1], blocks[2].keys]
         filled = []
         for size, table in zip(sizes, rows, strict=True):
@@ -165,31 +192,62 @@ class FixedSchedule:
         return filled
 
 
+def longest_seen(lengths: Sequence[int], prefixes: Prefixes) -> int:
+    """Tokens of the longest document, its prefix included."""
+    return max(lengths) if not prefixes else max(n + p for n, (_, p) in zip(lengths, prefixes, strict=True))
+
+
+def _check_prefixes(lengths: Sequence[int], prefixes: Prefixes) -> None:
+    if prefixes and len(prefixes) != len(lengths):
+        raise ValueError(f"{len(prefixes)} prefixes for {len(lengths)} documents")
+    at, parent, parent_length = 0, -1, 0
+    for length, (start, tokens) in zip(lengths, prefixes, strict=False):
+        if tokens and (start != parent or not 0 < tokens <= parent_length):
+            raise ValueError(
+                f"the document at row {at} goes on from {tokens} tokens at row {start}, which are not the beginning "
+                "of a document of its own right before it"
+            )
+        parent, parent_length = (-1, 0) if tokens else (at, length)
+        at += length
+
+
 def _rows(
-    lengths: Sequence[int], group: int, blocks: tuple[Blocks, Blocks, Blocks]
-) -> tuple[list[int], list[np.ndarray[tuple[int, int], np.dtype[np.int32]]]]:
+    lengths: Sequence[int], prefixes: Prefixes, group: int, blocks: tuple[Blocks, Blocks, Blocks]
+) -> tuple[list[int], list[Table]]:
     """(query heads of a tile, table) of the three kernels."""
     packs = [each.pack(group) for each in blocks]
+    seen, followed = _relations(lengths, prefixes)
     # Causal: a query tile has more work the later it lies, a tile of keys the earlier it lies.
     return packs, [
-        _tiles(lengths, blocks[0].rows // packs[0], latest_first=True),
-        _tiles(lengths, blocks[1].rows // packs[1], latest_first=True),
-        _tiles(lengths, blocks[2].keys, latest_first=False),
+        _tiles(lengths, blocks[0].rows // packs[0], seen, latest_first=True),
+        _tiles(lengths, blocks[1].rows // packs[1], seen, latest_first=True),
+        _tiles(lengths, blocks[2].keys, followed, latest_first=False),
     ]
 
 
-def _tiles(lengths: Sequence[int], size: int, *, latest_first: bool) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-    """(n, 4) int32 rows of `Tiles.table` for tiles of `size` tokens."""
+def _relations(lengths: Sequence[int], prefixes: Prefixes) -> tuple[Table, Table]:
+    """The last two columns of `Tiles.table` for each document: of tiles of queries, and of tiles of keys."""
+    seen = np.array(prefixes or [(0, 0)] * len(lengths), dtype=np.int32)
+    followed = np.zeros_like(seen)
+    for document, (_, tokens) in enumerate(prefixes):
+        if tokens:
+            followed[document - 1] = tokens, lengths[document]
+    return seen, followed
+
+
+def _tiles(lengths: Sequence[int], size: int, relations: Table, *, latest_first: bool) -> Table:
+    """(n, 5) int32 rows of `Tiles.table` for tiles of `size` tokens."""
     length = np.asarray(lengths, dtype=np.int64)
     start = np.cumsum(length) - length
     order = np.argsort(-length, kind="stable")
-    length, start = length[order], start[order]
+    length, start, related = length[order], start[order], relations[order]
     count = -(-length // size)
     total = int(count.sum())
     document = np.repeat(np.arange(len(length)), count)
     within = np.arange(total) - np.repeat(np.cumsum(count) - count, count)
     if latest_first:
         within = count[document] - 1 - within
-    table = np.zeros((total, 4), dtype=np.int32)
+    table = np.zeros((total, 5), dtype=np.int32)
     table[:, 0], table[:, 1], table[:, 2] = start[document], length[document], within * size
+    table[:, 3:] = related[document]
     return table

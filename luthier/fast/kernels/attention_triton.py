@@ -31,7 +31,7 @@ def forward(
     forward_kernel[(table.shape[0] * (heads // pack),)](
         q, k, v, out, lse, table, tokens, q.stride(0), k.stride(0), v.stride(0), out.stride(0),
         scale * LOG2E, window if windowed else 0,
-        heads, group, pack, windowed, rows, keys, width, num_warps=warps, num_stages=stages,
+        heads, group, pack, windowed, schedule.prefixed, rows, keys, width, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, lse
 
@@ -77,7 +77,7 @@ def backward_dq(
         dout, q, k, v, out, lse, delta, cos, sin, dqkv, table, tokens,
         dout.stride(0), q.stride(0), k.stride(0), v.stride(0), out.stride(0), *turns,
         dqkv.stride(0), scale, scale * LOG2E, window if windowed else 0,
-        heads, group, pack, windowed, cos_sin is not None, rows, keys, width,
+        heads, group, pack, windowed, schedule.prefixed, cos_sin is not None, rows, keys, width,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
 
@@ -97,6 +97,6 @@ def backward_dkdv(
         dout, q, k, v, lse, delta, cos, sin, dk, dv, table, tokens,
         dout.stride(0), q.stride(0), k.stride(0), v.stride(0), *turns, dqkv.stride(0),
         scale, scale * LOG2E, window if windowed else 0,
-        groups, heads // groups, pack, windowed, cos_sin is not None, rows, keys, width,
+        groups, heads // groups, pack, windowed, schedule.prefixed, cos_sin is not None, rows, keys, width,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -31,6 +31,8 @@ interpreted = pytest.mark.skipif(
     reason="needs triton and TRITON_INTERPRET=1",
 )
 LENGTHS = (5, 1, 37, 16, 50, 1, 33)
+# Document 1 goes on from 4 tokens of document 0, 3 from all of 2, 5 from the first of 4.
+PREFIXES = ((0, 0), (0, 4), (0, 0), (6, 37), (0, 0), (59, 1), (0, 0))
 MARGIN = 7.0
 
 
@@ -47,31 +49,38 @@ def inputs(lengths, heads, groups, width, dtype, seed=0):
     return rows[0], rows[1].unflatten(1, (heads, width)), rows[2], rows[3], room
 
 
-def plain(stacked, lengths, heads, groups, scale, window):
-    """Attention written another way: one softmax over all tokens at once, with a mask by document number."""
+def plain(stacked, lengths, heads, groups, scale, window, prefixes=()):
+    """Attention written another way: one softmax over all tokens at once, with a mask by document and position."""
     q, k, v = (part.transpose(0, 1) for part in heads_of(stacked, heads, groups))
     k, v = (part[:, None].expand(-1, heads // groups, -1, -1).flatten(0, 1) for part in (k, v))
+    prefixes = prefixes or ((0, 0),) * len(lengths)
     number = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    seen = (number[:, None] == number[None, :]).tril()
+    position = torch.cat([torch.arange(p, p + n) for n, (_, p) in zip(lengths, prefixes, strict=True)])
+    seen = number[:, None] == number[None, :]
+    for document, (start, tokens) in enumerate(prefixes):
+        seen[number == document, start : start + tokens] = True
+    distance = position[:, None] - position[None, :]
+    seen &= distance >= 0
     if window is not None:
-        seen = seen.triu(-window + 1)
+        seen &= distance < window
     scores = torch.where(seen, torch.einsum("hik,hjk->hij", q, k) * scale, float("-inf"))
     return torch.einsum("hij,hjk->ihk", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
+@pytest.mark.parametrize("prefixes", [(), PREFIXES])
 @pytest.mark.parametrize("window", [None, 1, 7, 40])
 @pytest.mark.parametrize(("heads", "groups"), [(3, 3), (6, 2)])
-def test_definition_is_what_autograd_says(heads, groups, window):
+def test_definition_is_what_autograd_says(heads, groups, window, prefixes):
     width, scale = 8, 0.3
     raw, dout, cos, sin, room = inputs(LENGTHS, heads, groups, width, torch.float64)
-    schedule = Schedule.of(LENGTHS, "cpu")
+    schedule = Schedule.of(LENGTHS, "cpu", prefixes)
     raw = raw.clone().requires_grad_()
     turned = raw.unflatten(1, (-1, width))
     half = width // 2
     swapped = torch.cat([-turned[..., half:], turned[..., :half]], dim=-1)
     rotated = turned * cos[:, None] + swapped * sin[:, None]
     stacked = torch.cat([rotated[:, : heads + groups], turned[:, heads + groups :]], dim=1).flatten(1)
-    want_out, want_lse = plain(stacked, LENGTHS, heads, groups, scale, window)
+    want_out, want_lse = plain(stacked, LENGTHS, heads, groups, scale, window, prefixes)
     (want,) = torch.autograd.grad(want_out, raw, dout)
 
     q, k, v = heads_of(stacked.detach(), heads, groups)
@@ -122,14 +131,29 @@ def test_tiles_hold_each_token_once_and_the_heaviest_come_first(group):
         (plan.dkdv, plan.dkdv.blocks.keys),
     ):
         table = tiles.table.tolist()
-        tokens = [start + at for start, length, first, _ in table for at in range(first, min(first + size, length))]
+        tokens = [start + at for start, length, first, *_ in table for at in range(first, min(first + size, length))]
         assert sorted(tokens) == list(range(sum(lengths)))
-        assert tiles.table.dtype == torch.int32 and tiles.table.shape[1] == 4 and tiles.table.is_contiguous()
-        assert all(first < length for _, length, first, _ in table), "an empty tile"
-        longest = [length for _, length, _, _ in table]
+        assert tiles.table.dtype == torch.int32 and tiles.table.shape[1] == 5 and tiles.table.is_contiguous()
+        assert all(first < length for _, length, first, *_ in table), "an empty tile"
+        longest = [length for _, length, *_ in table]
         assert longest == sorted(longest, reverse=True)
-        work = [first if tiles is not plan.dkdv else -first for start, _, first, _ in table if start == 301]
+        work = [first if tiles is not plan.dkdv else -first for start, _, first, *_ in table if start == 301]
         assert len(work) > 4 and work == sorted(work, reverse=True)
+
+
+def test_tiles_name_the_prefix_of_queries_and_the_followers_of_keys():
+    plan = Schedule.of((40, 5, 7), "cpu", ((0, 0), (0, 30), (0, 0))).plan(1, 64)
+    assert {tuple(row) for row in plan.forward.table[:, [0, 3, 4]].tolist()} == {(0, 0, 0), (40, 0, 30), (45, 0, 0)}
+    assert {tuple(row) for row in plan.dkdv.table[:, [0, 3, 4]].tolist()} == {(0, 30, 5), (40, 0, 0), (45, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [((0, 0), (0, 9), (0, 0)), ((0, 0), (1, 2), (0, 0)), ((0, 0), (0, 2), (0, 2)), ((0, 0), (0, 0), (0, 2)), ((0, 0),)],
+)
+def test_a_prefix_is_the_beginning_of_the_document_before(prefixes):
+    with pytest.raises(ValueError, match=r"prefix|goes on from"):
+        Schedule.of((8, 3, 4), "cpu", prefixes)
 
 
 def test_a_schedule_builds_its_tiles_once():
@@ -168,8 +192,10 @@ SMALL = {
         ("single heads, wide", 3, 1, 21),
     ],
 )
-def test_kernels_are_the_definition(name, heads, groups, window):
-    check_kernels(SMALL[name], heads, groups, window, torch.float32, 4e-5, rotated=(heads, groups) != (2, 2))
+@pytest.mark.parametrize("prefixes", [(), ((0, 0), (0, 5), (0, 0), (6, 19)), ((0, 0), (0, 2), (0, 0), (6, 32))])
+def test_kernels_are_the_definition(name, heads, groups, window, prefixes):
+    rotated = (heads, groups) != (2, 2)
+    check_kernels(SMALL[name], heads, groups, window, torch.float32, 4e-5, rotated=rotated, prefixes=prefixes)
 
 
 @interpreted
@@ -178,14 +204,14 @@ def test_kernels_in_16_bits_are_near_the_definition():
     check_kernels(SMALL["packed"], 4, 2, None, torch.float16, 4 * torch.finfo(torch.float16).eps, rotated=True)
 
 
-def check_kernels(blocks, heads, groups, window, dtype, limit, *, rotated):
+def check_kernels(blocks, heads, groups, window, dtype, limit, *, rotated, prefixes=()):
     from luthier.fast.kernels import attention_triton
 
     width, scale, total = 16, 0.3, (heads + 2 * groups) * 16
     lengths = (5, 1, 33, 16)
     raw, dout, cos, sin, room = inputs(lengths, heads, groups, width, dtype)
     tables = (cos, sin) if rotated else None
-    schedule, (q, k, v) = Schedule.of(lengths, "cpu"), heads_of(raw, heads, groups)
+    schedule, (q, k, v) = Schedule.of(lengths, "cpu", prefixes), heads_of(raw, heads, groups)
     chosen = (blocks, blocks, blocks)
     out, lse = attention_triton.forward(q, k, v, schedule, scale, window, None, chosen)
     exact = [part.double() for part in (q, k, v)]
