@@ -17,10 +17,17 @@ from luthier.train.probe import Start, probing
 from tests.search.world import bytes_of, recipe
 
 
+def with_rows(world, changes):
+    """Pairs for an objective over preferences."""
+    if "objective" not in changes:
+        return changes
+    return {**changes, "data": {"train": [{"path": str(world / "pairs.jsonl")}]}}
+
+
 @contextmanager
 def probe_of(world, folder, *, steps=8, **changes):
     """A probe on the tiny model."""
-    wanted = recipe(world, folder, **changes)
+    wanted = recipe(world, folder, **with_rows(world, changes))
     run_recipe(wanted, only=("data",))
     session = Session(wanted, RunFolder(folder))
     with probing(
@@ -44,6 +51,11 @@ WAYS = {
     "freeze": {"method": {"name": "freeze", "last_n_layers": 1}},
     "8 bit": {"train": {"optim": "adamw_8bit"}},
     "adafactor": {"train": {"optim": "adafactor"}},
+    "lora+": {"method": {"name": "lora", "r": 4}, "train": {"loraplus_lr_ratio": 16.0}},
+    "pissa": {"method": {"name": "lora", "r": 4, "init_lora_weights": "pissa"}},
+    "spectrum": {"method": {"name": "spectrum", "top_percent": 50}},
+    "dpo": {"method": {"name": "lora", "r": 4}, "objective": {"name": "dpo"}},
+    "orpo": {"objective": {"name": "orpo"}},
 }
 
 
@@ -84,12 +96,13 @@ def test_planted_an_optimizer_that_keeps_its_moments_is_noticed(world, tmp_path,
         assert short_run(probe, 1e-2, steps=4).eval_loss != first.eval_loss
 
 
-@pytest.mark.parametrize("way", ["full", "lora bf16, dropout", "8 bit"])
+@pytest.mark.parametrize("way", ["full", "lora bf16, dropout", "8 bit", "lora+", "pissa", "spectrum", "dpo", "orpo"])
 def test_a_short_run_is_what_luthier_train_does_with_that_many_steps(world, tmp_path, way):
     """To the last bit: losses of all steps, and the held-out loss. Also after other walks of the same probe."""
     changes = {**WAYS[way], "train": {**WAYS[way].get("train", {}), "warmup_ratio": 0.3, "max_steps": 20}}
     real = {**changes, "train": {**changes["train"], "max_steps": 6, "learning_rate": 3e-3, "eval_steps": None}}
-    result = run_recipe(recipe(world, tmp_path / "real", **real), only=("data", "train")).stages["train"]
+    wanted = recipe(world, tmp_path / "real", **with_rows(world, real))
+    result = run_recipe(wanted, only=("data", "train")).stages["train"]
     lines = [json.loads(line) for line in (tmp_path / "real" / "metrics.jsonl").read_text().splitlines()]
     with probe_of(world, tmp_path / "probe", **changes) as probe:
         short_run(probe, 1e-1, steps=3)

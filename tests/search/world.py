@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from luthier.recipe.load import recipe_from_dict
+from tests.data.preferring import pairs
 from tests.support.tiny import conversations, save_tiny
 
 
 def make_world(folder: Path) -> Path:
-    """Base, 32 training rows, 6 test rows."""
+    """Base, 32 training rows, 6 test rows, 32 pairs of a chosen and a rejected answer."""
     save_tiny(folder / "model")
     for name, count, seed in (("train", 32, 0), ("test", 6, 1)):
         lines = [json.dumps(row) + "\n" for row in conversations(count, seed=seed)]
         (folder / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(32)), "utf-8")
     return folder
 
 
