@@ -125,18 +125,18 @@ def check_target(paths: Sequence[str], out: Path, *, force: bool) -> None:
         if not same:
             message = f"--out {out} must be of the same kind as {files[0].shown}, whose rows stay as they are"
             hint = f"for instance {out.stem}{files[0].path.suffix}"
-            problems.append(Problem(code="C160", message=message, hint=hint))
+            problems.append(Problem(code="C165", message=message, hint=hint))
     names = Counter(file.path.name for file in files)
     for name, count in names.items():
         if count > 1:
             message = f"{count} files are called {name}; in the folder {out} only one can be"
-            problems.append(Problem(code="C160", message=message, hint="run it on one folder after the other"))
+            problems.append(Problem(code="C165", message=message, hint="run it on one folder after the other"))
     for file, target in zip(files, targets(files, out), strict=True):
         if target.exists() and target.samefile(file.path):
             message = f"{target} is a source; it is not replaced"
-            problems.append(Problem(code="C160", message=message, hint="choose another --out"))
+            problems.append(Problem(code="C165", message=message, hint="choose another --out"))
         elif target.exists() and not force:
-            problems.append(Problem(code="C160", message=f"{target} exists", hint="another --out, or --force"))
+            problems.append(Problem(code="C165", message=f"{target} exists", hint="another --out, or --force"))
     if problems:
         raise RecipeError(problems=problems)
 

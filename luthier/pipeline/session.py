@@ -13,6 +13,7 @@ from luthier.data.sources import hash_source
 from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
 from luthier.pipeline.planning import decide, keep_plan, run_request
+from luthier.pipeline.rates import recall
 from luthier.pipeline.spectrum import selection_of
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.recipe.objective_kind import row_kind
@@ -142,6 +143,7 @@ class Session:
                 sequences=counts["packs"],
                 tokens=counts["tokens"],
                 model_parameters=self.shape.parameters,
+                found_rates=recall(self) if self.recipe.train.learning_rate == "auto" else (),
                 planned=decision,
             ),
         )

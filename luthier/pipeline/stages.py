@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.session import Session
 from luthier.pipeline.spectrum import keep_selection, spectrum_depends
@@ -20,7 +20,10 @@ from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 
-__all__ = ["STAGES", "Stage", "training_fingerprint"]
+if TYPE_CHECKING:
+    from luthier.model.adapters import Tuned
+
+__all__ = ["STAGES", "Stage", "training_fingerprint", "tuned_model"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
 INTENT_FILE = "training.json"
@@ -238,22 +241,19 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
-def _train(session: Session) -> dict[str, Any]:
+def tuned_model(session: Session) -> Tuned:
+    """The base as the recipe's method trains it, fresh, with its account on the console."""
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
-    from luthier.runtime.hashing import hash_folder
-    from luthier.train.loop import START_FOLDER, fit
-    from luthier.train.predicted import tell_next_plan
+    from luthier.train.loop import START_FOLDER
 
-    resolved = session.resolved
-    recipe = resolved.recipe
+    recipe = session.resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
-    write_json(session.run.path / INTENT_FILE, _intent(session))
     selection = session.selection
     tuned = apply_method(
         model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
@@ -263,6 +263,17 @@ def _train(session: Session) -> dict[str, Any]:
         keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
+    return tuned
+
+
+def _train(session: Session) -> dict[str, Any]:
+    from luthier.runtime.hashing import hash_folder
+    from luthier.train.loop import fit
+    from luthier.train.predicted import tell_next_plan
+
+    resolved = session.resolved
+    tuned = tuned_model(session)
+    write_json(session.run.path / INTENT_FILE, _intent(session))
     result = fit(
         tuned,
         session.prepared,

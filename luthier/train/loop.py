@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from luthier.data.prepare import Prepared
 
-__all__ = ["START_FOLDER", "fit"]
+__all__ = ["START_FOLDER", "fit", "refuse_float16"]
 
 START_FOLDER = "start"
 """In the run folder: what adapters took out of the base, for resuming (`model/starts.py`)."""
@@ -89,7 +89,7 @@ def fit(
     trackers.require_trackers(recipe.train.report_to)
     require_optimizer(recipe.train, device_type=next(iter(tuned.model.parameters())).device.type)
     _require_validation(recipe, data.validation)
-    _refuse_float16(recipe)
+    refuse_float16(recipe)
     accelerator = make_accelerator(
         next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
@@ -148,7 +148,7 @@ def fit(
         return loop.result(result, weights_from)
 
 
-def _refuse_float16(recipe: Recipe) -> None:
+def refuse_float16(recipe: Recipe) -> None:
     """Gradients of float16 underflow without loss scaling, which this loop does not do."""
     if recipe.model.dtype == "float16":
         raise RecipeError(

@@ -39,6 +39,7 @@ __all__ = [
     "deterministic_kernels",
     "engine_settings",
     "fit_base",
+    "fresh_optimizer",
     "interval",
     "make_feed",
     "make_order",
@@ -121,6 +122,32 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
     )  # fmt: skip
 
 
+def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSection) -> torch.optim.Optimizer:
+    """The recipe's optimizer, without a state, at the rates of `train`.
+
+    Raises:
+        RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
+    """
+    rates = _rates(model, weights, train)
+    return make_optimizer(
+        weights.tensors, train, learning_rate=_rate(train), rates=rates, tables=_tables(model, weights)
+    )
+
+
+def _rate(train: TrainSection) -> float:
+    if not isinstance(train.learning_rate, float | int):
+        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
+    return float(train.learning_rate)
+
+
+def _rates(model: PreTrainedModel, weights: Weights, train: TrainSection) -> dict[str, float]:
+    return peak_rates(model, weights.tensors, train, rate=_rate(train))
+
+
+def _tables(model: PreTrainedModel, weights: Weights) -> frozenset[str]:
+    return frozenset().union(*table_tensors(model, weights.tensors))
+
+
 def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
     """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
 
@@ -128,8 +155,6 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         RecipeError: nothing is trained, or the learning rate is still `auto`.
     """
     train = recipe.train
-    if not isinstance(train.learning_rate, float | int):
-        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
     objective = make_objective(recipe.objective)
     engine = attach(model, engine_settings(recipe), objective=objective)
     for part in engine.report:
@@ -140,12 +165,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
     weights.whole_updates = facts_of(train.optim).whole
-    rate = float(train.learning_rate)
-    rates = peak_rates(model, weights.tensors, train, rate=rate)
-    for line in rate_lines(weights.tensors, rates):
+    optimizer = fresh_optimizer(model, weights, train)
+    for line in rate_lines(weights.tensors, _rates(model, weights, train)):
         note(f"  {line}")
-    tables = frozenset().union(*table_tensors(model, weights.tensors))
-    optimizer = make_optimizer(weights.tensors, train, learning_rate=rate, rates=rates, tables=tables)
     schedule = Schedule(
         optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
         settings=train.lr_scheduler_kwargs,
@@ -161,7 +183,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
-        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=tables),
+        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
     )
 
 
