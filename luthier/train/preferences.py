@@ -78,6 +78,8 @@ def write_held_out(trainer: Trainer, rows: Rows, run: RunFolder) -> None:
     Raises:
         RunFailed: a log-probability is not finite.
     """
+    file = run.path / ROWS_FILE
+    on_main(trainer.accelerator, lambda: file.unlink(missing_ok=True))  # of another training in this folder
     if trainer.objective is None or not rows.validation or rows.before is None:
         return
     validation = _branched(rows.validation)
@@ -97,8 +99,7 @@ def write_held_out(trainer: Trainer, rows: Rows, run: RunFolder) -> None:
             for row, old, new in zip(validation, rows.before, after, strict=True)
         ],
     }  # fmt: skip
-    (run.path / ROWS_FILE).parent.mkdir(parents=True, exist_ok=True)
-    on_main(trainer.accelerator, lambda: write_json(run.path / ROWS_FILE, value))
+    on_main(trainer.accelerator, lambda: write_json(file, value))
 
 
 def _branched(rows: Sequence[TrainRow]) -> list[Branched]:
