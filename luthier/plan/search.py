@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from luthier.plan.efficiency import efficiency_of
-from luthier.plan.objective import passes_before, work_of
 from luthier.plan.memory import estimate_memory
+from luthier.plan.objective import passes_before, work_of
 from luthier.plan.reasons import reasons_for, why_not
 from luthier.plan.remedies import Remedy, faster, remedies
 from luthier.plan.request import Request

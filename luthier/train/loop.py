@@ -89,7 +89,10 @@ def fit(
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
-    start = start_of(fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type)
+    start = start_of(
+        fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
     identity = run_identity(
         {**fingerprint, **reference_identity(recipe.objective.name, start)},
         world_size=accelerator.num_processes, total_steps=order.total_steps,

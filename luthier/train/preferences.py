@@ -84,7 +84,7 @@ def write_held_out(trainer: Trainer, rows: Rows, run: RunFolder) -> None:
         return
     validation = _branched(rows.validation)
     tokens = tokens_at_once(trainer)
-    after = answer_values(trainer, validation, label="held-out answers after training", tokens=tokens)
+    after = answer_values(trainer, validation, label="held-out answers, trained", tokens=tokens)
     value: dict[str, Any] = {
         "objective": trainer.objective.name,
         "values": "rewards" if trainer.objective.rewards_from_head else "log-probabilities",
