@@ -20,6 +20,7 @@ class Method(StrEnum):
     full = "full"
     lora = "lora"
     qlora = "qlora"
+    spectrum = "spectrum"
 
 
 def init(

@@ -124,6 +124,8 @@ def _render(answer: Plan, how: str) -> None:
     facts = Table(box=None, pad_edge=False, show_header=False)
     share = f"{trained:,} trained ({trained / sizes.parameters:.2%})"
     facts.add_row("model", f"{shape.architecture}, {sizes.parameters:,} parameters, {share}", shape.source)
+    if sizes.trained_how:
+        facts.add_row("trained", f"by {sizes.method}", sizes.trained_how)
     documents = request.documents
     facts.add_row("data", f"{documents.rows:,} rows, {documents.tokens:,} tokens an epoch", documents.how)
     devices = f"{request.num_gpus} x " if request.num_gpus > 1 else ""

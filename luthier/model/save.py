@@ -17,6 +17,7 @@ from luthier.model.attach import base_record, is_adapter_parameter
 from luthier.model.identity import write_record
 from luthier.model.quiet import quiet_libraries
 from luthier.model.reward import is_reward_model
+from luthier.model.starts import as_plain_adapter, start_of
 from luthier.model.stops import stop_ids
 from luthier.model.weights import non_finite_tensors, refuse_non_finite
 from luthier.runtime.atomic import atomic_folder, write_json
@@ -36,9 +37,9 @@ def save_trained(
 ) -> None:
     """Save the result of training into `folder`.
 
-    An adapter is saved as PEFT does, in fp32 (from `masters` where given); a whole model in the type it was
-    trained in. Beside it: tokenizer, chat template, generation_config.json with every stop id, and
-    `luthier.json` with the base and the hash of each file.
+    An adapter is saved as PEFT does, in fp32 (from `masters` where given) and for the untouched base (`starts.py`); a
+    whole model in the type it was trained in. Beside it: tokenizer, chat template, generation_config.json with every
+    stop id, and `luthier.json` with the base and the hash of each file.
 
     Args:
         tuned_model: `Tuned.model`.
@@ -96,9 +97,12 @@ def _save_adapter(model: Any, folder: Path, masters: Mapping[str, torch.Tensor])
         raise RuntimeError(f"{len(trained)} tensors were trained, but the adapter file would hold {len(state)}")
     full = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in state.items()}
     refuse_non_finite(non_finite_tensors(full), where="the trained adapter")
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    start = start_of(model)
+    if start is not None:
+        full, config = as_plain_adapter(full, config, start)
     with os_errors():
         save_file(full, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = copy.deepcopy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.save_pretrained(folder)
 

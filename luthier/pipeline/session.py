@@ -13,6 +13,7 @@ from luthier.data.sources import hash_source
 from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
 from luthier.pipeline.planning import decide, keep_plan, run_request
+from luthier.pipeline.spectrum import selection_of
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
@@ -22,6 +23,8 @@ from luthier.runtime.atomic import write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
+from luthier.spectrum.results import Scan
+from luthier.spectrum.select import Selection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +63,11 @@ class Session:
     def shape(self) -> ModelShape:
         """Sizes of the base model."""
         return read_shape(self.base_folder)
+
+    @cached_property
+    def selection(self) -> tuple[Selection, Scan | None] | None:
+        """What method `spectrum` trains and the scan behind it; None for other methods. Scans on first use."""
+        return selection_of(self) if self.recipe.method.name == "spectrum" else None
 
     @cached_property
     def source_hashes(self) -> list[str]:

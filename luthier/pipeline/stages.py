@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.pipeline.session import Session
+from luthier.pipeline.spectrum import keep_selection, spectrum_depends
 from luthier.recipe.objective import objective_values
 from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
 from luthier.runtime.atomic import write_json
@@ -165,7 +167,15 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
+        **_unfrozen(session),
     }
+
+
+def _unfrozen(session: Session) -> dict[str, Any]:
+    """The names that Spectrum chose: scores that are nearly equal could be ranked otherwise on another machine."""
+    if session.resolved.recipe.method.name != "spectrum" or session.selection is None:
+        return {}
+    return {"unfrozen": list(session.selection[0].patterns)}
 
 
 def _train_depends(session: Session) -> dict[str, Any]:
@@ -182,6 +192,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "method": recipe.method.model_dump(mode="json"),
         "objective": objective_values(recipe.objective),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+        **spectrum_depends(recipe),
     }
 
 
@@ -216,18 +227,25 @@ def _train(session: Session) -> dict[str, Any]:
     from luthier.model.load import load_base
     from luthier.pipeline.preferences import measure_preferences
     from luthier.runtime.hashing import hash_folder
-    from luthier.train.loop import fit
+    from luthier.train.loop import START_FOLDER, fit
     from luthier.train.predicted import tell_next_plan
 
     resolved = session.resolved
     recipe = resolved.recipe
+    require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     write_json(session.run.path / INTENT_FILE, _intent(session))
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
+    selection = session.selection
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        start_folder=session.run.path / START_FOLDER, unfrozen=selection[0].patterns if selection else (),
+    )  # fmt: skip
+    if selection:
+        keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
     result = fit(

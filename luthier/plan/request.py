@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -125,12 +125,15 @@ class Request:
 
 def make_request(
     recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1,
-    cache_dir: Path | None = None,
+    cache_dir: Path | None = None, unfrozen: Sequence[str] | None = None,
 ) -> Request:  # fmt: skip
-    """A request for a model of this shape. Of a reward model only the last token of each answer has a head."""
+    """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made.
+
+    Of a reward model only the last token of each answer has a head.
+    """
     if recipe.objective.name == "reward":
         documents = replace(documents, supervised=min(1.0, 2.0 * documents.rows / documents.tokens))
     return Request(
-        recipe=recipe, sizes=sizes_of(shape, recipe.method), documents=documents, device=device, num_gpus=num_gpus,
-        cache_dir=cache_dir,
+        recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device,
+        num_gpus=num_gpus, cache_dir=cache_dir,
     )  # fmt: skip

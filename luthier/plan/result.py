@@ -149,6 +149,7 @@ class Plan:
             "data": request.documents.how,
             "parameters": request.sizes.parameters,
             "trainable": request.sizes.trainable,
+            "trained_how": request.sizes.trained_how,
             "setting": {
                 **asdict(chosen.setting),
                 "per_device_train_batch_size": chosen.split.per_device_train_batch_size,

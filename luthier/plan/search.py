@@ -83,8 +83,9 @@ def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching
     optim, table = request.recipe.train.optim, efficiency_of(device.type)
     correction = request.correction(setting.base)
     memory = estimate_memory(
-        request.sizes, setting, optim=optim, supervised=documents.supervised, device_type=device.type, table=table
-    )
+        request.sizes, setting, optim=optim, optim_args=request.recipe.train.optim_args,
+        supervised=documents.supervised, device_type=device.type, table=table,
+    )  # fmt: skip
     step_tokens = split.sequences_per_step * documents.sequence_tokens / request.num_gpus
     step = estimate_step(
         request.sizes, setting, documents, device, step_tokens=step_tokens, optim=optim, table=table,

@@ -12,7 +12,8 @@ backward pass goes, weight gradient 1 where trained, forward again 1 where recom
     elementwise 8 d + 2 (q + kv) + 3 f elements forward, 8 d + 2 (q + 2 kv) + 6 f backward (fused; §2.2)
     unpack      packed and unpacked bytes of a 4-bit base a pass
     gradients   fp32 sums of weight gradients of several micro-batches: 6 bytes a weight, 10 from the second on
-    optimizer   30 bytes a trained weight with AdamW (gradient twice, master, two moments, weight), 18 in 8 bits
+    optimizer   30 bytes a trained weight with AdamW (gradient twice, master, two moments, weight), 18 in 8 bits;
+                bytes of other states likewise; Muon's products of matrices are left out
     waiting     what the host takes longer to launch the kernels of a step than the device to run them
     exchange    communication that is not hidden (`sharding.py`)
     other       what no kernel runs beside (`Efficiency.step_seconds`)
@@ -29,8 +30,9 @@ from luthier.plan.objective import ObjectiveWork
 from luthier.plan.setting import Setting
 from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import Group, Sizes
-from luthier.plan.states import ADAM_8BIT_BYTES, NF4_BYTES
+from luthier.plan.states import NF4_BYTES
 from luthier.plan.work import Documents
+from luthier.recipe.optimizers import state_per_element
 
 __all__ = ["StepTime", "estimate_step", "forward_seconds", "model_flops_per_token"]
 
@@ -261,7 +263,7 @@ def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> float:
     weight in 16 bits. Gradients are in fp32 where they were summed (`train/masters.py`)."""
     live = setting.dtype_bytes if setting.dtype_bytes < 4 else 0
     gradient = live if live and setting.accumulate == 1 and setting.world == 1 else 4
-    states = {"adamw_8bit": 2 * ADAM_8BIT_BYTES, "adafactor": 4.0, "sgd": 0.0}.get(optim, 16.0)
+    states = 4.0 if optim == "adafactor" else 2 * state_per_element(optim)[0]  # read and written
     return sizes.trainable * (2 * gradient + 8 + states + live)
 
 

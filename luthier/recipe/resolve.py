@@ -150,7 +150,7 @@ def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
     low, high = _FULL_RATES
     full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
     formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g}"
-    if method in {"full", "freeze"}:
+    if method in {"full", "freeze", "spectrum"}:
         return _two_digits(full), f"{formula} for method {method}"
     low, high = _LORA_RATES
     rate = min(max(_LORA_FACTOR * full, low), high)
@@ -241,13 +241,14 @@ def _memory_estimate(values: _Values, facts: Facts) -> float:
 
     Weights: 4 or 2 bytes, 0.55 for nf4. Trained weights: 16 bytes with gradient, two Adam moments
     and fp32 masters (ZeRO, arXiv:1910.02054), of which 12 to 14 come on top of the weights; adapters
-    are taken as 1.5% of the model, frozen tuning as 20%. Activations: 34 bytes x hidden size x layers
-    a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
+    are taken as 1.5% of the model, frozen tuning as 20%, Spectrum as its share. Activations: 34 bytes
+    x hidden size x layers a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
     parameters = 12 x layers x hidden^2 and hidden = 128 x layers, the usual shape.
     """
     number_bytes = 4 if values.get("model.dtype") == "float32" else 2
     weight_bytes = 0.55 if values.get("model.quantization") == "nf4" else number_bytes
-    share = {"full": 1.0, "freeze": 0.2}.get(values.recipe.method.name, 0.015)
+    method = values.recipe.method
+    share = {"full": 1.0, "freeze": 0.2, "spectrum": method.top_percent / 100}.get(method.name, 0.015)
     parameters = facts.model_parameters
     hidden = math.cbrt(128 * parameters / 12)
     micro_tokens = float(values.get("train.per_device_train_batch_size")) * facts.mean_tokens

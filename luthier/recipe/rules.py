@@ -32,6 +32,7 @@ from luthier.recipe.schema import (
     TrainSection,
     ValidationSection,
 )
+from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
     unused_in_method,
     unused_in_objective,
@@ -182,6 +183,9 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield locate("method.name").problem("C110", message, hint="for instance last_n_layers: 2")
         for index, pattern in enumerate(method.trainable):
             yield from _regex(pattern, f"method.trainable.{index}", locate)
+    elif method.name == "spectrum":
+        if method.spectrum_file is not None:
+            yield from _file(method.spectrum_file, "method.spectrum_file", locate)
     elif method.name in {"lora", "qlora"}:
         if not method.target_modules:
             yield locate("method.target_modules").problem(
@@ -191,6 +195,7 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield from _regex(method.target_modules, "method.target_modules", locate)
         if method.init_from is not None:
             yield from _file(method.init_from, "method.init_from", locate)
+        yield from start_rules(method, parts.model, locate)
 
 
 def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -223,6 +228,8 @@ def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
     unused = unused_in_train(train, validates=True)
     unused.pop("tokens_per_step", None)
     yield from _unused(train, "train", unused, locate)
+    yield from setting_rules(train, locate)
+    yield from rate_rules(train, parts.method, parts.model, locate)
 
 
 def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -230,6 +237,7 @@ def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if train is None or validation is None:
         return
     validates = validation.path is not None or validation.fraction > 0
+    yield from feedback_rules(train, locate, validates=validates)
     if not validates:
         for key in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(train, key):

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from luthier.recipe.names import OptimName, ScheduleName, StartName
+
 __all__ = [
     "DataSection",
     "EvaluateSection",
@@ -130,8 +132,9 @@ class DataSection(Section):
 class MethodSection(Section):
     """Which weights are trained, and how."""
 
-    name: Literal["full", "lora", "qlora", "freeze"] = "lora"
-    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights."""
+    name: Literal["full", "lora", "qlora", "freeze", "spectrum"] = "lora"
+    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights;
+    `spectrum`: the matrices with the strongest signal in their singular values (arXiv:2406.06623)."""
     r: PositiveInt = 16
     """LoRA rank."""
     lora_alpha: Annotated[float, Field(gt=0.0)] = 32.0
@@ -144,12 +147,26 @@ class MethodSection(Section):
     """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed LoRA (arXiv:2402.09353)."""
+    init_lora_weights: Literal[True] | StartName | Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]*$")] = True
+    """How adapters start (names of PEFT). `true`: A random, B zero; `gaussian`: the same, A normal; `orthogonal`: both
+    random, product zero; `pissa` (arXiv:2404.02948), `pissa_niter_16` (fast SVD) and `olora` (arXiv:2406.01775): with
+    the main part of each weight; these are saved as a plain adapter of rank 2r for the untouched base."""
     modules_to_save: list[str] = Field(default_factory=list)
     """Modules trained in full beside the adapters, for instance `embed_tokens`, `lm_head`."""
     trainable: list[str] = Field(default_factory=list)
     """For `freeze`: regular expressions over parameter names; each must match something."""
     last_n_layers: PositiveInt | None = None
     """For `freeze`: train the last n decoder layers."""
+    top_percent: Annotated[float, Field(gt=0.0, le=100.0)] = 30.0
+    """For `spectrum`: share of the matrices of each module type that is trained, in percent, rounded down."""
+    spectrum_score: Literal["calibrated", "compat"] = "calibrated"
+    """For `spectrum`: what a matrix is ranked by. `calibrated`: share of its energy above the noise; `compat`: the
+    original script's number."""
+    train_embeddings: bool = True
+    """For `spectrum`: train input embeddings and head, too, as the original does at any `top_percent`."""
+    spectrum_file: str | None = None
+    """For `spectrum`: a YAML file with `unfrozen_parameters` (of `luthier spectrum`, the original script or Axolotl):
+    exactly these are trained, and nothing is scanned. Excludes the three keys above."""
     init_from: str | None = None
     """Folder of an adapter to continue from."""
 
@@ -191,16 +208,26 @@ class TrainSection(Section):
     """Stop after this many optimizer steps. Excludes `num_train_epochs`."""
     learning_rate: Annotated[float, Field(gt=0.0)] | Auto = "auto"
     """Peak learning rate."""
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
-        "cosine"
-    )
+    embedding_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    """Peak learning rate of embeddings and head where they are trained themselves; null: as the others."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    """LoRA+ (arXiv:2402.12354): the rate of the B matrices is this many times `learning_rate`, for instance 16."""
+    loraplus_lr_embedding: Annotated[float, Field(gt=0.0)] = 1e-6
+    """With LoRA+: peak learning rate of adapters on embedding layers."""
+    layerwise_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Decoder layer l of L learns at `learning_rate` x this ^ (L - 1 - l), embeddings at this ^ L; 1: all alike."""
+    lr_scheduler_type: ScheduleName = "cosine"
     """Shape of the schedule (names of transformers)."""
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the schedule (names of transformers), for instance `{min_lr_rate: 0.1}`."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
     """Share of the steps in which the learning rate rises from 0. Excludes `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the learning rate rises from 0."""
-    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch_fused"
-    """Optimizer (names of transformers)."""
+    optim: OptimName = "adamw_torch_fused"
+    """Optimizer (names of transformers; `muon` is torch's, with AdamW for all but hidden matrices)."""
+    optim_args: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the optimizer (names of transformers), for instance `{momentum: 0.9}` for `sgd`."""
     adam_beta1: Fraction = 0.9
     """AdamW beta1."""
     adam_beta2: Fraction = 0.999

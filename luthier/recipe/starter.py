@@ -19,6 +19,7 @@ _METHOD_COMMENTS = {
     "qlora": "4 bits a weight: least memory, slower, a slightly worse base; lora where it fits",
     "full": "learns most and forgets most; needs about 16 bytes a parameter, lora 3 to 5",
     "freeze": "the other layers stay exactly as they are; lora usually learns more for the same memory",
+    "spectrum": "a scan chooses the matrices with the strongest signal; full's rates, less memory than full",
 }
 _FEWEST_ROWS_TO_HOLD_OUT = 40
 
@@ -49,7 +50,7 @@ def starter_recipe(
         max_length: in tokens.
         task_metric: metric of the task; None for `exact`.
         output_dir: run folder.
-        method: `lora`, `qlora`, `full` or `freeze`.
+        method: `lora`, `qlora`, `full`, `freeze` or `spectrum`.
         test_path: rows for the before/after comparison; None leaves the task commented out.
         schema: where editors find the JSON Schema.
         kind: of the rows; decides the objective.
@@ -123,6 +124,11 @@ def _method(method: str) -> str:
         text += _row("  r: 16", "8 is enough for format and style; 64 holds more facts for little memory")
         text += _row("  lora_alpha: 32", "keep at 2 x r, and the learning rate needs no change with r")
         text += _row("  target_modules: all-linear", "attention alone, [q_proj, v_proj], is faster and clearly weaker")
+    elif method == "spectrum":
+        text += _row("  top_percent: 30", "of each kind of matrix; more learns more, costs more memory, forgets more")
+        text += _row(
+            "  train_embeddings: true", "false saves their memory and the backward pass below the lowest choice"
+        )
     elif method == "freeze":
         text += _row("  last_n_layers: 2", "more layers learn more, cost more memory, and forget more")
     return text

@@ -5,6 +5,8 @@ Written in a recipe they are an error (`recipe/check.py`); a resolved recipe lea
 
 from __future__ import annotations
 
+from luthier.recipe.optimizers import OPTIMIZERS
+from luthier.recipe.schedules import NO_WARMUP
 from luthier.recipe.schema import MethodSection, ObjectiveSection, Source, TaskSpec, TrainSection, ValidationSection
 
 __all__ = [
@@ -19,6 +21,7 @@ _LORA_KEYS = (
     "target_modules",
     "use_rslora",
     "use_dora",
+    "init_lora_weights",
     "modules_to_save",
     "init_from",
 )
@@ -35,16 +38,23 @@ _OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
     "neftune_noise_alpha": ("sft",),
 }
 """Which objectives read a key."""
+_SCAN_KEYS = ("top_percent", "spectrum_score", "train_embeddings")
 _ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 def unused_in_method(method: MethodSection) -> dict[str, str]:
-    """Adapter keys without adapters; choices of frozen weights without freezing."""
+    """Adapter keys without adapters; choices of frozen weights without freezing; of a scan without one."""
     unused: dict[str, str] = {}
-    if method.name in {"full", "freeze"}:
+    if method.name in {"full", "freeze", "spectrum"}:
         unused |= dict.fromkeys(_LORA_KEYS, f"method {method.name} has no adapters")
     if method.name != "freeze":
         unused |= dict.fromkeys(_FREEZE_KEYS, f"it is for method freeze, not {method.name}")
+    if method.name != "spectrum":
+        unused |= dict.fromkeys((*_SCAN_KEYS, "spectrum_file"), f"it is for method spectrum, not {method.name}")
+    elif method.spectrum_file is not None:
+        unused |= dict.fromkeys(_SCAN_KEYS, "spectrum_file says what is trained")
+    if method.init_from is not None:
+        unused["init_lora_weights"] = "method.init_from says how the adapter starts"
     return unused
 
 
@@ -66,14 +76,17 @@ def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
     unused: dict[str, str] = {}
     if train.max_steps is not None:
         unused["num_train_epochs"] = "max_steps already says when to stop"
-    if train.lr_scheduler_type == "constant":
+    if train.lr_scheduler_type in NO_WARMUP:
+        instead = " (constant_with_warmup has)" if train.lr_scheduler_type == "constant" else ""
         unused |= dict.fromkeys(
-            ("warmup_ratio", "warmup_steps"), "lr_scheduler_type constant has no warmup (constant_with_warmup has)"
+            ("warmup_ratio", "warmup_steps"), f"lr_scheduler_type {train.lr_scheduler_type} has no warmup{instead}"
         )
     elif train.warmup_steps is not None:
         unused["warmup_ratio"] = "warmup_steps already says how long"
-    if train.optim in {"sgd", "adafactor"}:
-        unused |= dict.fromkeys(_ADAM_KEYS, f"optim {train.optim} has no such setting")
+    read = OPTIMIZERS[train.optim].keys
+    unused |= {key: f"optim {train.optim} has no such setting" for key in _ADAM_KEYS if key not in read}
+    if train.loraplus_lr_ratio is None:
+        unused["loraplus_lr_embedding"] = "there is no loraplus_lr_ratio"
     if train.early_stopping_patience is None:
         unused["early_stopping_threshold"] = "there is no early_stopping_patience"
     if not validates:

@@ -39,6 +39,8 @@ class RunFiles:
     """Result of the train stage; empty if it has not finished."""
     measured: dict[str, Any]
     """Time and memory of the training, and what the plan said; empty for a run that was not measured."""
+    selection: dict[str, Any]
+    """What method `spectrum` chose, and its scan; empty for other methods."""
     seconds: dict[str, float]
     """Duration of each finished stage."""
     metrics: list[dict[str, Any]]
@@ -67,6 +69,7 @@ def read_run(run: RunFolder) -> RunFiles:
         merge=_json(run, "export/merge.json"),
         train=train.get("result", {}),
         measured=_json(run, "measured.json") or {},
+        selection=_json(run, "spectrum/selection.json") or {},
         seconds={name: float(record["seconds"]) for name, record in records.items() if record},
         metrics=[line for line in run.read_lines("metrics.jsonl") if isinstance(line, dict)],
         recipe_text=_text(run, "recipe.yaml"),

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
+from luthier.model.starts import keep_start, start_of
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
@@ -33,7 +35,7 @@ from luthier.train.preferences import prepare_rows, write_held_out
 from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator, on_main
 from luthier.train.progress import Progress
-from luthier.train.reference_cache import ReferenceCache, reference_identity, start_of
+from luthier.train.reference_cache import ReferenceCache, reference_identity, reference_start
 from luthier.train.result import TrainResult
 from luthier.train.resume import find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
@@ -47,7 +49,10 @@ if TYPE_CHECKING:
 
     from luthier.data.prepare import Prepared
 
-__all__ = ["fit"]
+__all__ = ["START_FOLDER", "fit"]
+
+START_FOLDER = "start"
+"""In the run folder: what adapters took out of the base, for resuming (`model/starts.py`)."""
 
 
 def fit(
@@ -82,6 +87,7 @@ def fit(
     clock = Clock()
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
+    require_optimizer(recipe.train, device_type=next(iter(tuned.model.parameters())).device.type)
     _require_validation(recipe, data.validation)
     _refuse_float16(recipe)
     accelerator = make_accelerator(
@@ -89,7 +95,10 @@ def fit(
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
-    start = start_of(
+    adapter_start = start_of(tuned.model)
+    if adapter_start is not None:
+        fingerprint = {**fingerprint, "start": adapter_start.fingerprint()}
+    start = reference_start(
         fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
     )  # fmt: skip
@@ -100,6 +109,8 @@ def fit(
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = on_main(accelerator, lambda: find(run, identity))
+    if adapter_start is not None:
+        on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),

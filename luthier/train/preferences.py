@@ -115,7 +115,7 @@ def _require_kind(objective: Objective | None, rows: Sequence[TrainRow]) -> None
     if wrong:
         row, kind = wrong[0]
         raise DataError(
-            code="T475",
+            code="T477",
             message=f"objective {name} trains on {kinds[wanted]}, and {len(wrong):,} of {len(rows):,} rows are "
             f"{kinds[kind]}, for instance {row.ref}",
             hint="choose another `objective.name`, or other rows",
@@ -123,7 +123,7 @@ def _require_kind(objective: Objective | None, rows: Sequence[TrainRow]) -> None
     margins = [row for row in rows if isinstance(row, Branched) and row.margin is not None]
     if margins and objective is not None and not objective.takes_margins:
         raise DataError(
-            code="T476",
+            code="T478",
             message=f"{len(margins):,} rows have a margin, for instance {margins[0].ref}, and objective {name} with "
             "these settings uses none",
             hint="use objective reward, or dpo with loss_type sigmoid; or take the margins out of the rows",

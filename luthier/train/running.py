@@ -31,7 +31,6 @@ from luthier.train.halve import Halving
 from luthier.train.measure import Clock
 from luthier.train.memory import peak_bytes, reset_peak
 from luthier.train.mismatched import Mismatched
-from luthier.train.optim import expected_state_bytes
 from luthier.train.order import Order
 from luthier.train.predicted import Prediction, calibration_line, measured_mfu, write_measured
 from luthier.train.prefetch import Batches
@@ -142,8 +141,7 @@ class Running:
 
     def _calibrate(self) -> None:
         trainer, remaining = self.trainer, self.order.total_steps - self.position.step
-        moments = expected_state_bytes(trainer.weights.tensors, self.recipe.train.optim)
-        self.calibration = calibrate(trainer, self._halving(), moments=moments)
+        self.calibration = calibrate(trainer, self._halving(), moments=trainer.moments)
         note(f"  {calibration_line(self.calibration, self.plan, steps=remaining)}")
         if self.is_main:
             self.run.event("calibrated", step=self.position.step, **self.calibration.to_json())
@@ -171,6 +169,7 @@ class Running:
             abandon=self._must_stop, mismatched=self.validation_mismatched,
         )  # fmt: skip
         better = position.judge(found.loss, threshold=self.recipe.train.early_stopping_threshold)
+        self.trainer.schedule.observe(found.loss)
         self._log({
             "step": position.step, "eval_loss": found.loss, "eval_tokens": found.trained_tokens,
             **{f"eval_{name}": value for name, value in found.metrics.items()},

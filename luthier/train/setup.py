@@ -12,14 +12,16 @@ from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.choose import make_objective
+from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
 from luthier.train.mismatched import Mismatched
-from luthier.train.optim import make_optimizer
+from luthier.train.optim import expected_state_bytes, make_optimizer
 from luthier.train.order import Order
+from luthier.train.rates import peak_rates, rate_lines, table_tensors
 from luthier.train.schedule import Schedule, warmup_steps
 from luthier.train.split import MicroBatchSize
 from luthier.train.step import Trainer
@@ -131,10 +133,17 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     weights = Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
-    optimizer = make_optimizer(weights.tensors, train, learning_rate=float(train.learning_rate))
+    weights.whole_updates = facts_of(train.optim).whole
+    rate = float(train.learning_rate)
+    rates = peak_rates(model, weights.tensors, train, rate=rate)
+    for line in rate_lines(weights.tensors, rates):
+        note(f"  {line}")
+    tables = frozenset().union(*table_tensors(model, weights.tensors))
+    optimizer = make_optimizer(weights.tensors, train, learning_rate=rate, rates=rates, tables=tables)
     schedule = Schedule(
-        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps
-    )
+        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
+        settings=train.lr_scheduler_kwargs,
+    )  # fmt: skip
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -146,6 +155,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
+        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=tables),
     )
 
 

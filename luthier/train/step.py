@@ -60,6 +60,8 @@ class Trainer:
     label_smoothing: float
     """Of the cross-entropy; an objective over preferences has its own."""
     seed: int
+    moments: int = 0
+    """Bytes of the optimizer's state after its first step, by formula."""
     objective: Objective | None = None
     """What is minimised over preferences; None: cross-entropy of the trained tokens."""
 

@@ -273,7 +273,7 @@ def test_the_reference_pass_halves_too(tmp_path, monkeypatch):
 def test_rows_of_another_kind_are_refused(tmp_path):
     with pytest.raises(DataError, match="trains on pairs of answers") as caught:
         tune(tmp_path / "a", preferences(rated()))
-    assert caught.value.problems[0].code == "T475"
+    assert caught.value.problems[0].code == "T477"
     with pytest.raises(DataError, match="rated answers"):
         tune(tmp_path / "b", preferences(pairs()), objective=OBJECTIVES["kto"])
     with pytest.raises(DataError, match="trains on examples"):
@@ -286,7 +286,7 @@ def test_margins_that_would_be_ignored_are_refused(tmp_path):
     rows = [replace(row, margin=1.0) for row in pairs(8)]
     with pytest.raises(DataError, match="8 rows have a margin") as caught:
         tune(tmp_path / "a", preferences(rows), objective=OBJECTIVES["orpo"])
-    assert caught.value.problems[0].code == "T476"
+    assert caught.value.problems[0].code == "T478"
     run = tune(tmp_path / "b", preferences(rows), max_steps=1)
     assert run.losses[0] == pytest.approx(math.log(1 + math.exp(1.0)), abs=1e-5)
 
