@@ -267,6 +267,7 @@ def tuned_model(session: Session) -> Tuned:
 
 
 def _train(session: Session) -> dict[str, Any]:
+    from luthier.pipeline.preferences import measure_preferences
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit
     from luthier.train.predicted import tell_next_plan
@@ -287,7 +288,8 @@ def _train(session: Session) -> dict[str, Any]:
     if result.micro_batch is None:  # it was the run that was planned
         tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
     weights = hash_folder(session.run.path / "final", ("*.safetensors",))
-    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json()}
+    preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
+    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
 
 
 # -- compare

@@ -218,6 +218,10 @@ def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.objective is not None:
         yield from _unused(parts.objective, "objective", unused_in_objective(parts.objective), locate)
         yield from objective_rules(parts.objective, locate)
+        if parts.objective.name == "reward" and parts.tasks:
+            message = "objective reward trains a model that rates answers and writes none: no task can be scored"
+            hint = "remove the tasks; held-out pairs are scored anyway (data.validation)"
+            yield locate("evaluate.tasks", on="key").problem("C110", message, hint=hint)
 
 
 def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -98,7 +98,10 @@ def fit(
     adapter_start = start_of(tuned.model)
     if adapter_start is not None:
         fingerprint = {**fingerprint, "start": adapter_start.fingerprint()}
-    start = reference_start(fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type)
+    start = reference_start(
+        fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
     identity = run_identity(
         {**fingerprint, **reference_identity(recipe.objective.name, start)},
         world_size=accelerator.num_processes, total_steps=order.total_steps,
