@@ -27,6 +27,7 @@ IMPLEMENTATIONS = ("fast", "plain", "hf")
 def make_recipe(
     *, method: dict[str, Any], train: dict[str, Any], sequences: int, max_steps: int, max_length: int = 1024,
     quantization: str = "none", dequantize_base: bool = False, micro_batches: int = 1, seed: int = 0,
+    objective: dict[str, Any] | None = None,
 ) -> Recipe:  # fmt: skip
     """A resolved recipe: nothing in it is `auto` that a trainer reads.
 
@@ -39,6 +40,7 @@ def make_recipe(
         model["dequantize_base"] = dequantize_base
     document = {
         "model": model, "data": {"train": [{"path": "none"}], "max_length": max_length}, "method": method,
+        "objective": objective or {},
         "train": {
             "learning_rate": 2e-4, "lr_scheduler_type": "constant", "max_steps": max_steps, "seed": seed,
             "per_device_train_batch_size": sequences // micro_batches, "gradient_accumulation_steps": micro_batches,

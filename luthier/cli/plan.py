@@ -220,6 +220,7 @@ HOW_TIME = {
     "optimizer": "update: memory traffic",
     "waiting": "the host launches kernels slower than they run",
     "exchange": "communication that is not hidden",
+    "reference": "passes without gradients: the reference point",
     "other": "collate, copies, logging: stated constant",
 }
 
@@ -258,6 +259,11 @@ def _closing(answer: Plan) -> Iterator[str]:
     amount = f"{answer.steps:,} steps, {answer.tokens:,.0f} tokens"
     if answer.fits:
         yield f"run: {amount}, {_duration(answer.seconds)} of training ({beside})"
+    if answer.fits and answer.seconds_before:
+        yield (
+            f"before the first step: {_duration(answer.seconds_before)} for the reference, all answers once without "
+            "gradients (kept for runs over the same rows)"
+        )
     disk = disk_bytes(request, chosen.memory)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:

@@ -65,6 +65,6 @@ def refuse_generation(folder: Path) -> None:
     """
     if is_reward_folder(folder):
         raise RecipeError(
-            code="M329", message=f"{folder} is a reward model: it rates answers and writes none",
+            code="M335", message=f"{folder} is a reward model: it rates answers and writes none",
             hint="load it with transformers' AutoModelForSequenceClassification; docs/preference.md shows how",
         )  # fmt: skip

@@ -112,6 +112,7 @@ class Session:
     @cached_property
     def prepared(self) -> Prepared:
         """Rows as tokens with their masks; from the cache when nothing changed."""
+        from luthier.curate.apply import curator
         from luthier.data.prepare import prepare
 
         return prepare(
@@ -121,6 +122,7 @@ class Session:
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
             kind=row_kind(self.recipe.objective.name),
+            curate=curator(self.recipe.data, cache_dir=read_env().cache_dir / "dedup"),
         )
 
     @cached_property

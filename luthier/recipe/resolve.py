@@ -17,14 +17,14 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
-from luthier.recipe.objective import default_values
+from luthier.recipe.objective import default_values, objective_values
 from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
+    unused_in_dedup,
     unused_in_method,
-    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -234,9 +234,11 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
-    _remove(value["objective"], unused_in_objective(recipe.objective))
+    value["objective"] = objective_values(recipe.objective)
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
+    if recipe.data.dedup is not None:
+        _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
         _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):

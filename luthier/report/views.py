@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from luthier.data.preference_stats import preference_lines
 from luthier.report.diff import word_diff
+from luthier.report.preference_view import preference_charts, preference_sentence
 from luthier.report.read import RunFiles
 from luthier.report.svg import Line, bars, histogram, intervals, line_chart, number
 
@@ -84,6 +85,8 @@ def headline(run: RunFiles, shown: Sequence[dict[str, Any]]) -> dict[str, str]:
                 ],
             }
         return {"tone": tone, "text": ", ".join(f"{count} {word}" for word, count in counts).capitalize() + "."}
+    if not run.after and not run.before and (sentence := preference_sentence(run)):
+        return {"tone": "open", "text": sentence}
     if run.after or run.before:
         return {"tone": "open", "text": "Scored, not compared."}
     if run.metrics or run.train:
@@ -219,7 +222,8 @@ def curves(run: RunFiles) -> dict[str, Any]:
                 ("Token accuracy", chart("token_accuracy", "Token accuracy", "share right")),
             )
             if image
-        ],
+        ]
+        + preference_charts(run),
         "first": raw[0][1] if raw else None,
         "last": soft[-1][1] if soft else None,
         "best": min(checks, key=lambda item: item[1]) if checks else None,

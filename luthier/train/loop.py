@@ -40,7 +40,7 @@ from luthier.train.result import TrainResult
 from luthier.train.resume import find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
 from luthier.train.signals import stop_on_signals
 from luthier.train.snapshot import restore
 
@@ -98,7 +98,10 @@ def fit(
     adapter_start = start_of(tuned.model)
     if adapter_start is not None:
         fingerprint = {**fingerprint, "start": adapter_start.fingerprint()}
-    start = reference_start(fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type)
+    start = reference_start(
+        fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
     identity = run_identity(
         {**fingerprint, **reference_identity(recipe.objective.name, start)},
         world_size=accelerator.num_processes, total_steps=order.total_steps,
@@ -114,7 +117,8 @@ def fit(
         stop_on_signals() as stop, explain_out_of_memory(recipe, device),
     ):  # fmt: skip
         trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
-        # Before a checkpoint is restored: the reference is the start, never what was trained since.
+        # Before a checkpoint is restored: base and reference are those of the start, whatever was trained since.
+        fit_base(trainer, data.train, data.packs, order=order)
         cache = None if reference_cache is None else ReferenceCache(folder=reference_cache, start=start)
         rows = prepare_rows(trainer, data, order=order, max_length=recipe.data.max_length, cache=cache)
         position = restore(trainer, resumed) if resumed else Progress()

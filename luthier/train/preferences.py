@@ -78,11 +78,13 @@ def write_held_out(trainer: Trainer, rows: Rows, run: RunFolder) -> None:
     Raises:
         RunFailed: a log-probability is not finite.
     """
+    file = run.path / ROWS_FILE
+    on_main(trainer.accelerator, lambda: file.unlink(missing_ok=True))  # of another training in this folder
     if trainer.objective is None or not rows.validation or rows.before is None:
         return
     validation = _branched(rows.validation)
     tokens = tokens_at_once(trainer)
-    after = answer_values(trainer, validation, label="held-out answers after training", tokens=tokens)
+    after = answer_values(trainer, validation, label="held-out answers, trained", tokens=tokens)
     value: dict[str, Any] = {
         "objective": trainer.objective.name,
         "values": "rewards" if trainer.objective.rewards_from_head else "log-probabilities",
@@ -97,8 +99,7 @@ def write_held_out(trainer: Trainer, rows: Rows, run: RunFolder) -> None:
             for row, old, new in zip(validation, rows.before, after, strict=True)
         ],
     }  # fmt: skip
-    (run.path / ROWS_FILE).parent.mkdir(parents=True, exist_ok=True)
-    on_main(trainer.accelerator, lambda: write_json(run.path / ROWS_FILE, value))
+    on_main(trainer.accelerator, lambda: write_json(file, value))
 
 
 def _branched(rows: Sequence[TrainRow]) -> list[Branched]:
@@ -114,7 +115,7 @@ def _require_kind(objective: Objective | None, rows: Sequence[TrainRow]) -> None
     if wrong:
         row, kind = wrong[0]
         raise DataError(
-            code="T475",
+            code="T477",
             message=f"objective {name} trains on {kinds[wanted]}, and {len(wrong):,} of {len(rows):,} rows are "
             f"{kinds[kind]}, for instance {row.ref}",
             hint="choose another `objective.name`, or other rows",
@@ -122,7 +123,7 @@ def _require_kind(objective: Objective | None, rows: Sequence[TrainRow]) -> None
     margins = [row for row in rows if isinstance(row, Branched) and row.margin is not None]
     if margins and objective is not None and not objective.takes_margins:
         raise DataError(
-            code="T476",
+            code="T478",
             message=f"{len(margins):,} rows have a margin, for instance {margins[0].ref}, and objective {name} with "
             "these settings uses none",
             hint="use objective reward, or dpo with loss_type sigmoid; or take the margins out of the rows",

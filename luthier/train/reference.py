@@ -103,7 +103,7 @@ def answer_values(trainer: Trainer, rows: Sequence[Branched], *, label: str, tok
     mine = groups[trainer.accelerator.process_index :: trainer.world_size]
     here = torch.zeros(sum(len(row.answers) for row in rows), dtype=torch.float64)
     starts = _starts(groups)[trainer.accelerator.process_index :: trainer.world_size]
-    with quiet(trainer.engine.module), progress(f"reference of {label}", sum(map(len, mine)), "rows") as bar:
+    with quiet(trainer.engine.module), progress(label, sum(map(len, mine)), "rows") as bar:
         for group, start in zip(mine, starts, strict=True):
             values = _of_group(trainer, group)
             here[start : start + len(values)] = torch.tensor(values, dtype=torch.float64)
@@ -146,15 +146,15 @@ def start_values(trainer: Trainer, rows: Sequence[Branched], cache: ReferenceCac
         return []
     tokens = tokens_at_once(trainer)
     if cache is None:
-        return answer_values(trainer, rows, label=label, tokens=tokens)
+        return answer_values(trainer, rows, label=f"start: {label}", tokens=tokens)
     key = rows_hash(rows)
     known = on_main(trainer.accelerator, lambda: cache.load(key, rows))
     if known is not None and _still_true(trainer, rows, known, tokens):
-        note(f"  reference of {len(rows):,} {label}: cached, and a sample agrees")
+        note(f"  start: {label}: cached, and a sample agrees")
         return known
     if known is not None:
-        note("  the cached reference is not what this model says now; it is computed again", style="yellow")
-    values = answer_values(trainer, rows, label=label, tokens=tokens)
+        note("  what is cached is not what this model says now; it is computed again", style="yellow")
+    values = answer_values(trainer, rows, label=f"start: {label}", tokens=tokens)
     on_main(trainer.accelerator, lambda: cache.save(key, values))
     return values
 

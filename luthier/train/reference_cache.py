@@ -44,19 +44,23 @@ def rows_hash(rows: Sequence[Branched]) -> str:
     return hash_json([of_row(row) for row in rows])
 
 
-def reference_start(fingerprint: Mapping[str, Any], *, init_from: str | None, device: str) -> dict[str, Any]:
+def reference_start(
+    fingerprint: Mapping[str, Any], *, init_from: str | None, device: str, reward_seed: int | None = None
+) -> dict[str, Any]:
     """The start of a run, as far as its reference depends on it.
 
     Args:
-        fingerprint: Of the run; its keys `base` and `model` say what was loaded and how.
+        fingerprint: Of the run; its keys `base`, `start` and `model` say what was loaded and how.
         init_from: Folder of the adapter that training goes on from.
         device: `cpu`, `cuda`, ...
+        reward_seed: Of the new head, for a reward model, whose values are rewards.
     """
     method = fingerprint.get("method") or {}
     adapter = hash_folder(Path(init_from).expanduser(), ("*.safetensors", "adapter_config.json")) if init_from else None
     return {
-        "base": fingerprint.get("base"), "model": fingerprint.get("model"), "method": method.get("name"),
-        "init_from": adapter, "device": device,
+        "base": fingerprint.get("base"), "start": fingerprint.get("start"), "model": fingerprint.get("model"),
+        "method": method.get("name"), "init_from": adapter, "device": device,
+        "values": "log-probabilities" if reward_seed is None else f"rewards of a head from seed {reward_seed}",
     }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from luthier.data.batch import Batch
+from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
@@ -36,12 +38,16 @@ __all__ = [
     "batch_shape",
     "deterministic_kernels",
     "engine_settings",
+    "fit_base",
     "fresh_optimizer",
     "interval",
     "make_feed",
     "make_order",
     "make_trainer",
 ]
+
+FITTED_TOKENS = 16_384
+"""Tokens that an fp8 base is fitted to."""
 
 
 def batch_shape(section: TrainSection) -> tuple[int, int]:
@@ -179,6 +185,29 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         seed=train.seed,
         moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
     )
+
+
+def fit_base(trainer: Trainer, examples: Sequence[TrainRow], packs: Sequence[Pack], *, order: Order) -> None:
+    """Fit the rounding of an fp8 base to the first rows of the run; nothing with another base.
+
+    The same rows on every process and after every restart, so the base is the same. Call it before anything is
+    trained or restored.
+    """
+
+    def first_rows() -> Batch:
+        rows: list[TrainRow] = []
+        tokens = 0
+        for sequence in (sequence for step in range(order.total_steps) for sequence in order.step(step)):
+            if tokens >= FITTED_TOKENS:
+                break
+            chosen = [examples[row] for row in packs[sequence].examples]
+            rows += chosen
+            tokens += sum(len(row) for row in chosen)
+        return collate_rows(rows).to(trainer.accelerator.device)
+
+    part = trainer.engine.fit_frozen_base(first_rows)
+    if part is not None:
+        note(f"  {part.name}: {part.runs} ({part.reason})")
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def test_a_map_of_fields_chooses_the_format(
         ({"map": {"usr": "question", "assistant": "answer"}}, "has no `user`"),
         (
             {"map": {"user": "question", "assistant": "answer", "bot": "x"}},
-            "`map` has `bot`, no field of format `columns`",
+            "`map` has `bot`, no field of format `messages`",
         ),
         ({"format": "alpaca", "map": {"question": "x"}}, "`map` has `question`, no field of format `alpaca`"),
         ({"format": "alpaca"}, "no column `instruction`, `output` (format alpaca); columns found: answer, question"),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 
 from luthier.data.branches import collate_branched
-from luthier.fast.chunks import LogitTransform
+from luthier.fast.chunks import IDENTITY, LogitTransform
 from luthier.fast.log_probs import answer_sums, linear_log_probs, module_log_probs
 from tests.fast.helpers import relative
 from tests.support.pairs import pairs
@@ -24,7 +24,7 @@ def make(vocab=601, *, rows=23, width=32, dtype=torch.float32, bias=False, seed=
     return hidden, weight, bias_v, torch.randint(0, vocab, (rows,), generator=generator)
 
 
-def plain(hidden, weight, bias, ids, transform=LogitTransform()):
+def plain(hidden, weight, bias, ids, transform=IDENTITY):
     logits = linear(hidden, weight, bias).float() * transform.scale
     if transform.softcap is not None:
         logits = transform.softcap * torch.tanh(logits / transform.softcap)

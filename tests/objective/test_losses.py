@@ -59,32 +59,32 @@ def by_hand(formula) -> list[float]:
 
 B = 0.3
 CASES = {
-    "sigmoid": (Dpo(beta=B), lambda w, l: nls(B * (w.r - l.r))),
+    "sigmoid": (Dpo(beta=B), lambda w, x: nls(B * (w.r - x.r))),
     "conservative": (
-        Dpo(beta=B, label_smoothing=0.2), lambda w, l: 0.8 * nls(B * (w.r - l.r)) + 0.2 * nls(-B * (w.r - l.r))
+        Dpo(beta=B, label_smoothing=0.2), lambda w, x: 0.8 * nls(B * (w.r - x.r)) + 0.2 * nls(-B * (w.r - x.r))
     ),
     "robust": (
         Dpo(beta=B, loss_type="robust", label_smoothing=0.2),
-        lambda w, l: (0.8 * nls(B * (w.r - l.r)) - 0.2 * nls(-B * (w.r - l.r))) / 0.6,
+        lambda w, x: (0.8 * nls(B * (w.r - x.r)) - 0.2 * nls(-B * (w.r - x.r))) / 0.6,
     ),
-    "hinge": (Dpo(beta=B, loss_type="hinge"), lambda w, l: max(0.0, 1.0 - B * (w.r - l.r))),
-    "ipo": (Dpo(beta=B, loss_type="ipo"), lambda w, l: (w.r / w.n - l.r / l.n - 1.0 / (2.0 * B)) ** 2),
-    "sigmoid_norm": (Dpo(beta=B, loss_type="sigmoid_norm"), lambda w, l: nls(B * (w.r / w.n - l.r / l.n))),
-    "apo_zero": (Dpo(beta=B, loss_type="apo_zero"), lambda w, l: 1.0 - sigma(B * w.r) + sigma(B * l.r)),
-    "apo_down": (Dpo(beta=B, loss_type="apo_down"), lambda w, l: sigma(B * w.r) + 1.0 - sigma(B * (w.r - l.r))),
-    "rpo": (Dpo(beta=B, rpo_alpha=0.7), lambda w, l: nls(B * (w.r - l.r)) - 0.7 * w.v / w.n),
+    "hinge": (Dpo(beta=B, loss_type="hinge"), lambda w, x: max(0.0, 1.0 - B * (w.r - x.r))),
+    "ipo": (Dpo(beta=B, loss_type="ipo"), lambda w, x: (w.r / w.n - x.r / x.n - 1.0 / (2.0 * B)) ** 2),
+    "sigmoid_norm": (Dpo(beta=B, loss_type="sigmoid_norm"), lambda w, x: nls(B * (w.r / w.n - x.r / x.n))),
+    "apo_zero": (Dpo(beta=B, loss_type="apo_zero"), lambda w, x: 1.0 - sigma(B * w.r) + sigma(B * x.r)),
+    "apo_down": (Dpo(beta=B, loss_type="apo_down"), lambda w, x: sigma(B * w.r) + 1.0 - sigma(B * (w.r - x.r))),
+    "rpo": (Dpo(beta=B, rpo_alpha=0.7), lambda w, x: nls(B * (w.r - x.r)) - 0.7 * w.v / w.n),
     "orpo": (
         Orpo(beta=B),
-        lambda w, l: -w.a + B * nls(math.log(math.exp(w.a) / (1 - math.exp(w.a)))
-                                    - math.log(math.exp(l.a) / (1 - math.exp(l.a)))),
+        lambda w, x: -w.a + B * nls(math.log(math.exp(w.a) / (1 - math.exp(w.a)))
+                                    - math.log(math.exp(x.a) / (1 - math.exp(x.a)))),
     ),
-    "simpo": (Simpo(beta=2.5, simpo_gamma=1.4), lambda w, l: nls(2.5 * w.a - 2.5 * l.a - 1.4)),
+    "simpo": (Simpo(beta=2.5, simpo_gamma=1.4), lambda w, x: nls(2.5 * w.a - 2.5 * x.a - 1.4)),
     "simpo smoothed": (
         Simpo(beta=2.5, simpo_gamma=1.4, label_smoothing=0.1, rpo_alpha=0.3),
-        lambda w, l: 0.9 * nls(2.5 * (w.a - l.a) - 1.4) + 0.1 * nls(1.4 - 2.5 * (w.a - l.a)) - 0.3 * w.a,
+        lambda w, x: 0.9 * nls(2.5 * (w.a - x.a) - 1.4) + 0.1 * nls(1.4 - 2.5 * (w.a - x.a)) - 0.3 * w.a,
     ),
-    "reward": (Reward(), lambda w, l: nls(w.v - l.v)),
-    "reward centred": (Reward(center_rewards_coefficient=0.01), lambda w, l: nls(w.v - l.v) + 0.01 * (w.v + l.v) ** 2),
+    "reward": (Reward(), lambda w, x: nls(w.v - x.v)),
+    "reward centred": (Reward(center_rewards_coefficient=0.01), lambda w, x: nls(w.v - x.v) + 0.01 * (w.v + x.v) ** 2),
 }  # fmt: skip
 
 
@@ -195,7 +195,8 @@ def test_sums_of_two_halves_are_those_of_the_whole(name):
     assert tuple(whole.sums) == objective.sums
     for key, value in whole.sums.items():
         assert float(value) == pytest.approx(sum(float(half.sums[key]) for half in halves), rel=1e-6)
-    assert float(whole.losses.sum().detach()) == pytest.approx(sum(float(half.losses.sum().detach()) for half in halves))
+    apart = sum(float(half.losses.sum().detach()) for half in halves)
+    assert float(whole.losses.sum().detach()) == pytest.approx(apart)
 
 
 def test_what_is_logged_has_trl_s_names():

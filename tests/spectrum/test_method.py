@@ -50,6 +50,7 @@ def test_the_listed_weights_change_and_all_others_keep_every_byte(tmp_path, tied
     head = "model.embed_tokens.weight" if tied else "lm_head.weight"
     names = {head, *(f"{name}.weight" for name in LIST)}
     assert set(tuned.report.names) == names
+    assert "q_proj x 1 of 3: 4,096" in tuned.report.lines()[1]
     before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert changed(before, after) == names
 

@@ -114,6 +114,9 @@ def test_a_killed_scan_goes_on_where_it_was(tmp_path, monkeypatch):
         stream.write('{"name": "torn')  # as a kill in the middle of a line leaves it
     again = []
     monkeypatch.setattr(scanning, "read_tensor", lambda stored: again.append(stored.name) or read(stored))
+    scan(files, tmp_path / "cache", weights="another hash")
+    assert len(again) == len(whole.results), "what was found of other weights is not taken over"
+    again.clear()
     assert same(scan(files, tmp_path / "cache"), whole)
     assert len(again) == len(whole.results) - 5 and not set(again) & set(counted)
     assert not partial.exists()

@@ -17,7 +17,8 @@ def tune(
     folder: Path, prepared: Preferences | None = None, *, objective: dict[str, Any] | None = None, **settings: Any
 ) -> Run:
     """Run `fit` with an objective over preferences; keyword arguments as for `tests.train.support.train`."""
-    recipe = {key: settings.pop(key) for key in ("model", "restart", "fingerprint", "reference_cache") if key in settings}
+    own = ("model", "restart", "fingerprint", "reference_cache")
+    recipe = {key: settings.pop(key) for key in own if key in settings}
     whole = resolved(objective=objective or DPO, **settings)
     return train(folder, prepared or preferences(), recipe=whole, **recipe)
 

@@ -22,7 +22,7 @@ from tests.support.pairs import Preferences, log_probs, pairs, preferences, rate
 from tests.support.tiny import tiny_model
 from tests.train.preference_support import DPO, logged, tune
 from tests.train.short_of_memory import short_of_memory
-from tests.train.support import FULL, LORA, data, distance, examples, train, tuned, resolved
+from tests.train.support import FULL, LORA, data, distance, examples, resolved, train, tuned
 
 LN2 = math.log(2.0)
 OBJECTIVES = {
@@ -76,7 +76,7 @@ def test_planted_a_reference_with_dropout_is_seen(tmp_path, monkeypatch):
     method = {**LORA, "init_from": str(trained_adapter(tmp_path / "before", dropout=0.4))}
     adapter = json.loads((tmp_path / "before" / "final" / "adapter_config.json").read_text())
     assert adapter["lora_dropout"] == 0.4, "the adapter brings its dropout"
-    # The policy's dropout is there in the first step, so its loss is not log 2 either; the reference itself is compared.
+    # The policy's dropout is there in the first step, so its loss is not log 2 either: compare the reference itself.
     held_out = preferences(validation=4)
 
     def before(folder):
@@ -129,7 +129,8 @@ def test_the_loss_of_a_step_is_the_mean_over_its_rows(tmp_path, name, packed):
 def test_no_split_moves_the_trajectory(tmp_path, name, method):
     """ORPO's loss a token and KTO's reference point are of the whole step. (SGD for adapters: Adam makes a full step of
     a gradient that is nothing but rounding, as lora_A's is at first.)"""
-    settings = {"full": {}, "lora": {"method": LORA, "optim": "sgd", "learning_rate": 0.1 if name == "ipo" else 2.0}}[method]
+    adapters = {"method": LORA, "optim": "sgd", "learning_rate": 0.1 if name == "ipo" else 2.0}
+    settings = {"full": {}, "lora": adapters}[method]
     prepared = preferences(rows_of(name, 32), validation=5)
     runs = [
         tune(tmp_path / f"{batch}x{accumulate}", prepared, objective=OBJECTIVES[name], max_steps=5, eval_steps=5,
@@ -270,9 +271,9 @@ def test_the_reference_pass_halves_too(tmp_path, monkeypatch):
 
 
 def test_rows_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(DataError, match="T475|pairs of answers") as caught:
+    with pytest.raises(DataError, match="trains on pairs of answers") as caught:
         tune(tmp_path / "a", preferences(rated()))
-    assert caught.value.problems[0].code == "T475"
+    assert caught.value.problems[0].code == "T477"
     with pytest.raises(DataError, match="rated answers"):
         tune(tmp_path / "b", preferences(pairs()), objective=OBJECTIVES["kto"])
     with pytest.raises(DataError, match="trains on examples"):
@@ -285,7 +286,7 @@ def test_margins_that_would_be_ignored_are_refused(tmp_path):
     rows = [replace(row, margin=1.0) for row in pairs(8)]
     with pytest.raises(DataError, match="8 rows have a margin") as caught:
         tune(tmp_path / "a", preferences(rows), objective=OBJECTIVES["orpo"])
-    assert caught.value.problems[0].code == "T476"
+    assert caught.value.problems[0].code == "T478"
     run = tune(tmp_path / "b", preferences(rows), max_steps=1)
     assert run.losses[0] == pytest.approx(math.log(1 + math.exp(1.0)), abs=1e-5)
 
@@ -405,18 +406,18 @@ def test_a_second_run_over_the_same_rows_takes_the_cached_reference(tmp_path, mo
     labels = computed(monkeypatch)
     prepared = preferences(validation=3)
     one = tune(tmp_path / "one", prepared, max_steps=3, reference_cache=tmp_path / "cache")
-    assert labels == ["training rows", "validation rows"]
+    assert labels == ["start: training rows", "start: validation rows"]
     other = tune(
         tmp_path / "two", prepared, max_steps=3, reference_cache=tmp_path / "cache",
         objective={"name": "dpo", "beta": 0.7},
     )  # fmt: skip
     again = tune(tmp_path / "three", prepared, max_steps=3, reference_cache=tmp_path / "cache")
-    assert labels == ["training rows", "validation rows"], "beta is no part of the reference"
+    assert labels == ["start: training rows", "start: validation rows"], "beta is no part of the reference"
     assert distance(one, again) == 0.0
     assert distance(one, other) > 0.0
     changed = preferences([replace(prepared.train[0], prompt=[5, *prepared.train[0].prompt]), *prepared.train[1:]])
     tune(tmp_path / "four", changed, max_steps=1, reference_cache=tmp_path / "cache")
-    assert labels[2:] == ["training rows"]
+    assert labels[2:] == ["start: training rows"]
 
 
 @pytest.mark.parametrize("damage", ["bytes", "half", "other model"])
@@ -434,7 +435,7 @@ def test_a_damaged_or_wrong_cache_is_not_believed(tmp_path, monkeypatch, damage)
     model = tiny_model(seed=1) if damage == "other model" else None  # under the same hash: a lie of the fingerprint
     labels.clear()
     again = tune(tmp_path / "two", max_steps=2, reference_cache=cache, model=model)
-    assert labels == ["training rows"]
+    assert labels == ["start: training rows"]
     assert again.losses[0] == pytest.approx(LN2, abs=1e-6)
     if damage != "other model":
         assert distance(right, again) == 0.0
@@ -468,5 +469,3 @@ def test_kto_pairs_prompts_with_the_answers_of_the_same_step(tmp_path, monkeypat
 def test_a_step_of_one_row_has_no_reference_point(tmp_path):
     run = tune(tmp_path, preferences(rated(3)), objective=OBJECTIVES["kto"], max_steps=3, per_device_train_batch_size=1)
     assert logged(run, "kl") == [0.0, 0.0, 0.0]
-
-

@@ -147,7 +147,7 @@ def test_a_reward_model_is_not_asked_for_text(tmp_path, base):
     tune(tmp_path, model=load(base), objective=REWARD, max_steps=1)
     with pytest.raises(RecipeError, match="rates answers") as caught:
         load_tuned(ModelSection(name_or_path=str(base)), tmp_path / "final", device=CPU, dtype="float32")
-    assert caught.value.problems[0].code == "M329"
+    assert caught.value.problems[0].code == "M335"
 
 
 def test_an_adapter_of_a_language_model_is_no_start_of_a_reward_model(tmp_path, base):

@@ -158,7 +158,8 @@ def test_kto_step_by_step(tmp_path, method):
     )  # fmt: skip
     lines = train_with_trl(KTOTrainer, config, dataset, theirs)
     assert max(line["kl"] for line in lines) > 1e-3, "the reference point matters"
-    compare(ours, theirs, start, lines, metrics=("rewards/chosen", "rewards/rejected", "kl", "logps/chosen", "grad_norm"))
+    names = ("rewards/chosen", "rewards/rejected", "kl", "logps/chosen", "grad_norm")
+    compare(ours, theirs, start, lines, metrics=names)
 
 
 def padded(rows, pad=0):
@@ -183,9 +184,8 @@ def text_pairs():
 def loss_of_batch(objective, rows):
     engine = attach(tiny_model().eval(), objective=objective)
     sums = engine.loss(collate_branched(rows))
-    return float(sums.loss.detach()) / len(rows), {
-        name: value for name, value in objective.report({k: float(v) for k, v in sums.sums.items()}).items()
-    }
+    logged = objective.report({name: float(value) for name, value in sums.sums.items()})
+    return float(sums.loss.detach()) / len(rows), logged
 
 
 def test_simpo_s_loss_is_that_of_trl_s_cpo_trainer(tmp_path):
