@@ -10,7 +10,7 @@ Regret" (Thinking Machines, 2025) fits a power of the hidden size that differs b
 
 Tokens a step: with Adam the rate grows with the square root of the batch (Malladi et al., arXiv:2205.10287) up to
 the noise scale of the gradient and not beyond (Li et al., arXiv:2405.14578), so the factor ends at 2. Below the
-anchor it stays 1: SmolLM2-135M in steps of 400 and 1,000 tokens wanted more than the rule, not less.
+anchor it stays 1: in steps of 400 and 1,000 tokens the square root would have been far too low.
 
 LoRA: about ten times the rate of full tuning over 14 models ("LoRA Without Regret"; Biderman et al.,
 arXiv:2405.09673, found the same order). The rank changes little, as long as lora_alpha is kept at a multiple of r.

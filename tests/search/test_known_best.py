@@ -54,6 +54,12 @@ def test_a_short_run_that_diverges_ends_there_and_has_no_held_out_loss():
     assert outcome.score == math.inf
 
 
+def test_a_range_test_goes_back_to_the_start():
+    problem = Quadratic(1.0)
+    range_test(problem, low=1e-2, high=1e3, steps=20)
+    assert problem.weight.item() == 1.0
+
+
 def test_planted_a_start_that_is_not_restored_changes_the_outcomes():
     """Each run would begin where the last one ended: the held-out losses then depend on the order."""
     rates = [0.1, 0.3, 1.9]

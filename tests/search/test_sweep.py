@@ -3,6 +3,7 @@ and the best does not depend on the order."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,8 @@ from luthier.pipeline.run import run_recipe
 from luthier.recipe.load import load_recipe
 from luthier.runtime.errors import Interrupted, RecipeError, RunFailed
 from luthier.search import trials as trials_module
-from luthier.search.sweep import SweepOptions, run_sweep
+from luthier.search.sweep import SweepOptions, rank, run_sweep
+from luthier.search.trials import TrialResult
 from tests.search.world import recipe, tree, write_recipe
 
 RATES = "train.learning_rate=1e-4,1e-2"
@@ -230,6 +232,19 @@ def test_the_held_out_loss_is_that_of_the_weights_that_are_kept(path):
     for item in result.trials:
         stage = json.loads((result.folder / item.folder / "stages" / "train.json").read_text())["result"]
         assert item.value == stage["best_eval_loss"] <= stage["eval_loss"]
+
+
+@pytest.mark.parametrize(("minimise", "order"), [(True, [1, 2, 3, None]), (False, [3, 2, 1, None])])
+def test_lower_or_higher_is_better_and_failed_trials_come_last(minimise, order):
+    def result(value):
+        return TrialResult(
+            settings={"a.b": value}, folder="x", status="failed" if value is None else "finished", value=value,
+            train_loss=None, steps=None, seconds=0.0, reused=False, reason=None,
+        )  # fmt: skip
+
+    assert [item.value for item in rank([result(v) for v in (2, None, 3, 1)], minimise=minimise)] == order
+    tied = [replace(result(1.0), settings={"a.b": name}) for name in "xyz"]
+    assert rank(tied, minimise=minimise) == rank(tied[::-1], minimise=minimise)
 
 
 def test_a_task_ranks_by_its_score(world, tmp_path):
