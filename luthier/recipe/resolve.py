@@ -140,7 +140,7 @@ def _preference_rate(recipe: Recipe, parameters: int) -> tuple[float, str] | Non
     full = min(max(base * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
     name, method = recipe.objective.name, recipe.method.name
     formula = f"{base:g} x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g} for objective {name}"
-    if method in {"full", "freeze"}:
+    if method in {"full", "freeze", "spectrum"}:
         return _two_digits(full), f"{formula}, method {method}"
     return _two_digits(_LORA_FACTOR * full), f"10 x the rate of full tuning ({formula}), for method {method}"
 
