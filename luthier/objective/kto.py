@@ -61,7 +61,7 @@ class Kto(Objective):
             kinds = (desired.float(), (~desired).float())
             values = (self.beta * ratios, scored.values[rows], answers.lengths[rows])
             parts = [(value * kind).sum() for value in values for kind in kinds]
-            counted = desired.new_tensor(len(rows), dtype=torch.float32)
+            counted = torch.full((), float(len(rows)), device=ratios.device)
             sums = [counted, kinds[0].sum(), *parts, counted * scored.kl]
             return Outcome(losses, dict(zip(self.sums, (value.float() for value in sums), strict=True)))
 

@@ -31,13 +31,13 @@ from luthier.train import trackers
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
-from luthier.train.preferences import prepare_rows, write_held_out
+from luthier.train.preferences import Rows, prepare_rows, write_held_out
 from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator, on_main
 from luthier.train.progress import Progress
 from luthier.train.reference_cache import ReferenceCache, reference_identity, reference_start
 from luthier.train.result import TrainResult
-from luthier.train.resume import find, roll_back_metrics, run_identity, start_anew
+from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
 from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
@@ -45,9 +45,12 @@ from luthier.train.signals import stop_on_signals
 from luthier.train.snapshot import restore
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
     from luthier.data.prepare import Prepared
+    from luthier.train.order import Order
+    from luthier.train.step import Trainer
 
 __all__ = ["START_FOLDER", "fit", "refuse_float16"]
 
@@ -116,12 +119,8 @@ def fit(
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),
         stop_on_signals() as stop, explain_out_of_memory(recipe, device),
     ):  # fmt: skip
-        trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
-        # Before a checkpoint is restored: base and reference are those of the start, whatever was trained since.
-        fit_base(trainer, data.train, data.packs, order=order)
         cache = None if reference_cache is None else ReferenceCache(folder=reference_cache, start=start)
-        rows = prepare_rows(trainer, data, order=order, max_length=recipe.data.max_length, cache=cache)
-        position = restore(trainer, resumed) if resumed else Progress()
+        trainer, rows, position = _start(accelerator, tuned, data, recipe, order=order, cache=cache, resumed=resumed)
         on_main(accelerator, lambda: roll_back_metrics(run, step=position.step))
         feed = make_feed(
             accelerator, order, recipe.train, examples=rows.train, packs=data.packs, size=position.size,
@@ -149,6 +148,25 @@ def fit(
             trainer.weights.close()
             trainer.engine.detach()
         return loop.result(result, weights_from)
+
+
+def _start(
+    accelerator: Accelerator, tuned: Tuned, data: Prepared, recipe: Recipe, *, order: Order,
+    cache: ReferenceCache | None, resumed: Resumed | None,
+) -> tuple[Trainer, Rows, Progress]:  # fmt: skip
+    """The trainer where the run is, and the rows with what the objective needs to know of its start.
+
+    Base and reference are made before a checkpoint is restored: those of the start, whatever was trained since.
+    """
+    trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
+    try:
+        fit_base(trainer, data.train, data.packs, order=order)
+        rows = prepare_rows(trainer, data, order=order, max_length=recipe.data.max_length, cache=cache)
+        return trainer, rows, restore(trainer, resumed) if resumed else Progress()
+    except BaseException:
+        trainer.weights.close()
+        trainer.engine.detach()
+        raise
 
 
 def refuse_float16(recipe: Recipe) -> None:
