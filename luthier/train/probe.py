@@ -32,7 +32,7 @@ from luthier.train.progress import Progress
 from luthier.train.reference_cache import ReferenceCache
 from luthier.train.schedule import Rising, Schedule, warmup_steps
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, fresh_optimizer, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fit_base, fresh_optimizer, make_feed, make_order, make_trainer
 from luthier.train.split import TooLarge
 from luthier.train.step import Trainer, Update, update
 from luthier.train.validate import validate
@@ -174,6 +174,7 @@ def probing(
         own_random_numbers(device), deterministic_kernels(train.deterministic), explain_out_of_memory(recipe, device),
     ):  # fmt: skip
         trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=steps)
+        fit_base(trainer, data.train, data.packs, order=order)
         rows = prepare_rows(
             trainer, replace(data, validation=list(validation)), order=order, max_length=recipe.data.max_length,
             cache=cache,
