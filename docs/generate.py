@@ -21,9 +21,14 @@ SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMa
 WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
 # Keys of `Recipe` whose section stands below another section.
 NESTED = {
-    "Source": "data.train[]", "ValidationSection": "data.validation", "TaskSpec": "evaluate.tasks[]",
-    "GrpoSection": "objective.grpo", "RewardSpec": "objective.grpo.rewards[]", "JudgeSection": "objective.grpo.judge",
-}  # fmt: skip
+    "Source": "data.train[]",
+    "ValidationSection": "data.validation",
+    "DedupSection": "data.dedup",
+    "TaskSpec": "evaluate.tasks[]",
+    "GrpoSection": "objective.grpo",
+    "RewardSpec": "objective.grpo.rewards[]",
+    "JudgeSection": "objective.grpo.judge",
+}
 
 
 def pages() -> dict[Path, str]:
@@ -50,8 +55,8 @@ def recipe_page() -> str:
         "# Recipe keys\n",
         "Every key that a recipe may have. Anything else is an error that names the nearest key.",
         "`key.sub=value` on the command line sets a key, `data.train.0.path=...` one of an entry of a list.",
-        "The prose is in [data](../data.md), [training](../training.md), [evaluation](../evaluation.md) and "
-        "[merge](../merge.md).\n",
+        "The prose is in [data](../data.md), [training](../training.md), [methods](../methods.md), "
+        "[evaluation](../evaluation.md) and [merge](../merge.md).\n",
     ]
     order = _sections(schema)
     simple = [(name, field) for name, field in schema["properties"].items() if not _section(field)]
@@ -114,7 +119,7 @@ def _allowed(field: Mapping[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "const" in field:
-        return f"`{field['const']}`"
+        return f"`{json.dumps(field['const']) if isinstance(field['const'], bool) else field['const']}`"
     if field["type"] == "array":
         inner = field["items"]
         if "$ref" in inner:
@@ -123,6 +128,8 @@ def _allowed(field: Mapping[str, Any]) -> str:
     if field["type"] == "object":
         values = field.get("additionalProperties")
         return f"mapping of text to {_allowed(values)}" if isinstance(values, dict) else "mapping"
+    if "pattern" in field:
+        return "text that matches `" + field["pattern"].replace("|", "\\|") + "`"
     bounds = " and ".join(f"{sign} {field[name]:g}" for name, sign in SIGNS.items() if name in field)
     return " ".join(part for part in (WORDS[field["type"]], bounds) if part)
 

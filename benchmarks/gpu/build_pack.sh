@@ -2,7 +2,7 @@
 # Fills .gpu/ with what a GPU box without a registry lacks; .gpu/ is never committed and travels as carried folders.
 #   SHARED=../shared/gpu bash benchmarks/gpu/build_pack.sh [WORKDIR]      about 2 minutes; needs pip, unzip, xz
 # .gpu/pack/    site.tar.xz (peers' stacks, bitsandbytes), luthier.tar.xz (what luthier needs; tokenizer; GSM8K's
-#               train.jsonl), peers/, commit: 15 MB, in every call
+#               rows), peers/, commit: 15 MB, in every call
 # .gpu/gguf1/, .gpu/gguf2/    the halves of SmolLM2's GGUF, 45 MB each: two calls on one machine, with the pack
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -20,7 +20,7 @@ for name in pydantic pydantic_core annotated-types typing-inspection typing_exte
 done
 for wheel in "$W"/wheels/*.whl; do unzip -qo "$wheel" -d "$W/site/luthier"; done
 find "$W/site/luthier" -depth -type d \( -name __pycache__ -o -name tests -o -name scripts \) -exec rm -rf {} +
-cp "$SHARED/data/gsm8k/train.jsonl" "$W/site/data/"
+cp "$SHARED/data/gsm8k/train.jsonl" "$SHARED/data/gsm8k/test.jsonl" "$W/site/data/"
 SITE=$W/site "$PYTHON" - <<'P'
 import os, shutil
 from pathlib import Path

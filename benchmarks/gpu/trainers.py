@@ -27,6 +27,7 @@ IMPLEMENTATIONS = ("fast", "plain", "hf")
 def make_recipe(
     *, method: dict[str, Any], train: dict[str, Any], sequences: int, max_steps: int, max_length: int = 1024,
     quantization: str = "none", dequantize_base: bool = False, micro_batches: int = 1, seed: int = 0,
+    objective: dict[str, Any] | None = None,
 ) -> Recipe:  # fmt: skip
     """A resolved recipe: nothing in it is `auto` that a trainer reads.
 
@@ -39,6 +40,7 @@ def make_recipe(
         model["dequantize_base"] = dequantize_base
     document = {
         "model": model, "data": {"train": [{"path": "none"}], "max_length": max_length}, "method": method,
+        "objective": objective or {},
         "train": {
             "learning_rate": 2e-4, "lr_scheduler_type": "constant", "max_steps": max_steps, "seed": seed,
             "per_device_train_batch_size": sequences // micro_batches, "gradient_accumulation_steps": micro_batches,
@@ -104,7 +106,7 @@ class _PlainLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, label_smoothing: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch, label_smoothing: float = 0.0, kl: float = 0.0) -> tuple[torch.Tensor, Any]:
         ids = pad_sequence(list(batch.input_ids.split(batch.doc_lengths)), batch_first=True, padding_value=0)
         lengths = torch.tensor(batch.doc_lengths, device=ids.device)
         mask = (torch.arange(ids.shape[1], device=ids.device)[None] < lengths[:, None]).long()
@@ -114,7 +116,7 @@ class _PlainLoss(nn.Module):
         exact = chosen if chosen.dtype == torch.float64 else chosen.float()
         losses = cross_entropy(exact, batch.target_ids, reduction="none", label_smoothing=label_smoothing)
         correct = (chosen.argmax(dim=-1) == batch.target_ids).sum()
-        return (losses * batch.target_weights).sum(), correct
+        return (losses * batch.target_weights).sum(), {"correct": correct}
 
 
 class PlainEngine:
@@ -126,15 +128,18 @@ class PlainEngine:
     def __init__(self, model: nn.Module) -> None:
         self.module = _PlainLoss(model)
 
-    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> LossSums:
+    def loss(self, batch: Batch, *, label_smoothing: float = 0.0, kl: float = 0.0) -> LossSums:
         """Sums over the batch's targets."""
-        loss, correct = self.module(batch, label_smoothing)
-        return LossSums(loss=loss, weight_sum=batch.weight_sum, correct=correct)
+        loss, sums = self.module(batch, label_smoothing, kl)
+        return LossSums(loss=loss, weight_sum=batch.weight_sum, sums=sums)
 
     def distribute(self, wrap: Any) -> nn.Module:
         """One process only."""
         wrapped: nn.Module = wrap(self.module)
         return wrapped
+
+    def fit_frozen_base(self, _: Any) -> None:
+        """It has no fp8 base."""
 
     def detach(self) -> None:
         """Nothing was changed."""

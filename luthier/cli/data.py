@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.output import emit_json, show
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
+app.command("dedup")(dedup)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -37,7 +39,15 @@ def show_rows(
         return
     for record in records:
         show(row_text(record, session.tokenizer))
-    show("[bold green]trained[/]  context  [dim cyan]special[/]: trained tokens are the answers and their end-of-turn")
+    if prepared.manifest["kind"] == "tokens":
+        legend = "[bold green]trained[/]  context  [dim cyan]special[/]: trained are the answers and their end-of-turn"
+    elif prepared.manifest["kind"] == "prompts":
+        legend = "prompt  [dim cyan]special[/]: what is asked; the answers will be sampled"
+    else:
+        legend = (
+            "[dim]prompt[/]  [bold green]chosen[/]  [bold red]rejected[/]  [dim cyan]special[/]: green and red count"
+        )
+    show(legend)
 
 
 @app.command("check", context_settings=OVERRIDES)
@@ -52,6 +62,8 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
 
 
 def _check_lines(manifest: dict[str, Any]) -> list[str]:
+    from luthier.data.preference_stats import preference_lines
+
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]
     if manifest.get("rows_are") == "prompts":
@@ -68,11 +80,14 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"{manifest['tokens']:,} tokens, {manifest['trained_tokens']:,} trained ({manifest['trained_fraction']:.1%})",
         f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
         f"{lengths['max']} longest",
-        f"{manifest['packs']:,} sequences, {manifest['pack_efficiency']:.1%} full",
+        f"{manifest['packs']:,} sequences of up to {manifest['pack_capacity']:,} tokens, "
+        f"{manifest['pack_efficiency']:.1%} full",
         f"masks proven: {manifest['mask_proof']['turns']:,} turns in {manifest['mask_proof']['rows']:,} rows",
         f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
         f"{manifest['train_validation_overlap']:,}",
     ]
+    lines += curated_lines(manifest)
+    lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
     return lines

@@ -20,6 +20,7 @@ class Method(StrEnum):
     full = "full"
     lora = "lora"
     qlora = "qlora"
+    spectrum = "spectrum"
 
 
 def init(
@@ -50,6 +51,7 @@ def init(
         task_metric=found.metric,
         output_dir=f"runs/{data.name.split('.')[0]}",
         method=method.value,
+        kind=found.kind,
     )
     write_text(out, text)
     if as_json:

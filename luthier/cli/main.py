@@ -13,7 +13,24 @@ from typing import IO, Protocol, runtime_checkable
 
 import typer
 
-from luthier.cli import chat, compare, data, doctor, evaluate, init, merge, plan, quickstart, rerun, run, runs, schema
+from luthier.cli import (
+    chat,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    init,
+    lr_find,
+    merge,
+    plan,
+    quickstart,
+    rerun,
+    run,
+    runs,
+    schema,
+    spectrum,
+    sweep,
+)
 from luthier.cli.output import print_error, wants_json
 from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory, RecipeError
 
@@ -50,7 +67,10 @@ app.command("run", rich_help_panel=START, context_settings=OVERRIDES)(run.run)
 app.command("plan", rich_help_panel=START, context_settings=OVERRIDES)(plan.plan)
 app.add_typer(data.app, name="data", rich_help_panel=STAGES)
 app.command("train", rich_help_panel=STAGES, context_settings=OVERRIDES)(run.train)
+app.command("lr-find", rich_help_panel=STAGES, context_settings=OVERRIDES)(lr_find.lr_find)
+app.command("sweep", rich_help_panel=STAGES, context_settings=OVERRIDES)(sweep.sweep)
 app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate.evaluate)
+app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)

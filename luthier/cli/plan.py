@@ -134,6 +134,8 @@ def _render(answer: Plan, how: str) -> None:
     facts = Table(box=None, pad_edge=False, show_header=False)
     share = f"{trained:,} trained ({trained / sizes.parameters:.2%})"
     facts.add_row("model", f"{shape.architecture}, {sizes.parameters:,} parameters, {share}", shape.source)
+    if sizes.trained_how:
+        facts.add_row("trained", f"by {sizes.method}", sizes.trained_how)
     documents = request.documents
     facts.add_row("data", f"{documents.rows:,} rows, {documents.tokens:,} tokens an epoch", documents.how)
     devices = f"{request.num_gpus} x " if request.num_gpus > 1 else ""
@@ -228,6 +230,7 @@ HOW_TIME = {
     "optimizer": "update: memory traffic",
     "waiting": "the host launches kernels slower than they run",
     "exchange": "communication that is not hidden",
+    "reference": "passes without gradients: the reference point",
     "other": "collate, copies, logging: stated constant",
 }
 
@@ -266,6 +269,11 @@ def _closing(answer: Plan) -> Iterator[str]:
     amount = f"{answer.steps:,} steps, {answer.tokens:,.0f} tokens"
     if answer.fits:
         yield f"run: {amount}, {_duration(answer.seconds)} of training ({beside})"
+    if answer.fits and answer.seconds_before:
+        yield (
+            f"before the first step: {_duration(answer.seconds_before)} for the reference, all answers once without "
+            "gradients (kept for runs over the same rows)"
+        )
     disk = disk_bytes(request, chosen.memory)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:

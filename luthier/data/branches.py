@@ -17,10 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from luthier.data.batch import Answers, Batch
-from luthier.data.types import Branched
+from luthier.data.batch import Answers, Batch, collate
+from luthier.data.types import Branched, Example, TrainRow
 
-__all__ = ["collate_branched"]
+__all__ = ["collate_branched", "collate_rows"]
 
 
 def collate_branched(rows: Sequence[Branched]) -> Batch:
@@ -84,6 +84,20 @@ def collate_branched(rows: Sequence[Branched]) -> Batch:
         rows=torch.from_numpy(taken),
         row_of_target=torch.from_numpy(row_of_target.astype(np.int64)),
     )
+
+
+def collate_rows(rows: Sequence[TrainRow]) -> Batch:
+    """The batch of rows of either type.
+
+    Raises:
+        ValueError: as `collate` and `collate_branched`; or rows of both types.
+    """
+    branched = [row for row in rows if isinstance(row, Branched)]
+    if not branched:
+        return collate([row for row in rows if isinstance(row, Example)])
+    if len(branched) != len(rows):
+        raise ValueError("a batch holds rows of preferences, or rows of single answers, not both")
+    return collate_branched(branched)
 
 
 def _answers(

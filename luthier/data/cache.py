@@ -8,7 +8,8 @@ come after and are no part of it. An entry is a folder of plain arrays and JSON,
     <key>/ids.npy, weights.npy   all rows end to end, int32 and float32
     <key>/rows.json              the parts of the key, a hash of the arrays, and for each row its
                                  length, notes, proof, or why it is dropped (places in files are not
-                                 stored: they may change while the content stays)
+                                 stored: they may change while the content stays); for preferences
+                                 also the length of each answer, its label and margin
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 from array import array
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ import numpy as np
 
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import Tokenized
-from luthier.data.types import Dropped, Example, RowRef
+from luthier.data.types import Branched, Dropped, Example, RowRef, TrainRow
+from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DataSection
 from luthier.runtime.atomic import atomic_folder, sweep
 from luthier.runtime.errors import DataError
@@ -37,11 +40,14 @@ _KEPT_ENTRIES = 16
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
 
 
-def key_parts(contents: Sequence[str], template: ChatTemplate, section: DataSection) -> dict[str, Any]:
+def key_parts(
+    contents: Sequence[str], template: ChatTemplate, section: DataSection, kind: RowKind = "tokens"
+) -> dict[str, Any]:
     """Everything the tokenised rows depend on, by name; `why_missing` says which of them changed."""
     tokenizer = template.tokenizer
     parts: dict[str, Any] = {
         "rows": list(contents),
+        "kind of rows": kind,
         "tokenizer": hash_bytes(tokenizer.backend_tokenizer.to_str().encode("utf-8")),
         "added tokens": hash_json([[str(k), v] for k, v in sorted(tokenizer.get_added_vocab().items())]),
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -92,12 +98,9 @@ def load(folder: Path, parts: dict[str, Any], refs: Sequence[RowRef]) -> list[To
     for record, ref in zip(meta["rows"], refs, strict=True):
         end = place + record.get("tokens", 0)
         if "reason" in record:
-            result: Example | Dropped = Dropped(ref, record["reason"], record["detail"])
+            result: TrainRow | Dropped = Dropped(ref, record["reason"], record["detail"])
         else:
-            result = Example(
-                ids=array("i", ids[place:end].tobytes()), weights=array("f", weights[place:end].tobytes()), ref=ref,
-                notes=tuple(record["notes"]),
-            )  # fmt: skip
+            result = _row(record, ids[place:end], weights[place:end], ref)
         rows.append(
             Tokenized(
                 result=result, methods=tuple(record["methods"]), terminators=tuple(record["terminators"]),
@@ -108,15 +111,37 @@ def load(folder: Path, parts: dict[str, Any], refs: Sequence[RowRef]) -> list[To
     return rows
 
 
+def _row(record: dict[str, Any], ids: Any, weights: Any, ref: RowRef) -> TrainRow:
+    notes = tuple(record["notes"])
+    if "answers" not in record:
+        return Example(ids=array("i", ids.tobytes()), weights=array("f", weights.tobytes()), ref=ref, notes=notes)
+    ends = list(accumulate(record["answers"], initial=record["tokens"] - sum(record["answers"])))
+    return Branched(
+        prompt=array("i", ids[: ends[0]].tobytes()),
+        answers=tuple(array("i", ids[start:end].tobytes()) for start, end in pairwise(ends)),
+        weights=tuple(array("f", weights[start:end].tobytes()) for start, end in pairwise(ends)),
+        label=record["label"], margin=record["margin"], ref=ref, notes=notes,
+    )  # fmt: skip
+
+
+def _flat(row: TrainRow) -> tuple[Any, Any]:
+    """Ids and weights of a row end to end; a prompt weighs nothing."""
+    if isinstance(row, Example):
+        return np.asarray(row.ids, np.int32), np.asarray(row.weights, np.float32)
+    ids = [np.asarray(part, np.int32) for part in (row.prompt, *row.answers)]
+    weights = [np.zeros(len(row.prompt), np.float32), *(np.asarray(part, np.float32) for part in row.weights)]
+    return np.concatenate(ids), np.concatenate(weights)
+
+
 def save(folder: Path, parts: dict[str, Any], rows: Sequence[Tokenized]) -> None:
     """Store an entry, complete or not at all, and forget the oldest ones beyond a few.
 
     Raises:
         EnvironmentProblem: the disk does not allow it.
     """
-    examples = [row.result for row in rows if isinstance(row.result, Example)]
-    ids = np.concatenate([np.zeros(0, np.int32), *(np.asarray(row.ids, np.int32) for row in examples)])
-    weights = np.concatenate([np.zeros(0, np.float32), *(np.asarray(row.weights, np.float32) for row in examples)])
+    flat = [_flat(row.result) for row in rows if not isinstance(row.result, Dropped)]
+    ids = np.concatenate([np.zeros(0, np.int32), *(own for own, _ in flat)])
+    weights = np.concatenate([np.zeros(0, np.float32), *(own for _, own in flat)])
     meta = {"parts": parts, "hash": _arrays_hash(ids, weights), "rows": [_record(row) for row in rows]}
     with atomic_folder(folder / hash_json(parts)) as temporary:
         np.save(temporary / "ids.npy", ids, allow_pickle=False)
@@ -131,7 +156,11 @@ def _record(row: Tokenized) -> dict[str, Any]:
     proof = {"methods": row.methods, "terminators": row.terminators, "full_tokens": row.full_tokens}
     if isinstance(row.result, Dropped):
         return {**proof, "reason": row.result.reason, "detail": row.result.detail}
-    return {**proof, "tokens": len(row.result), "notes": list(row.result.notes)}
+    record = {**proof, "tokens": len(row.result), "notes": list(row.result.notes)}
+    if isinstance(row.result, Branched):
+        answers = [len(answer) for answer in row.result.answers]
+        record |= {"answers": answers, "label": row.result.label, "margin": row.result.margin}
+    return record
 
 
 def _arrays_hash(ids: Any, weights: Any) -> str:

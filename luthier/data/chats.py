@@ -13,12 +13,16 @@ from luthier.data.types import Conversation
 
 __all__ = [
     "SHAREGPT_ROLES",
+    "add_system",
+    "as_chat",
     "check_trainable",
     "finish_chat",
     "read_alpaca",
     "read_columns",
     "read_openai",
     "read_sharegpt",
+    "read_turns",
+    "tools_of",
 ]
 
 SHAREGPT_ROLES: Mapping[str, str] = {
@@ -43,6 +47,12 @@ def finish_chat(fields: Fields, found: Messages, system: str | None, loss_on: st
     """Make a conversation of messages: add system message and tools, check that there is something to train on."""
     if not fields.findings.faults:
         check_trainable(found, at, fields.findings, loss_on)
+    add_system(fields, found, system)
+    return as_chat(fields, found, tools_of(fields))
+
+
+def add_system(fields: Fields, found: Messages, system: str | None) -> None:
+    """Put the row's own system message, or that of the source, in front."""
     own = fields.text("system", required=False) if fields.layout.has_field("system") else ""
     if own and found.has_system():
         fields.findings.add(fields.path("system"), "the row has a system message already")
@@ -50,17 +60,21 @@ def finish_chat(fields: Fields, found: Messages, system: str | None, loss_on: st
         found.prepend_system(own)
     if system is not None and not fields.findings.faults and not found.has_system():
         found.prepend_system(system)
+
+
+def as_chat(fields: Fields, found: Messages, tools: Sequence[Mapping[str, Any]] | None) -> Conversation:
+    """Messages as a conversation."""
     return Conversation(
         kind="chat",
         ref=fields.row.ref,
         messages=tuple(found.messages),
-        tools=_tools(fields),
+        tools=tools,
         message_weights=tuple(found.weights),
         span_weights=found.spans,
     )
 
 
-def _tools(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
+def tools_of(fields: Fields) -> Sequence[Mapping[str, Any]] | None:
     """`tools`; or the older `functions`, wrapped as OpenAI wraps them."""
     tools = read_tools(fields.get("tools"), fields.path("tools"), fields.findings)
     functions = read_tools(fields.get("functions"), fields.path("functions"), fields.findings)
@@ -120,10 +134,15 @@ def read_sharegpt(fields: Fields, system: str | None, loss_on: str) -> Conversat
     """`conversations` of `{from, value}` or `{role, content}` turns."""
     path = fields.path("conversations")
     value = fields.required("conversations")
-    if isinstance(value, list):
-        value = [_sharegpt_turn(turn, (*path, index), fields.findings) for index, turn in enumerate(value)]
-    found = read_messages(value, path, fields.findings) if fields.has("conversations") else Messages()
+    found = read_turns(value, path, fields.findings) if fields.has("conversations") else Messages()
     return finish_chat(fields, found, system, loss_on, at=path)
+
+
+def read_turns(value: Any, path: Path, findings: Findings) -> Messages:
+    """A list of `{from, value}` or `{role, content}` turns."""
+    if isinstance(value, list):
+        value = [_sharegpt_turn(turn, (*path, index), findings) for index, turn in enumerate(value)]
+    return read_messages(value, path, findings)
 
 
 def _sharegpt_turn(turn: Any, at: Path, findings: Findings) -> Any:

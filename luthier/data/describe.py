@@ -5,32 +5,35 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from luthier.data.encode import Encoder
+from luthier.data.lengths import length_summary
 from luthier.data.pack import efficiency
+from luthier.data.preference_stats import preference_stats
 from luthier.data.sources import SourceResult
 from luthier.data.split import count_duplicates, overlapping
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import Tokenized
-from luthier.data.types import Conversation, Dropped, Example, Pack
+from luthier.data.types import Branched, Conversation, Dropped, Example, Pack, TrainRow
+from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DataSection
 from luthier.runtime.hashing import hash_bytes, hash_json
 
-__all__ = ["build_manifest", "token_records", "token_texts"]
+__all__ = ["build_manifest", "token_parts", "token_records", "token_texts"]
 
 _SAMPLES = 3
-_BINS = 20
 _LISTED_ROWS = 10_000
 
 
 def build_manifest(
     *,
     sources: Sequence[SourceResult],
-    train: Sequence[Example],
-    validation: Sequence[Example],
+    train: Sequence[TrainRow],
+    validation: Sequence[TrainRow],
     packs: Sequence[Pack],
     outcomes: Sequence[Tokenized],
     dropped: Sequence[Dropped],
@@ -38,36 +41,41 @@ def build_manifest(
     section: DataSection,
     template: ChatTemplate,
     cache_state: str,
+    kind: RowKind,
+    capacity: int,
 ) -> dict[str, Any]:
     """The manifest of prepared rows; `rows` are all training rows read, those kept for training, and for validation.
 
     `tokens`, `trained_tokens`, `lengths` and `packs` are of one epoch of training rows, source
-    weights applied; `dropped`, `truncated`, `notes` and `mask_proof` count rows of all files.
+    weights applied; `dropped`, `truncated`, `notes` and `mask_proof` count rows of all files. `pack_capacity` are the
+    tokens that fit into a pack. Rows of preferences add `preferences` (`preference_stats`).
     """
     everything, kept, held_out = rows
     lengths = [len(example) for example in train]
     trained = sum(example.trained_tokens for example in train)
-    cut = [row for row in outcomes if isinstance(row.result, Example) and row.full_tokens > len(row.result)]
-    lost = sum(row.full_tokens - len(row.result) for row in cut if isinstance(row.result, Example))
+    kept_rows = [(row.result, row.full_tokens) for row in outcomes if not isinstance(row.result, Dropped)]
+    cut = [(row, full) for row, full in kept_rows if full > len(row)]
+    lost = sum(full - len(row) for row, full in cut)
     lost += sum(row.full_tokens for row in outcomes if isinstance(row.result, Dropped))
-    return {
+    manifest: dict[str, Any] = {
+        "kind": kind,
         "rows_read": sum(source.rows for source in sources),
         "rows_used": len(train),
         "validation_rows": len(validation),
         "tokens": sum(lengths),
         "trained_tokens": trained,
         "trained_fraction": trained / max(sum(lengths), 1),
-        "lengths": _lengths(lengths),
+        "lengths": length_summary(lengths),
         "packs": len(packs),
-        "pack_efficiency": efficiency(packs, section.max_length),
+        "pack_capacity": capacity,
+        "pack_efficiency": efficiency(packs, capacity),
         "dropped": dict(Counter(item.reason for item in dropped)),
         "dropped_rows": [
             {"ref": str(item.ref), "reason": item.reason, "detail": item.detail} for item in dropped[:_LISTED_ROWS]
         ],
         "truncated": len(cut),
         "truncated_rows": [
-            {"ref": str(row.result.ref), "detail": f"truncated {row.full_tokens} -> {section.max_length}"}
-            for row in cut[:_LISTED_ROWS]
+            {"ref": str(row.ref), "detail": f"truncated {full} -> {len(row)}"} for row, full in cut[:_LISTED_ROWS]
         ],
         "cut_tokens": lost,
         "notes": _notes(outcomes),
@@ -82,6 +90,9 @@ def build_manifest(
         "hash": _content(train, validation, packs),
         "cache": cache_state,
     }
+    if kind in ("pairs", "rated"):
+        manifest["preferences"] = preference_stats(train)
+    return manifest
 
 
 def _source(source: SourceResult) -> dict[str, Any]:
@@ -95,27 +106,11 @@ def _source(source: SourceResult) -> dict[str, Any]:
     }
 
 
-def _lengths(lengths: Sequence[int]) -> dict[str, Any]:
-    """Percentiles (nearest rank) and a histogram of [low, high) bins of whole tokens."""
-    if not lengths:
-        return {"min": 0, "p50": 0, "p95": 0, "max": 0, "histogram": []}
-    ordered = sorted(lengths)
-
-    def rank(share: float) -> int:
-        return ordered[max(0, int(np.ceil(share * len(ordered))) - 1)]
-
-    width = -(-(ordered[-1] - ordered[0] + 1) // _BINS)
-    counts = Counter((length - ordered[0]) // width for length in lengths)
-    bins = range((ordered[-1] - ordered[0]) // width + 1)
-    histogram = [[ordered[0] + k * width, ordered[0] + (k + 1) * width, counts[k]] for k in bins]
-    return {"min": ordered[0], "p50": rank(0.5), "p95": rank(0.95), "max": ordered[-1], "histogram": histogram}
-
-
 def _notes(outcomes: Sequence[Tokenized]) -> dict[str, int]:
     notes = Counter(
         re.sub(r"^truncated .*", "truncated", text)
         for row in outcomes
-        if isinstance(row.result, Example)
+        if not isinstance(row.result, Dropped)
         for text in row.result.notes
     )
     return dict(notes.most_common())
@@ -123,7 +118,7 @@ def _notes(outcomes: Sequence[Tokenized]) -> dict[str, int]:
 
 def _mask_proof(outcomes: Sequence[Tokenized]) -> dict[str, Any]:
     """Rows and turns whose trained text was shown to be what is served, and the tokens that end the turns."""
-    proven = [row for row in outcomes if isinstance(row.result, Example)]
+    proven = [row for row in outcomes if not isinstance(row.result, Dropped)]
     methods = Counter(method for row in proven for method in row.methods)
     return {
         "rows": len(proven),
@@ -133,13 +128,21 @@ def _mask_proof(outcomes: Sequence[Tokenized]) -> dict[str, Any]:
     }
 
 
-def _content(train: Sequence[Example], validation: Sequence[Example], packs: Sequence[Pack]) -> str:
+def _content(train: Sequence[TrainRow], validation: Sequence[TrainRow], packs: Sequence[Pack]) -> str:
     """Hash of all that a training run sees; a resumed run must see the same."""
-    parts = []
-    for examples in (train, validation):
-        ids = b"".join(np.asarray(example.ids, np.int32).tobytes() for example in examples)
-        weights = b"".join(np.asarray(example.weights, np.float32).tobytes() for example in examples)
-        parts.append([hash_bytes(ids), hash_bytes(weights), [len(example) for example in examples]])
+    parts: list[Any] = []
+    for rows in (train, validation):
+        pieces = [row.ids if isinstance(row, Example) else (*row.prompt, *chain(*row.answers)) for row in rows]
+        own = [row.weights if isinstance(row, Example) else tuple(chain(*row.weights)) for row in rows]
+        ids = b"".join(np.asarray(piece, np.int32).tobytes() for piece in pieces)
+        weights = b"".join(np.asarray(piece, np.float32).tobytes() for piece in own)
+        parts.append([hash_bytes(ids), hash_bytes(weights), [len(row) for row in rows]])
+        shapes = [
+            [len(row.prompt), [len(answer) for answer in row.answers], row.label, row.margin]
+            for row in rows
+            if isinstance(row, Branched)
+        ]
+        parts += [shapes] if shapes else []
     return hash_json([*parts, [item.examples for item in packs]])
 
 
@@ -163,15 +166,34 @@ def token_texts(ids: Sequence[int], encoder: Encoder) -> list[str]:
     return texts
 
 
-def token_records(example: Example, encoder: Encoder) -> list[dict[str, Any]]:
-    """Every token of a row with its text and kind: trained wins over special, so that a trained end of turn shows."""
-    texts = token_texts(example.ids, encoder)
-    return [
-        {
-            "text": text,
-            "kind": "trained" if weight else "special" if token in encoder.control_ids else "context",
-            "id": int(token),
-            "weight": float(weight),
-        }
-        for text, token, weight in zip(texts, example.ids, example.weights, strict=True)
-    ]
+def token_records(row: TrainRow, encoder: Encoder) -> list[dict[str, Any]]:
+    """Every token of a row with its text and kind: trained wins over special, so that a trained end of turn shows.
+
+    Of preferences the tokens that count are of kind `chosen` or `rejected`; the first token of an answer says with
+    `begins` which one it is.
+    """
+    found: list[dict[str, Any]] = []
+    for name, ids, weights in token_parts(row):
+        counts = "trained" if isinstance(row, Example) else name
+        records = [
+            {
+                "text": text,
+                "kind": counts if weight else "special" if token in encoder.control_ids else "context",
+                "id": int(token),
+                "weight": float(weight),
+            }
+            for text, token, weight in zip(token_texts(ids, encoder), ids, weights, strict=True)
+        ]
+        if name in ("chosen", "rejected"):
+            records[0]["begins"] = name
+        found += records
+    return found
+
+
+def token_parts(row: TrainRow) -> list[tuple[str, Sequence[int], Sequence[float]]]:
+    """(`prompt`, `chosen`, `rejected`; or `row`), ids and weights of each part; an undesired answer is `rejected`."""
+    if isinstance(row, Example):
+        return [("row", row.ids, row.weights)]
+    names = ("rejected",) if row.label is False else ("chosen", "rejected")
+    answers = [(name, ids, own) for name, ids, own in zip(names, row.answers, row.weights, strict=False)]
+    return [("prompt", row.prompt, [0.0] * len(row.prompt)), *answers]

@@ -32,6 +32,8 @@ class Findings:
 
     faults: list[tuple[Path, str, str]] = field(default_factory=list)
     empty: tuple[Path, str] | None = None
+    equal: str | None = None
+    """Why a pair has no better answer: both are the same."""
 
     def add(self, path: Path, message: str, *, code: str = "D207") -> None:
         """Record a fault at a path such as `("messages", 1, "content")`."""

@@ -1,18 +1,27 @@
 """A row in any of the known formats -> `Conversation`, the one normal form.
 
 One function a format, found in `_READERS`. They check everything, coerce nothing, and tell
-apart what is wrong (a fault) from what is well-formed but has nothing to train on (empty).
+apart what is wrong (a fault) from what is well-formed but has nothing to train on (empty, or a pair of equal answers).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from luthier.data.chats import read_alpaca, read_columns, read_openai, read_sharegpt
 from luthier.data.fields import Fields
 from luthier.data.layout import Layout
 from luthier.data.messages import Findings, Path
+from luthier.data.preferences import (
+    read_openai_pair,
+    read_pair,
+    read_pair_columns,
+    read_rated,
+    read_rated_columns,
+    read_sharegpt_pair,
+)
 from luthier.data.raw import read_prompt_completion, read_segments, read_text
 from luthier.data.rows import Row, row_problem
 from luthier.data.strict_json import locate
@@ -31,6 +40,7 @@ class Empty:
     problem: Problem
     conversation: Conversation
     """The row all the same: a prompt without an answer can still be asked."""
+    reason: Literal["empty", "equal"] = "empty"
 
 
 def normalise(
@@ -56,6 +66,10 @@ def normalise(
         detail = f"{path_text(path)}: {message}" if path else message
         hint = "`data.on_empty: drop` leaves such rows out, counted"
         return Empty(row.ref, detail, _problem(row, path, message, "D201", hint=hint), conversation)
+    if findings.equal:
+        hint = "mend the row; `data.on_empty: drop` leaves such rows out, counted"
+        problem = _problem(row, (), findings.equal, "D219", hint=hint)
+        return Empty(row.ref, findings.equal, problem, conversation, "equal")
     return conversation
 
 
@@ -80,4 +94,10 @@ _READERS: Mapping[str, Callable[[Fields, str | None, str], Conversation]] = {
     "prompt_completion": read_prompt_completion,
     "text": read_text,
     "segments": read_segments,
+    "preference": read_pair,
+    "pair_columns": read_pair_columns,
+    "openai_preference": read_openai_pair,
+    "sharegpt_preference": read_sharegpt_pair,
+    "unpaired_preference": read_rated,
+    "rated_columns": read_rated_columns,
 }

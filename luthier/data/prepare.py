@@ -2,7 +2,8 @@
 
 Read `prepare` from top to bottom. Whatever is wrong with the rows is collected and reported at
 once; whatever happens to a row on the way (dropped, cut, altered by the template) is counted and
-listed in the manifest. Tokenised rows are cached by content (`cache.py`).
+listed in the manifest. Tokenised rows are cached by content (`cache.py`). Rows of preferences take the same way: each
+answer with its prompt is tokenised and proven as a row is, then the shared prompt is cut off (`branching.py`).
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data import cache
-from luthier.data.content import row_hash
+from luthier.data.branching import tokenize_preferences
+from luthier.data.content import content_hash, row_hash
+from luthier.data.curated import Curate, Curated
 from luthier.data.describe import build_manifest
 from luthier.data.mask import WAYS_OUT
 from luthier.data.pack import one_by_one, pack
-from luthier.data.sources import SourceResult, read_conversations
+from luthier.data.sources import SourceResult, is_raw, read_conversations
 from luthier.data.split import expand_by_weight, split_validation
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import Tokenized, tokenize_all
-from luthier.data.types import Conversation, Dropped, Example, Pack
+from luthier.data.types import Conversation, Dropped, Pack, TrainRow
+from luthier.recipe.objective_kind import RowKind, pack_capacity
 from luthier.recipe.schema import DataSection, Source
 from luthier.runtime.console import note, progress
-from luthier.runtime.errors import DataError, EnvironmentProblem, Problem
+from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
 __all__ = ["Prepared", "prepare", "weigh"]
 
@@ -33,10 +37,11 @@ _PROGRESS_ROWS = 2_000
 _LISTED_PROBLEMS = 50
 _CUT_WARNING = 0.05
 
-_CODES = {"overlong": "D220", "empty": "D221", "unprovable": "D222", "control_token": "D223"}
+_CODES = {"overlong": "D220", "empty": "D221", "equal": "D219", "unprovable": "D222", "control_token": "D223"}
 _HINTS = {
     "overlong": "raise `data.max_length`, or choose `data.overlong: drop` or `truncate`",
     "empty": "mend the row, or leave such rows out with `data.on_empty: drop`",
+    "equal": "mend the row, or leave such rows out with `data.on_empty: drop`",
     "unprovable": WAYS_OUT,
     "control_token": "mend the row, or encode such tokens as text with `data.control_tokens: text`",
 }
@@ -46,13 +51,16 @@ _HINTS = {
 class Prepared:
     """Rows to train on."""
 
-    train: list[Example]
-    """In the order of the sources; rows of a source with a weight above 1 stand several times."""
-    validation: list[Example]
+    train: list[TrainRow]
+    """In the order of the sources; rows of a source with a weight above 1 stand several times. All of one type:
+    `Example`, or for preferences `Branched`."""
+    validation: list[TrainRow]
     packs: list[Pack]
     """Training sequences: indices into `train`; one index each when packing is off."""
     manifest: dict[str, Any]
     """What was read, used, dropped, cut and proven; JSON."""
+    curated: Curated | None = None
+    """What was decided over all rows as a set, before they were tokenised."""
 
 
 def prepare(
@@ -62,6 +70,8 @@ def prepare(
     seed: int,
     template_kwargs: Mapping[str, Any] | None = None,
     cache_dir: Path | None = None,
+    kind: RowKind = "tokens",
+    curate: Curate | None = None,
 ) -> Prepared:
     """Read, tokenise, split and pack the rows of a recipe.
 
@@ -71,46 +81,62 @@ def prepare(
         seed: `train.seed`: decides the validation split and fractional source weights.
         template_kwargs: `model.chat_template_kwargs`.
         cache_dir: where to keep tokenised rows; None: nowhere.
+        kind: what the objective trains on (`recipe.objective_kind.row_kind`).
+        curate: decides which training rows stay (`luthier.curate.apply.curator`).
 
     Raises:
         DataError: rows that cannot be used (all are reported), or nothing left to train on.
+        RecipeError: `data.loss_on: all` with preferences.
     """
+    if kind != "tokens" and section.loss_on == "all":
+        message = "`data.loss_on: all` would count the prompt, and objectives over preferences compare answers"
+        raise RecipeError(code="C110", message=message, hint="remove it, or write last_assistant")
     template = ChatTemplate(tokenizer, kwargs=template_kwargs, control_tokens=section.control_tokens)
-    sources, held_out = _read(section)
+    sources, held_out = _read(section, kind)
     train_rows = [row for source in sources for row in source.conversations]
     own_validation = list(held_out.conversations) if held_out else []
     results = [*sources, *([held_out] if held_out else [])]
-    outcomes, cache_state = _tokenize(
-        [*train_rows, *own_validation], template, section, cache_dir, [result.hash for result in results]
-    )
+    contents = [result.hash for result in results]
+    curated = curate(train_rows, own_validation) if curate else None
+    if curated:
+        train_rows, contents = curated.rows, [content_hash(curated.rows), content_hash(own_validation)]
+    outcomes, cache_state = _tokenize([*train_rows, *own_validation], template, section, kind, cache_dir, contents)
     by_row = {id(row): outcome for row, outcome in zip([*train_rows, *own_validation], outcomes, strict=True)}
     dropped = [item for result in results for item in result.dropped]
+    dropped += curated.dropped if curated else []
     dropped += [outcome.result for outcome in outcomes if isinstance(outcome.result, Dropped)]
     _raise_for(dropped, section)
 
     def usable(rows: Sequence[Conversation]) -> list[Conversation]:
-        return [row for row in rows if isinstance(by_row[id(row)].result, Example)]
+        return [row for row in rows if not isinstance(by_row[id(row)].result, Dropped)]
 
     if held_out:
         kept, validation_rows = usable(train_rows), usable(own_validation)
     else:
-        kept, validation_rows = split_validation(usable(train_rows), section.validation, seed=seed)
+        kept, validation_rows = split_validation(
+            usable(train_rows), section.validation, seed=seed, groups=curated.groups if curated else None
+        )
     used, left_out = weigh(kept, section, seed)
     dropped += left_out
     train = _examples(used, by_row)
     validation = _examples(validation_rows, by_row)
     _require_targets(train, dropped, sum(result.rows for result in results))
     lengths = [len(example) for example in train]
-    packs = pack(lengths, section.max_length) if section.packing else one_by_one(lengths)
+    capacity = pack_capacity(kind, section.max_length)
+    packs = pack(lengths, capacity) if section.packing else one_by_one(lengths)
     manifest = build_manifest(
         sources=results, train=train, validation=validation, packs=packs, outcomes=outcomes, dropped=dropped,
         rows=(train_rows, kept, validation_rows), section=section, template=template, cache_state=cache_state,
+        kind=kind, capacity=capacity,
     )  # fmt: skip
+    if curated:
+        manifest["curated"] = curated.report
     _warn(manifest)
-    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest)
+    _warn_raw(train_rows, tokenizer)
+    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest, curated=curated)
 
 
-def _read(section: DataSection) -> tuple[list[SourceResult], SourceResult | None]:
+def _read(section: DataSection, kind: RowKind) -> tuple[list[SourceResult], SourceResult | None]:
     """Conversations of every source, and of the validation file if there is one; problems of all of them at once."""
     wanted = list(section.train)
     own = section.validation
@@ -120,7 +146,9 @@ def _read(section: DataSection) -> tuple[list[SourceResult], SourceResult | None
     problems: list[Problem] = []
     for index, source in enumerate(wanted):
         try:
-            results.append(read_conversations(source, index, on_empty=section.on_empty, loss_on=section.loss_on))
+            results.append(
+                read_conversations(source, index, on_empty=section.on_empty, loss_on=section.loss_on, kind=kind)
+            )
         except DataError as error:
             problems += error.problems
     if problems:
@@ -132,18 +160,19 @@ def _tokenize(
     rows: Sequence[Conversation],
     template: ChatTemplate,
     section: DataSection,
+    kind: RowKind,
     cache_dir: Path | None,
     contents: Sequence[str],
 ) -> tuple[list[Tokenized], str]:
     """Outcome of every row, and `hit` or `miss: why`."""
     if cache_dir is None:
-        return _tokenize_now(rows, template, section), "miss: no cache"
-    parts = cache.key_parts(contents, template, section)
+        return _tokenize_now(rows, template, section, kind), "miss: no cache"
+    parts = cache.key_parts(contents, template, section, kind)
     found = cache.load(cache_dir, parts, [row.ref for row in rows])
     if found is not None:
         return found, "hit"
     state = f"miss: {cache.why_missing(cache_dir, parts)}"
-    outcomes = _tokenize_now(rows, template, section)
+    outcomes = _tokenize_now(rows, template, section, kind)
     try:
         cache.save(cache_dir, parts, outcomes)
     except EnvironmentProblem as problem:
@@ -152,11 +181,14 @@ def _tokenize(
     return outcomes, state
 
 
-def _tokenize_now(rows: Sequence[Conversation], template: ChatTemplate, section: DataSection) -> list[Tokenized]:
+def _tokenize_now(
+    rows: Sequence[Conversation], template: ChatTemplate, section: DataSection, kind: RowKind
+) -> list[Tokenized]:
     outcomes: list[Tokenized] = []
+    tokenize = tokenize_all if kind == "tokens" else tokenize_preferences
 
     def collect(advance: Callable[[], None]) -> None:
-        for outcome in tokenize_all(rows, template, section=section):
+        for outcome in tokenize(rows, template, section=section):
             outcomes.append(outcome)
             advance()
 
@@ -171,7 +203,7 @@ def _tokenize_now(rows: Sequence[Conversation], template: ChatTemplate, section:
 def _raise_for(dropped: Sequence[Dropped], section: DataSection) -> None:
     """Report all rows that the recipe does not allow to drop."""
     refused = {"unprovable", "control_token"}
-    refused |= {"empty"} if section.on_empty == "error" else set()
+    refused |= {"empty", "equal"} if section.on_empty == "error" else set()
     refused |= {"overlong"} if section.overlong == "error" else set()
     # A row whose answer was cut off is the doing of `overlong: truncate`, which the recipe asked for.
     bad = [item for item in dropped if item.reason in refused and not item.detail.startswith("cut at")]
@@ -207,13 +239,13 @@ def weigh(rows: list[Conversation], section: DataSection, seed: int) -> tuple[li
     return used, left_out
 
 
-def _examples(rows: Sequence[Conversation], by_row: Mapping[int, Tokenized]) -> list[Example]:
+def _examples(rows: Sequence[Conversation], by_row: Mapping[int, Tokenized]) -> list[TrainRow]:
     results = (by_row[id(row)].result for row in rows)
-    return [result for result in results if isinstance(result, Example)]
+    return [result for result in results if not isinstance(result, Dropped)]
 
 
-def _require_targets(train: Sequence[Example], dropped: Sequence[Dropped], rows: int) -> None:
-    if any(any(example.weights) for example in train):
+def _require_targets(train: Sequence[TrainRow], dropped: Sequence[Dropped], rows: int) -> None:
+    if any(example.trained_tokens for example in train):
         return
     counts = ", ".join(f"{count:,} {reason}" for reason, count in Counter(item.reason for item in dropped).items())
     message = f"nothing is left to train on: of {rows:,} rows {counts or 'none can be used'}"
@@ -230,3 +262,16 @@ def _warn(manifest: Mapping[str, Any]) -> None:
     if manifest["train_validation_overlap"]:
         count = manifest["train_validation_overlap"]
         note(f"warning: {count:,} validation rows are training rows, too, word for word", style="yellow")
+    preferences = manifest.get("preferences", {})
+    if preferences.get("conflicts"):
+        what = "say the opposite of another row: same prompt, the same answers the other way round"
+        note(f"warning: {preferences['conflicts']:,} rows {what}", style="yellow")
+    if "preferences" in manifest and manifest["duplicates"]:
+        note(f"warning: {manifest['duplicates']:,} rows repeat an earlier row word for word", style="yellow")
+
+
+def _warn_raw(rows: Sequence[Conversation], tokenizer: Any) -> None:
+    """Plain text for a model that is served with a template is nearly always a mistake."""
+    if is_raw(rows) and getattr(tokenizer, "chat_template", None):
+        what = "the preferences are raw text; they do not go through the chat template that the tokenizer has"
+        note(f"warning: {what}. `map: {{user: prompt}}` makes a chat of prompt and answers", style="yellow")

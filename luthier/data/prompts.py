@@ -21,7 +21,8 @@ from luthier.data.sources import SourceResult, read_conversations, read_rows, so
 from luthier.data.split import split_validation
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import Tokenized, raw_prompt_ids
-from luthier.data.types import Conversation, Dropped, Example, RowRef
+from luthier.data.types import Conversation, Dropped, Example, RowRef, TrainRow
+from luthier.recipe.objective_kind import pack_capacity
 from luthier.recipe.schema import DataSection, Source
 from luthier.runtime.console import note, progress
 from luthier.runtime.errors import DataError, LuthierError, Problem
@@ -282,14 +283,15 @@ def _as_prepared(
 ) -> Prepared:  # fmt: skip
     """Prompts as rows of which nothing is trained, with a manifest of the usual form."""
     examples = {id(row): Example(ids=row.ids, weights=[0.0] * len(row.ids), ref=row.ref) for row in train}
-    held_out = [Example(ids=row.ids, weights=[0.0] * len(row.ids), ref=row.ref) for row in validation]
+    held_out: list[TrainRow] = [Example(ids=row.ids, weights=[0.0] * len(row.ids), ref=row.ref) for row in validation]
     once = list(examples.values())
-    items = [examples[id(row)] for row in train]
+    items: list[TrainRow] = [examples[id(row)] for row in train]
     packs = one_by_one([len(item) for item in items])
     manifest = build_manifest(
         sources=results, train=items, validation=held_out, packs=packs,
         outcomes=[Tokenized(result=item, full_tokens=len(item)) for item in [*once, *held_out]], dropped=dropped,
         rows=rows, section=wanted.section, template=wanted.template, cache_state="none: prompts are rendered anew",
+        kind="prompts", capacity=pack_capacity("prompts", wanted.section.max_length),
     )  # fmt: skip
     answers = [[row.reference, dict(row.columns)] for row in (*train, *validation)]
     manifest["hash"] = hash_json([manifest["hash"], answers])

@@ -7,7 +7,7 @@ from luthier.data.fields import Fields
 from luthier.data.messages import is_weight, read_messages
 from luthier.data.types import Conversation, Segment
 
-__all__ = ["read_prompt_completion", "read_segments", "read_text"]
+__all__ = ["read_prompt_completion", "read_segments", "read_text", "refuse_system"]
 
 
 def read_prompt_completion(fields: Fields, system: str | None, loss_on: str) -> Conversation:
@@ -30,7 +30,7 @@ def read_prompt_completion(fields: Fields, system: str | None, loss_on: str) -> 
         texts[name] = value if isinstance(value, str) else ""
     if not texts["completion"].strip():
         fields.findings.nothing_to_train(fields.path("completion"), "empty completion")
-    _refuse_system(fields, system)
+    refuse_system(fields, system)
     return Conversation(
         kind="prompt_completion", ref=fields.row.ref, prompt=texts["prompt"], completion=texts["completion"]
     )
@@ -41,7 +41,7 @@ def read_text(fields: Fields, system: str | None, loss_on: str) -> Conversation:
     text = fields.text("text")
     if not text.strip():
         fields.findings.nothing_to_train(fields.path("text"), "empty text")
-    _refuse_system(fields, system)
+    refuse_system(fields, system)
     return Conversation(kind="text", ref=fields.row.ref, text=text)
 
 
@@ -67,10 +67,11 @@ def read_segments(fields: Fields, system: str | None, loss_on: str) -> Conversat
             segments.append(Segment(item["text"], float(label is True) if weight is None else float(weight)))
     if not any(segment.weight and segment.text.strip() for segment in segments):
         fields.findings.nothing_to_train(path, "no segment with text is trained")
-    _refuse_system(fields, system)
+    refuse_system(fields, system)
     return Conversation(kind="segments", ref=fields.row.ref, segments=tuple(segments))
 
 
-def _refuse_system(fields: Fields, system: str | None) -> None:
+def refuse_system(fields: Fields, system: str | None) -> None:
+    """A system message needs a chat."""
     if system is not None:
         fields.findings.add((), "`system` is for chat rows; this row is raw text", code="D209")

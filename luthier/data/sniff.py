@@ -17,14 +17,15 @@ from typing import Any, Literal
 
 from luthier.data.files import DataFile
 from luthier.data.formats import SAMPLE_ROWS, choose_layout, verdict
-from luthier.data.layout import Layout
+from luthier.data.layout import COLUMN_FORMATS, Layout
 from luthier.data.normalise import normalise
 from luthier.data.rows import Row
-from luthier.data.sources import read_rows, source_files
+from luthier.data.sources import is_raw, read_rows, source_files
 from luthier.data.streams import open_bytes, split_lines
 from luthier.data.suggest import suggest_map
 from luthier.data.tables import count_table_rows
 from luthier.data.types import Conversation
+from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError, Problem
 
@@ -41,6 +42,7 @@ _METRICS: Mapping[Answers, str | None] = {
     "text": None,
     "none": None,
 }
+_TRANSCRIPT = re.compile(r"^(Human|User|Assistant|Question|Q): ?", re.MULTILINE)
 _NUMBER_AT_END = re.compile(r"[-+$€£]?\d[\d,]*(?:\.\d+)?\s*[%.]?$")
 
 
@@ -49,6 +51,8 @@ class SniffResult:
     """What a first look at a file tells."""
 
     path: str
+    kind: RowKind
+    """What the rows are; says which objective they are for."""
     format: str | None
     """The format; None when the rows fit none and nothing can be suggested."""
     map: Mapping[str, str]
@@ -69,9 +73,9 @@ class SniffResult:
     samples: tuple[Conversation, ...]
     """The first rows, in normal form."""
     characters: Mapping[str, int]
-    """Length of a row in characters: min, p50, p95, p99, max."""
+    """Length of a row in characters, of preferences with the longer answer: min, p50, p95, p99, max."""
     answer_characters: Mapping[str, int]
-    """Length of the last answer in characters: min, p50, p95, p99, max."""
+    """Length of the last answer (of preferences the chosen one) in characters: min, p50, p95, p99, max."""
     answers: Answers
     """What the last answers look like: JSON, ending in a number, short repeated labels, or free text."""
     metric: str | None
@@ -107,10 +111,12 @@ def sniff(path: str | Path, *, split: str = "train") -> SniffResult:
     kind = _answers(last)
     count = len(head) if len(head) < _MAX_ROWS else sum(_count(file) for file in files)
     if layout is not None:
-        sentence = verdict(layout, count, sorted(set(columns) - layout.used(columns)))
-        why = f"{sentence} (suggested by their names: check the `map`)" if suggested else sentence
+        unused = sorted(set(columns) - layout.used(columns))
+        sentence = verdict(layout, count, unused, raw=is_raw(conversations))
+        why = f"{sentence} ({_why_suggested(layout)}: check the `map`)" if suggested else sentence
     return SniffResult(
         path=str(path),
+        kind=layout.kind if layout else "tokens",
         format=layout.name if layout else None,
         map=dict(layout.map) if layout else {},
         suggested=suggested,
@@ -131,7 +137,9 @@ def sniff(path: str | Path, *, split: str = "train") -> SniffResult:
 def _layout(sample: Sequence[Mapping[str, Any]], file: str) -> tuple[Layout | None, bool, str]:
     """The layout; whether it is only a suggestion; and why there is no certain one."""
     try:
-        return choose_layout("auto", {}, sample, file=file), False, ""
+        found = choose_layout("auto", {}, sample, file=file)
+        chat = _as_chat(found, sample)
+        return (chat, True, "") if chat else (found, False, "")
     except DataError as error:
         why = error.problems[0].message
     suggestion = suggest_map(sample)
@@ -141,6 +149,25 @@ def _layout(sample: Sequence[Mapping[str, Any]], file: str) -> tuple[Layout | No
         return choose_layout("auto", suggestion, sample, file=file), True, why
     except DataError:
         return None, False, why
+
+
+def _as_chat(layout: Layout, sample: Sequence[Mapping[str, Any]]) -> Layout | None:
+    """Preferences in plain text as a chat: what an instruct model needs; not transcripts such as Anthropic's."""
+    if layout.format not in {"preference", "unpaired_preference"}:
+        return None
+    names = ("chosen", "rejected") if layout.kind == "pairs" else ("completion",)
+    prompts = [row.get("prompt") for row in sample]
+    if not all(isinstance(row.get(name), str) for row in sample for name in names):
+        return None
+    if not all(isinstance(text, str) and text.strip() and not _TRANSCRIPT.search(text) for text in prompts):
+        return None
+    return Layout(COLUMN_FORMATS[layout.format], {"user": "prompt"})
+
+
+def _why_suggested(layout: Layout) -> str:
+    if layout.kind != "tokens" and dict(layout.map) == {"user": "prompt"}:
+        return "suggested; without it they are raw text and go through no chat template"
+    return "suggested by their names"
 
 
 def _count(file: DataFile) -> int:
@@ -164,10 +191,12 @@ def _message_text(message: Mapping[str, Any]) -> str:
 def _characters(row: Conversation) -> int:
     pieces = [_message_text(message) for message in row.messages]
     pieces += [row.prompt, row.completion, row.text, *(segment.text for segment in row.segments)]
-    return sum(map(len, pieces))
+    return max([sum(map(len, pieces)), *map(_characters, row.answers)])
 
 
 def _last_answer(row: Conversation) -> str | None:
+    if row.answers:
+        return _last_answer(row.answers[0])
     if row.kind == "prompt_completion":
         return row.completion
     texts = [_message_text(message) for message in row.messages if message["role"] == "assistant"]

@@ -21,14 +21,16 @@ from luthier.data.hub import find_hub_files
 from luthier.data.jsonl import read_json, read_jsonl
 from luthier.data.layout import Layout
 from luthier.data.normalise import Empty, normalise
+from luthier.data.preferences import as_rated
 from luthier.data.rows import Faults, Row
 from luthier.data.tables import read_table, table_schema, typed_problems
 from luthier.data.types import Conversation, Dropped
+from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError, Problem
 from luthier.runtime.hashing import hash_file, hash_json
 
-__all__ = ["SourceResult", "hash_source", "read_conversations", "read_rows", "source_files"]
+__all__ = ["SourceResult", "hash_source", "is_raw", "read_conversations", "read_rows", "source_files"]
 
 _READERS: Mapping[str, Callable[..., Iterator[Row | Problem]]] = {
     "jsonl": read_jsonl,
@@ -65,6 +67,7 @@ def read_conversations(
     *,
     on_empty: Literal["error", "drop", "keep"] = "error",
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant",
+    kind: RowKind = "tokens",
 ) -> SourceResult:
     """Read all rows of a source.
 
@@ -74,6 +77,7 @@ def read_conversations(
         on_empty: What to do with rows that have nothing to train on: report them as errors, drop them, listed, or keep
             them (as prompts).
         loss_on: As in the recipe; decides which answers must not be empty.
+        kind: Rows the objective trains on. Pairs are read as two rated rows each where rated rows are wanted.
 
     Raises:
         DataError: the path is missing or of an unknown kind, rows are broken (all are listed), the format is
@@ -89,7 +93,7 @@ def read_conversations(
     if not sample:
         _refuse_without_rows(source, itertools.chain(head, rows), faults)
     try:
-        layout = choose_layout(source.format, source.map, sample, file=source.path)
+        layout = choose_layout(source.format, source.map, sample, file=source.path, kind=kind)
     except DataError as error:
         # The broken lines are told together with the format; they may be the reason for it.
         faults.add(row for row in itertools.chain(head, rows) if isinstance(row, Problem))
@@ -113,7 +117,7 @@ def read_conversations(
         columns.update(row.value)
         outcome = normalise(row, layout, system=source.system, loss_on=loss_on)
         if isinstance(outcome, Conversation):
-            conversations.append(outcome)
+            conversations += as_rated(outcome) if kind == "rated" and outcome.kind == "pair" else [outcome]
         elif not isinstance(outcome, Empty):
             faults.add(outcome)
         elif on_empty == "keep":
@@ -124,12 +128,14 @@ def read_conversations(
             faults.add(outcome.problem)
     faults.raise_if_any()
     notes["conversations end with a user or tool turn, which is context only"] += sum(map(_ends_open, conversations))
+    if (layout.kind, kind) == ("pairs", "rated"):
+        notes["pairs read as two rated answers each: chosen is desired, rejected is not"] += len(conversations) // 2
     return SourceResult(
         path=source.path,
         conversations=conversations,
-        dropped=[Dropped(row.ref, "empty", row.detail) for row in empty],
+        dropped=[Dropped(row.ref, row.reason, row.detail) for row in empty],
         format=layout.name,
-        verdict=verdict(layout, count, sorted(columns - layout.used(sorted(columns)))),
+        verdict=verdict(layout, count, sorted(columns - layout.used(sorted(columns))), raw=is_raw(conversations)),
         hash=content_hash(conversations),
         rows=count,
         notes=tuple(f"{number:,} {what}" for what, number in notes.items() if number),
@@ -185,5 +191,13 @@ def _refuse_system(source: Source, layout: Layout) -> None:
         raise DataError(problems=[Problem(code="D209", message=message, file=source.path, hint="remove `system`")])
 
 
+def is_raw(conversations: Sequence[Conversation]) -> bool:
+    """Whether these are preferences in plain text, which no template renders."""
+    first = conversations[0] if conversations else None
+    return first is not None and any(answer.kind == "prompt_completion" for answer in first.answers)
+
+
 def _ends_open(conversation: Conversation) -> bool:
+    if conversation.answers:
+        return any(map(_ends_open, conversation.answers))
     return conversation.kind == "chat" and conversation.messages[-1]["role"] != "assistant"

@@ -63,7 +63,7 @@ def typed_problems(schema: pyarrow.Schema, layout: Layout, *, file: str) -> list
             continue
         column, kind = found
         bad = _not_text(kind) if layout.holds_text(name) else _not_json(kind)
-        if layout.format == "prompt_completion" and _is_list(kind):
+        if layout.may_hold_messages(name) and (_is_list(kind) or hasattr(kind, "fields")):
             bad = _not_json(kind)
         if bad:
             message = (

@@ -33,7 +33,7 @@ import numpy as np
 from luthier.data.encode import LONG_PREFIX, Encoded, Encoder, Interval
 from luthier.data.mask import Unprovable, prove
 from luthier.data.template import ChatTemplate
-from luthier.data.types import Conversation, Dropped, Example
+from luthier.data.types import Branched, Conversation, Dropped, Example, TrainRow
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError, Problem
 
@@ -46,7 +46,7 @@ _CHUNK_ROWS = 256
 class Tokenized:
     """Outcome of one row, and what was proven about it."""
 
-    result: Example | Dropped
+    result: TrainRow | Dropped
     methods: tuple[str, ...] = ()
     """How each trained turn was proven: `prefix`, `sentinel`, or `pieces` for rows without a template."""
     terminators: tuple[str, ...] = ()
@@ -80,7 +80,9 @@ def tokenize_conversation(
     Raises:
         DataError: the tokenizer or its template cannot be used at all.
     """
-    return next(tokenize_all([conversation], template, section=section)).result
+    result = next(tokenize_all([conversation], template, section=section)).result
+    assert not isinstance(result, Branched)
+    return result
 
 
 def tokenize_all(

@@ -1,6 +1,8 @@
 """Records that the data stages hand to each other. No torch, no tokenizer.
 
 Source --read--> Row --normalise--> Conversation --template+mask--> Example --pack--> Pack --collate--> Batch
+
+Rows of preferences: Conversation (`pair`, `rated`) --each answer as above--> Branched --pack--> Pack --collate--> Batch
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Branched", "Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment"]
+__all__ = ["Branched", "Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment", "TrainRow"]
 
-Kind = Literal["chat", "prompt_completion", "text", "segments"]
+Kind = Literal["chat", "prompt_completion", "text", "segments", "pair", "rated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """One row in normal form. Exactly one of the four shapes, named by `kind`.
+    """One row in normal form. Exactly one of the six shapes, named by `kind`.
 
     chat: `messages` (dicts as in the OpenAI API: role, content, tool_calls, name, tool_call_id,
       reasoning_content, ..., values exactly as in the file), `tools`.
@@ -48,6 +50,9 @@ class Conversation:
     prompt_completion: `prompt`, `completion`: raw strings, no template; end-of-text token added and trained.
     text: `text`: all of it is trained; end-of-text token added and trained.
     segments: `segments`: raw pieces, each with its weight.
+    pair: `answers`: the conversation with the chosen and the one with the rejected answer, each complete (`chat` or
+      `prompt_completion`) and weighted so that only what follows the shared prompt counts; `margin`.
+    rated: `answers`: one such conversation; `label` says whether its answer is desired.
     """
 
     kind: Kind
@@ -60,6 +65,10 @@ class Conversation:
     completion: str = ""
     text: str = ""
     segments: Sequence[Segment] = ()
+    answers: Sequence[Conversation] = ()
+    label: bool | None = None
+    margin: float | None = None
+    """By how much the reward of the chosen answer should be higher."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +128,16 @@ class Branched:
         return sum(1 for weights in self.weights for weight in weights if weight)
 
 
+TrainRow = Example | Branched
+"""A tokenised row, of either kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """A row that is not used, and why. Never silently: counted and listed in the data manifest."""
 
     ref: RowRef
-    reason: Literal["overlong", "empty", "duplicate", "unprovable", "control_token", "sampled_out"]
+    reason: Literal["overlong", "empty", "equal", "duplicate", "unprovable", "control_token", "sampled_out"]
     detail: str
 
 

@@ -19,6 +19,7 @@ from luthier.model.identity import BaseRecord, verify_record, write_record
 from luthier.model.load import DTYPES, load_base, load_model_folder, locate_model
 from luthier.model.new_tokens import new_token_ids
 from luthier.model.quiet import quiet_libraries
+from luthier.model.reward import is_reward_folder, is_reward_model
 from luthier.model.save import save_model_files, write_stop_ids
 from luthier.model.stops import stop_ids
 from luthier.model.targets import is_tied
@@ -97,11 +98,12 @@ def _tuned(
     section: ModelSection, folder: Path, record: dict[str, Any], *, device: Device, dtype: torch.dtype
 ) -> tuple[Any, dict[str, torch.dtype]]:
     """The result of training on its original base (adapter in fp32), and the type of each weight of the base."""
+    reward = 0 if is_reward_folder(folder) else None  # the head's values come from the folder, whatever the seed
     if is_adapter(folder):
-        base = load_base(section, device=device, dtype=str(dtype).removeprefix("torch."))
+        base = load_base(section, device=device, dtype=str(dtype).removeprefix("torch."), reward_seed=reward)
         check_same_base(record, base, folder)
     else:
-        base = load_model_folder(folder, section, device=device, dtype=dtype)
+        base = load_model_folder(folder, section, device=device, dtype=dtype, reward_seed=reward)
     dtypes = {name: value.dtype for name, value in base.named_parameters(remove_duplicate=False)}
     if not is_adapter(folder):
         return base, dtypes
@@ -152,7 +154,8 @@ def _settle_tying(model: PreTrainedModel) -> None:
 def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_shard_size: str) -> None:
     save_model_files(model, folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    write_stop_ids(folder, stop_ids(tokenizer, model), model)
+    if not is_reward_model(model):
+        write_stop_ids(folder, stop_ids(tokenizer, model), model)
 
 
 def _verify(
@@ -178,7 +181,8 @@ def _verify(
         del rounded_model
     del model
     free_memory(device)
-    plain = load_model_folder(merged_folder, section, device=device, dtype=torch.float32)
+    reward = 0 if is_reward_folder(merged_folder) else None
+    plain = load_model_folder(merged_folder, section, device=device, dtype=torch.float32, reward_seed=reward)
     merged = logits_of(plain, prompts)
     del plain
     free_memory(device)
@@ -198,7 +202,8 @@ def _against_packed(
     section: ModelSection, folder: Path, prompts: list[list[int]], merged: list[torch.Tensor], *, device: Device
 ) -> dict[str, float]:
     """KL of the adapter on its 4-bit base against the merged model, and the adapter's own effect as a scale."""
-    base = load_base(section, device=device, dtype="float32", quantization="nf4")
+    reward = 0 if is_reward_folder(folder) else None
+    base = load_base(section, device=device, dtype="float32", quantization="nf4", reward_seed=reward)
     model = attach_adapter(base, folder, trainable=False, dtype=torch.float32)
     tuned = logits_of(model, prompts)
     with model.disable_adapter():

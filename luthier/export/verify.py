@@ -102,12 +102,17 @@ def _sample_rows(manifest: Path) -> list[list[int]]:
 
 
 def logits_of(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Logits of each prompt, (T, V) in fp32 on the CPU; one prompt at a time, no padding, no cache."""
+    """Logits of each prompt, (T, V) in fp32 on the CPU; one prompt at a time, no padding, no cache.
+
+    Of a reward model (1, 1): what it says of the prompt.
+    """
     model.eval()
     device = model.get_input_embeddings().weight.device
     with torch.inference_mode():
         return [
-            model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=False).logits[0].float().cpu()
+            torch.atleast_2d(
+                model(input_ids=torch.tensor([list(prompt)], device=device), use_cache=False).logits[0].float().cpu()
+            )
             for prompt in prompts
         ]
 

@@ -12,101 +12,32 @@ on transformers models and on PEFT models; under DDP the wrapper goes around `en
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from luthier.data.batch import Batch
 from luthier.fast.attention import NAME, register
+from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.function import Replaced, replace_decoder_layers
-from luthier.fast.graph import Graphs, graphs_for
-from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
-from luthier.fast.hidden import Layout, ModelInputs, Wanted, model_inputs, take_rows
+from luthier.fast.graph import graphs_for
+from luthier.fast.hidden import Layout, model_inputs
 from luthier.fast.linear import Undo, replace_layers, restore_layers
-from luthier.fast.probe import HeadFinding, LayoutFinding, probe_head, probe_layout
+from luthier.fast.loss import LossModule, LossSums, inner_model
+from luthier.fast.probe import LayoutFinding, probe_head, probe_layout
 from luthier.fast.recompute import recompute_other_layers
 from luthier.fast.report import Part, report_attention, report_decoder, report_head
 from luthier.fast.settings import EngineSettings
+from luthier.objective.base import Objective
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.runtime.malloc import keep_freed_memory
 
 __all__ = ["Engine", "LossModule", "LossSums", "Part", "attach"]
-
-
-@dataclass(frozen=True, slots=True)
-class LossSums:
-    """Sums over the targets of one batch; divide by the weight of the whole update."""
-
-    loss: Tensor
-    """fp32 scalar with gradient: sum of weight x loss."""
-    weight_sum: float
-    correct: Tensor
-    """int64 scalar: targets that are the arg max, unweighted."""
-
-
-class LossModule(nn.Module):  # type: ignore[misc]
-    """Model and loss as one module: `forward(batch)` -> (loss sum, correct count). This is what DDP wraps."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        layout: Layout,
-        finding: HeadFinding,
-        settings: EngineSettings,
-        last_layer: int | None,
-        graphs: Graphs | None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.layout: Layout = layout
-        self.finding = finding
-        self.neftune_noise_alpha = settings.neftune_noise_alpha
-        self.last_layer = last_layer
-        """The decoder layer that can compute trained rows alone, if there is one."""
-        self.graphs = graphs
-        """Recordings of the trunk, where they may be used."""
-
-    def forward(self, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Loss sum and correct count of one batch."""
-        base = inner_model(self.model)
-        inputs = model_inputs(batch, self.layout)
-        if self.training and self.neftune_noise_alpha > 0.0:
-            inputs.embed(base.get_input_embeddings(), noise_alpha=self.neftune_noise_alpha)
-        if self.finding.kind == "model":
-            logits = base(**inputs.kwargs).logits.flatten(0, 1)[inputs.rows(batch.source_index)]
-            return logits_cross_entropy(logits, batch.target_ids, batch.target_weights, label_smoothing=label_smoothing)
-        hidden = self._hidden(base, batch, inputs, Wanted.targets(batch))
-        settings: dict[str, Any] = {
-            "target_ids_s": batch.target_ids, "target_weights_s": batch.target_weights,
-            "label_smoothing": label_smoothing, "transform": self.finding.transform,
-        }  # fmt: skip
-        head = base.get_output_embeddings()
-        linear = plain_linear(head)
-        if linear is None:
-            vocab_size = base.get_input_embeddings().weight.shape[0]
-            return module_cross_entropy(hidden, head, vocab_size=vocab_size, **settings)
-        return linear_cross_entropy(hidden, linear.weight, bias_v=linear.bias, **settings)
-
-    def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, wanted: Wanted) -> Tensor:
-        """(S, D) last hidden states of the wanted rows."""
-        rows = inputs.rows(wanted.rows)
-        if self.training and self.graphs is not None and batch.tokens <= self.graphs.most_tokens:
-            embeds = inputs.embedded(base.get_input_embeddings())
-            replayed = self.graphs.hidden(
-                embeds.squeeze(0), batch.position_ids, batch.doc_lengths, prefixes=batch.prefixes
-            )
-            if replayed is not None:
-                return wanted.arrange(take_rows(replayed, rows))
-        if self.last_layer is not None:
-            inputs.only(rows, last_layer=self.last_layer)
-        hidden: Tensor = base.get_decoder()(**inputs.kwargs)[0].flatten(0, 1)
-        # A last layer that was called on all rows after all (its adapter is off, say) gives all of them.
-        only = self.last_layer is not None and hidden.shape[0] == rows.shape[0]
-        return wanted.arrange(hidden if only else take_rows(hidden, rows))
 
 
 class Engine:
@@ -126,11 +57,14 @@ class Engine:
         """`flat` or `padded`."""
         return self.module.layout
 
-    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> LossSums:
-        """Sums over the batch's targets; see `LossSums`. Noise and dropout follow the model's training mode."""
+    def loss(self, batch: Batch, *, label_smoothing: float = 0.0, kl: float = 0.0) -> LossSums:
+        """Sums over the batch's targets, or rows; see `LossSums`. Noise and dropout follow the model's training mode.
+
+        `kl` is the reference point of an objective that has one, the same for all batches of a step.
+        """
         self.module.training = self.module.model.training
-        loss, correct = self._callable(batch, label_smoothing)
-        return LossSums(loss=loss, weight_sum=batch.weight_sum, correct=correct)
+        loss, sums = self._callable(batch, label_smoothing, kl)
+        return LossSums(loss=loss, weight_sum=batch.weight_sum, sums=sums)
 
     def distribute(self, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """Run the loss through `wrap(engine.module)` from now on, for instance DDP; returns the wrapper."""
@@ -146,6 +80,40 @@ class Engine:
         finally:
             self._switch(NAME if self.layout == "flat" else None)
 
+    def fit_frozen_base(self, make_batch: Callable[[], Batch]) -> Part | None:
+        """Round an fp8 base so that its products are as right as they can be on some documents, layer after layer on
+        what the layers before it give; None (and no batch is made) without such a base. Adapters take part as they are.
+        """
+        bases = [
+            projection.base for program in self._decoder.programs for projection in program.projections
+            if isinstance(projection.base, Fp8)
+        ]  # fmt: skip
+        if not bases:
+            return None
+        batch = make_batch()
+        base, training, began = inner_model(self.module.model), self.module.model.training, time.perf_counter()
+        self.module.model.eval()
+        try:
+            for each in bases:
+                each.fitting = True
+            with torch.no_grad():
+                base.get_decoder()(**model_inputs(batch, self.layout).kwargs)
+        finally:
+            for each in bases:
+                each.fitting = False
+            self.module.model.train(training)
+        errors = [float(each.kept_error) for each in bases if each.kept_error is not None]
+        seconds = time.perf_counter() - began
+        if not errors:
+            return Part("fp8 base", "rounded to nearest", "no inputs that a rounding could be fitted to")
+        part = Part(
+            "fp8 base", f"rounding fitted to {batch.tokens:,} tokens in {seconds:.1f} s",
+            f"leaves {sum(errors) / len(errors):.0%} of the error of rounding to nearest in the products of "
+            f"{len(errors)} of {len(bases)} groups of matrices",
+        )  # fmt: skip
+        self.report += (part,)
+        return part
+
     def detach(self) -> None:
         """Give the model back as it came: its attention, its layer classes. The engine must not be used afterwards."""
         self._switch(None)
@@ -159,13 +127,19 @@ class Engine:
 
 
 def attach(
-    model: nn.Module, settings: EngineSettings | None = None, *, neftune_noise_alpha: float | None = None
+    model: nn.Module,
+    settings: EngineSettings | None = None,
+    *,
+    objective: Objective | None = None,
+    neftune_noise_alpha: float | None = None,
 ) -> Engine:
     """Probe `model` (on its device, in its dtype, adapters in place) and make its engine.
 
     Args:
         model: transformers or PEFT model.
         settings: how layers run; the defaults keep every activation and change no number beyond rounding.
+        objective: what turns log-probabilities of answers (or rewards, for a model with a head of one output) into a
+            loss; for batches of preferences.
         neftune_noise_alpha: short for the setting of that name.
 
     Raises:
@@ -201,9 +175,13 @@ def attach(
     finally:
         _set_attention(own, None)
     recomputed = recompute_other_layers(trunk, decoder, settings)
-    last = decoder.last.index if decoder.last is not None and finding.kind == "head" else None
-    graphs, recorded = graphs_for(trunk, decoder, settings) if finding.kind == "head" else (None, ())
-    module = LossModule(model, layout=layout.layout, finding=finding, settings=settings, last_layer=last, graphs=graphs)
+    # A head of one's own (`model`) is computed by the model's whole forward: no layer is left out, nothing recorded.
+    last = decoder.last.index if decoder.last is not None and finding.kind != "model" else None
+    graphs, recorded = graphs_for(trunk, decoder, settings) if finding.kind != "model" else (None, ())
+    module = LossModule(
+        model, layout=layout.layout, finding=finding, settings=settings, last_layer=last, graphs=graphs,
+        objective=objective,
+    )  # fmt: skip
     report = (
         report_attention(base, layout, decoder), report_head(base, finding),
         *report_decoder(decoder, settings, refused=refused, recomputed=recomputed, device=model.device),
@@ -232,11 +210,6 @@ def _choose_layout(
         decoder.restore()
         layout, refused = probe_layout(model, trunk, switch), layout.reason
     return layout, decoder, refused
-
-
-def inner_model(model: Any) -> Any:
-    """The transformers model under PEFT, or the model itself. Adapters live in its layers, so calling it uses them."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
 def _attention_names(model: nn.Module) -> list[tuple[Any, str]]:

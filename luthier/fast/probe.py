@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ from luthier.data.types import Example, RowRef
 from luthier.fast.attention import NAME, Observed, UnsupportedAttention, observe
 from luthier.fast.head import LogitTransform
 from luthier.fast.hidden import Layout, model_inputs
+from luthier.runtime.errors import RunFailed
 
 __all__ = ["HeadFinding", "LayoutFinding", "probe_head", "probe_layout", "quiet"]
 
@@ -52,10 +53,11 @@ class LayoutFinding:
 class HeadFinding:
     """How logits come about, and why it is known.
 
-    `head`: trunk, then the head module, then `transform`. `model`: only the model's own forward knows.
+    `head`: trunk, then the head module, then `transform`. `model`: only the model's own forward knows. `reward`: the
+    model's `score`, a head of one output, on the last hidden state of a document.
     """
 
-    kind: Literal["head", "model"]
+    kind: Literal["head", "model", "reward"]
     transform: LogitTransform
     reason: str
 
@@ -148,13 +150,15 @@ def _window_obstacle(trunk: Any, observed: Observed) -> str | None:
 
 def probe_head(model: Any, trunk: Any, head: nn.Module | None, layout: Layout) -> HeadFinding:
     """Decide how logits are computed; the attention implementation of `layout` must be on."""
+    if head is None and getattr(getattr(model, "score", None), "out_features", None) == 1:
+        return _probe_score(model, trunk, layout)
     if head is None:
         return HeadFinding("model", LogitTransform(), f"{type(model).__name__} names no output head")
     device = next(model.parameters()).device
     batch = collate([_document(trunk, 6, 1)]).to(device)
     seen: list[Tensor] = []
 
-    def replace(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def ramp_instead(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         seen.append(inputs[0])
         ramp = torch.linspace(-60.0, 60.0, output.shape[-1], device=output.device).to(output.dtype)
         seen.append(ramp.expand_as(output))
@@ -162,7 +166,7 @@ def probe_head(model: Any, trunk: Any, head: nn.Module | None, layout: Layout) -
 
     with quiet(model):
         hidden = _hidden(trunk, batch, layout)
-        handle = head.register_forward_hook(replace)
+        handle = head.register_forward_hook(ramp_instead)
         try:
             logits = model(**model_inputs(batch, layout).kwargs).logits
         finally:
@@ -180,6 +184,25 @@ def probe_head(model: Any, trunk: Any, head: nn.Module | None, layout: Layout) -
     if transform == LogitTransform():
         return HeadFinding("head", transform, "logits are the output of the head (probed)")
     return HeadFinding("head", transform, f"logits are the output of the head with {transform} (probed)")
+
+
+def _probe_score(model: Any, trunk: Any, layout: Layout) -> HeadFinding:
+    """A head of one output: the model must say of a document what `score` says of its last hidden state.
+
+    Raises:
+        RunFailed: it says something else.
+    """
+    pad = getattr(model.config, "pad_token_id", None)
+    document = _document(trunk, 6, 1)
+    # A model looks for the last token that is no padding.
+    document = replace(document, ids=[token + 1 if token == pad else token for token in document.ids])
+    batch = collate([document]).to(next(model.parameters()).device)
+    with quiet(model):
+        own = model(**model_inputs(batch, layout).kwargs).logits.flatten()
+        ours = model.score(_hidden(trunk, batch, layout)[-1:]).flatten()
+    if own.shape != ours.shape or _distance(ours, own) > _TOLERANCE.get(own.dtype, _LOW_PRECISION_TOLERANCE):
+        raise RunFailed(code="T451", message=f"{type(model).__name__} makes its reward in a way of its own")
+    return HeadFinding("reward", LogitTransform(), "one output, on the last token of each answer")
 
 
 def _declared_transform(config: Any) -> LogitTransform:

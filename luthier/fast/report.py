@@ -47,6 +47,8 @@ def report_head(base: Any, finding: HeadFinding) -> Part:
     """How logits and loss are computed."""
     if finding.kind == "model":
         return Part("head", "the model's own forward, all logits", finding.reason)
+    if finding.kind == "reward":
+        return Part("head", "last token of each answer only", finding.reason)
     if plain_linear(base.get_output_embeddings()) is None:
         head = type(base.get_output_embeddings()).__name__
         return Part("head", f"supervised rows only, in chunks through {head}", finding.reason)

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.model.attach import attach_adapter, base_record, cast_adapters, check_adapter_files, check_same_base
-from luthier.model.freeze import freeze_all_but, train_everything
+from luthier.model.freeze import freeze_all_but, train_everything, train_listed
 from luthier.model.identity import verify_record
 from luthier.model.method_report import MethodReport, report_on
 from luthier.model.quantize import is_quantized
 from luthier.model.quiet import quiet_libraries
+from luthier.model.reward import HEAD, is_reward_folder, is_reward_model
+from luthier.model.starts import take_from_base
 from luthier.model.targets import (
     head_name,
     input_name,
@@ -28,8 +30,10 @@ from luthier.model.targets import (
     resolve_modules_to_save,
     resolve_targets,
 )
+from luthier.recipe.names import takes_from_base
 from luthier.recipe.schema import MethodSection
 from luthier.runtime.errors import RecipeError
+from luthier.spectrum.listing import read_listing
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,12 +47,18 @@ class Tuned:
     """A model ready to train, and what of it is trained."""
 
     model: Any
-    """`PeftModel` for lora and qlora, the `PreTrainedModel` itself for full and freeze."""
+    """`PeftModel` for lora and qlora, the `PreTrainedModel` itself for full, freeze and spectrum."""
     report: MethodReport
 
 
 def apply_method(
-    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int] = ()
+    model: PreTrainedModel,
+    method: MethodSection,
+    *,
+    seed: int,
+    new_token_ids: Sequence[int] = (),
+    start_folder: Path | None = None,
+    unfrozen: Sequence[str] = (),
 ) -> Tuned:
     """Make a base model trainable as the recipe says.
 
@@ -57,19 +67,21 @@ def apply_method(
         method: `method` of the recipe.
         seed: of the initial adapter weights; the global random state is neither read nor moved.
         new_token_ids: ids of `model.new_tokens`; with adapters only these rows of the embeddings are trained.
+        start_folder: where an earlier session kept what `init_lora_weights` took out of the base (`starts.py`).
+        unfrozen: for `spectrum`, the patterns that a scan chose; `method.spectrum_file` needs none.
 
     Raises:
         RecipeError: a target, pattern or module that matches nothing, or settings that cannot work together.
     """
     packed = any(is_quantized(parameter) for parameter in model.parameters())
-    if method.name in ("full", "freeze"):
+    if method.name in ("full", "freeze", "spectrum"):
         if packed:
             raise RecipeError(
                 code="M327",
                 message=f"`method.name: {method.name}` cannot train weights stored in 4 bits",
                 hint="use `qlora`, or `model.quantization: none`",
             )
-        notes = _full_or_freeze(model, method, new_token_ids)
+        notes = _weights_themselves(model, method, new_token_ids, unfrozen)
         return Tuned(model, report_on(model, method=method.name, notes=notes))
     if method.name == "qlora" and not packed:
         raise RecipeError(
@@ -82,11 +94,13 @@ def apply_method(
     if method.init_from is not None:
         adapted, notes = _continue_from(model, method, new_token_ids)
     else:
-        adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids)
+        adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids, start_folder=start_folder)
     return Tuned(adapted, report_on(adapted, method=method.name, notes=notes))
 
 
-def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int]) -> list[str]:
+def _weights_themselves(
+    model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int], unfrozen: Sequence[str]
+) -> list[str]:
     if method.init_from is not None:
         raise RecipeError(
             code="M324",
@@ -96,27 +110,50 @@ def _full_or_freeze(model: PreTrainedModel, method: MethodSection, new_token_ids
     if method.name == "full":
         train_everything(model)
         return []
-    notes = freeze_all_but(model, method.trainable, last_n_layers=method.last_n_layers)
+    key = "`embed_tokens` and `lm_head` to `method.trainable`"
+    if method.name == "spectrum":
+        if method.spectrum_file is not None:
+            unfrozen = read_listing(Path(method.spectrum_file).expanduser()).patterns
+        if not unfrozen:
+            raise RecipeError(
+                code="M331", message="`method.name: spectrum` needs a selection: what a scan chose, or a file",
+                hint="`luthier run` scans by itself; in Python pass `unfrozen`, or set `method.spectrum_file`",
+            )  # fmt: skip
+        notes = train_listed(model, unfrozen)
+        key = "`method.train_embeddings: true`" if method.spectrum_file is None else "them to the file"
+    else:
+        notes = freeze_all_but(model, method.trainable, last_n_layers=method.last_n_layers)
     tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
     if new_token_ids and not all(table.weight.requires_grad for table in tables):
         raise RecipeError(
             code="M325", message="`model.new_tokens` are given, but their embedding rows are frozen",
-            hint="add `embed_tokens` and `lm_head` to `method.trainable`, or use `method.name: lora`",
+            hint=f"add {key}, or use `method.name: lora`",
         )  # fmt: skip
     return notes
 
 
 def _new_adapter(
-    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int]
-) -> tuple[PeftModel, list[str]]:
+    model: PreTrainedModel, method: MethodSection, *, seed: int, new_token_ids: Sequence[int],
+    start_folder: Path | None,
+) -> tuple[PeftModel, list[str]]:  # fmt: skip
     from peft import LoraConfig, get_peft_model
 
     notes: list[str] = []
     targets = resolve_targets(model, method.target_modules)
     saved, tie = _modules_to_save(model, method, notes)
     tables = _token_tables(model, targets, saved, new_token_ids, notes)
+    reward = is_reward_model(model)
+    if reward and HEAD not in saved:
+        saved = [*saved, HEAD]
+        notes.append(f"the reward head ({HEAD}) is trained in full")
     record = base_record(model)
     alpha = method.lora_alpha
+    from_base = takes_from_base(method.init_lora_weights)
+    if from_base and any(is_quantized(parameter) for parameter in model.parameters()):
+        raise RecipeError(
+            code="M329", message=f"init_lora_weights {method.init_lora_weights} changes the base, which is in 4 bits",
+            hint="`model.quantization: none`, or `method.init_lora_weights: true`",
+        )  # fmt: skip
     config = LoraConfig(
         r=method.r,
         lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # other tools read an int
@@ -124,11 +161,12 @@ def _new_adapter(
         target_modules=_as_written(model, method.target_modules, targets),
         use_rslora=method.use_rslora,
         use_dora=method.use_dora,
+        init_lora_weights=True if from_base else method.init_lora_weights,
         modules_to_save=saved or None,
         trainable_token_indices={name: list(new_token_ids) for name in tables} or None,
         ensure_weight_tying=tie,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if reward else "CAUSAL_LM",
         revision=record.revision if record else None,
     )
     # PEFT draws on the CPU from the global generator; the same seed must give the same adapter anywhere.
@@ -139,6 +177,10 @@ def _new_adapter(
         config.base_model_name_or_path = record.name_or_path
     cast_adapters(adapted, model.dtype)
     _check_adapted(adapted, targets)
+    if from_base:
+        start = str(method.init_lora_weights)
+        take_from_base(adapted, start, seed=seed, base=record.hash if record else None, folder=start_folder)
+        notes.append(f"starts as {start}; saved as a plain adapter of rank {2 * method.r} for the untouched base")
     return adapted, notes + _expert_notes(model)
 
 
@@ -230,6 +272,14 @@ def _continue_from(
     folder = Path(method.init_from or "").expanduser()
     check_adapter_files(folder)
     check_same_base(verify_record(folder), model, folder)
+    if is_reward_model(model) != is_reward_folder(folder):
+        kinds = ("a reward model", "a language model")
+        raise RecipeError(
+            code="M324",
+            message=f"{folder} is an adapter of {kinds[is_reward_model(model)]}, and this trains "
+            f"{kinds[not is_reward_model(model)]}",
+            hint="merge it first, and name the merged folder in `model.name_or_path`",
+        )
     adapted: Any = attach_adapter(model, folder, trainable=True)
     config = adapted.peft_config[adapted.active_adapter]
     defaults = MethodSection()

@@ -3,23 +3,71 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
+from luthier.model.reward import HEAD, is_reward_model
 from luthier.runtime.errors import Problem, RecipeError
+from luthier.spectrum.listing import matching, unmatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["decoder_layers", "freeze_all_but", "train_everything"]
+__all__ = ["decoder_layers", "freeze_all_but", "train_everything", "train_listed"]
 
 
 def train_everything(model: PreTrainedModel) -> None:
     """Every float weight is trained."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+
+
+def train_listed(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
+    """Freeze all weights but those of an `unfrozen_parameters` list; returns notes about the selection.
+
+    A pattern is matched from the start of a parameter's name (`model.layers.1.mlp.down_proj`: its weight and, where
+    it has one, its bias). A shared weight can be selected by either of its names.
+
+    Raises:
+        RecipeError: patterns that match nothing, all of them.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    problems = [
+        Problem(
+            code="M332", message=f"`unfrozen_parameters` has {pattern!r}, which matches no parameter of this model",
+            hint=f"names here: {_some_names(names)}",
+        )
+        for pattern in unmatched(patterns, names)
+    ]  # fmt: skip
+    if problems:
+        raise RecipeError(problems=problems)
+    chosen = matching(patterns, names)
+    biases = [name for name in chosen if name.endswith(".bias")]
+    notes = [f"{len(biases)} biases of chosen modules are trained with them, as other tools do"] if biases else []
+    return notes + _train_only(model, chosen)
+
+
+def _some_names(names: Iterable[str]) -> str:
+    return ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", name) for name in names})[:6]) + ", ..."
+
+
+def _train_only(model: PreTrainedModel, chosen: Iterable[str]) -> list[str]:
+    """Turn gradients on for the named parameters and off for all others; notes about shared ones."""
+    chosen = set(chosen)
+    # remove_duplicate: a tied head is the embedding under a second name.
+    named = list(model.named_parameters(remove_duplicate=False))
+    notes = []
+    if is_reward_model(model) and not any(name.startswith(f"{HEAD}.") for name in chosen):
+        chosen.update(name for name, _ in named if name.startswith(f"{HEAD}."))
+        notes.append(f"the reward head ({HEAD}) is new, and is trained too")
+    selected = {id(parameter) for name, parameter in named if name in chosen}
+    for _, parameter in named:
+        parameter.requires_grad_(id(parameter) in selected)
+    shown = {name for name, _ in model.named_parameters()}
+    notes += [f"{name} shares its weight with another module; it is trained once" for name in sorted(chosen - shown)]
+    return notes
 
 
 def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_layers: int | None) -> list[str]:
@@ -31,7 +79,7 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
     Raises:
         RecipeError: a pattern matches nothing or is no regular expression, too many layers, or nothing selected.
     """
-    chosen, notes = set(), []
+    chosen = set()
     # remove_duplicate: a tied head is the embedding under a second name.
     named = list(model.named_parameters(remove_duplicate=False))
     problems = []
@@ -46,12 +94,11 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
             )
             continue
         if not found:
-            some = ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", name) for name, _ in named})[:6])
             problems.append(
                 Problem(
                     code="M322",
                     message=f"`method.trainable` has {pattern!r}, which matches no parameter",
-                    hint=f"names here: {some}, ...",
+                    hint=f"names here: {_some_names(name for name, _ in named)}",
                 )
             )
         chosen.update(found)
@@ -82,12 +129,7 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
         )
     if problems:
         raise RecipeError(problems=problems)
-    selected = {id(parameter) for name, parameter in named if name in chosen}
-    for _, parameter in named:
-        parameter.requires_grad_(id(parameter) in selected)
-    shown = {name for name, _ in model.named_parameters()}
-    notes += [f"{name} shares its weight with another module; it is trained once" for name in sorted(chosen - shown)]
-    return notes
+    return _train_only(model, chosen)
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:

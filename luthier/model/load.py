@@ -6,6 +6,7 @@ the recipe, and Python files beside the weights run only with `trust_remote_code
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from luthier.model.locate import locate_model
 from luthier.model.new_tokens import extend_vocabulary
 from luthier.model.quantize import nf4_config
 from luthier.model.quiet import first_line, quiet_libraries
+from luthier.model.reward import HEAD, refuse_generation, set_up_config, start_head
 from luthier.model.tokenizer import load_plain_tokenizer, load_tokenizer
 from luthier.model.weights import check_weight_files, non_finite_tensors, read_config, refuse_non_finite, tensors_of
 from luthier.recipe.schema import ModelSection
@@ -31,11 +33,16 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "base_record", "is_adapter", "load_base", "load_model_folder", "load_tuned", "locate_model"]
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KINDS = {
+    "AutoModelForCausalLM": "a causal language model", "AutoModelForSequenceClassification": "a reward model",
+}  # fmt: skip
 # Loading more than this takes noticeable time: say so.
 _BIG_BYTES = 2 << 30
 
 
-def load_base(section: ModelSection, *, device: Device, dtype: str, quantization: str = "none") -> PreTrainedModel:
+def load_base(
+    section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None
+) -> PreTrainedModel:
     """Load the untouched base model of a recipe.
 
     New tokens get their embedding rows; all weights are finite; every weight came from the files.
@@ -45,13 +52,16 @@ def load_base(section: ModelSection, *, device: Device, dtype: str, quantization
         device: where the weights go.
         dtype: `float32`, `bfloat16` or `float16`: type of the float weights in memory; with `nf4` that of the products.
         quantization: `none`, or `nf4`: linear layers stored in 4 bits.
+        reward_seed: load it as a reward model; a head that the folder lacks is drawn from this seed.
 
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
     """
     folder = locate_model(section.name_or_path, section.revision, trust_remote_code=section.trust_remote_code)
     verify_record(folder)
-    model = load_model_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
+    model = load_model_folder(
+        folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed
+    )
     _match_vocabulary(model, section)
     identity = base_identity(folder)
     model.luthier_base = BaseRecord(
@@ -64,13 +74,14 @@ def load_base(section: ModelSection, *, device: Device, dtype: str, quantization
 def load_tuned(
     section: ModelSection, folder: Path, *, device: Device, dtype: str, quantization: str = "none"
 ) -> PreTrainedModel | PeftModel:
-    """Load a result of training: base plus adapter folder, or a full model folder.
+    """Load a result of training that writes text: base plus adapter folder, or a full model folder.
 
     Raises:
         RunFailed: a file changed since it was written, or the base is not the one the adapter was trained on.
         RecipeError, EnvironmentProblem, AccessError: as `load_base`.
     """
     record = verify_record(folder)
+    refuse_generation(folder)
     if not is_adapter(folder):
         model = load_model_folder(folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization)
         model.luthier_base = None
@@ -84,16 +95,22 @@ def load_tuned(
 
 
 def load_model_folder(
-    folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none"
-) -> PreTrainedModel:
+    folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none",
+    reward_seed: int | None = None,
+) -> PreTrainedModel:  # fmt: skip
     """`from_pretrained` of a model folder, with every choice made here and its report checked.
+
+    With `reward_seed` it is a reward model: the head of one output comes from the folder, or from this seed.
 
     Raises:
         RecipeError, EnvironmentProblem, RunFailed: with an M3xx code and the fix.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = _load_config(folder, section)
+    kind = AutoModelForCausalLM if reward_seed is None else AutoModelForSequenceClassification
+    if reward_seed is not None:
+        set_up_config(config)
     files = check_weight_files(folder)
     size = sum(file.stat().st_size for file in files)
     if size > _BIG_BYTES:
@@ -107,18 +124,20 @@ def load_model_folder(
     if quantization == "nf4":
         # NaN does not survive rounding to 4 bits as NaN: look at the files.
         refuse_non_finite(non_finite_tensors(tensors_of(files)), where=str(folder))
-        options["quantization_config"] = nf4_config(dtype)
+        options["quantization_config"] = nf4_config(dtype, keep=() if reward_seed is None else (HEAD,))
     if device.type == "cuda" or quantization == "nf4":
         options["device_map"] = {"": device.torch_device}
     try:
         with quiet_libraries():
-            model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, report = kind.from_pretrained(folder, **options)
     except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise EnvironmentProblem(
-            code="M308", message=f"{folder} cannot be loaded as a causal language model: {first_line(error)}",
+            code="M308", message=f"{folder} cannot be loaded as {_KINDS[kind.__name__]}: {first_line(error)}",
             hint="check `model.name_or_path`; a new architecture may need a newer transformers",
         ) from error  # fmt: skip
-    _check_report(report, folder)
+    _check_report(report, folder, own_head=() if reward_seed is None else (f"{HEAD}.weight",))
+    if reward_seed is not None and f"{HEAD}.weight" in report.get("missing_keys", ()):
+        start_head(model, seed=reward_seed)
     if device.type == "mps":
         model.to(device.torch_device)
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
@@ -188,9 +207,13 @@ def _without_run_settings(value: Any) -> Any:
     return [_without_run_settings(item) for item in value] if isinstance(value, list) else value
 
 
-def _check_report(report: dict[str, Any], folder: Path) -> None:
-    """Every weight must come from the files: transformers fills the rest with random numbers and a warning."""
-    missing, mismatched = sorted(report.get("missing_keys", ())), report.get("mismatched_keys", ())
+def _check_report(report: dict[str, Any], folder: Path, *, own_head: Sequence[str] = ()) -> None:
+    """Every weight must come from the files: transformers fills the rest with random numbers and a warning.
+
+    A reward model that is made from a language model has a head of its own instead of the language model's.
+    """
+    missing = sorted(set(report.get("missing_keys", ())) - set(own_head))
+    mismatched = report.get("mismatched_keys", ())
     if missing:
         raise EnvironmentProblem(
             code="M312", message=f"{folder} lacks {len(missing)} weights of its architecture: {', '.join(missing[:3])}",
@@ -201,8 +224,8 @@ def _check_report(report: dict[str, Any], folder: Path) -> None:
             code="M312",
             message=f"{folder} has weights of another shape than config.json says: {sorted(map(str, mismatched))[:3]}",
         )
-    if report.get("unexpected_keys"):
-        extra = sorted(report["unexpected_keys"])
+    extra = sorted(name for name in report.get("unexpected_keys", ()) if not (own_head and name.startswith("lm_head.")))
+    if extra:
         note(f"{len(extra)} tensors in {folder} are not used by this architecture: {', '.join(extra[:3])}")
 
 

@@ -26,6 +26,8 @@ class ModuleRow:
 
     kind: str
     modules: int
+    trained_modules: int
+    """Those with a weight that is trained."""
     trainable: int
     total: int
 
@@ -53,7 +55,7 @@ class MethodReport:
     def lines(self) -> list[str]:
         """For people: the total, one line per kind of trained module, then the notes."""
         head = f"{self.method}: {self.trainable:,} of {self.total:,} weights are trained ({self.percent:.2f}%)"
-        rows = [f"{row.kind} x {row.modules}: {row.trainable:,}" for row in self.table if row.trainable]
+        rows = [f"{row.kind} x {_of(row)}: {row.trainable:,}" for row in self.table if row.trainable]
         return [f"{head}, in {len(self.names)} tensors", ", ".join(rows), *self.notes]
 
     def to_json(self) -> dict[str, Any]:
@@ -61,16 +63,23 @@ class MethodReport:
         return {**asdict(self), "percent": self.percent}
 
 
+def _of(row: ModuleRow) -> str:
+    return str(row.modules) if row.trained_modules == row.modules else f"{row.trained_modules} of {row.modules}"
+
+
 def report_on(model: nn.Module, *, method: str, notes: Sequence[str] = ()) -> MethodReport:
     """Count what a prepared model trains (shared weights once)."""
     rows: dict[str, list[int]] = {}
     modules: dict[str, set[str]] = {}
+    trained_modules: dict[str, set[str]] = {}
     named = list(model.named_parameters())
     for name, parameter in named:
         module = _ADDED.sub("", name)
         module = module.removesuffix(".weight").removesuffix(".bias")
         kind = module.rpartition(".")[2]
         modules.setdefault(kind, set()).add(module)
+        if parameter.requires_grad:
+            trained_modules.setdefault(kind, set()).add(module)
         row = rows.setdefault(kind, [0, 0])
         count = parameter_numel(parameter)
         row[0] += count if parameter.requires_grad else 0
@@ -84,7 +93,13 @@ def report_on(model: nn.Module, *, method: str, notes: Sequence[str] = ()) -> Me
         trainable_bytes=sum(parameter.numel() * parameter.element_size() for _, parameter in trained),
         total_bytes=sum(parameter.numel() * parameter.element_size() for _, parameter in named),
         table=tuple(
-            ModuleRow(kind=kind, modules=len(modules[kind]), trainable=row[0], total=row[1])
+            ModuleRow(
+                kind=kind,
+                modules=len(modules[kind]),
+                trained_modules=len(trained_modules.get(kind, ())),
+                trainable=row[0],
+                total=row[1],
+            )
             for kind, row in rows.items()
         ),
         notes=tuple(notes),

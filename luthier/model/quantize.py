@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from luthier.runtime.errors import EnvironmentProblem
 __all__ = ["is_quantized", "nf4_config", "parameter_numel"]
 
 
-def nf4_config(compute_dtype: torch.dtype) -> Any:
+def nf4_config(compute_dtype: torch.dtype, *, keep: Sequence[str] = ()) -> Any:
     """Settings for transformers: NF4 blocks of 64, their scales quantised again, products in `compute_dtype`.
+
+    `keep` names linear layers that stay as they are, besides the output head.
 
     Raises:
         EnvironmentProblem: bitsandbytes is not installed or does not work here.
@@ -34,6 +37,7 @@ def nf4_config(compute_dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
+        **({"llm_int8_skip_modules": list(keep)} if keep else {}),
     )
 
 

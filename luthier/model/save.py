@@ -16,6 +16,8 @@ import torch
 from luthier.model.attach import base_record, is_adapter_parameter
 from luthier.model.identity import write_record
 from luthier.model.quiet import quiet_libraries
+from luthier.model.reward import is_reward_model
+from luthier.model.starts import as_plain_adapter, start_of
 from luthier.model.stops import stop_ids
 from luthier.model.weights import non_finite_tensors, refuse_non_finite
 from luthier.runtime.atomic import atomic_folder, write_json
@@ -35,9 +37,9 @@ def save_trained(
 ) -> None:
     """Save the result of training into `folder`.
 
-    An adapter is saved as PEFT does, in fp32 (from `masters` where given); a whole model in the type it was
-    trained in. Beside it: tokenizer, chat template, generation_config.json with every stop id, and
-    `luthier.json` with the base and the hash of each file.
+    An adapter is saved as PEFT does, in fp32 (from `masters` where given) and for the untouched base (`starts.py`); a
+    whole model in the type it was trained in. Beside it: tokenizer, chat template, generation_config.json with every
+    stop id, and `luthier.json` with the base and the hash of each file.
 
     Args:
         tuned_model: `Tuned.model`.
@@ -69,7 +71,8 @@ def save_trained(
             refuse_non_finite(non_finite_tensors(dict(base.named_parameters())), where="the trained model")
             save_model_files(base, temporary)
         tokenizer.save_pretrained(temporary)
-        write_stop_ids(temporary, stop_ids(tokenizer, base), base)
+        if not is_reward_model(base):
+            write_stop_ids(temporary, stop_ids(tokenizer, base), base)
         trained_in = str(base.dtype).removeprefix("torch.")
         saved_in = "float32" if kind == "adapter" else trained_in
         write_record(temporary, kind=kind, base=base_record(base), dtype=saved_in, trained_in=trained_in)
@@ -94,9 +97,12 @@ def _save_adapter(model: Any, folder: Path, masters: Mapping[str, torch.Tensor])
         raise RuntimeError(f"{len(trained)} tensors were trained, but the adapter file would hold {len(state)}")
     full = {name: tensor.detach().to("cpu", torch.float32).contiguous().clone() for name, tensor in state.items()}
     refuse_non_finite(non_finite_tensors(full), where="the trained adapter")
+    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    start = start_of(model)
+    if start is not None:
+        full, config = as_plain_adapter(full, config, start)
     with os_errors():
         save_file(full, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = copy.deepcopy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.save_pretrained(folder)
 
@@ -108,6 +114,10 @@ def save_model_files(model: PreTrainedModel, folder: Path, *, max_shard_size: st
     """
     from transformers import GenerationConfig
 
+    if is_reward_model(model):  # it writes no text
+        with quiet_libraries(), os_errors():
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        return
     kept = model.generation_config
     model.generation_config = GenerationConfig()
     try:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from luthier.model.quantize import is_quantized
+from luthier.model.reward import HEAD as REWARD_HEAD
+from luthier.model.reward import is_reward_model
 from luthier.runtime.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def resolve_targets(model: PreTrainedModel, spec: str | Sequence[str]) -> list[s
         RecipeError: an entry matches nothing, or matches what LoRA cannot adapt.
     """
     head = head_name(model)
-    linear = [name for name, module in model.named_modules() if _is_linear(module) and name != head]
+    heads = {head, REWARD_HEAD if is_reward_model(model) else None}
+    linear = [name for name, module in model.named_modules() if _is_linear(module) and name not in heads]
     if spec == "all-linear":
         return linear
     matches = (

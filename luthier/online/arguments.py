@@ -1,9 +1,9 @@
 """The recipe as arguments of TRL's trainer; each key that does not mean the same there is told with a line.
 
-Passed on under the same name and meaning: learning_rate, lr_scheduler_type, adam_beta1, adam_beta2, adam_epsilon,
-weight_decay, max_grad_norm, per_device_train_batch_size, gradient_accumulation_steps, logging_steps, eval_steps,
-save_steps, save_total_limit, seed, report_to, and the keys of `objective.grpo`. Refused in `recipe/online_rules.py`:
-what TRL's trainer has no counterpart for. The rest is below.
+Passed on under the same name and meaning: learning_rate, lr_scheduler_type, lr_scheduler_kwargs, adam_beta1,
+adam_beta2, adam_epsilon, weight_decay, max_grad_norm, per_device_train_batch_size, gradient_accumulation_steps,
+logging_steps, eval_steps, save_steps, save_total_limit, seed, report_to, optim_args, and the keys of
+`objective.grpo`. Refused in `recipe/online_rules.py`: what TRL's trainer has no counterpart for. The rest is below.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ def arguments(
     value |= {
         "output_dir": str(folder), "run_name": recipe.name or folder.parent.name, "max_steps": schedule.steps,
         "learning_rate": float(train.learning_rate),
+        "lr_scheduler_kwargs": dict(train.lr_scheduler_kwargs),
+        "optim_args": ",".join(f"{key}={item}" for key, item in train.optim_args.items()) or None,
         "warmup_steps": _warmup(train, schedule.steps),
         "gradient_checkpointing": train.gradient_checkpointing is True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -121,7 +123,7 @@ def mapped_lines(recipe: Recipe, schedule: Schedule) -> list[str]:
         f"sampling: {'vLLM, ' + grpo.vllm_mode if grpo.use_vllm else 'transformers'}",
     ]
     if recipe.model.dtype == "bfloat16":
-        trained = "all weights" if recipe.method.name in ("full", "freeze") else "adapters"
+        trained = "adapters" if recipe.method.name in ("lora", "qlora") else "trained weights"
         lines.append(f"{trained} in float32 under bfloat16 autocast (updates of this size vanish in bfloat16 weights)")
     if train.optim == "adamw_8bit":
         lines.append("optim adamw_8bit: that of bitsandbytes; Luthier's own belongs to its loop")

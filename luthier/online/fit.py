@@ -56,7 +56,7 @@ def weights_dtype(recipe: Recipe) -> str:
 
     TRL's trainer keeps no masters, and a step of 1e-6 is lost in the 8 bits of a bfloat16 weight.
     """
-    return "float32" if recipe.method.name in ("full", "freeze") else recipe.model.dtype
+    return recipe.model.dtype if recipe.method.name in ("lora", "qlora") else "float32"
 
 
 def fit_online(
@@ -284,7 +284,7 @@ def _save(
     model, base = tuned.model, _base_of(tuned.model)
     if "ref" in getattr(model, "peft_config", {}):
         model.delete_adapter("ref")
-    if recipe.method.name in ("full", "freeze") and recipe.model.dtype == "bfloat16":
+    if recipe.method.name not in ("lora", "qlora") and recipe.model.dtype == "bfloat16":
         base.to(torch.bfloat16)
     base.config.pad_token_id, base.config.use_cache, base.generation_config = settings
     save_trained(model, tokenizer, folder)

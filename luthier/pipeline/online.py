@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from luthier.pipeline.spectrum import keep_selection
+from luthier.recipe.optimizers import require_optimizer
 from luthier.runtime.atomic import write_json
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
@@ -27,6 +29,7 @@ def try_online(session: Session) -> None:
 
     recipe = session.recipe
     require_packages(recipe)
+    require_optimizer(recipe.train, device_type=session.device.type)
     _refuse_several_devices(session)
     with build_rewards(recipe.objective.grpo, cache_dir=read_env().cache_dir / "endpoint") as rewards:
         try_rewards(rewards, session.prompts.train[0])
@@ -53,7 +56,12 @@ def train_online(session: Session, *, fingerprint: dict[str, Any], keep_intent: 
             recipe.model, device=session.device, dtype=weights_dtype(recipe), quantization=recipe.model.quantization
         )
         keep_intent()
-        tuned = apply_method(model, recipe.method, seed=recipe.train.seed)
+        selection = session.selection
+        tuned = apply_method(
+            model, recipe.method, seed=recipe.train.seed, unfrozen=selection[0].patterns if selection else ()
+        )
+        if selection:
+            keep_selection(session.run.path, *selection)
         for line in tuned.report.lines():
             note(f"  {line}")
         result = fit_online(

@@ -42,8 +42,9 @@ def run_request(session: Session) -> Request | None:
         return None
     env = read_env()
     request = make_request(
-        session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir
-    )
+        session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
+        unfrozen=session.selection[0].patterns if session.selection else None,
+    )  # fmt: skip
     return replace(request, may_shard=False)  # the loop copies the model to each process
 
 

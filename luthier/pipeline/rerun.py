@@ -19,7 +19,7 @@ from luthier.runtime.errors import RecipeError
 
 __all__ = ["RerunResult", "recipe_of_run", "rerun"]
 
-PATH_KEYS = ("name_or_path", "tokenizer", "chat_template", "path", "fewshot_path", "init_from")
+PATH_KEYS = ("name_or_path", "tokenizer", "chat_template", "path", "fewshot_path", "init_from", "spectrum_file")
 EXACT_METRICS = ("loss", "grad_norm", "learning_rate", "eval_loss", "reward", "eval_reward")
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from luthier.pipeline.session import Session
 from luthier.pipeline.stages import STAGES, Stage, refuse_changed_resume
 from luthier.recipe.load import dump_yaml
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder, StageRecord
 from luthier.runs.manifest import code_version, hardware, library_versions
@@ -80,6 +81,8 @@ def run_recipe(
     with run.lock():
         session = Session(recipe, run, restart=restart)
         refuse_changed_resume(session, wanted=_wanted(recipe, only))
+        if any(stage.name == "train" for stage in _wanted(recipe, only)):
+            require_optimizer(recipe.train)
         write_text(
             run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
         )

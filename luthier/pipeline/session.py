@@ -13,7 +13,10 @@ from luthier.data.sources import hash_source
 from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
 from luthier.pipeline.planning import decide, keep_plan, run_request
+from luthier.pipeline.rates import recall
+from luthier.pipeline.spectrum import selection_of
 from luthier.plan.shape import ModelShape, read_shape
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
 from luthier.recipe.schema import Recipe, TaskSpec
 from luthier.runs.folder import RunFolder
@@ -21,6 +24,8 @@ from luthier.runtime.atomic import write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
+from luthier.spectrum.results import Scan
+from luthier.spectrum.select import Selection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +65,11 @@ class Session:
     def shape(self) -> ModelShape:
         """Sizes of the base model."""
         return read_shape(self.base_folder)
+
+    @cached_property
+    def selection(self) -> tuple[Selection, Scan | None] | None:
+        """What method `spectrum` trains and the scan behind it; None for other methods. Scans on first use."""
+        return selection_of(self) if self.recipe.method.name == "spectrum" else None
 
     @cached_property
     def source_hashes(self) -> list[str]:
@@ -142,6 +152,7 @@ class Session:
         """Rows as tokens with their masks; from the cache when nothing changed."""
         if self.is_online:
             return self.prompts.prepared
+        from luthier.curate.apply import curator
         from luthier.data.prepare import prepare
 
         return prepare(
@@ -150,6 +161,8 @@ class Session:
             seed=self.recipe.train.seed,
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
+            kind=row_kind(self.recipe.objective.name),
+            curate=curator(self.recipe.data, cache_dir=read_env().cache_dir / "dedup"),
         )
 
     @cached_property
@@ -170,6 +183,7 @@ class Session:
                 sequences=counts["packs"],
                 tokens=counts["tokens"],
                 model_parameters=self.shape.parameters,
+                found_rates=() if self.is_online or self.recipe.train.learning_rate != "auto" else recall(self),
                 planned=decision,
             ),
         )

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.online import train_online
 from luthier.pipeline.session import Session
-from luthier.recipe.online import objective_facts
+from luthier.pipeline.spectrum import keep_selection, spectrum_depends
+from luthier.recipe.objective import objective_values
+from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
-from luthier.runtime.atomic import write_json
+from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 
-__all__ = ["STAGES", "Stage", "training_fingerprint"]
+if TYPE_CHECKING:
+    from luthier.model.adapters import Tuned
+
+__all__ = ["STAGES", "Stage", "training_fingerprint", "tuned_model"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
 INTENT_FILE = "training.json"
+DUPLICATES_FILE = "data/duplicates.jsonl"
 CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1}
 
 
@@ -49,6 +57,7 @@ def _data_depends(session: Session) -> dict[str, Any]:
         "tokenizer": model.tokenizer or session.identity["tokenizer"],
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
+        "kind": row_kind(session.recipe.objective.name),
         **_prompt_facts(session),
     }
 
@@ -66,6 +75,7 @@ def _prompt_facts(session: Session) -> dict[str, Any]:
 def _data(session: Session) -> dict[str, Any]:
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
+    _write_duplicates(session)
     dropped = sum(manifest["dropped"].values())
     if session.is_online:
         note(
@@ -86,6 +96,24 @@ def _say_rows(manifest: dict[str, Any], dropped: int) -> None:
         f"{manifest['packs']:,} sequences, "
         f"{manifest['pack_efficiency']:.0%} full; every mask proven; cache {manifest['cache']}"
     )
+    if "preferences" in manifest:
+        from luthier.data.preference_stats import preference_lines
+
+        for line in preference_lines(manifest["preferences"]):
+            note(f"  {line}")
+
+
+def _write_duplicates(session: Session) -> None:
+    """Each row that was dropped for another one; no file when duplicates were not looked for."""
+    file = session.run.path / DUPLICATES_FILE
+    curated = session.prepared.curated
+    if curated is None:
+        file.unlink(missing_ok=True)
+        return
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in curated.records))
+    counts = Counter(record["stage"] for record in curated.records)
+    listed = ", ".join(f"{count:,} {stage}" for stage, count in counts.items()) or "none"
+    note(f"  duplicates dropped: {listed}; each one is in {DUPLICATES_FILE}")
 
 
 # -- scores
@@ -177,10 +205,18 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
-        "objective": objective_facts(recipe),
+        "objective": objective_values(recipe.objective, of_weights=True),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
+        **_unfrozen(session),
     }
+
+
+def _unfrozen(session: Session) -> dict[str, Any]:
+    """The names that Spectrum chose: scores that are nearly equal could be ranked otherwise on another machine."""
+    if session.resolved.recipe.method.name != "spectrum" or session.selection is None:
+        return {}
+    return {"unfrozen": list(session.selection[0].patterns)}
 
 
 def _train_depends(session: Session) -> dict[str, Any]:
@@ -195,8 +231,9 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": objective_facts(recipe),
+        "objective": objective_values(recipe.objective, of_weights=True),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+        **spectrum_depends(recipe),
     }
 
 
@@ -228,6 +265,31 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
+def tuned_model(session: Session) -> Tuned:
+    """The base as the recipe's method trains it, fresh, with its account on the console."""
+    from luthier.model.adapters import apply_method
+    from luthier.model.load import load_base
+    from luthier.train.loop import START_FOLDER
+
+    recipe = session.resolved.recipe
+    require_optimizer(recipe.train, device_type=session.device.type)
+    model = load_base(
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
+    new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    selection = session.selection
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        start_folder=session.run.path / START_FOLDER, unfrozen=selection[0].patterns if selection else (),
+    )  # fmt: skip
+    if selection:
+        keep_selection(session.run.path, *selection)
+    for line in tuned.report.lines():
+        note(f"  {line}")
+    return tuned
+
+
 def _train(session: Session) -> dict[str, Any]:
     if session.is_online:
         return train_online(
@@ -235,22 +297,14 @@ def _train(session: Session) -> dict[str, Any]:
             fingerprint=training_fingerprint(session),
             keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
         )
-    from luthier.model.adapters import apply_method
-    from luthier.model.load import load_base
+    from luthier.pipeline.preferences import measure_preferences
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit
     from luthier.train.predicted import tell_next_plan
 
     resolved = session.resolved
-    recipe = resolved.recipe
-    model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization
-    )
-    new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    tuned = tuned_model(session)
     write_json(session.run.path / INTENT_FILE, _intent(session))
-    tuned = apply_method(model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids)
-    for line in tuned.report.lines():
-        note(f"  {line}")
     result = fit(
         tuned,
         session.prepared,
@@ -259,11 +313,13 @@ def _train(session: Session) -> dict[str, Any]:
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
+        reference_cache=read_env().cache_dir / "reference",
     )
     if result.micro_batch is None:  # it was the run that was planned
         tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
     weights = hash_folder(session.run.path / "final", ("*.safetensors",))
-    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json()}
+    preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
+    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
 
 
 # -- compare

@@ -14,6 +14,7 @@ from luthier.model.locate import locate_model
 from luthier.plan.known import known_model
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.plan.work import Documents, assumed_documents, documents_from_lengths, documents_from_manifest
+from luthier.recipe.objective_kind import pack_capacity, read_as, row_kind
 from luthier.recipe.schema import DataSection, Recipe, Source
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import LuthierError
@@ -54,7 +55,7 @@ def documents_of(recipe: Recipe, *, mean_tokens: int | None = None, rows: int | 
     if found is not None:
         return found
     try:
-        return _estimated(data)
+        return _estimated(recipe)
     except (LuthierError, OSError, _NotCheap) as error:
         why = str(error).splitlines()[0][:80] if not isinstance(error, LuthierError) else error.problems[0].message[:80]
         assumed = assumed_documents(max_length=data.max_length, packing=data.packing, mean_tokens=None, rows=None)
@@ -74,12 +75,15 @@ def _finished_stage(recipe: Recipe) -> Documents | None:
         return None
     if record is None or record.depends_on.get("data") != recipe.data.model_dump(mode="json"):
         return None
+    if record.depends_on.get("kind", "tokens") != row_kind(recipe.objective.name):
+        return None
     how = f"exact: the finished data stage of {run.path}"
     return documents_from_manifest(manifest, max_length=recipe.data.max_length, packing=recipe.data.packing, how=how)
 
 
-def _estimated(data: DataSection) -> Documents:
+def _estimated(recipe: Recipe) -> Documents:
     """Lengths of the first rows of each source, by their words and digits."""
+    data, kind = recipe.data, read_as(row_kind(recipe.objective.name))
     lengths: list[tuple[int, int, float]] = []
     exact = True
     for index, source in enumerate(data.train):
@@ -90,15 +94,15 @@ def _estimated(data: DataSection) -> Documents:
             raise _NotCheap(f"{source.path} is larger than {CHEAP_BYTES >> 20} MiB")
         limit = min(SAMPLE, source.limit or SAMPLE)
         sample = read_conversations(
-            source.model_copy(update={"limit": limit}), index, on_empty="drop", loss_on=data.loss_on
+            source.model_copy(update={"limit": limit}), index, on_empty="drop", loss_on=data.loss_on, kind=kind
         )
         count = _rows(files, source, sample.rows)
         exact = exact and sample.rows < limit
-        used = [_tokens(row, data.loss_on) for row in sample.conversations]
+        used = [size for row in sample.conversations if (size := _size(row, data)) is not None]
         factor = source.weight * count / max(1, sample.rows)
         lengths += [(total, trained, factor) for total, trained in used]
     return documents_from_lengths(
-        lengths, max_length=data.max_length, packing=data.packing, overlong=data.overlong,
+        lengths, max_length=pack_capacity(kind, data.max_length), packing=data.packing, overlong=data.overlong,
         how=f"estimated from words and digits of {'all rows' if exact else f'the first {SAMPLE:,} rows'}",
     )  # fmt: skip
 
@@ -114,13 +118,28 @@ def _rows(files: Sequence[DataFile], source: Source, sampled: int) -> int:
     return min(count, source.limit or count)
 
 
+def _size(row: Conversation, data: DataSection) -> tuple[int, int] | None:
+    """(all, trained) tokens of a row, estimated; of a pair the prompt once. None: its longer answer is too long."""
+    if not row.answers:
+        return _tokens(row, data.loss_on)
+    sizes = [_tokens(answer, data.loss_on) for answer in row.answers]
+    prompt = max(0, min(total - trained for total, trained in sizes))
+    if data.overlong != "truncate" and max(total for total, _ in sizes) > data.max_length:
+        return None
+    answers = [min(total, data.max_length) - prompt for total, _ in sizes]
+    return prompt + max(1, sum(answers)), max(1, sum(trained for _, trained in sizes))
+
+
 def _tokens(row: Conversation, loss_on: str) -> tuple[int, int]:
     """(all, trained) tokens of a row, estimated."""
     if row.kind == "chat":
         texts = [(str(message.get("role")), str(message.get("content") or "")) for message in row.messages]
         sizes = [_count(text) + TEMPLATE_TOKENS for _, text in texts]
+        weights = row.message_weights or [None] * len(texts)
         answers = [
-            size for (role, _), size in zip(texts, sizes, strict=True) if role == "assistant" or loss_on == "all"
+            size
+            for (role, _), size, weight in zip(texts, sizes, weights, strict=True)
+            if (role == "assistant" or loss_on == "all") and weight != 0
         ]
         trained = sum(answers[-1:] if loss_on == "last_assistant" else answers)
     elif row.kind == "prompt_completion":

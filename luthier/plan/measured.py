@@ -111,7 +111,9 @@ class Row:
 
     def words(self) -> str:
         """`Llama-3.1-8B LoRA, 16,384 tokens`."""
-        method = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "freeze": "freeze"}[self.method]
+        method = {"full": "full", "lora": "LoRA", "qlora": "QLoRA", "freeze": "freeze", "spectrum": "Spectrum"}[
+            self.method
+        ]
         optim = ", 8-bit AdamW" if self.optim == "adamw_8bit" else ""
         documents = f", documents up to {self.max_length:,}" if self.max_length != 1024 else ""
         documents += ", replayed" if self.replayed else ""

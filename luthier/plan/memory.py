@@ -17,7 +17,9 @@ Units: bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.plan.activations import (
     activation_bytes,
@@ -32,6 +34,7 @@ from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import BUCKET_BYTES, gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
 from luthier.plan.trained import trainable_parameters
+from luthier.recipe.optimizers import OPTIMIZERS
 
 __all__ = ["MemoryPlan", "estimate_memory", "trainable_parameters"]
 
@@ -93,6 +96,7 @@ def estimate_memory(
     *,
     optim: str,
     supervised: float,
+    optim_args: Mapping[str, Any] | None = None,
     device_type: str = "cuda",
     table: Efficiency = EFFICIENCY,
 ) -> MemoryPlan:
@@ -102,6 +106,7 @@ def estimate_memory(
         sizes: of model and method.
         setting: micro-batch, recompute, storage, sharding.
         optim: `train.optim`.
+        optim_args: `train.optim_args`.
         supervised: share of the tokens that have a loss.
         device_type: `cuda` or `cpu`.
         table: constants.
@@ -113,7 +118,7 @@ def estimate_memory(
         "weights": (weights["base"] + weights["unpacked"] + weights["modules_to_save"]) // share,
         "adapters": weights["adapters"] // share,
         "masters": master_bytes(sizes, setting.dtype_bytes) // share,
-        "optimizer": optimizer_bytes(sizes, optim) // share,
+        "optimizer": optimizer_bytes(sizes, optim, optim_args) // share,
         "gathered": _gathered(sizes, setting),
         "workspace": table.workspace_bytes if cuda else table.process_bytes,
     }
@@ -186,7 +191,8 @@ def _at_the_end(sizes: Sizes, setting: Setting, optim: str) -> int:
     other than our own get fp32 copies of kept 16-bit gradients, some at a time; Adafactor makes its update in fp32."""
     tied = setting.dtype_bytes * sizes.head if sizes.shape.tied and sizes.trained_embedding else 0
     kept = setting.dtype_bytes < 4 and setting.accumulate == 1 and setting.world == 1
-    copies = min(BUCKET_BYTES, 4 * sizes.trainable) if kept and optim not in OWN_UPDATES else 0
+    most = 4 * sizes.trainable if OPTIMIZERS[optim].whole else BUCKET_BYTES
+    copies = min(most, 4 * sizes.trainable) if kept and optim not in OWN_UPDATES else 0
     if optim == "adafactor":
         copies += 8 * sizes.largest_trained
     return max(tied, copies)

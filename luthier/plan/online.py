@@ -113,7 +113,7 @@ def _bytes(recipe: Recipe, sizes: Sizes, device: Accelerator, split: Completions
     """
     shape, method = sizes.shape, recipe.method.name
     size = _number_bytes(recipe, device)
-    whole = method in ("full", "freeze")
+    whole = method not in ("lora", "qlora")
     packed = method == "qlora" or recipe.model.quantization == "nf4"
     weights = (4 if whole else size) * sizes.parameters
     if packed:
@@ -124,7 +124,7 @@ def _bytes(recipe: Recipe, sizes: Sizes, device: Accelerator, split: Completions
         "weights": weights,
         "adapters": 0 if whole else 4 * sizes.trainable,
         "gradients": 4 * sizes.trainable,
-        "optimizer": optimizer_bytes(sizes, recipe.train.optim),
+        "optimizer": optimizer_bytes(sizes, recipe.train.optim, recipe.train.optim_args),
         "reference": 4 * sizes.parameters if whole and recipe.objective.grpo.beta else 0,
         "cache": round(split.count * tokens * 2 * shape.key_value_heads * shape.head_dim * size),
     }

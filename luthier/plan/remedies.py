@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.plan.devices import larger_devices
 from luthier.plan.reasons import gib
 from luthier.plan.sizes import sizes_of
+from luthier.recipe.names import takes_from_base
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import MethodSection, Recipe
 
 if TYPE_CHECKING:
@@ -70,9 +72,9 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     if train.optim in ("adamw_torch", "adamw_torch_fused") and not request.sizes.adapters:
         yield "train.optim=adamw_8bit", _with(request, "train", {"optim": "adamw_8bit"})
     yield from _shorter(request)
-    if method.name in ("full", "freeze"):
+    if method.name in ("full", "freeze", "spectrum"):
         yield "method.name=lora", _with_method(request, "lora")
-    if method.name in ("full", "freeze", "lora"):
+    if method.name in ("full", "freeze", "spectrum", "lora") and not takes_from_base(method.init_lora_weights):
         beside = "" if model.quantization in ("auto", "nf4") else " model.quantization=auto"
         yield f"method.name=qlora{beside}", _with_method(request, "qlora")
     for device in larger_devices(request.device.memory_bytes):
@@ -111,10 +113,11 @@ def _shorter(request: Request) -> Iterator[tuple[str, Request]]:
     length = request.recipe.data.max_length // 2
     documents = request.documents
     while length >= SHORTEST:
+        room = pack_capacity(row_kind(request.recipe.objective.name), length)
         shorter = replace(
             documents,
-            longest_sequence=min(length, documents.longest_sequence),
-            sequences=max(documents.sequences, -(-documents.tokens // length)),
+            longest_sequence=min(room, documents.longest_sequence),
+            sequences=max(documents.sequences, -(-documents.tokens // room)),
         )
         changed = replace(_with(request, "data", {"max_length": length}), documents=shorter)
         yield f"data.max_length={length}", changed

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.plan.calibrate import Correction, calibration_file, correction
@@ -102,9 +102,16 @@ class Request:
         train = self.recipe.train
         return total_steps(self.documents.sequences, split.sequences_per_step, train.num_train_epochs, train.max_steps)
 
+    def epochs(self, split: Batching) -> float:
+        """Passes over the training rows."""
+        per_epoch = -(-self.documents.sequences // split.sequences_per_step)
+        return self.steps(split) / per_epoch
+
     def key(self, base: Base) -> dict[str, str]:
         """What runs must have in common for their measurements to correct this plan."""
         copies = f" x{self.num_gpus}"
+        objective = self.recipe.objective.name
+        copies += "" if objective == "sft" else f" {objective}"
         return {
             "device": self.device.name,
             "model": f"{self.sizes.shape.family} {self.sizes.parameters:.1e}",
@@ -118,10 +125,15 @@ class Request:
 
 def make_request(
     recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1,
-    cache_dir: Path | None = None,
+    cache_dir: Path | None = None, unfrozen: Sequence[str] | None = None,
 ) -> Request:  # fmt: skip
-    """A request for a model of this shape."""
+    """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made.
+
+    Of a reward model only the last token of each answer has a head.
+    """
+    if recipe.objective.name == "reward":
+        documents = replace(documents, supervised=min(1.0, 2.0 * documents.rows / documents.tokens))
     return Request(
-        recipe=recipe, sizes=sizes_of(shape, recipe.method), documents=documents, device=device, num_gpus=num_gpus,
-        cache_dir=cache_dir,
+        recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device,
+        num_gpus=num_gpus, cache_dir=cache_dir,
     )  # fmt: skip

@@ -95,6 +95,8 @@ class Plan:
     """Keys that the recipe fixes and that the plan would set to run at least 5% faster."""
     steps: int
     model_flops_per_token: float
+    seconds_before: float = 0.0
+    """Of passes without gradients before the first step: the reference of DPO and KTO."""
 
     @property
     def tokens(self) -> float:
@@ -147,6 +149,7 @@ class Plan:
             "data": request.documents.how,
             "parameters": request.sizes.parameters,
             "trainable": request.sizes.trainable,
+            "trained_how": request.sizes.trained_how,
             "setting": {
                 **asdict(chosen.setting),
                 "per_device_train_batch_size": chosen.split.per_device_train_batch_size,
@@ -171,6 +174,7 @@ class Plan:
                 "steps": self.steps,
                 "tokens": self.tokens,
                 "seconds": self.seconds,
+                "seconds_before": self.seconds_before,
             },
             "disk": disk_bytes(request, chosen.memory),
             "predicted": self.predicted(),

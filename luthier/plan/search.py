@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from luthier.plan.efficiency import efficiency_of
 from luthier.plan.memory import estimate_memory
+from luthier.plan.objective import passes_before, work_of
 from luthier.plan.reasons import reasons_for, why_not
 from luthier.plan.remedies import Remedy, faster, remedies
 from luthier.plan.request import Request
 from luthier.plan.result import Candidate, Plan, RunnerUp
 from luthier.plan.setting import Base, Setting
-from luthier.plan.time import estimate_step, model_flops_per_token
+from luthier.plan.time import estimate_step, forward_seconds, model_flops_per_token
 from luthier.recipe.steps import Batching
 
 __all__ = ["evaluate", "make_plan", "search"]
@@ -40,7 +41,22 @@ def make_plan(request: Request, *, with_remedies: bool = True) -> Plan:
         runners_up=tuple(_runners_up(chosen, candidates)), remedies=changes, steps=request.steps(chosen.split),
         faster=faster(request, chosen, first_fit) if with_remedies and fitting else None,
         model_flops_per_token=model_flops_per_token(request.sizes, request.documents),
+        seconds_before=_seconds_before(request, chosen),
     )  # fmt: skip
+
+
+def _seconds_before(request: Request, chosen: Candidate) -> float:
+    """Of the passes that the objective makes before the first step, corrected as a step is."""
+    count = passes_before(request.recipe.objective.name, request.epochs(chosen.split))
+    if not count:
+        return 0.0
+    tokens = request.documents.tokens * count / request.num_gpus
+    once = chosen.setting.micro_tokens
+    seconds = forward_seconds(
+        request.sizes, chosen.setting, request.documents, request.device, tokens=once,
+        table=efficiency_of(request.device.type),
+    )  # fmt: skip
+    return seconds * tokens / once * chosen.correction.seconds
 
 
 def first_fit(request: Request) -> Candidate | None:
@@ -67,10 +83,14 @@ def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching
     optim, table = request.recipe.train.optim, efficiency_of(device.type)
     correction = request.correction(setting.base)
     memory = estimate_memory(
-        request.sizes, setting, optim=optim, supervised=documents.supervised, device_type=device.type, table=table
-    )
+        request.sizes, setting, optim=optim, optim_args=request.recipe.train.optim_args,
+        supervised=documents.supervised, device_type=device.type, table=table,
+    )  # fmt: skip
     step_tokens = split.sequences_per_step * documents.sequence_tokens / request.num_gpus
-    step = estimate_step(request.sizes, setting, documents, device, step_tokens=step_tokens, optim=optim, table=table)
+    step = estimate_step(
+        request.sizes, setting, documents, device, step_tokens=step_tokens, optim=optim, table=table,
+        work=work_of(request.recipe.objective.name),
+    )  # fmt: skip
     room = int(device.memory_bytes * (1 - table.safety))
     return Candidate(
         setting=setting, budget=budget, split=split, memory=memory, step=step, correction=correction,

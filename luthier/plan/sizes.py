@@ -7,10 +7,18 @@ layers of a decoder layer that share their input: qkv, o, gate-up, down (`fast/d
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier.plan.shape import ModelShape, Tensor
-from luthier.plan.trained import adapted_tensors, has_adapters, layer_of, trainable_parameters, trained_tensors
+from luthier.plan.trained import (
+    adapted_tensors,
+    has_adapters,
+    layer_of,
+    trainable_parameters,
+    trained_how,
+    trained_tensors,
+)
 from luthier.recipe.schema import MethodSection
 
 __all__ = ["ENGINE_FAMILIES", "PAD", "Group", "Sizes", "sizes_of"]
@@ -81,8 +89,12 @@ class Sizes:
     trained_vectors: int
     largest_trained: int
     """Elements of the largest trained tensor."""
+    hidden_matrices: int = 0
+    """Trained parameters in matrices other than embeddings and head (what Muon updates)."""
     dropout: bool = False
     """Adapters have dropout."""
+    trained_how: str = ""
+    """How far it is known which tensors are trained; empty where the recipe says it all."""
 
     @property
     def head(self) -> int:
@@ -113,9 +125,12 @@ class Sizes:
         return self.shape.family in ENGINE_FAMILIES
 
 
-def sizes_of(shape: ModelShape, method: MethodSection) -> Sizes:
-    """The sums for one model and method. Costs some milliseconds for 700 tensors; compute it once."""
-    adapted, trained = adapted_tensors(shape, method), trained_tensors(shape, method)
+def sizes_of(shape: ModelShape, method: MethodSection, unfrozen: Sequence[str] | None = None) -> Sizes:
+    """The sums for one model and method. Costs some milliseconds for 700 tensors; compute it once.
+
+    `unfrozen`: what a scan chose for Spectrum (`trained.py`).
+    """
+    adapted, trained = adapted_tensors(shape, method), trained_tensors(shape, method, unfrozen)
     names = {tensor.name for tensor in trained}
     linear = {tensor.name for tensor in shape.linear_tensors}
     matrices = _trained_matrices(adapted, trained, method.r)
@@ -124,7 +139,7 @@ def sizes_of(shape: ModelShape, method: MethodSection) -> Sizes:
     small += sum(tensor.parameters for tensor in trained if len(tensor.shape) < 2 and tensor.parameters < SMALL_TENSOR)
     tied_embedding = any(name.endswith("embed_tokens.weight") for name in names)
     trained_head = any(name.endswith("lm_head.weight") for name in names) or (shape.tied and tied_embedding)
-    trainable = trainable_parameters(shape, method)
+    trainable = trainable_parameters(shape, method, unfrozen)
     base = sum(tensor.parameters for tensor in trained)
     return Sizes(
         shape=shape, method=method.name, adapters=has_adapters(method), groups=_groups(shape, adapted, method.r),
@@ -135,7 +150,11 @@ def sizes_of(shape: ModelShape, method: MethodSection) -> Sizes:
         lowest_layer=_lowest(shape, adapted, trained, tied_embedding),
         small_trained=small, factored_rows=sum(sum(matrix) for matrix in matrices), trained_vectors=vectors,
         largest_trained=max((rows * columns for rows, columns in matrices), default=0),
-        dropout=has_adapters(method) and method.lora_dropout > 0.0,
+        hidden_matrices=sum(
+            rows * columns for rows, columns in _trained_matrices(adapted, [t for t in trained if not _is_table(t)],
+                                                                  method.r)
+        ),
+        dropout=has_adapters(method) and method.lora_dropout > 0.0, trained_how=trained_how(method, unfrozen),
     )  # fmt: skip
 
 
@@ -144,6 +163,10 @@ def _trained_matrices(adapted: list[Tensor], trained: list[Tensor], rank: int) -
     return thin + [
         (tensor.shape[0], tensor.parameters // tensor.shape[0]) for tensor in trained if len(tensor.shape) > 1
     ]
+
+
+def _is_table(tensor: Tensor) -> bool:
+    return tensor.name.endswith(("embed_tokens.weight", "lm_head.weight"))
 
 
 def _lowest(shape: ModelShape, adapted: list[Tensor], trained: list[Tensor], embedding: bool) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
+from luthier.recipe.optimizers import state_per_element
 
 __all__ = ["BUCKET_BYTES", "NF4_BYTES", "gradient_bytes", "master_bytes", "optimizer_bytes", "weight_bytes"]
 
@@ -16,8 +20,6 @@ COLLECTED_BYTES = 2 << 30
 """`train/masters.py:COLLECTED_BYTES`."""
 BUCKET_BYTES = 512 << 20
 """`train/masters.py:BUCKET_BYTES`: fp32 copies of 16-bit gradients that an optimizer gets at a time."""
-ADAM_8BIT_BYTES = 2 + 2 * 4 / 256
-"""Two 8-bit moments, each with an fp32 scale per block of 256 (`train/adamw8.py`)."""
 
 
 def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:
@@ -72,17 +74,16 @@ def master_bytes(sizes: Sizes, dtype_bytes: int) -> int:
     return 4 * sizes.trainable if dtype_bytes < 4 else 0
 
 
-def optimizer_bytes(sizes: Sizes, optim: str) -> int:
-    """States of `train.optim`.
+def optimizer_bytes(sizes: Sizes, optim: str, optim_args: Mapping[str, Any] | None = None) -> int:
+    """States of `train.optim`, by the formulas of `recipe/optimizers.py`.
 
-    AdamW: 8 bytes a trained parameter. adamw_8bit: 2 bytes and two scales per 256, but 8 bytes in tensors of fewer
-    than 4,096 elements (`train/adamw8.py:SMALLEST`). Adafactor (arXiv:1804.04235, as transformers runs it, no first
-    moment): an fp32 row and column a matrix, all of a vector. SGD without momentum: none.
+    8-bit optimizers keep fp32 moments in tensors of fewer than 4,096 elements. Adafactor (arXiv:1804.04235, as
+    transformers runs it, no first moment): an fp32 row and column a matrix, all of a vector. Muon: 4 bytes a hidden
+    matrix, AdamW's 8 elsewhere. Pages of paged optimizers can leave the device; they are counted as if none did.
     """
-    if optim == "adamw_8bit":
-        return round((sizes.trainable - sizes.small_trained) * ADAM_8BIT_BYTES + sizes.small_trained * ADAM_BYTES)
+    large, small = state_per_element(optim, optim_args)
     if optim == "adafactor":
         return 4 * (sizes.factored_rows + sizes.trained_vectors)
-    if optim == "sgd":
-        return 0
-    return ADAM_BYTES * sizes.trainable
+    if optim == "muon":
+        return ADAM_BYTES * sizes.trainable - (ADAM_BYTES - 4) * sizes.hidden_matrices
+    return round((sizes.trainable - sizes.small_trained) * large + sizes.small_trained * small)

@@ -5,12 +5,15 @@ backward pass goes, weight gradient 1 where trained, forward again 1 where recom
 
     products    2 P a pass                at the rate of products, shapes included (`Efficiency.tile`)
     thin        reads of inputs and output gradients for A x, B^T dy and the gradients of A and B
-    head        2 d V a pass, on supervised tokens only: 2 passes frozen, 3 trained; logits 3 times through memory
+    head        2 d V a pass, on supervised tokens only: 2 passes frozen, 3 trained; logits 3 times through memory;
+                over preferences one pass more (`objective.py`)
+    reference   passes without gradients in a step (KTO's reference point)
     attention   2 q n (n + tile) a document forward, 2.5 times that backward (q k^T is made again)
     elementwise 8 d + 2 (q + kv) + 3 f elements forward, 8 d + 2 (q + 2 kv) + 6 f backward (fused; §2.2)
     unpack      packed and unpacked bytes of a 4-bit base a pass
     gradients   fp32 sums of weight gradients of several micro-batches: 6 bytes a weight, 10 from the second on
-    optimizer   30 bytes a trained weight with AdamW (gradient twice, master, two moments, weight), 18 in 8 bits
+    optimizer   30 bytes a trained weight with AdamW (gradient twice, master, two moments, weight), 18 in 8 bits;
+                bytes of other states likewise; Muon's products of matrices are left out
     waiting     what the host takes longer to launch the kernels of a step than the device to run them
     exchange    communication that is not hidden (`sharding.py`)
     other       what no kernel runs beside (`Efficiency.step_seconds`)
@@ -18,18 +21,22 @@ backward pass goes, weight gradient 1 where trained, forward again 1 where recom
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from luthier.plan.devices import Accelerator
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.launches import launches, own_attention
+from luthier.plan.objective import ObjectiveWork
 from luthier.plan.setting import Setting
 from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import Group, Sizes
-from luthier.plan.states import ADAM_8BIT_BYTES, NF4_BYTES
+from luthier.plan.states import NF4_BYTES
 from luthier.plan.work import Documents
+from luthier.recipe.optimizers import state_per_element
 
-__all__ = ["StepTime", "estimate_step", "model_flops_per_token"]
+__all__ = ["StepTime", "estimate_step", "forward_seconds", "model_flops_per_token"]
+
+SFT = ObjectiveWork()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,7 @@ class StepTime:
     waiting: float
     exchange: float
     other: float
+    reference: float = 0.0
 
     @property
     def total(self) -> float:
@@ -76,6 +84,7 @@ def estimate_step(
     step_tokens: float,
     optim: str,
     table: Efficiency = EFFICIENCY,
+    work: ObjectiveWork = SFT,
 ) -> StepTime:
     """Seconds of one optimizer step of `step_tokens` tokens on each device.
 
@@ -87,6 +96,7 @@ def estimate_step(
         step_tokens: real tokens of a step on one device, all micro-batches together.
         optim: `train.optim`.
         table: constants.
+        work: what the objective adds.
     """
     layers, lowest = sizes.shape.layers, sizes.lowest_layer
     again = max(0, setting.whole_layers(layers) - lowest)
@@ -96,12 +106,15 @@ def estimate_step(
     parts = {
         "products": _products(sizes, setting, passes, tokens, rate, device, table, documents.supervised),
         "thin": _thin(sizes, setting, passes, tokens, device, table),
-        "head": _head(sizes, setting, documents, tokens, rate, device, table),
+        "head": _head(sizes, setting, documents, tokens, rate, device, table, work),
         "attention": _attention(sizes, documents, passes, tokens, rate, table),
         "elementwise": _elementwise(sizes, setting, passes, tokens, device, table),
         "unpack": _unpack(sizes, setting, passes, device, table),
         "gradients": _sum_bytes(sizes, setting) / (device.bandwidth * table.elementwise),
     }
+    if work.forward_passes:
+        once = forward_seconds(sizes, setting, documents, device, tokens=tokens, table=table)
+        parts["reference"] = work.forward_passes * once
     micro = {name: setting.accumulate * seconds for name, seconds in parts.items()}
     share = setting.world if setting.sharded else 1
     update = _optimizer_bytes(sizes, setting, optim) / share / (device.bandwidth * table.optimizer)
@@ -115,6 +128,25 @@ def estimate_step(
         exchange=exchange_seconds(sizes, setting, device, compute=busy + waiting, table=table),
         other=table.step_seconds,
     )  # fmt: skip
+
+
+def forward_seconds(
+    sizes: Sizes, setting: Setting, documents: Documents, device: Accelerator, *, tokens: float,
+    table: Efficiency = EFFICIENCY,
+) -> float:  # fmt: skip
+    """Seconds of a pass over `tokens` tokens without gradients, head included."""
+    passes = _Passes(forward=sizes.shape.layers, again=0, backward=0)
+    rate = device.bf16 if setting.dtype_bytes == 2 and device.native_bf16 else device.fp32
+    untrained = replace(sizes, trained_linear=0, trained_head=False)
+    one = ObjectiveWork(head_products=1.0, logits_passes=2.0)
+    return (
+        _products(untrained, setting, passes, tokens, rate, device, table, documents.supervised)
+        + _thin(untrained, setting, passes, tokens, device, table)
+        + _head(untrained, setting, documents, tokens, rate, device, table, one)
+        + _attention(untrained, documents, passes, tokens, rate, table)
+        + _elementwise(untrained, setting, passes, tokens, device, table)
+        + _unpack(untrained, setting, passes, device, table)
+    )
 
 
 def _product(m: float, n: int, k: int, rate: float, table: Efficiency) -> float:
@@ -163,14 +195,16 @@ def _thin(
 
 def _head(
     sizes: Sizes, setting: Setting, documents: Documents, tokens: float, rate: float, device: Accelerator,
-    table: Efficiency,
+    table: Efficiency, work: ObjectiveWork,
 ) -> float:  # fmt: skip
+    if not work.head_products:
+        return 0.0
     rows = documents.supervised * tokens
     shape = sizes.shape
     best = rate * (table.product if setting.dtype_bytes == 2 else table.fp32_product)
-    count = 2.0 + (table.weight_gradient if sizes.trained_head else 0.0)
+    count = work.head_products + (table.weight_gradient if sizes.trained_head else 0.0)
     products = count * _product(rows, shape.vocab_size, shape.hidden_size, best, table)
-    logits = 3 * rows * shape.vocab_size * setting.dtype_bytes / (device.bandwidth * table.elementwise)
+    logits = work.logits_passes * rows * shape.vocab_size * setting.dtype_bytes / (device.bandwidth * table.elementwise)
     return products + logits
 
 
@@ -229,7 +263,7 @@ def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> float:
     weight in 16 bits. Gradients are in fp32 where they were summed (`train/masters.py`)."""
     live = setting.dtype_bytes if setting.dtype_bytes < 4 else 0
     gradient = live if live and setting.accumulate == 1 and setting.world == 1 else 4
-    states = {"adamw_8bit": 2 * ADAM_8BIT_BYTES, "adafactor": 4.0, "sgd": 0.0}.get(optim, 16.0)
+    states = 4.0 if optim == "adafactor" else 2 * state_per_element(optim)[0]  # read and written
     return sizes.trainable * (2 * gradient + 8 + states + live)
 
 

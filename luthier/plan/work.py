@@ -117,7 +117,7 @@ def documents_from_manifest(manifest: dict[str, object], *, max_length: int, pac
     raw = sum(count * ((low + high - 1) / 2) ** 2 for low, high, count in histogram)
     linear = sum(count * (low + high - 1) / 2 for low, high, count in histogram)
     squares = raw * (tokens / linear) if linear else float(tokens)
-    longest = max_length if packing else int(lengths["max"])
+    longest = int(str(manifest.get("pack_capacity", max_length))) if packing else int(lengths["max"])
     return Documents(
         rows=rows, tokens=tokens, squares=max(squares, tokens * tokens / rows),
         supervised=float(str(manifest["trained_fraction"])), sequences=int(str(manifest["packs"])),

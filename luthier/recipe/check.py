@@ -10,6 +10,7 @@ from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
     DataSection,
+    DedupSection,
     ExportSection,
     MethodSection,
     ModelSection,
@@ -52,6 +53,7 @@ def check_parts(document: Document) -> list[Problem]:
         data=_valid(DataSection, value.get("data", {})) if "data" not in bad else None,
         sources=_valid_items(Source, below("data").get("train")),
         validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
+        dedup=_valid(DedupSection, dedup) if "data" not in bad and (dedup := below("data").get("dedup")) else None,
         method=whole("method", MethodSection),
         objective=whole("objective", ObjectiveSection),
         train=whole("train", TrainSection),

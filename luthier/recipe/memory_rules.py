@@ -16,7 +16,7 @@ def base_rules(model: ModelSection, method: MethodSection, locate: Locate) -> It
     if method.name == "qlora" and model.quantization in ("none", "fp8"):
         message = f"method qlora trains on a 4-bit base, but `model.quantization` is {model.quantization}"
         yield locate("model.quantization").problem("C110", message, hint="write nf4, or method: {name: lora}")
-    if method.name in {"full", "freeze"} and model.quantization in ("nf4", "fp8"):
+    if method.name in {"full", "freeze", "spectrum"} and model.quantization in ("nf4", "fp8"):
         bits = {"nf4": "4-bit", "fp8": "8-bit"}[model.quantization]
         message = f"method {method.name} trains the weights themselves, and {bits} weights cannot be trained"
         adapters = {"nf4": "qlora", "fp8": "lora"}[model.quantization]

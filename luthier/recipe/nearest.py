@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from functools import cache
 
-from luthier.recipe.describe import section_of
+from luthier.recipe.describe import item_type, section_of
 from luthier.recipe.schema import Recipe
 
 __all__ = ["OTHER_NAMES", "edit_distance", "near", "sections", "suggest"]
@@ -94,10 +94,14 @@ OTHER_NAMES: dict[str, str] = {
     "additional_target": "method.modules_to_save",
     "peft_use_rslora": "method.use_rslora",
     "peft_use_dora": "method.use_dora",
+    "peft_init_lora_weights": "method.init_lora_weights",
+    "pissa_init": "method.init_lora_weights",
     "lora_model_dir": "method.init_from",
     "adapter_name_or_path": "method.init_from",
     "unfrozen_parameters": "method.trainable",
     "freeze_trainable_layers": "method.last_n_layers",
+    "spectrum_config_path": "method.spectrum_file",
+    "spectrum_top_fraction": "method.top_percent",
     "label_smoothing_factor": "objective.label_smoothing",
     "neftune_alpha": "objective.neftune_noise_alpha",
     "epochs": "train.num_train_epochs",
@@ -116,6 +120,8 @@ OTHER_NAMES: dict[str, str] = {
     "warmup": "train.warmup_ratio",
     "num_warmup_steps": "train.warmup_steps",
     "optimizer": "train.optim",
+    "embedding_lr": "train.embedding_learning_rate",
+    "cosine_min_lr_ratio": "train.lr_scheduler_kwargs",
     "beta1": "train.adam_beta1",
     "beta2": "train.adam_beta2",
     "adam_eps": "train.adam_epsilon",
@@ -166,7 +172,7 @@ def sections() -> dict[str, tuple[str, ...]]:
         for name, field in fields.items():
             section = section_of(field.annotation)
             if section is not None:
-                many = section is not field.annotation
+                many = item_type(field.annotation) is not None
                 walk(f"{prefix}.{name}".lstrip(".") + (".*" if many else ""), section)
 
     walk("", Recipe)

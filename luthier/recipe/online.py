@@ -14,13 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from luthier.recipe.online_rules import drop_unused, split_python
+from luthier.recipe.online_rules import grpo_values, split_python
+from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.paths import expand
-from luthier.recipe.schema import Recipe, TrainSection
+from luthier.recipe.schema import TrainSection
 from luthier.recipe.steps import MICRO_BATCH_TOKENS
 from luthier.runtime.hashing import hash_file
 
-__all__ = ["Completions", "choose_completions", "objective_facts", "online_rate", "online_steps"]
+__all__ = ["Completions", "choose_completions", "online_rate", "online_steps", "weights_facts"]
 
 PROMPTS_PER_STEP = 8
 _REFERENCE_RATE, _REFERENCE_PARAMETERS = 1e-6, 7e9
@@ -50,7 +51,7 @@ def online_rate(method: str, parameters: int) -> tuple[float, str]:
     """Peak learning rate and its reason; a rule of thumb, to two digits."""
     full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), _REFERENCE_RATE), _HIGHEST_RATE)
     formula = f"1e-6 x sqrt(7e9 / {parameters:.3g} parameters) within 1e-06 to 1e-05 for objective grpo"
-    if method in {"full", "freeze"}:
+    if method not in {"lora", "qlora"}:
         return float(f"{full:.2g}"), f"{formula}, method {method}"
     return float(f"{_LORA_FACTOR * full:.2g}"), f"10 x the rate of full tuning ({formula}), for method {method}"
 
@@ -105,18 +106,13 @@ def online_steps(
     return num_iterations * math.ceil(Fraction(repr(float(epochs))) * prompts / prompts_per_step)
 
 
-def objective_facts(recipe: Recipe) -> dict[str, Any]:
-    """What of the objective the trained weights depend on, the code of the user's rewards included."""
-    section = recipe.objective
-    if section.name != "grpo":
-        return section.model_dump(mode="json", exclude={"grpo"})
-    value = {"objective": {"grpo": section.grpo.model_dump(mode="json")}, "data": {}}
-    drop_unused(value, recipe)
-    grpo: dict[str, Any] = value["objective"]["grpo"]
+def weights_facts(grpo: GrpoSection) -> dict[str, Any]:
+    """What of `objective.grpo` the trained weights depend on, the code of the user's rewards included."""
+    value = grpo_values(grpo)
     for key in _PACE:
-        grpo.get("judge", {}).pop(key, None)
-    for entry in grpo["rewards"]:
+        value.get("judge", {}).pop(key, None)
+    for entry in value["rewards"]:
         if entry["python"] is not None:
             file = Path(expand(split_python(entry["python"])[0]))
             entry["code"] = hash_file(file) if file.is_file() else None
-    return {"name": section.name, "grpo": grpo}
+    return value

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from luthier.recipe.names import takes_from_base
 from luthier.recipe.online_schema import GrpoSection, RewardSpec
 from luthier.recipe.positions import Locate
-from luthier.recipe.schema import DataSection, MethodSection, ModelSection, Recipe, TrainSection
+from luthier.recipe.schedules import FEEDBACK
+from luthier.recipe.schema import DataSection, MethodSection, ModelSection, TrainSection, ValidationSection
 from luthier.runtime.errors import Problem
 
 __all__ = [
-    "drop_unused", "grpo_rules", "label_of", "split_python", "surroundings", "unused_in_data", "unused_in_grpo",
+    "grpo_rules", "grpo_values", "label_of", "split_python", "surroundings", "unused_in_data", "unused_in_grpo",
     "unused_in_reward",
 ]  # fmt: skip
 
@@ -27,6 +29,8 @@ _OF_KIND = {
     "min_score": ("judge",),
     "max_score": ("judge",),
 }
+_TEXT_ARGS = ("rmsprop_bnb", "stable_adamw")
+"""As in `train/named.py`: the loop hands their settings to the class itself."""
 _VLLM = ("vllm_mode", "vllm_gpu_memory_utilization", "vllm_server_base_url")
 
 
@@ -74,16 +78,16 @@ def unused_in_data() -> dict[str, str]:
     }
 
 
-def drop_unused(value: dict[str, Any], recipe: Recipe) -> None:
-    """Take the keys without effect out of a dumped recipe of this objective."""
-    grpo = recipe.objective.grpo
-    section = value["objective"]["grpo"]
-    pairs = [(value["data"], unused_in_data()), (section, unused_in_grpo(grpo))]
-    pairs += [(entry, unused_in_reward(reward)) for entry, reward in zip(section["rewards"], grpo.rewards, strict=True)]
+def grpo_values(grpo: GrpoSection) -> dict[str, Any]:
+    """The section as JSON, without the keys that have no effect."""
+    value: dict[str, Any] = grpo.model_dump(mode="json")
+    pairs = [(value, unused_in_grpo(grpo))]
+    pairs += [(entry, unused_in_reward(reward)) for entry, reward in zip(value["rewards"], grpo.rewards, strict=True)]
     for entry, unused in pairs:
         for key in unused:
             if entry.get(key) is not None:
                 del entry[key]
+    return value
 
 
 # -- rules
@@ -175,11 +179,31 @@ def surroundings(
     if data is not None and data.overlong == "truncate":
         message = "`data.overlong: truncate` would ask half a question"
         yield locate("data.overlong").problem("C110", message, hint="write drop or error")
-    if method is not None and method.lora_dropout > 0:
-        message = "online RL takes no dropout: completions must come from the model whose probabilities are trained"
-        yield locate("method.lora_dropout").problem("C110", message, hint="remove it")
+    if data is not None:
+        yield from _duplicates(data, locate)
+    if method is not None:
+        yield from _method(method, locate)
     if train is not None:
         yield from _train(train, grpo, locate)
+
+
+def _duplicates(data: DataSection, locate: Locate) -> Iterator[Problem]:
+    hint = "`luthier data dedup FILE --out NEW` writes the rows that stay"
+    if data.dedup is not None:
+        message = "`data.dedup` compares rows with their answers, and online RL asks prompts: it is not done there"
+        yield locate("data.dedup", on="key").problem("C110", message, hint=hint)
+    if data.validation.near_duplicates != ValidationSection().near_duplicates:
+        message = "`data.validation.near_duplicates` compares rows with their answers, and online RL asks prompts"
+        yield locate("data.validation.near_duplicates", on="key").problem("C110", message, hint="remove it")
+
+
+def _method(method: MethodSection, locate: Locate) -> Iterator[Problem]:
+    if method.lora_dropout > 0:
+        message = "online RL takes no dropout: completions must come from the model whose probabilities are trained"
+        yield locate("method.lora_dropout").problem("C110", message, hint="remove it")
+    if takes_from_base(method.init_lora_weights):
+        message = f"init_lora_weights {method.init_lora_weights} changes the base, which is the reference of online RL"
+        yield locate("method.init_lora_weights").problem("C110", message, hint="write true, gaussian or orthogonal")
 
 
 def _model(model: ModelSection, locate: Locate) -> Iterator[Problem]:
@@ -210,6 +234,7 @@ def _train(train: TrainSection, grpo: GrpoSection, locate: Locate) -> Iterator[P
         key = "gradient_checkpointing" + ("" if train.gradient_checkpointing == "selective" else "_layers")
         message = f"`train.{key}` is a mode of Luthier's engine; TRL's trainer recomputes all layers or none"
         yield locate(f"train.{key}", on="key").problem("C110", message, hint="gradient_checkpointing: true or false")
+    yield from _rates(train, locate)
     for key in ("early_stopping_patience", "load_best_model_at_end"):
         if getattr(train, key):
             message = f"`train.{key}` goes by the validation loss, and online RL has none"
@@ -219,3 +244,21 @@ def _train(train: TrainSection, grpo: GrpoSection, locate: Locate) -> Iterator[P
         message = f"save_steps {train.save_steps} lies between the {most} iterations on the same completions"
         hint = f"a multiple of num_iterations: {most * -(-train.save_steps // most)}"
         yield locate("train.save_steps").problem("C110", message, hint=hint)
+
+
+def _rates(train: TrainSection, locate: Locate) -> Iterator[Problem]:
+    """Optimizer, schedule and rates of single weights."""
+    alone = {"loraplus_lr_ratio": None, "embedding_learning_rate": None, "layerwise_lr_decay": 1.0}
+    for key, default in alone.items():
+        if getattr(train, key) != default:
+            message = f"`train.{key}` belongs to Luthier's loop; TRL's trainer has one learning rate for all weights"
+            yield locate(f"train.{key}", on="key").problem("C110", message, hint="remove it")
+    if train.lr_scheduler_type in FEEDBACK:
+        message = f"lr_scheduler_type {train.lr_scheduler_type} follows the validation loss, and online RL has none"
+        yield locate("train.lr_scheduler_type").problem("C110", message, hint="write constant_with_warmup or cosine")
+    if train.optim == "muon":
+        message = "optim muon belongs to Luthier's loop; TRL's trainer has none of this name"
+        yield locate("train.optim").problem("C110", message, hint="write adamw_torch_fused")
+    elif train.optim_args and train.optim.startswith(_TEXT_ARGS):
+        message = f"transformers' trainer hands the settings of optim {train.optim} on as text, which it misreads"
+        yield locate("train.optim_args", on="key").problem("C110", message, hint="remove them")

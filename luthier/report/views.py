@@ -10,7 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from luthier.data.preference_stats import preference_lines
 from luthier.report.diff import word_diff
+from luthier.report.preference_view import preference_charts, preference_sentence
 from luthier.report.read import RunFiles
 from luthier.report.reward_view import is_online, reward_curves
 from luthier.report.svg import Line, bars, histogram, intervals, line_chart, number
@@ -22,6 +24,7 @@ __all__ = [
 
 _MOST_EXAMPLES = 12
 _MOST_TOKENS = 700
+_ANSWERS = ("chosen", "rejected", "desired", "undesired")
 _VALUE = re.compile(r"(\s*)(?:- )?([A-Za-z_][\w]*): ?(.*)")
 
 
@@ -83,6 +86,8 @@ def headline(run: RunFiles, shown: Sequence[dict[str, Any]]) -> dict[str, str]:
                 ],
             }
         return {"tone": tone, "text": ", ".join(f"{count} {word}" for word, count in counts).capitalize() + "."}
+    if not run.after and not run.before and (sentence := preference_sentence(run)):
+        return {"tone": "open", "text": sentence}
     if run.after or run.before:
         return {"tone": "open", "text": "Scored, not compared."}
     if run.metrics or run.train:
@@ -123,11 +128,22 @@ def data_view(run: RunFiles) -> dict[str, Any] | None:
     """Counts of the data manifest and the chart of lengths."""
     if run.data is None:
         return None
-    lengths = run.data.get("lengths", {})
-    bins = [(low, high, count) for low, high, count in lengths.get("histogram", [])]
+
+    def chart(lengths: dict[str, Any], title: str, label: str) -> Markup:
+        bins = [(low, high, count) for low, high, count in lengths.get("histogram", [])]
+        return histogram(bins, title=title, x_label=label)
+
+    preferences = run.data.get("preferences")
+    names = [] if preferences is None else [key for key in _ANSWERS if f"{key}_tokens" in preferences]
     return {
         **run.data,
-        "chart": histogram(bins, title="Tokens in a row", x_label="tokens in a row"),
+        "chart": chart(run.data.get("lengths", {}), "Tokens in a row", "tokens in a row"),
+        "preference_lines": [] if preferences is None else preference_lines(preferences),
+        "answer_charts": [
+            chart(preferences[f"{name}_tokens"], f"Tokens of {name} answers", f"tokens in a {name} answer")
+            for name in names
+            if preferences is not None
+        ],
         "dropped_total": sum(run.data.get("dropped", {}).values()),
     }
 
@@ -156,6 +172,7 @@ def _token(token: dict[str, Any]) -> dict[str, Any]:
     return {
         "text": token["text"].replace("\n", "\u21b5\n"),
         "kind": token["kind"] + (" aim" if token["kind"] == "special" and weight else ""),
+        "begins": token.get("begins"),
         "tip": f"id {token.get('id')}, weight {number(float(weight))}",
     }
 
@@ -210,7 +227,8 @@ def curves(run: RunFiles) -> dict[str, Any]:
                 ("Token accuracy", chart("token_accuracy", "Token accuracy", "share right")),
             )
             if image
-        ],
+        ]
+        + preference_charts(run),
         "first": raw[0][1] if raw else None,
         "last": soft[-1][1] if soft else None,
         "best": min(checks, key=lambda item: item[1]) if checks else None,

@@ -16,7 +16,9 @@ from markupsafe import Markup, escape
 
 from luthier.report import views
 from luthier.report.plan_view import measured_facts, plan_rows
+from luthier.report.preference_view import preference_rows
 from luthier.report.read import RunFiles, read_run
+from luthier.report.spectrum_view import spectrum_view
 from luthier.report.svg import number
 from luthier.runs.folder import RunFolder
 from luthier.runtime.atomic import write_text
@@ -58,7 +60,9 @@ def render(run: RunFiles) -> str:
         data=views.data_view(run),
         samples=views.token_samples(run),
         curves=views.curves(run),
+        preferences=preference_rows(run),
         stages=views.stage_chart(run),
+        spectrum=spectrum_view(run),
         chosen=views.chosen_values(run),
         planned=plan_rows(run),
         measured=measured_facts(run),

@@ -13,15 +13,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, islice, pairwise
+from typing import TypeVar
 
 import torch
 
-from luthier.data.batch import Batch, collate
-from luthier.data.types import Example, Pack
+from luthier.data.batch import Answers, Batch
+from luthier.data.branches import collate_rows
+from luthier.data.types import Pack, TrainRow
+from luthier.train.mismatched import Mismatched, partners
 from luthier.train.order import Order, split
 from luthier.train.split import MicroBatchSize
 
 __all__ = ["Feed", "MicroBatch", "by_token_budget", "without_weight"]
+
+
+Row = TypeVar("Row", bound=TrainRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +38,27 @@ class MicroBatch:
     """Position within the step, from 0."""
     batch: Batch
     """In host memory."""
-    examples: tuple[Example, ...]
-    """The documents in the batch; empty for a batch that counts nothing."""
+    examples: tuple[TrainRow, ...]
+    """The rows in the batch; empty for a batch that counts nothing."""
     sequences: int
     """Sequences that the documents are of; 0 for a batch that counts nothing."""
+    mismatched: Batch | None = None
+    """The rows' prompts with answers of other rows, where the objective asks for them."""
 
     def pin(self) -> MicroBatch:
         """The same with its tensors in page-locked memory, from where a copy to the device waits for nobody."""
-        tensors = {
-            field.name: value.pin_memory()
-            for field in fields(self.batch)
-            if isinstance(value := getattr(self.batch, field.name), torch.Tensor)
-        }
-        return replace(self, batch=replace(self.batch, **tensors))
+        mismatched = None if self.mismatched is None else _pinned(self.mismatched)
+        return replace(self, batch=_pinned(self.batch), mismatched=mismatched)
+
+
+def _pinned(batch: Batch) -> Batch:
+    answers = None if batch.answers is None else replace(batch.answers, **_pinned_tensors(batch.answers))
+    return replace(batch, answers=answers, **_pinned_tensors(batch))
+
+
+def _pinned_tensors(record: Batch | Answers) -> dict[str, torch.Tensor]:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value.pin_memory() for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +69,7 @@ class Share:
     rows: tuple[int, ...]
     """Indices of examples."""
 
-    def tokens(self, examples: Sequence[Example]) -> int:
+    def tokens(self, examples: Sequence[TrainRow]) -> int:
         """Tokens of all rows."""
         return sum(len(examples[row]) for row in self.rows)
 
@@ -64,13 +78,15 @@ class Share:
 class Feed:
     """All batches of this process."""
 
-    examples: Sequence[Example]
+    examples: Sequence[TrainRow]
     packs: Sequence[Pack]
     order: Order
     size: MicroBatchSize
     rank: int
     world_size: int
     device: torch.device
+    mismatched: Mismatched | None = None
+    """Answers of other rows, where the objective asks for them."""
 
     def step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this process in step `step` (from 0)."""
@@ -89,10 +105,21 @@ class Feed:
         """The batch of a share of step `step`."""
         examples = tuple(self.examples[row] for row in share.rows)
         if examples:
-            return MicroBatch(index, collate(examples), examples, share.sequences)
-        rows = [row for sequence in self.order.step(step) for row in self.packs[sequence].examples]
-        shortest = min((self.examples[row] for row in rows), key=len)
-        return MicroBatch(index, without_weight(collate([shortest])), (), 0)
+            mismatched = self._mismatched(share, step)
+            return MicroBatch(index, collate_rows(examples), examples, share.sequences, mismatched)
+        shortest = min((self.examples[row] for row in self.rows(step)), key=len)
+        return MicroBatch(index, without_weight(collate_rows([shortest])), (), 0)
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of step `step` over all processes and micro-batches, in order."""
+        return [row for sequence in self.order.step(step) for row in self.packs[sequence].examples]
+
+    def _mismatched(self, share: Share, step: int) -> Batch | None:
+        if self.mismatched is None:
+            return None
+        wanted = set(share.rows)
+        pairs = [pair for pair in partners(self.rows(step)) if pair[0] in wanted]
+        return self.mismatched.batch(pairs) if pairs else None
 
     def _shares(self, sequences: Sequence[int], rank: int) -> list[Share]:
         dealt = split(sequences, rank=rank, world_size=self.world_size, micro_batch=self.size.sequences)
@@ -111,13 +138,21 @@ class Feed:
 
 
 def without_weight(batch: Batch) -> Batch:
-    """The same documents, counting nothing: loss and gradient are zero, counts are zero."""
+    """The same documents, counting nothing: loss and gradient are zero, counts are zero.
+
+    Of preferences no row is left to compare, so that a sum over rows is an empty one.
+    """
+    answers = batch.answers
+    if answers is not None:
+        rows = {name: getattr(answers, name) for name in ("chosen", "rejected", "labels", "margins")}
+        answers = replace(answers, **{name: value[:0] for name, value in rows.items() if value is not None})
     return replace(
-        batch, target_weights=torch.zeros_like(batch.target_weights), weight_sum=0.0, tokens=0, trained_tokens=0
-    )
+        batch, target_weights=torch.zeros_like(batch.target_weights), weight_sum=0.0, tokens=0, trained_tokens=0,
+        answers=answers,
+    )  # fmt: skip
 
 
-def by_token_budget(examples: Sequence[Example], budget: int) -> Iterator[list[Example]]:
+def by_token_budget(examples: Sequence[Row], budget: int) -> Iterator[list[Row]]:
     """Neighbouring examples in groups of at most `budget` tokens (a longer one is alone)."""
     rest = iter(examples)
     for group in groups_within([len(example) for example in examples], budget):

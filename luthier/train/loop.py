@@ -4,6 +4,7 @@
     setup.py      engine, optimizer, schedule         running.py    the turns of the loop
     snapshot.py   checkpoints                         validate.py   held-out loss
     resume.py     go on, or say why not               calibrate.py  the largest micro-batch, measured first
+    preferences.py, reference.py   what rows of preferences need before the first step
     halve.py      out of memory in spite of the plan
 
 After `fit`, `run.path/final` holds the adapter or the model, `metrics.jsonl` one line per logged
@@ -13,11 +14,14 @@ step, and `checkpoints/` what is needed to go on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.types import Example
+from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
+from luthier.model.starts import keep_start, start_of
+from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
@@ -28,22 +32,30 @@ from luthier.train import trackers
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
+from luthier.train.preferences import Rows, prepare_rows, write_held_out
 from luthier.train.prefetch import Batches
 from luthier.train.processes import make_accelerator, on_main
 from luthier.train.progress import Progress
+from luthier.train.reference_cache import ReferenceCache, reference_identity, reference_start
 from luthier.train.result import TrainResult
-from luthier.train.resume import find, roll_back_metrics, run_identity, start_anew
+from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
 from luthier.train.snapshot import restore
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
     from luthier.data.prepare import Prepared
+    from luthier.train.order import Order
+    from luthier.train.step import Trainer
 
-__all__ = ["fit"]
+__all__ = ["START_FOLDER", "fit", "refuse_float16"]
+
+START_FOLDER = "start"
+"""In the run folder: what adapters took out of the base, for resuming (`model/starts.py`)."""
 
 
 def fit(
@@ -56,18 +68,21 @@ def fit(
     fingerprint: dict[str, Any],
     restart: bool = False,
     calibrate: bool | None = None,
+    reference_cache: Path | None = None,
 ) -> TrainResult:
     """Train, and write the result to `run.path/final`.
 
     Goes on from the newest valid checkpoint in the run folder, if there is one and it is of
     this very run. `fingerprint` is everything else the trained weights depend on (data, base,
     recipe). `restart` forgets earlier checkpoints instead. `calibrate` measures the largest
-    micro-batch before the first step (None: on CUDA); it changes no result.
+    micro-batch before the first step (None: on CUDA); it changes no result. `reference_cache` is a
+    folder in which reference log-probabilities of runs over the same rows are kept.
 
     Raises:
         RunFailed: a step is not finite; no checkpoint is whole.
         RecipeError: the checkpoints are of a run with other data, model or settings.
-        DataError: nothing to train on, or no validation rows where they are needed.
+        DataError: nothing to train on, no validation rows where they are needed, or rows of another kind than the
+            objective's.
         EnvironmentProblem: a tracker is missing, the disk is full, ...
         OutOfMemory: smaller micro-batches do not help; with the smallest change that does.
         Interrupted: SIGINT or SIGTERM; a checkpoint was saved.
@@ -75,36 +90,53 @@ def fit(
     clock = Clock()
     recipe = resolved.recipe
     trackers.require_trackers(recipe.train.report_to)
+    require_optimizer(recipe.train, device_type=next(iter(tuned.model.parameters())).device.type)
     _require_validation(recipe, data.validation)
-    _refuse_float16(recipe)
+    refuse_float16(recipe)
     accelerator = make_accelerator(
         next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
-    identity = run_identity(fingerprint, world_size=accelerator.num_processes, total_steps=order.total_steps)
+    adapter_start = start_of(tuned.model)
+    if adapter_start is not None:
+        fingerprint = {**fingerprint, "start": adapter_start.fingerprint()}
+    start = reference_start(
+        fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
+    identity = run_identity(
+        {**fingerprint, **reference_identity(recipe.objective.name, start)},
+        world_size=accelerator.num_processes, total_steps=order.total_steps,
+    )  # fmt: skip
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = on_main(accelerator, lambda: find(run, identity))
+    if adapter_start is not None:
+        on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),
         stop_on_signals() as stop, explain_out_of_memory(recipe, device),
     ):  # fmt: skip
-        trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
-        position = restore(trainer, resumed) if resumed else Progress()
+        cache = None if reference_cache is None else ReferenceCache(folder=reference_cache, start=start)
+        trainer, rows, position = _start(accelerator, tuned, data, recipe, order=order, cache=cache, resumed=resumed)
         on_main(accelerator, lambda: roll_back_metrics(run, step=position.step))
-        feed = make_feed(accelerator, order, recipe.train, examples=data.train, packs=data.packs, size=position.size)
+        feed = make_feed(
+            accelerator, order, recipe.train, examples=rows.train, packs=data.packs, size=position.size,
+            mismatched=rows.mismatched,
+        )  # fmt: skip
         loop = Running(
             trainer=trainer, recipe=recipe, run=run, order=order, stop=stop, position=position, identity=identity,
-            batches=Batches(feed), validation=data.validation, clock=clock, plan=predicted(run),
-            resumed_from=resumed.checkpoint.step if resumed else None,
+            batches=Batches(feed), validation=rows.validation, validation_mismatched=rows.validation_mismatched,
+            clock=clock, plan=predicted(run), resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
         )  # fmt: skip
         try:
             trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(identity))
             result = loop.run_to_end()
             weights_from = loop.choose_weights()
+            write_held_out(trainer, rows, run)
             masters = trainer.weights.masters
             on_main(
                 accelerator,
@@ -118,7 +150,26 @@ def fit(
         return loop.result(result, weights_from)
 
 
-def _refuse_float16(recipe: Recipe) -> None:
+def _start(
+    accelerator: Accelerator, tuned: Tuned, data: Prepared, recipe: Recipe, *, order: Order,
+    cache: ReferenceCache | None, resumed: Resumed | None,
+) -> tuple[Trainer, Rows, Progress]:  # fmt: skip
+    """The trainer where the run is, and the rows with what the objective needs to know of its start.
+
+    Base and reference are made before a checkpoint is restored: those of the start, whatever was trained since.
+    """
+    trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
+    try:
+        fit_base(trainer, data.train, data.packs, order=order)
+        rows = prepare_rows(trainer, data, order=order, max_length=recipe.data.max_length, cache=cache)
+        return trainer, rows, restore(trainer, resumed) if resumed else Progress()
+    except BaseException:
+        trainer.weights.close()
+        trainer.engine.detach()
+        raise
+
+
+def refuse_float16(recipe: Recipe) -> None:
     """Gradients of float16 underflow without loss scaling, which this loop does not do."""
     if recipe.model.dtype == "float16":
         raise RecipeError(
@@ -128,7 +179,7 @@ def _refuse_float16(recipe: Recipe) -> None:
         )
 
 
-def _require_validation(recipe: Recipe, validation: Sequence[Example]) -> None:
+def _require_validation(recipe: Recipe, validation: Sequence[TrainRow]) -> None:
     wanted = [key for key in ("early_stopping_patience", "load_best_model_at_end") if getattr(recipe.train, key)]
     if wanted and not validation:
         raise DataError(

@@ -49,6 +49,8 @@ class Weights:
         }
         self.tensors: dict[str, nn.Parameter] = {}
         """What the optimizer updates: the master where there is one, else the parameter itself."""
+        self.whole_updates = False
+        """The optimizer counts its calls, so one step must be one call: fp32 copies of all gradients at once."""
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._keeps = False
         for name, parameter in self.live.items():
@@ -128,6 +130,12 @@ class Weights:
             return
         assert isinstance(scale, float), "this optimizer waits for the scale"
         pairs = self._pairs()
+        if self.whole_updates:
+            dense = foreach.to_fp32([gradient for _, gradient in pairs])
+            self._step([(tensor, copy) for (tensor, _), copy in zip(pairs, dense, strict=True)], optimizer, scale)
+            self.publish()
+            self.zero_grad()
+            return
         summed = [(tensor, gradient) for tensor, gradient in pairs if gradient is tensor.grad]
         kept = [(tensor, gradient) for tensor, gradient in pairs if gradient is not tensor.grad]
         self._step(summed, optimizer, scale)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from luthier.recipe.names import takes_from_base
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import OutOfMemory
 
@@ -74,10 +76,11 @@ def out_of_memory(recipe: Recipe, device: torch.device, *, document: int | None 
     """The error for a run that cannot go on; `document`: tokens of the single one that did not fit."""
     where = "device" if device.type == "cuda" else "host"
     train = recipe.train
+    capacity = pack_capacity(row_kind(recipe.objective.name), recipe.data.max_length)
     shape = (
         f"a single document of {document:,} tokens"
         if document is not None
-        else f"per_device_train_batch_size {train.per_device_train_batch_size} x {recipe.data.max_length} tokens"
+        else f"per_device_train_batch_size {train.per_device_train_batch_size} x {capacity} tokens"
     )
     return OutOfMemory(
         code="T440",
@@ -110,6 +113,6 @@ def same_batch(recipe: Recipe) -> str:
         return "set `train.gradient_checkpointing_layers=null` (all layers): the same result, slower"
     if recipe.method.name == "full":
         return "use `method.name=lora`, or a smaller `data.max_length`"
-    if recipe.method.name == "lora":
+    if recipe.method.name == "lora" and not takes_from_base(recipe.method.init_lora_weights):
         return "use `method.name=qlora` (4-bit base), or a smaller `data.max_length`"
     return "use a smaller `data.max_length`, or a smaller model"

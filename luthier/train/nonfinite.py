@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from luthier.data.batch import collate
+from luthier.data.branches import collate_rows
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.feed import MicroBatch
 from luthier.train.foreach import total_norm
@@ -56,7 +56,7 @@ def _guilty(trainer: Trainer, micro_batches: Sequence[MicroBatch], step: int) ->
         for example in item.examples:
             trainer.weights.zero_grad()
             seed_micro_batch(seed=trainer.seed, step=step, micro_batch=item.index, rank=rank)
-            batch = collate([example]).to(trainer.accelerator.device)
+            batch = collate_rows([example]).to(trainer.accelerator.device)
             # The engine's own module: without DDP's hooks expecting the other processes.
             loss, _ = trainer.engine.module(batch, trainer.label_smoothing)
             ref = example.ref

@@ -8,18 +8,21 @@ RMSNorm is not `nn.LayerNorm`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from luthier.fast.kernels import backend
+from luthier.recipe.optimizers import SMALL, state_per_element
 from luthier.recipe.schema import TrainSection
 from luthier.train.adamw8 import AdamW8
 from luthier.train.master_adamw import MasterAdamW
+from luthier.train.named import make_named
+from luthier.train.together import make_muon
 
-__all__ = ["decays", "expected_state_bytes", "make_optimizer", "parameter_groups"]
+__all__ = ["decays", "expected_state_bytes", "is_hidden_matrix", "make_optimizer", "parameter_groups"]
 
 
 def decays(name: str, tensor: Tensor) -> bool:
@@ -28,32 +31,65 @@ def decays(name: str, tensor: Tensor) -> bool:
     return tensor.ndim >= 2 and leaf != "bias" and "norm" not in module
 
 
-def parameter_groups(tensors: Mapping[str, Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups at most: with and without decay, each in the order of the names given."""
-    with_decay = [tensor for name, tensor in tensors.items() if decays(name, tensor)]
-    without = [tensor for name, tensor in tensors.items() if not decays(name, tensor)]
-    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    tensors: Mapping[str, Tensor], weight_decay: float, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Groups with and without decay, one of each for every learning rate, in the order of the names given.
+
+    Args:
+        tensors: Trained tensors by name.
+        weight_decay: Of matrices that are neither bias nor norm.
+        rates: Peak learning rate by name; without it the groups have none, and the optimizer's is theirs.
+    """
+    found: dict[tuple[float | None, bool], list[Tensor]] = {}
+    distinct = dict.fromkeys(rates[name] for name in tensors) if rates is not None else {None: None}
+    for rate in distinct:
+        for decaying in (True, False):
+            found[rate, decaying] = []
+    for name, tensor in tensors.items():
+        found[rates[name] if rates is not None else None, decays(name, tensor)].append(tensor)
+    return [
+        {"params": params, "weight_decay": weight_decay if decaying else 0.0}
+        | ({} if rate is None else {"lr": rate})
+        for (rate, decaying), params in found.items()
+        if params
+    ]  # fmt: skip
 
 
 def make_optimizer(
-    tensors: Mapping[str, nn.Parameter], section: TrainSection, *, learning_rate: float
-) -> torch.optim.Optimizer:
+    tensors: Mapping[str, nn.Parameter], section: TrainSection, *, learning_rate: float,
+    rates: Mapping[str, float] | None = None, tables: Collection[str] = (),
+) -> torch.optim.Optimizer:  # fmt: skip
     """The optimizer named by `train.optim` over these tensors.
 
     `adamw_torch_fused` is one kernel for masters, moments and 16-bit weights where Triton is (`master_adamw.py`), and
     torch's own fused AdamW elsewhere; their states are the same.
+
+    Args:
+        tensors: What is updated, by parameter name.
+        section: `train` of the recipe.
+        learning_rate: Peak rate of tensors that `rates` does not name.
+        rates: Peak rate by name (`rates.peak_rates`).
+        tables: Names of what belongs to embeddings and head, which Muon leaves to AdamW.
     """
-    groups = parameter_groups(tensors, section.weight_decay)
+    name = section.optim
+    if name == "muon":
+        hidden = {name: tensor for name, tensor in tensors.items() if is_hidden_matrix(name, tensor, tables)}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in hidden}
+        groups, others = (parameter_groups(part, section.weight_decay, rates) for part in (hidden, rest))
+        return make_muon(groups, others, section, learning_rate=learning_rate)
+    groups = parameter_groups(tensors, section.weight_decay, rates)
     betas = (section.adam_beta1, section.adam_beta2)
-    if section.optim in ("adamw_torch_fused", "adamw_torch"):
-        fused = section.optim == "adamw_torch_fused"
+    if name in ("adamw_torch_fused", "adamw_torch"):
+        fused = name == "adamw_torch_fused"
         if fused and backend(next(iter(tensors.values())).device)[0] == "triton":
             return MasterAdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon, fused=fused)
-    if section.optim == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate)
-    if section.optim == "adafactor":
+    if name == "adamw_8bit":
+        return AdamW8(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, **section.optim_args)
+    if name == "adafactor":
         from transformers.optimization import Adafactor
 
         # As transformers' Trainer calls it: the schedule of the recipe decides the rate, nothing else.
@@ -61,27 +97,33 @@ def make_optimizer(
             groups, lr=learning_rate, scale_parameter=False, relative_step=False
         )
         return optimizer
-    return AdamW8(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
+    return make_named(groups, section, learning_rate=learning_rate)
 
 
-def expected_state_bytes(tensors: Mapping[str, Tensor], optim: str) -> int:
-    """Bytes of the optimizer's state after its first step, by formula.
+def is_hidden_matrix(name: str, tensor: Tensor, tables: Collection[str]) -> bool:
+    """Whether Muon takes it: a matrix, and neither embeddings nor head."""
+    return tensor.ndim == 2 and name not in tables
 
-    AdamW: two fp32 moments. In 8 bits: two bytes and two fp32 scales for every 256 elements; tensors
-    of fewer than 4,096 elements as AdamW. Adafactor: fp32 means over rows and over columns of a matrix, else one
-    fp32 moment. Counters are left out.
+
+def expected_state_bytes(
+    tensors: Mapping[str, Tensor], optim: str, optim_args: Mapping[str, Any] | None = None, *,
+    tables: Collection[str] = (),
+) -> int:  # fmt: skip
+    """Bytes of the optimizer's state after its first step, by the formulas of `recipe/optimizers.py`.
+
+    Adafactor: fp32 means over rows and over columns of a matrix, else one fp32 moment. Counters are left out.
     """
-    return sum(_state_bytes(tensor, optim) for tensor in tensors.values())
-
-
-def _state_bytes(tensor: Tensor, optim: str) -> int:
-    elements = int(tensor.numel())
-    if optim == "sgd":
-        return 0
-    if optim == "adafactor":
-        if tensor.ndim < 2:
-            return 4 * elements
-        return 4 * (elements // int(tensor.shape[-1]) + elements // int(tensor.shape[-2]))
-    if optim == "adamw_8bit" and elements >= 4096:
-        return 2 * elements + 2 * 4 * -(-elements // 256)
-    return 8 * elements
+    large, small = state_per_element(optim, optim_args)
+    total = 0.0
+    for name, tensor in tensors.items():
+        elements = int(tensor.numel())
+        if optim == "adafactor" and tensor.ndim >= 2:
+            total += 4 * (elements // int(tensor.shape[-1]) + elements // int(tensor.shape[-2]))
+        elif optim == "muon":
+            total += (4 if is_hidden_matrix(name, tensor, tables) else 8) * elements
+        elif large != small and elements >= SMALL:
+            moments = round(small / 4)
+            total += moments * (elements + 4 * -(-elements // 256))
+        else:
+            total += small * elements
+    return round(total)

@@ -28,7 +28,8 @@ class Window:
 
     loss_sum: float = 0.0
     weight_sum: float = 0.0
-    correct: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of `counts.py`."""
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
@@ -65,9 +66,11 @@ class Progress:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Progress:
         """The inverse of `to_json`."""
-        best, size = value["best"], value.get("size")
+        best, size, window = value["best"], value.get("size"), dict(value["window"])
+        if "correct" in window:  # of a checkpoint before there were other objectives
+            window["sums"] = {"correct": float(window.pop("correct"))}
         parts = {
-            "best": Best(**best) if best else None, "window": Window(**value["window"]),
+            "best": Best(**best) if best else None, "window": Window(**window),
             "size": MicroBatchSize(**size) if size else None,
         }  # fmt: skip
         return cls(**{**value, **parts})

@@ -17,7 +17,8 @@ from typing import Any, Literal
 
 import torch
 
-from luthier.data.types import Example
+from luthier.data.types import TrainRow
+from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
@@ -26,10 +27,11 @@ from luthier.runtime.signals import Stop
 from luthier.train import trackers
 from luthier.train.calibrate import Calibration, calibrate
 from luthier.train.checkpoint import checkpoint_path, require_valid
+from luthier.train.counts import report, say
 from luthier.train.halve import Halving
 from luthier.train.measure import Clock
 from luthier.train.memory import peak_bytes, reset_peak
-from luthier.train.optim import expected_state_bytes
+from luthier.train.mismatched import Mismatched
 from luthier.train.order import Order
 from luthier.train.predicted import Prediction, calibration_line, measured_mfu, write_measured
 from luthier.train.prefetch import Batches
@@ -54,7 +56,8 @@ class Running:
     run: RunFolder
     order: Order
     batches: Batches
-    validation: Sequence[Example]
+    validation: Sequence[TrainRow]
+    validation_mismatched: Mismatched | None
     stop: Stop
     position: Progress
     identity: dict[str, Any]
@@ -113,8 +116,12 @@ class Running:
         if position.step % self.recipe.train.logging_steps == 0 or position.step == self.order.total_steps:
             self._write_metrics(done)
         bar.advance(
-            say=f"loss {done.loss:.4f}  lr {done.learning_rate:.2e}  {done.tokens / max(seconds, 1e-9):,.0f} tok/s"
+            say=f"loss {done.loss:.4f}{say(self._found(done))}  lr {done.learning_rate:.2e}  "
+            f"{done.tokens / max(seconds, 1e-9):,.0f} tok/s"
         )
+
+    def _found(self, done: Update) -> dict[str, float]:
+        return report(self.trainer.objective, done.sums, trained_tokens=done.trained_tokens)
 
     def _update(self) -> Update:
         """The present step, in micro-batches that fit into memory."""
@@ -134,8 +141,7 @@ class Running:
 
     def _calibrate(self) -> None:
         trainer, remaining = self.trainer, self.order.total_steps - self.position.step
-        moments = expected_state_bytes(trainer.weights.tensors, self.recipe.train.optim)
-        self.calibration = calibrate(trainer, self._halving(), moments=moments)
+        self.calibration = calibrate(trainer, self._halving(), moments=trainer.moments)
         note(f"  {calibration_line(self.calibration, self.plan, steps=remaining)}")
         if self.is_main:
             self.run.event("calibrated", step=self.position.step, **self.calibration.to_json())
@@ -147,7 +153,7 @@ class Running:
             "loss": window.loss_sum / window.weight_sum, "grad_norm": done.grad_norm,
             "learning_rate": done.learning_rate, "tokens": window.tokens, "trained_tokens": window.trained_tokens,
             "seconds": position.seconds, "tokens_per_second": window.tokens / max(window.seconds, 1e-9),
-            "token_accuracy": window.correct / max(window.trained_tokens, 1),
+            **report(self.trainer.objective, window.sums, trained_tokens=window.trained_tokens),
         }  # fmt: skip
         position.window = Window()
         self._log(line)
@@ -160,14 +166,17 @@ class Running:
             return
         found = validate(
             self.trainer, self.validation, step=position.step, tokens_per_batch=self._tokens_per_batch(),
-            abandon=self._must_stop,
+            abandon=self._must_stop, mismatched=self.validation_mismatched,
         )  # fmt: skip
         better = position.judge(found.loss, threshold=self.recipe.train.early_stopping_threshold)
+        self.trainer.schedule.observe(found.loss)
         self._log({
             "step": position.step, "eval_loss": found.loss, "eval_tokens": found.trained_tokens,
-            "eval_token_accuracy": found.token_accuracy,
+            **{f"eval_{name}": value for name, value in found.metrics.items()},
         })  # fmt: skip
-        note(f"  step {position.step}: validation loss {found.loss:.4f}{' (best)' if better else ''}")
+        note(
+            f"  step {position.step}: validation loss {found.loss:.4f}{say(found.metrics)}{' (best)' if better else ''}"
+        )
 
     def _save_if_due(self) -> None:
         position, train = self.position, self.recipe.train
@@ -215,7 +224,8 @@ class Running:
         return patience is not None and self.position.evaluations_since_best >= patience
 
     def _tokens_per_batch(self) -> int:
-        return self.batches.size.sequences * self.recipe.data.max_length
+        recipe = self.recipe
+        return self.batches.size.sequences * pack_capacity(row_kind(recipe.objective.name), recipe.data.max_length)
 
     def choose_weights(self) -> int:
         """Load the best checkpoint if the recipe says so; returns the step whose weights are in the model."""
@@ -274,7 +284,8 @@ def _add_up(position: Progress, done: Update, seconds: float) -> None:
     window = position.window
     window.loss_sum += done.loss_sum
     window.weight_sum += done.weight_sum
-    window.correct += done.correct
+    for name, value in done.sums.items():
+        window.sums[name] = window.sums.get(name, 0.0) + value
     window.tokens += done.tokens
     window.trained_tokens += done.trained_tokens
     window.seconds += seconds

@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from luthier.data.types import Example, Pack
+from luthier.data.batch import Batch
+from luthier.data.branches import collate_rows
+from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
+from luthier.objective.choose import make_objective
+from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
-from luthier.train.optim import make_optimizer
+from luthier.train.mismatched import Mismatched
+from luthier.train.optim import expected_state_bytes, make_optimizer
 from luthier.train.order import Order
+from luthier.train.rates import peak_rates, rate_lines, table_tensors
 from luthier.train.schedule import Schedule, warmup_steps
 from luthier.train.split import MicroBatchSize
 from luthier.train.step import Trainer
@@ -32,11 +38,16 @@ __all__ = [
     "batch_shape",
     "deterministic_kernels",
     "engine_settings",
+    "fit_base",
+    "fresh_optimizer",
     "interval",
     "make_feed",
     "make_order",
     "make_trainer",
 ]
+
+FITTED_TOKENS = 16_384
+"""Tokens that an fp8 base is fitted to."""
 
 
 def batch_shape(section: TrainSection) -> tuple[int, int]:
@@ -82,13 +93,15 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 
 def make_feed(
-    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[Example],
-    packs: Sequence[Pack], size: MicroBatchSize | None,
+    accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
+    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None,
 ) -> Feed:  # fmt: skip
-    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found."""
+    """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found,
+    `mismatched` answers where the objective asks for them."""
     return Feed(
         examples=examples, packs=packs, order=order, size=size or MicroBatchSize(batch_shape(section)[0]),
         rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
+        mismatched=mismatched,
     )  # fmt: skip
 
 
@@ -109,6 +122,32 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
     )  # fmt: skip
 
 
+def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSection) -> torch.optim.Optimizer:
+    """The recipe's optimizer, without a state, at the rates of `train`.
+
+    Raises:
+        RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
+    """
+    rates = _rates(model, weights, train)
+    return make_optimizer(
+        weights.tensors, train, learning_rate=_rate(train), rates=rates, tables=_tables(model, weights)
+    )
+
+
+def _rate(train: TrainSection) -> float:
+    if not isinstance(train.learning_rate, float | int):
+        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
+    return float(train.learning_rate)
+
+
+def _rates(model: PreTrainedModel, weights: Weights, train: TrainSection) -> dict[str, float]:
+    return peak_rates(model, weights.tensors, train, rate=_rate(train))
+
+
+def _tables(model: PreTrainedModel, weights: Weights) -> frozenset[str]:
+    return frozenset().union(*table_tensors(model, weights.tensors))
+
+
 def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
     """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
 
@@ -116,9 +155,8 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         RecipeError: nothing is trained, or the learning rate is still `auto`.
     """
     train = recipe.train
-    if not isinstance(train.learning_rate, float | int):
-        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
-    engine = attach(model, engine_settings(recipe))
+    objective = make_objective(recipe.objective)
+    engine = attach(model, engine_settings(recipe), objective=objective)
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     model.train()
@@ -126,10 +164,14 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     weights = Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
-    optimizer = make_optimizer(weights.tensors, train, learning_rate=float(train.learning_rate))
+    weights.whole_updates = facts_of(train.optim).whole
+    optimizer = fresh_optimizer(model, weights, train)
+    for line in rate_lines(weights.tensors, _rates(model, weights, train)):
+        note(f"  {line}")
     schedule = Schedule(
-        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps
-    )
+        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
+        settings=train.lr_scheduler_kwargs,
+    )  # fmt: skip
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -139,8 +181,33 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         schedule=schedule,
         max_grad_norm=train.max_grad_norm,
         label_smoothing=recipe.objective.label_smoothing,
+        objective=objective,
         seed=train.seed,
+        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
     )
+
+
+def fit_base(trainer: Trainer, examples: Sequence[TrainRow], packs: Sequence[Pack], *, order: Order) -> None:
+    """Fit the rounding of an fp8 base to the first rows of the run; nothing with another base.
+
+    The same rows on every process and after every restart, so the base is the same. Call it before anything is
+    trained or restored.
+    """
+
+    def first_rows() -> Batch:
+        rows: list[TrainRow] = []
+        tokens = 0
+        for sequence in (sequence for step in range(order.total_steps) for sequence in order.step(step)):
+            if tokens >= FITTED_TOKENS:
+                break
+            chosen = [examples[row] for row in packs[sequence].examples]
+            rows += chosen
+            tokens += sum(len(row) for row in chosen)
+        return collate_rows(rows).to(trainer.accelerator.device)
+
+    part = trainer.engine.fit_frozen_base(first_rows)
+    if part is not None:
+        note(f"  {part.name}: {part.runs} ({part.reason})")
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mappin
         state = {
             "step": progress.step, "identity": identity, "versions": versions(),
             "progress": progress.to_json(), "optimizer_numbers": numbers,
+            "schedule": trainer.schedule.state(),
         }  # fmt: skip
         path = checkpoint_path(folder, progress.step)
         save(path, tensors={"trainable": dict(trainer.weights.tensors), "optimizer": held}, state=state)
@@ -52,6 +53,7 @@ def restore(trainer: Trainer, resumed: Resumed) -> Progress:
         trainer.optimizer, trainer.weights.tensors,
         held=load_tensors(resumed.checkpoint.path, "optimizer"), numbers=resumed.state["optimizer_numbers"],
     )  # fmt: skip
+    trainer.schedule.restore(resumed.state.get("schedule", {}))
     return Progress.from_json(resumed.state["progress"])
 
 

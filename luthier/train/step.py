@@ -1,7 +1,8 @@
 """One update, from top to bottom.
 
 The loss of a step is a sum over every trained token of every micro-batch of every process,
-divided by the sum of their weights:  L = sum_i w_i nll_i / sum_i w_i. The divisor is known
+divided by the sum of their weights:  L = sum_i w_i nll_i / sum_i w_i. Over preferences it is a
+sum over rows, divided by their number. The divisor is known
 before the first forward pass, so each micro-batch contributes its share and the gradients just
 add up. Processes average their gradients after their last micro-batch; multiplying by their
 number turns that back into a sum.
@@ -22,9 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from luthier.fast.engine import Engine
+from luthier.objective.base import Objective
 from luthier.runtime.errors import RunFailed
 from luthier.train import foreach
+from luthier.train.counts import names_of
 from luthier.train.feed import MicroBatch
+from luthier.train.kl import reference_point
 from luthier.train.masters import Weights
 from luthier.train.nonfinite import report_non_finite
 from luthier.train.schedule import Schedule
@@ -54,7 +58,12 @@ class Trainer:
     schedule: Schedule
     max_grad_norm: float
     label_smoothing: float
+    """Of the cross-entropy; an objective over preferences has its own."""
     seed: int
+    moments: int = 0
+    """Bytes of the optimizer's state after its first step, by formula."""
+    objective: Objective | None = None
+    """What is minimised over preferences; None: cross-entropy of the trained tokens."""
 
     @property
     def world_size(self) -> int:
@@ -72,8 +81,8 @@ class Update:
     """Before clipping."""
     learning_rate: float
     """The rate this step used."""
-    correct: int
-    """Targets that were the model's first choice."""
+    sums: dict[str, float]
+    """What `counts.py` reports from: targets that were the model's first choice, or the sums of the objective."""
     tokens: int
     trained_tokens: int
     stop: bool
@@ -81,7 +90,7 @@ class Update:
 
     @property
     def loss(self) -> float:
-        """Mean loss of a trained token, by weight."""
+        """Mean loss of a trained token, by weight; of a row of preferences."""
         return self.loss_sum / self.weight_sum
 
 
@@ -101,63 +110,74 @@ def update(
         raise RunFailed(code="T411", message=f"the rows of step {step + 1} have a total loss weight of {weight_sum}")
     scale = trainer.world_size / weight_sum
 
-    # 2. Gradients of all micro-batches add up. If one does not fit into memory, all of the step is given up.
+    # 2. What an objective must know of the whole step beforehand (`kl.py`); 0 for most.
+    kl = reference_point(trainer, micro_batches)
+
+    # 3. Gradients of all micro-batches add up. If one does not fit into memory, all of the step is given up.
     trainer.weights.begin(passes=len(micro_batches), processes=trainer.world_size)
-    losses, corrects, too_large = [], [], None
+    losses: list[Tensor] = []
+    counts: list[dict[str, Tensor]] = []
+    too_large = None
     for item in micro_batches:
         if stop_requested() and trainer.world_size == 1:
             trainer.weights.zero_grad()
             raise Abandoned
         try:
-            loss, correct = forward_backward(trainer, item, step=step, scale=scale)
+            loss, sums = forward_backward(trainer, item, step=step, scale=scale, kl=kl)
         except torch.OutOfMemoryError:
             too_large = item
             break
         losses.append(loss)
-        corrects.append(correct)
+        counts.append(sums)
     require_memory(trainer, too_large)
     trainer.weights.average_over_processes(trainer.accelerator)
 
-    # 3. The rate of this step; the update itself, if it need not wait for what the host has to know.
+    # 4. The rate of this step; the update itself, if it need not wait for what the host has to know.
     learning_rate = trainer.schedule.set(step)
-    counted = _counted(trainer, losses, corrects)
+    names = names_of(trainer.objective)
+    counted = _counted(trainer, losses, [sums[name] for name in names for sums in counts])
     ahead = trainer.world_size == 1 and trainer.weights.applies_ahead(trainer.optimizer)
     if ahead:
         trainer.weights.apply(trainer.optimizer, scale=_clipping_ahead(counted, len(losses), trainer.max_grad_norm))
 
-    # 4. Norm of the whole gradient and what the device counted, in one transfer; then the sums of all processes.
+    # 5. Norm of the whole gradient and what the device counted, in one transfer; then the sums of all processes.
     grad_norm, *rest = counted.tolist()
-    loss_per_micro_batch, correct_here = rest[: len(losses)], math.fsum(rest[len(losses) :])
+    loss_per_micro_batch, here = rest[: len(losses)], rest[len(losses) :]
+    passes = len(losses)
+    sums_here = [math.fsum(here[place * passes : (place + 1) * passes]) for place in range(len(names))]
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
-    loss_sum, correct_sum, tokens, trained_tokens, stop, not_finite = all_sum(trainer, [
-        math.fsum(loss_per_micro_batch) if finite else 0.0, correct_here,
+    loss_sum, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
+        math.fsum(loss_per_micro_batch) if finite else 0.0,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
-        float(stop_requested()), float(not finite),
+        float(stop_requested()), float(not finite), *sums_here,
     ])  # fmt: skip
 
-    # 5. Not finite anywhere: nothing was updated; stop, and say which rows.
+    # 6. Not finite anywhere: nothing was updated; stop, and say which rows.
     if not_finite:
         report_non_finite(trainer, micro_batches, step=step)
 
-    # 6. Clip, update, round masters into the weights.
+    # 7. Clip, update, round masters into the weights.
     if not ahead:
         trainer.weights.apply(trainer.optimizer, scale=_clipping(grad_norm, trainer.max_grad_norm))
     return Update(
         loss_sum=loss_sum, weight_sum=weight_sum, grad_norm=grad_norm, learning_rate=learning_rate,
-        correct=round(correct_sum), tokens=round(tokens), trained_tokens=round(trained_tokens), stop=stop > 0.0,
+        sums=dict(zip(names, all_sums, strict=True)), tokens=round(tokens), trained_tokens=round(trained_tokens),
+        stop=stop > 0.0,
     )  # fmt: skip
 
 
-def forward_backward(trainer: Trainer, item: MicroBatch, *, step: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Add one micro-batch's share to the gradients; returns (loss sum, correct count), still on the device."""
+def forward_backward(
+    trainer: Trainer, item: MicroBatch, *, step: int, scale: float, kl: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add one micro-batch's share to the gradients; returns (loss sum, other sums), still on the device."""
     seed_micro_batch(seed=trainer.seed, step=step, micro_batch=item.index, rank=trainer.accelerator.process_index)
     batch = item.batch.to(trainer.accelerator.device)
     # Never DDP's exchange in the middle of a backward pass: a process without memory could not take part in it.
     with trainer.accelerator.no_sync(trainer.wrapper) if trainer.world_size > 1 else nullcontext():
-        sums = trainer.engine.loss(batch, label_smoothing=trainer.label_smoothing)
+        sums = trainer.engine.loss(batch, label_smoothing=trainer.label_smoothing, kl=kl)
         (sums.loss * scale).backward()
     trainer.weights.collect()
-    return sums.loss.detach(), sums.correct
+    return sums.loss.detach(), sums.sums
 
 
 def all_sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
@@ -169,13 +189,13 @@ def all_sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
     return summed
 
 
-def _counted(trainer: Trainer, losses: Sequence[Tensor], corrects: Sequence[Tensor]) -> Tensor:
-    """(norm of the gradient, loss of each micro-batch, correct targets of each), on the device."""
+def _counted(trainer: Trainer, losses: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
+    """(norm of the gradient, loss of each micro-batch, other sums), on the device."""
     gradients = trainer.weights.gradients()
     norm = foreach.total_norm(gradients) if gradients else torch.zeros_like(losses[0])
     # float64 holds every count exactly; MPS has none, and no micro-batch of 2^24 tokens either.
     kind = torch.float32 if norm.device.type == "mps" else torch.float64
-    return torch.stack([value.to(kind) for value in (norm, *losses, *corrects)])
+    return torch.stack([value.to(kind) for value in (norm, *losses, *counts)])
 
 
 def _clipping_ahead(counted: Tensor, losses: int, max_grad_norm: float) -> Tensor:

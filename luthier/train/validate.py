@@ -2,7 +2,8 @@
 
 It is sum(weight x nll) / sum(weight) over the whole set. Batches only group the documents; a
 mean of batch means would depend on the grouping (5.277, 5.267, 5.261 at batch 1, 8, 64 in one
-stack). No dropout, no noise, no label smoothing.
+stack). No dropout, no noise, no label smoothing of the cross-entropy. Over preferences it is the
+mean over the held-out rows of the objective's loss.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from luthier.data.batch import collate
-from luthier.data.types import Example
+from luthier.data.branches import collate_rows
+from luthier.data.types import TrainRow
 from luthier.runtime.console import progress
 from luthier.runtime.errors import RunFailed
+from luthier.train.counts import names_of, report
 from luthier.train.feed import by_token_budget
+from luthier.train.kl import log_ratio_sum, mean_over_processes
+from luthier.train.mismatched import Mismatched, partners
 from luthier.train.step import Abandoned, Trainer, all_sum
 
 __all__ = ["Validation", "validate"]
@@ -32,15 +36,24 @@ class Validation:
     """Loss over the held-out rows."""
 
     loss: float
-    """Nats per trained token, by weight."""
-    token_accuracy: float
+    """Nats per trained token, by weight; of preferences the mean loss of a row."""
+    metrics: dict[str, float]
+    """By name, as in training (`counts.py`)."""
     trained_tokens: int
 
 
 def validate(
-    trainer: Trainer, examples: Sequence[Example], *, tokens_per_batch: int, step: int, abandon: Callable[[], bool]
+    trainer: Trainer,
+    examples: Sequence[TrainRow],
+    *,
+    tokens_per_batch: int,
+    step: int,
+    abandon: Callable[[], bool],
+    mismatched: Mismatched | None = None,
 ) -> Validation:
     """Measure the loss on `examples` after `step` steps; the model is left in training mode.
+
+    `mismatched` are answers behind the prompts of other held-out rows, for an objective that asks for them.
 
     Raises:
         RunFailed: the loss is not finite.
@@ -50,25 +63,27 @@ def validate(
     module = trainer.engine.module
     groups = list(by_token_budget(examples, tokens_per_batch))
     mine = groups[trainer.accelerator.process_index :: trainer.world_size]
-    losses, weights, correct, trained = [], [], [], 0
+    kl = _reference_point(trainer, len(examples), mismatched, tokens_per_batch)
+    names = names_of(trainer.objective)
+    losses, weights, counts, trained = [], [], [], 0
     shown = progress("validation", len(mine), "batches") if len(mine) >= WORTH_A_BAR else nullcontext()
     with _evaluating(module), torch.no_grad(), shown as bar:
         for group in mine:
             if abandon():
                 raise Abandoned
-            batch = collate(group)
-            loss_sum, right = module(batch.to(trainer.accelerator.device))
+            batch = collate_rows(group)
+            loss_sum, sums = module(batch.to(trainer.accelerator.device), kl=kl)
             losses.append(loss_sum)
-            correct.append(right)
+            counts.append(torch.stack([sums[name].float() for name in names]))
             weights.append(batch.weight_sum)
             trained += batch.trained_tokens
             if bar is not None:
                 bar.advance()
-    sums = [
-        math.fsum(torch.stack(losses).tolist()) if losses else 0.0, math.fsum(weights),
-        float(torch.stack(correct).sum()) if correct else 0.0, float(trained),
-    ]  # fmt: skip
-    total_loss, weight_sum, hits, total = all_sum(trainer, sums)
+    columns = zip(*torch.stack(counts).tolist(), strict=True) if counts else ([] for _ in names)
+    total_loss, weight_sum, total, *found = all_sum(trainer, [
+        math.fsum(torch.stack(losses).tolist()) if losses else 0.0, math.fsum(weights), float(trained),
+        *(math.fsum(column) for column in columns),
+    ])  # fmt: skip
     loss = total_loss / weight_sum if weight_sum > 0.0 else math.nan
     if not math.isfinite(loss):
         raise RunFailed(
@@ -76,7 +91,19 @@ def validate(
             message=f"the validation loss after step {step} is {loss} over {round(total)} trained tokens",
             hint="lower `train.learning_rate`, or check the validation rows with `luthier data show`",
         )
-    return Validation(loss=loss, token_accuracy=hits / total, trained_tokens=round(total))
+    metrics = report(trainer.objective, dict(zip(names, found, strict=True)), trained_tokens=round(total))
+    return Validation(loss=loss, metrics=metrics, trained_tokens=round(total))
+
+
+def _reference_point(trainer: Trainer, rows: int, mismatched: Mismatched | None, tokens_per_batch: int) -> float:
+    """z0 over the whole held-out set (`kl.py`); 0 where there is none."""
+    if mismatched is None:
+        return 0.0
+    pairs = partners(range(rows))[trainer.accelerator.process_index :: trainer.world_size]
+    per_batch = max(1, tokens_per_batch // mismatched.max_length)
+    groups = [pairs[start : start + per_batch] for start in range(0, len(pairs), per_batch)]
+    total = log_ratio_sum(trainer, map(mismatched.batch, groups))
+    return mean_over_processes(trainer, total, len(pairs))
 
 
 @contextmanager

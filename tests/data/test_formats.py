@@ -55,8 +55,6 @@ def test_each_format_is_recognised_by_its_columns(
             {"instruction": "a", "context": "c", "response": "b"},
             "{instruction: instruction, input: context, output: response}",
         ),
-        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "{user: prompt, assistant: chosen}"),
-        ({"prompt": "a", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "{messages: chosen}"),
         ({"dialog": SHAREGPT["conversations"], "id": "1"}, "{messages: dialog}"),
         ({"ticket": "a", "label": "b"}, "{user: ticket, assistant: label}"),
         ({"text": "a", "label": "b"}, "{user: text, assistant: label}"),
@@ -71,6 +69,24 @@ def test_unknown_columns_give_an_error_with_a_map_that_works(
     assert f"Columns found: {', '.join(sorted(row))}." in problem.message
     assert "alpaca (instruction, output)" in problem.message
     assert problem.hint == f"say which column is what, for instance `map: {suggestion}`"
+    mapping = dict(part.split(": ") for part in suggestion.strip("{}").split(", "))
+    assert messages(read(path, map=mapping))[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(
+    ("row", "suggestion"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "{user: prompt, assistant: chosen}"),
+        ({"prompt": "a", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, "{messages: chosen}"),
+    ],
+)
+def test_preferences_are_not_taken_for_examples_but_one_column_may_be(
+    tmp_path: Path, row: dict[str, Any], suggestion: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [row] * 3)
+    (problem,) = problems(path)
+    assert problem.code == "D218"
+    assert problem.hint.endswith(f"to train on one column, `map: {suggestion}`")
     mapping = dict(part.split(": ") for part in suggestion.strip("{}").split(", "))
     assert messages(read(path, map=mapping))[-1]["role"] == "assistant"
 
@@ -172,7 +188,7 @@ def test_a_map_of_fields_chooses_the_format(
         ({"map": {"usr": "question", "assistant": "answer"}}, "has no `user`"),
         (
             {"map": {"user": "question", "assistant": "answer", "bot": "x"}},
-            "`map` has `bot`, no field of format `columns`",
+            "`map` has `bot`, no field of format `messages`",
         ),
         ({"format": "alpaca", "map": {"question": "x"}}, "`map` has `question`, no field of format `alpaca`"),
         ({"format": "alpaca"}, "no column `instruction`, `output` (format alpaca); columns found: answer, question"),

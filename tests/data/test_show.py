@@ -6,10 +6,13 @@ import json
 import pytest
 
 from luthier.data.batch import collate
+from luthier.data.branches import collate_branched
 from luthier.data.prepare import prepare
 from luthier.data.show import IGNORED, packed_records, row_records, row_text, show_rows
 from luthier.data.types import Example, RowRef
 from luthier.recipe.schema import DataSection
+from tests.data.preferring import pairs
+from tests.data.preferring import prepared as prepared_pairs
 from tests.support.tiny import conversations, tiny_tokenizer
 
 
@@ -77,3 +80,60 @@ def test_untrained_control_tokens_are_shown_as_special(prepared):
     kinds = dict(zip(record["texts"], record["kinds"], strict=True))
     assert kinds["<|im_start|>"] == "special"
     assert record["kinds"][-2:] == ["trained", "context"]  # the end of turn, then the line feed behind it
+
+
+# --- preferences --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory):
+    rows = [{**row, "margin": 0.5} for row in pairs(12)]
+    return prepared_pairs(tmp_path_factory.mktemp("pairs"), rows, max_length=64)
+
+
+def test_pairs_show_what_collate_gives_the_trainer(preferences):
+    assert len(preferences.packs) < 12
+    for record, item in zip(packed_records(preferences, tiny_tokenizer(), count=99), preferences.packs, strict=True):
+        batch = collate_branched([preferences.train[row] for row in item.examples])
+        assert json.loads(json.dumps(record)) == record
+        assert record["ids"] == batch.input_ids.tolist() and record["positions"] == batch.position_ids.tolist()
+        assert record["document"] == batch.doc_ids.tolist() and record["refs"] == [str(ref) for ref in batch.refs]
+        labels = [label for label in record["labels"] if label != IGNORED]
+        assert labels == batch.target_ids.tolist()
+        assert [row["documents"] for row in record["rows_of"]] == [["chosen", "rejected"]] * len(item.examples)
+        assert [row["margin"] for row in record["rows_of"]] == [0.5] * len(item.examples)
+
+
+def test_parts_and_kinds_of_a_pair_and_its_colours(preferences):
+    record = row_records(preferences, tiny_tokenizer(), count=1)[0]
+    row = preferences.train[0]
+    assert record["parts"] == (
+        ["prompt"] * len(row.prompt) + ["chosen"] * len(row.answers[0]) + ["rejected"] * len(row.answers[1])
+    )
+    assert all(text.endswith("<|im_end|>") for text in record["trained_text"])
+    text = row_text(record)
+    assert f"-- {row.ref}: {len(row)} tokens, {row.trained_tokens} trained  (margin 0.5)\nprompt (" in text.plain
+    assert text.plain.index("\nchosen (") < text.plain.index("\nrejected (")
+    styles = [str(span.style) for span in text.spans]
+    counts = [record["kinds"].count(kind) for kind in ("chosen", "rejected")]
+    assert [styles.count("bold green"), styles.count("bold red")] == counts
+    assert styles.count("dim dim cyan") + styles.count("dim") == len(row.prompt)
+
+
+def test_the_first_row_of_a_pack_has_its_own_headline(preferences):
+    record = packed_records(preferences, tiny_tokenizer(), count=1)[0]
+    lines = [line for line in row_text(record).plain.splitlines() if line.startswith("-- ")]
+    rows = [preferences.train[row] for row in record["rows"]]
+    assert lines == [f"-- {row.ref}: {len(row)} tokens, {row.trained_tokens} trained  (margin 0.5)" for row in rows]
+
+
+@pytest.mark.parametrize(("label", "word", "colour"), [(True, "desired", "green"), (False, "not desired", "red")])
+def test_a_rated_answer_says_whether_it_is_desired(tmp_path, label, word, colour):
+    found = prepared_pairs(tmp_path, [{"prompt": "day", "completion": "night", "label": label}], kind="rated")
+    record = row_records(found, tiny_tokenizer())[0]
+    text = row_text(record)
+    assert text.plain.splitlines()[0].endswith(f"trained  ({word})")
+    assert f"bold {colour}" in {str(span.style) for span in text.spans}
+    assert record["rows_of"] == [
+        {"ref": record["refs"][0], "label": label, "margin": None, "documents": ["chosen" if label else "rejected"]}
+    ]

@@ -148,6 +148,26 @@ def test_a_four_bit_base_that_was_evaluated_before_still_trains():
         assert any("rounded" in part.reason for part in engine.report)
 
 
+def test_noise_on_one_document_is_that_of_transformers():
+    """Same generator, same numbers. In padded batches theirs counts padding as length, so short rows get less noise."""
+    from transformers.integrations.neftune import neftune_post_forward_hook
+
+    model = build("llama")
+    batch = make_batch((40,), vocab=601)
+    engine = attach(model, neftune_noise_alpha=5.0)
+    embeddings = model.get_input_embeddings()
+    inputs = model_inputs(batch, engine.layout)
+    torch.manual_seed(3)
+    inputs.embed(embeddings, noise_alpha=5.0)
+    embeddings.neftune_noise_alpha = 5.0
+    plain = embeddings(batch.input_ids[None]).detach()
+    torch.manual_seed(3)
+    theirs = neftune_post_forward_hook(embeddings.train(), None, plain)
+    assert float((theirs - plain).abs().max()) > 0.05
+    assert torch.allclose(inputs.kwargs["inputs_embeds"], theirs, atol=1e-6)
+    engine.detach()
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_noise_has_the_papers_size_in_each_document_and_only_in_training(name):
     model = build(name)

@@ -70,6 +70,23 @@ def test_the_manifest_holds_what_is_needed_to_repeat_the_run(world):
     assert manifest["recipe"]["train"]["max_steps"] == 4 and manifest["seed"] == 0
 
 
+def test_a_run_whose_adapters_start_in_the_base_is_scored_and_merged_on_the_untouched_one(world, tmp_path):
+    """PiSSA through every stage: step 0 is the base, the saved adapter is plain, its merge is checked."""
+    folder, plain = world
+    method = {"name": "lora", "r": 4, "init_lora_weights": "pissa"}
+    train = {"max_steps": 4, "learning_rate": 1e-3, "tokens_per_step": 256, "loraplus_lr_ratio": 4.0}
+    recipe = _recipe(folder, output_dir=str(tmp_path / "run"), method=method, train=train)
+    result = run_recipe(recipe)
+    assert result.stages["train"]["first_loss"] == pytest.approx(plain.stages["train"]["first_loss"], abs=1e-4)
+    config = json.loads((tmp_path / "run/final/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (8, 64, True)
+    assert (tmp_path / "run/start/start.safetensors").is_file()
+    assert result.stages["merge"]["passed"] is True
+    held_out = next(task for task in result.comparison if task["name"] == "held_out")
+    assert held_out["verdict"] == "better"
+    assert len(run_recipe(recipe).reused) == 7
+
+
 def test_a_second_call_reuses_everything_and_loads_no_model(world, monkeypatch):
     folder, _ = world
     monkeypatch.setattr("luthier.model.load.load_base", None)

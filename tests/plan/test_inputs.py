@@ -8,6 +8,7 @@ from luthier.plan import inputs
 from luthier.plan.inputs import documents_of, shape_of
 from luthier.plan.work import assumed_documents, documents_from_lengths, documents_from_manifest
 from luthier.recipe.load import recipe_from_dict
+from luthier.recipe.schema import Source
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import AccessError, DataError
 from tests.support.tiny import conversations, save_tiny
@@ -129,3 +130,31 @@ def test_a_local_folder_wins_over_a_known_name(tmp_path, monkeypatch):
     (tmp_path / "meta-llama").mkdir()
     save_tiny(tmp_path / "meta-llama" / "Llama-3.1-8B")
     assert shape_of(_recipe(tmp_path, "org/set")).parameters < 1_000_000
+
+
+def test_pairs_are_looked_at_with_their_prompt_once(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    pair = {"prompt": "one two three", "chosen": "four five", "rejected": "six"}
+    rows.write_text((json.dumps(pair) + "\n") * 20 + json.dumps({**pair, "rejected": "six " * 300}) + "\n")
+    recipe = _recipe(tmp_path, rows, max_length=64)
+    recipe = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"name": "dpo"})})
+    chat = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"train": [Source(path=str(rows), map={"user": "prompt"})]})}
+    )
+    found = documents_of(chat)
+    assert found.rows == 20 and "all rows" in found.how, "the long pair is dropped"
+    assert found.tokens == pytest.approx(20 * (1.09 * 6 + 3 * 5), abs=20)
+    assert 0 < found.supervised < 1 and found.longest_sequence == 128
+    assert found.sequences == pytest.approx(found.tokens / 128, rel=0.3)
+    sft = documents_of(recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"name": "sft"})}))
+    assert "the rows are pairs" in sft.how
+
+
+def test_a_finished_data_stage_of_pairs_has_its_own_capacity():
+    manifest = {
+        "rows_used": 10, "tokens": 1_000, "trained_fraction": 0.5, "packs": 5, "pack_capacity": 256,
+        "lengths": {"min": 90, "max": 110, "histogram": [[90, 111, 10]]},
+    }  # fmt: skip
+    assert documents_from_manifest(manifest, max_length=128, packing=True, how="x").longest_sequence == 256
+    del manifest["pack_capacity"]
+    assert documents_from_manifest(manifest, max_length=128, packing=True, how="x").longest_sequence == 128

@@ -15,6 +15,7 @@ from luthier.plan.shape import read_shape
 from luthier.plan.sizes import sizes_of
 from luthier.plan.states import gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
 from luthier.plan.trained import trainable_parameters
+from luthier.recipe.optimizers import OPTIMIZERS
 from luthier.recipe.schema import MethodSection
 from tests.support.tiny import save_tiny, tiny_model
 
@@ -141,6 +142,8 @@ def test_optimizer_states_equal_those_of_the_libraries():
         ("adamw_torch", torch.optim.AdamW(model.parameters(), lr=1e-3)),
         ("sgd", torch.optim.SGD(model.parameters(), lr=1e-3)),
         ("adafactor", Adafactor(model.parameters(), lr=1e-3, scale_parameter=False, relative_step=False)),
+        ("rmsprop", torch.optim.RMSprop(model.parameters(), lr=1e-3)),
+        ("adagrad", torch.optim.Adagrad(model.parameters(), lr=1e-3)),
     ):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -148,6 +151,39 @@ def test_optimizer_states_equal_those_of_the_libraries():
         states = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
         theirs = sum(value.nbytes for value in states if value.numel() > 1)
         assert optimizer_bytes(sizes, optim) == theirs, optim
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora", "r": 4, "modules_to_save": ["lm_head"]}],
+                         ids=["full", "lora"])  # fmt: skip
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("optim", sorted(OPTIMIZERS))
+def test_states_of_every_optimizer_are_those_the_run_expects(optim, tied, method):
+    """The plan's formula from shapes against the run's from tensors (which `test_named.py` holds against states)."""
+    from luthier.model.adapters import apply_method
+    from luthier.plan.shape import shape_from_config
+    from luthier.train.optim import expected_state_bytes
+    from luthier.train.rates import table_tensors
+
+    section = MethodSection(**method)
+    shape = shape_from_config(tiny_model(tied=tied).config.to_dict(), where="tiny", source="tiny")
+    model = apply_method(tiny_model(tied=tied), section, seed=0).model
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tables = frozenset().union(*table_tensors(model, trained))
+    expected = expected_state_bytes(trained, optim, tables=tables)
+    assert optimizer_bytes(sizes_of(shape, section), optim) == pytest.approx(expected, rel=2e-3)
+
+
+def test_momentum_is_counted_and_muon_halves_the_states_of_hidden_matrices():
+    sizes = _sizes("Llama-3.2-1B", name="full")
+    assert optimizer_bytes(sizes, "sgd", {"momentum": 0.9}) == 4 * sizes.trainable
+    assert optimizer_bytes(sizes, "rmsprop", {"momentum": 0.9, "centered": True}) == 12 * sizes.trainable
+    embeddings, norms = 128_256 * 2048, 33 * 2048
+    assert sizes.hidden_matrices == sizes.trainable - embeddings - norms
+    assert optimizer_bytes(sizes, "muon") == 4 * sizes.hidden_matrices + 8 * (embeddings + norms)
+    memory = estimate_memory(
+        sizes, Setting(micro_tokens=1024), optim="sgd", optim_args={"momentum": 0.9}, supervised=0.5
+    )  # fmt: skip
+    assert memory.optimizer == 4 * sizes.trainable
 
 
 def _sizes_of_tiny():

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.recipe.load import load_recipe
-from luthier.recipe.online import choose_completions, objective_facts, online_rate, online_steps
+from luthier.recipe.objective import objective_values
+from luthier.recipe.online import choose_completions, online_rate, online_steps
 from luthier.recipe.resolve import recipe_to_dict, resolve, resolved_yaml
 from luthier.recipe.schema import TrainSection
 from tests.recipe.support import load, problem_of, problems_of
@@ -129,7 +130,8 @@ def test_no_auto_is_left_and_what_was_resolved_loads_and_resolves_to_itself():
     Path("resolved.yaml").write_text(resolved_yaml(result))
     again = load_recipe(Path("resolved.yaml")).recipe
     assert resolve(again, facts(sequences=300, tokens=30_000)).recipe.train == train
-    assert again.objective == result.recipe.objective.model_copy(update={"grpo": again.objective.grpo})
+    assert again.objective.grpo.rewards == result.recipe.objective.grpo.rewards
+    assert recipe_to_dict(resolve(again, facts(sequences=300, tokens=30_000)).recipe) == recipe_to_dict(result.recipe)
     assert recipe_to_dict(again) == recipe_to_dict(result.recipe)
 
 
@@ -171,7 +173,8 @@ def test_the_code_of_a_reward_counts_and_the_pace_of_a_judge_does_not():
         Path("rewards.py").write_text(body)
         judge = f"judge: {{base_url: 'http://x', model: m{more}}}"
         rewards = "rewards: [{python: 'rewards.py:f'}, {name: judge, rubric: r}]"
-        return objective_facts(load(f"objective: {{name: grpo, grpo: {{{rewards}, {judge}}}}}\n"))
+        recipe = load(f"objective: {{name: grpo, grpo: {{{rewards}, {judge}}}}}\n")
+        return objective_values(recipe.objective, of_weights=True)
 
     assert known() == known(", concurrency: 2, timeout_seconds: 3.0")
     assert known() != known(", temperature: 0.5")
@@ -180,5 +183,9 @@ def test_the_code_of_a_reward_counts_and_the_pace_of_a_judge_does_not():
 
 def test_runs_of_sft_depend_on_what_they_did_before():
     recipe = load("")
-    assert objective_facts(recipe) == {"name": "sft", "label_smoothing": 0.0, "neftune_noise_alpha": 0.0}
+    assert objective_values(recipe.objective, of_weights=True) == {
+        "name": "sft",
+        "label_smoothing": 0.0,
+        "neftune_noise_alpha": 0.0,
+    }
     assert "grpo" not in recipe_to_dict(recipe)["objective"]

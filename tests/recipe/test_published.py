@@ -137,6 +137,16 @@ def test_the_starter_recipe_loads_as_it_is(method, rows, test_path):
     assert max(len(line) for line in text.splitlines()) <= 120
 
 
+@pytest.mark.parametrize(("kind", "name"), [("pairs", "dpo"), ("rated", "kto"), ("tokens", "sft")])
+def test_the_starter_recipe_of_preferences_has_their_objective(kind, name):
+    formats = {"pairs": "preference", "rated": "unpaired_preference", "tokens": "messages"}
+    Path("recipe.yaml").write_text(starter(kind=kind, format=formats[kind], mapping={"user": "prompt"}))
+    recipe = load_recipe(Path("recipe.yaml")).recipe
+    assert recipe.objective.name == name and recipe.data.train[0].format == formats[kind]
+    Path("recipe.yaml").write_text(starter(kind=kind, format=formats[kind], test_path="more.jsonl"))
+    assert load_recipe(Path("recipe.yaml")).recipe.evaluate.tasks[0].format == "messages"
+
+
 def test_the_first_line_tells_editors_where_the_schema_is():
     assert starter().splitlines()[0] == f"# yaml-language-server: $schema={SCHEMA_ID}"
     assert starter(schema="x.json").splitlines()[0].endswith("$schema=x.json")

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from luthier.report.diff import word_diff
 from luthier.report.read import printable, read_run
 from luthier.report.svg import Line, histogram, intervals, line_chart, nice_ticks, number
-from luthier.report.views import chosen_values, examples, smoothed, still_wrong
+from luthier.report.views import chosen_values, data_view, examples, smoothed, still_wrong
+from luthier.report.write import write_report
+from luthier.runtime.atomic import write_json
 from tests.report.make_run import make_run
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
@@ -142,3 +144,26 @@ def test_examples_put_losses_first_and_still_wrong_rows_are_the_unsolved_ones(tm
     assert [example["won"] for example in shown] == [False] + [True] * 11
     assert len(still_wrong(files)) == sum(row["score"] == 0 for row in after)
     assert math.isclose(float(shown[0]["scores"][0]), 1.0)
+
+
+def test_preferences_have_their_numbers_charts_and_coloured_answers(tmp_path):
+    from tests.data.preferring import pairs, prepared
+
+    run = make_run(tmp_path / "run")
+    manifest = prepared(tmp_path, pairs(20)).manifest
+    write_json(run.path / "data" / "manifest.json", manifest)
+    view = data_view(read_run(run))
+    assert any(line.startswith("chosen is the longer answer in") for line in view["preference_lines"])
+    assert ["Tokens of chosen answers" in chart for chart in view["answer_charts"]] == [True, False]
+    page = write_report(run).read_text("utf-8")
+    samples = page[page.index('id="tokens"') :]
+    assert samples.count('<b class="begins">chosen</b>') == samples.count('<b class="begins">rejected</b>') == 3
+    counted = [token["kind"] for sample in manifest["samples"] for token in sample["tokens"]]
+    for kind in ("chosen", "rejected"):
+        assert samples.count(f'class="t {kind}"') == counted.count(kind) + 1, "the legend names it once"
+    assert "prompts are computed once a pair" in page
+
+
+def test_plain_rows_have_no_preferences(tmp_path):
+    view = data_view(read_run(make_run(tmp_path / "run")))
+    assert view["preference_lines"] == [] and view["answer_charts"] == []

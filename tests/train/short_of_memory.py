@@ -50,19 +50,19 @@ def short_of_memory(limit: int, *, backward: bool = False, after: int = 0, rank:
     real = engine.LossModule.forward
     mine = rank is None or not torch.distributed.is_initialized() or torch.distributed.get_rank() == rank
 
-    def forward(self: Any, batch: Any, label_smoothing: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self: Any, batch: Any, *more: Any, **named: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not torch.is_grad_enabled():
-            return real(self, batch, label_smoothing)
+            return real(self, batch, *more, **named)
         memory.enter(batch.tokens)
         short = mine and batch.tokens > limit and len(memory.seen) > after
-        loss, correct = real(self, batch, label_smoothing)
+        loss, sums = real(self, batch, *more, **named)
         if short and not backward:
             memory.fail(loss)
         if short:
             # The embeddings get their gradient last: most gradients are there by then.
             first = next(parameter for parameter in self.model.parameters() if parameter.requires_grad)
             handle = first.register_hook(lambda _: (handle.remove(), memory.fail(loss)))
-        return loss, correct
+        return loss, sums
 
     engine.LossModule.forward = forward  # type: ignore[method-assign]
     gc.disable()  # nothing is freed by chance

@@ -123,7 +123,8 @@ def distance(one: Run, other: Run) -> float:
 
 def train(
     folder: Path, prepared: Data | None = None, *, recipe: Resolved | None = None, model: Any = None,
-    restart: bool = False, fingerprint: dict[str, Any] | None = None, calibrate: bool | None = None, **settings: Any,
+    restart: bool = False, fingerprint: dict[str, Any] | None = None, calibrate: bool | None = None,
+    reference_cache: Path | None = None, **settings: Any,
 ) -> Run:  # fmt: skip
     """Run `fit` in `folder`; keyword arguments as for `resolved`."""
     recipe = recipe or resolved(**settings)
@@ -137,7 +138,7 @@ def train(
         subject, prepared, recipe, run=run, tokenizer=tiny_tokenizer(),
         fingerprint={"data": "d0", "base": "b0", "train": recipe.recipe.train.model_dump(mode="json")}
         if fingerprint is None else fingerprint,
-        restart=restart, calibrate=calibrate,
+        restart=restart, calibrate=calibrate, reference_cache=reference_cache,
     )  # fmt: skip
     return Run(result, subject.model, run, start)
 

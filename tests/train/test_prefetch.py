@@ -78,14 +78,14 @@ def test_the_next_step_is_prepared_while_this_one_runs_and_none_beyond_the_last(
 
 
 def test_a_failure_in_the_thread_is_raised_by_its_step_and_not_before(monkeypatch):
-    real = feeding.collate
+    real = feeding.collate_rows
 
     def broken(rows):
         if rows[0].ref.line == data().packs[feed().order.step(1)[0]].examples[0] + 1:
             raise ValueError("row without tokens")
         return real(rows)
 
-    monkeypatch.setattr(feeding, "collate", broken)
+    monkeypatch.setattr(feeding, "collate_rows", broken)
     batches = Batches(feed(), ahead=True)
     assert len(batches.take(0)) == 2
     with pytest.raises(ValueError, match="row without tokens"):

@@ -18,7 +18,9 @@ from luthier.data.pack import pack
 from luthier.data.types import Example, RowRef
 from luthier.runtime.console import set_quiet
 from luthier.runtime.errors import LuthierError
+from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
+from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, Data, Run, data, examples, resolved, train, tuned
 
@@ -90,9 +92,24 @@ def halved_by_documents(folder: Path, world_size: int) -> Run:
         return train(folder, Data(rows, [], packed), shuffle=False, calibrate=True, **settings)
 
 
+def dpo(folder: Path, world_size: int) -> Run:
+    """13 pairs, 8 a step: one process has fewer rows in the last step, and so its means have no say."""
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // world_size}
+    prepared = preferences(pairs(13), validation=5)
+    return tune(folder, prepared, num_train_epochs=3, shuffle=False, eval_steps=2, **settings)
+
+
+def kto(folder: Path, world_size: int) -> Run:
+    """9 rated answers, 8 a step: the reference point of a step is that of both processes' rows."""
+    objective = {"name": "kto", "beta": 0.3}
+    prepared = preferences(rated(9), validation=5)
+    return tune(folder, prepared, objective=objective, num_train_epochs=3, shuffle=False, eval_steps=2,
+                **per_process(world_size))  # fmt: skip
+
+
 CASES: dict[str, Callable[[Path, int], Run]] = {
     case.__name__: case
-    for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents)
+    for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto)
 }
 
 

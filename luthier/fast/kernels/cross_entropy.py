@@ -15,7 +15,7 @@ from torch import Tensor
 
 from luthier.fast.kernels.choice import math_dtype, uses_triton
 
-__all__ = ["cross_entropy_", "cross_entropy_reference_"]
+__all__ = ["cross_entropy_", "cross_entropy_reference_", "target_losses"]
 
 
 def cross_entropy_(
@@ -43,6 +43,22 @@ def cross_entropy_(
         raw_sv, ids_s, weights_s, label_smoothing=label_smoothing, scale=scale, softcap=softcap,
         with_gradient=with_gradient,
     )  # fmt: skip
+
+
+def target_losses(
+    raw_sv: Tensor, ids_s: Tensor, *, scale: float = 1.0, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """(-log p of each target, fp32 or fp64 (S,); whether it is the first arg max, bool (S,)). Overwrites nothing."""
+    if uses_triton(raw_sv):
+        from luthier.fast.kernels import cross_entropy_triton
+
+        return cross_entropy_triton.target_losses(raw_sv, ids_s, scale, softcap)
+    logits = raw_sv.to(math_dtype(raw_sv))
+    logits = logits if scale == 1.0 else logits * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    chosen = logits.gather(1, ids_s[:, None]).squeeze(1)
+    return logits.logsumexp(dim=-1) - chosen, logits.argmax(dim=-1) == ids_s
 
 
 def cross_entropy_reference_(

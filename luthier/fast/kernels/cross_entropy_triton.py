@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["cross_entropy_"]
+__all__ = ["cross_entropy_", "target_losses"]
 
 # Columns at once and warps for them: 8 columns, 16 bytes, a thread keep its state in 64 registers (sm_90).
 BLOCK, WARPS = 4096, 16
@@ -119,6 +119,22 @@ def cross_entropy_(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As `cross_entropy.cross_entropy_`."""
+    loss_s, correct_s = _run(raw_sv, ids_s, weights_s, label_smoothing, scale, softcap, with_gradient)
+    return loss_s.sum(), correct_s.sum()
+
+
+def target_losses(raw_sv: Tensor, ids_s: Tensor, scale: float, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """As `cross_entropy.target_losses`."""
+    ones = torch.ones(raw_sv.shape[0], dtype=torch.float32, device=raw_sv.device)
+    loss_s, correct_s = _run(raw_sv, ids_s, ones, 0.0, scale, softcap, False)
+    return loss_s, correct_s > 0
+
+
+def _run(
+    raw_sv: Tensor, ids_s: Tensor, weights_s: Tensor, label_smoothing: float, scale: float, softcap: float | None,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(weighted loss fp32 (S,), 1 where the target is the arg max int64 (S,))."""
     rows, vocab = raw_sv.shape
     loss_s = torch.empty(rows, dtype=torch.float32, device=raw_sv.device)
     correct_s = torch.empty(rows, dtype=torch.int64, device=raw_sv.device)
@@ -130,4 +146,4 @@ def cross_entropy_(
             scale != 1.0, softcap is not None, label_smoothing != 0.0, with_gradient,
             block, num_warps=max(1, block * WARPS // BLOCK),
         )  # fmt: skip
-    return loss_s.sum(), correct_s.sum()
+    return loss_s, correct_s
