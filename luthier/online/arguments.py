@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier.online.rewards.base import Reward
 from luthier.recipe.online import online_steps
+from luthier.recipe.schedules import require_room
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.device import Device
 from luthier.runtime.errors import EnvironmentProblem, RecipeError
@@ -81,8 +82,14 @@ def arguments(
         folder: of the checkpoints.
         device: of the model.
         validates: there are validation prompts.
+
+    Raises:
+        RecipeError: `warmup_stable_decay` is longer than the run.
     """
     train, grpo = recipe.train, recipe.objective.grpo
+    warmup = _warmup(train, schedule.steps)
+    if train.lr_scheduler_type == "warmup_stable_decay":
+        require_room(train.lr_scheduler_kwargs, warmup=warmup, total_steps=schedule.steps)
     evaluates = validates and isinstance(train.eval_steps, int)
     value: dict[str, Any] = {name: getattr(train, name) for name in _SAME}
     value |= {name: getattr(grpo, name) for name in _SAMPLING}
@@ -91,7 +98,7 @@ def arguments(
         "learning_rate": float(train.learning_rate),
         "lr_scheduler_kwargs": dict(train.lr_scheduler_kwargs),
         "optim_args": ",".join(f"{key}={item}" for key, item in train.optim_args.items()) or None,
-        "warmup_steps": _warmup(train, schedule.steps),
+        "warmup_steps": warmup,
         "gradient_checkpointing": train.gradient_checkpointing is True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "save_strategy": "steps" if isinstance(train.save_steps, int) else "no",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["FEEDBACK", "NO_WARMUP", "REQUIRED", "SCHEDULES"]
+from luthier.runtime.errors import RecipeError
+
+__all__ = ["FEEDBACK", "NO_WARMUP", "REQUIRED", "SCHEDULES", "require_room"]
 
 Kind = Literal["number", "whole", "flag"] | tuple[str, ...]
 
@@ -48,3 +50,19 @@ REQUIRED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "greedy": (("min_lr",), "transformers' own least rate, 1e-3, is above most of fine-tuning"),
 }
 """Of these keys exactly one must be given, and why."""
+
+
+def require_room(settings: Mapping[str, Any], *, warmup: int, total_steps: int) -> None:
+    """`warmup_stable_decay` must fit into the run: transformers would make its stable part negative without a word.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    needed = warmup + settings["num_decay_steps"] + settings.get("num_stable_steps", 0)
+    if needed > total_steps:
+        raise RecipeError(
+            code="T476",
+            message=f"warmup_stable_decay: {warmup} steps of warm-up and {needed - warmup} of flat rate and decay are "
+            f"more than the {total_steps} steps of the run",
+            hint="lower `train.lr_scheduler_kwargs.num_decay_steps`",
+        )

@@ -24,9 +24,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from luthier.recipe.schedules import FEEDBACK
+from luthier.recipe.schedules import FEEDBACK, require_room
 from luthier.recipe.schema import TrainSection
-from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +59,7 @@ class Schedule:
 
         settings = dict(settings or {})
         if name == "warmup_stable_decay":
-            _require_room(settings, warmup=warmup, total_steps=total_steps)
+            require_room(settings, warmup=warmup, total_steps=total_steps)
         self._optimizer = optimizer
         self._base = float(optimizer.defaults["lr"])
         self._feedback = name in FEEDBACK
@@ -137,18 +136,6 @@ class Rising(Schedule):
 
     def _factor(self, step: int) -> float:
         return float(self._rise ** (step / (self._steps - 1)))
-
-
-def _require_room(settings: Mapping[str, Any], *, warmup: int, total_steps: int) -> None:
-    """transformers would make the stable part negative without a word."""
-    needed = warmup + settings["num_decay_steps"] + settings.get("num_stable_steps", 0)
-    if needed > total_steps:
-        raise RecipeError(
-            code="T476",
-            message=f"warmup_stable_decay: {warmup} steps of warm-up and {needed - warmup} of flat rate and decay are "
-            f"more than the {total_steps} steps of the run",
-            hint="lower `train.lr_scheduler_kwargs.num_decay_steps`",
-        )
 
 
 def _finite(value: Any) -> Any:

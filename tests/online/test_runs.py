@@ -13,6 +13,8 @@ from luthier.pipeline.run import run_recipe
 from luthier.recipe.schema import ObjectiveSection
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import Interrupted, RecipeError, RunFailed
+from luthier.search.lr_find import Budget, find_learning_rate
+from luthier.search.metric import read_metric
 from tests.online.support import World, metrics, train
 
 
@@ -241,3 +243,40 @@ def test_every_prompt_is_asked_once_before_any_is_asked_twice(shuffle):
     assert (order[:10] != order[10:20]) is shuffle
     assert order == prompt_order(10, batches=9, batch=4, seed=3, shuffle=shuffle)
     assert prompt_order(10, batches=2, batch=4, seed=3, shuffle=shuffle) == order[:8]
+
+
+def test_spectrum_trains_what_is_listed_and_nothing_else(tmp_path):
+    world = World.make(tmp_path)
+    base = load_file(world.folder / "model" / "model.safetensors")
+    name = next(key for key in base if key.endswith("layers.1.mlp.down_proj.weight"))
+    (tmp_path / "list.yaml").write_text(f"unfrozen_parameters:\n- ^{name}$\n")
+    run = tmp_path / "run"
+    method = {"name": "spectrum", "spectrum_file": str(tmp_path / "list.yaml")}
+    train(world.recipe(run, method=method, train={"max_steps": 2}))
+    after = weights(run)
+    assert {key for key in after if not torch.equal(after[key], base[key])} == {name}
+    assert (run / "spectrum" / "unfrozen_parameters.yaml").is_file()
+
+
+def test_settings_of_optimizer_and_schedule_reach_the_trainer(tmp_path):
+    world = World.make(tmp_path)
+    (tmp_path / "rewards.py.pressed").touch()
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "warmup_steps": 0}
+    decay = {"lr_scheduler_kwargs": {"num_decay_steps": 2, "decay_type": "linear"}}
+    plain = {"optim": "sgd", "max_steps": 4, **schedule, **decay}
+    train(world.recipe(tmp_path / "plain", train=plain))
+    train(world.recipe(tmp_path / "momentum", train={**plain, "optim_args": {"momentum": 0.9}}))
+    rates = [line["learning_rate"] for line in metrics(tmp_path / "plain") if "learning_rate" in line]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.005])
+    assert not same(weights(tmp_path / "plain"), weights(tmp_path / "momentum"))
+    with pytest.raises(RecipeError, match="warmup_stable_decay"):
+        train(world.recipe(tmp_path / "long", train={**plain, "lr_scheduler_kwargs": {"num_decay_steps": 9}}))
+
+
+def test_searches_that_need_a_held_out_loss_are_refused(tmp_path):
+    recipe = World.make(tmp_path).recipe(tmp_path / "run", data={"validation": {"fraction": 0.2}})
+    with pytest.raises(RecipeError, match="online RL has none"):
+        find_learning_rate(recipe, Budget())
+    with pytest.raises(RecipeError, match="not measured by online RL"):
+        read_metric("eval_loss", [recipe])
+    assert not (tmp_path / "run-lr-find").exists()

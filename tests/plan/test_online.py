@@ -46,6 +46,8 @@ def test_bytes_of_adapters_and_of_whole_weights(tmp_path, shape):
     assert lora.cache == 64 * 400 * shape.layers * 2 * shape.key_value_heads * shape.head_dim * 2
     full = planned(tmp_path, method={"name": "full"}, grpo={"beta": 0.1})
     assert full.weights == full.gradients == full.reference == 4 * shape.parameters and full.adapters == 0
+    part = planned(tmp_path, method={"name": "spectrum"})
+    assert part.weights == full.weights and part.adapters == 0 and 0 < part.gradients < full.gradients
     qlora = planned(tmp_path, method={"name": "qlora"})
     assert qlora.weights < 0.4 * lora.weights
 

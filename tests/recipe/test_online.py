@@ -83,6 +83,13 @@ WRONG = {
     NUMBER + "train: {gradient_checkpointing_layers: 2}": ("C110", "Luthier's engine"),
     grpo("num_iterations: 4") + "train: {save_steps: 6}": ("C110", "between the 4 iterations"),
     NUMBER + "method: {lora_dropout: 0.1}": ("C110", "no dropout"),
+    NUMBER + "method: {init_lora_weights: pissa}": ("C110", "changes the base"),
+    NUMBER + "train: {loraplus_lr_ratio: 16.0}": ("C110", "belongs to Luthier's loop"),
+    NUMBER + "train: {layerwise_lr_decay: 0.9}": ("C110", "belongs to Luthier's loop"),
+    NUMBER + "train: {optim: muon}": ("C110", "none of this name"),
+    NUMBER + "train: {optim: rmsprop_bnb, optim_args: {momentum: 0.9}}": ("C110", "misreads"),
+    NUMBER.replace("name: grpo,", "name: grpo, beta: 0.1,"): ("C111", "has its keys under"),
+    "objective: {name: dpo, grpo: {beta: 0.1}}": ("C111", "it is for objective grpo, not dpo"),
 }  # fmt: skip
 
 
@@ -99,6 +106,8 @@ BASE_CHANGES = {
     "data: {train: [{path: rows.jsonl}], packing: true}": "packs none",
     "data: {train: [{path: rows.jsonl}], loss_on: all}": "trains the sampled completion",
     "data: {train: [{path: rows.jsonl}], overlong: truncate}": "half a question",
+    "data: {train: [{path: rows.jsonl}], dedup: {}}": "compares rows with their answers",
+    "data: {train: [{path: rows.jsonl}], validation: {fraction: 0.5, near_duplicates: 0.8}}": "online RL asks prompts",
 }
 
 
@@ -189,3 +198,9 @@ def test_runs_of_sft_depend_on_what_they_did_before():
         "neftune_noise_alpha": 0.0,
     }
     assert "grpo" not in recipe_to_dict(recipe)["objective"]
+
+
+def test_what_the_judge_costs_is_in_the_resolved_recipe_though_no_weight_depends_on_it():
+    recipe = load(reward("name: judge, rubric: r", ", judge: {model: m, base_url: 'http://x', concurrency: 2}"))
+    assert recipe_to_dict(recipe)["objective"]["grpo"]["judge"]["concurrency"] == 2
+    assert "concurrency" not in objective_values(recipe.objective, of_weights=True)["grpo"]["judge"]
