@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.pipeline.online import train_online
 from luthier.pipeline.session import Session
 from luthier.pipeline.spectrum import keep_selection, spectrum_depends
 from luthier.recipe.objective import objective_values
@@ -57,7 +58,18 @@ def _data_depends(session: Session) -> dict[str, Any]:
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
         "kind": row_kind(session.recipe.objective.name),
+        **_prompt_facts(session),
     }
+
+
+def _prompt_facts(session: Session) -> dict[str, Any]:
+    """What decides which prompts online RL can use."""
+    if not session.is_online:
+        return {}
+    grpo = session.recipe.objective.grpo
+    kept = grpo.model_dump(mode="json", include={"reference_column", "max_completion_length"})
+    needs = [reward.model_dump(mode="json", include={"name", "python", "pattern"}) for reward in grpo.rewards]
+    return {"prompts": {**kept, "rewards": needs}}
 
 
 def _data(session: Session) -> dict[str, Any]:
@@ -65,6 +77,19 @@ def _data(session: Session) -> dict[str, Any]:
     write_json(session.run.path / "data" / "manifest.json", manifest)
     _write_duplicates(session)
     dropped = sum(manifest["dropped"].values())
+    if session.is_online:
+        note(
+            f"  {manifest['rows_used']:,} prompts ({manifest['references']:,} with a reference), "
+            f"{manifest['validation_rows']:,} held out, {dropped:,} dropped; {manifest['tokens']:,} tokens"
+        )
+    else:
+        _say_rows(manifest, dropped)
+    keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
+    more = ("trained_fraction", "dropped")
+    return {key: manifest[key] for key in (*keys, *more)}
+
+
+def _say_rows(manifest: dict[str, Any], dropped: int) -> None:
     note(
         f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, "
         f"{dropped:,} dropped; {manifest['tokens']:,} tokens, {manifest['trained_fraction']:.0%} trained; "
@@ -76,9 +101,6 @@ def _data(session: Session) -> dict[str, Any]:
 
         for line in preference_lines(manifest["preferences"]):
             note(f"  {line}")
-    keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
-    more = ("trained_fraction", "dropped")
-    return {key: manifest[key] for key in (*keys, *more)}
 
 
 def _write_duplicates(session: Session) -> None:
@@ -183,7 +205,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
         "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
         "method": recipe.method.model_dump(mode="json"),
-        "objective": objective_values(recipe.objective),
+        "objective": objective_values(recipe.objective, of_weights=True),
         "train": recipe.train.model_dump(mode="json", exclude=left_out),
         "device": session.device.type,
         **_unfrozen(session),
@@ -209,7 +231,7 @@ def _train_depends_but_data(session: Session) -> dict[str, Any]:
         "base": session.identity,
         "model": recipe.model.model_dump(mode="json"),
         "method": recipe.method.model_dump(mode="json"),
-        "objective": objective_values(recipe.objective),
+        "objective": objective_values(recipe.objective, of_weights=True),
         "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
         **spectrum_depends(recipe),
     }
@@ -228,7 +250,9 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         RecipeError: data, base or recipe changed since; lists what.
     """
     run = session.run
-    interrupted = run.stage("train") is None and any((run.path / "checkpoints").glob("step-*"))
+    interrupted = run.stage("train") is None and any(
+        item for pattern in ("step-*", "checkpoint-*") for item in (run.path / "checkpoints").glob(pattern)
+    )
     intent = run.path / INTENT_FILE
     if session.restart or not interrupted or not intent.is_file() or all(stage.name != "train" for stage in wanted):
         return
@@ -267,6 +291,12 @@ def tuned_model(session: Session) -> Tuned:
 
 
 def _train(session: Session) -> dict[str, Any]:
+    if session.is_online:
+        return train_online(
+            session,
+            fingerprint=training_fingerprint(session),
+            keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
+        )
     from luthier.pipeline.preferences import measure_preferences
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit

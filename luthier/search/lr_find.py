@@ -93,6 +93,11 @@ def find_learning_rate(recipe: Recipe, budget: Budget) -> Found:
             code="C160", message=f"{recipe.train.lr_scheduler_type} follows the validation loss of a whole run",
             hint="search with another schedule: train.lr_scheduler_type=cosine",
         )  # fmt: skip
+    if recipe.objective.name == "grpo":
+        raise RecipeError(
+            code="C160", message="lr-find decides by held-out loss, and online RL has none",
+            hint="`luthier sweep` ranks rates by a task: --metric task:NAME",
+        )  # fmt: skip
     setting = open_setting(recipe)
     session = setting.session
     with session.run.lock():

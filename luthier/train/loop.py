@@ -27,6 +27,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.stages import flatten
 from luthier.runtime.errors import DataError, RecipeError
+from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
@@ -41,7 +42,6 @@ from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity,
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
 from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
-from luthier.train.signals import stop_on_signals
 from luthier.train.snapshot import restore
 
 if TYPE_CHECKING:
