@@ -20,7 +20,12 @@ HEAD = "<!-- Written by docs/generate.py from the code; edit the docstrings ther
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
 # Keys of `Recipe` whose section stands below another section.
-NESTED = {"Source": "data.train[]", "ValidationSection": "data.validation", "TaskSpec": "evaluate.tasks[]"}
+NESTED = {
+    "Source": "data.train[]",
+    "ValidationSection": "data.validation",
+    "DedupSection": "data.dedup",
+    "TaskSpec": "evaluate.tasks[]",
+}
 
 
 def pages() -> dict[Path, str]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from luthier.pipeline.rerun import RerunResult
     from luthier.pipeline.run import RunResult
     from luthier.plan.result import Plan
     from luthier.recipe.schema import Recipe
+    from luthier.search.found import Found
+    from luthier.search.sweep import SweepResult
 
-__all__ = ["compare", "evaluate", "load_recipe", "merge", "plan", "rerun", "run", "train"]
+__all__ = ["compare", "evaluate", "load_recipe", "lr_find", "merge", "plan", "rerun", "run", "sweep", "train"]
 
 
 def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -53,6 +55,29 @@ def train(
     from luthier.pipeline.run import run_recipe
 
     return run_recipe(load_recipe(recipe, overrides), only=("data", "train"), restart=restart)
+
+
+def lr_find(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, overrides: Sequence[str] = (), steps: int | None = None,
+    max_minutes: float | None = None,
+) -> Found:  # fmt: skip
+    """Find the peak learning rate by a range test and short runs. See `luthier.search.lr_find`."""
+    from luthier.search.lr_find import Budget, find_learning_rate
+
+    return find_learning_rate(load_recipe(recipe, overrides), Budget(steps=steps, max_minutes=max_minutes))
+
+
+def sweep(
+    recipe: str | Path, settings: Sequence[str], *, method: Literal["grid", "random", "optuna"] = "grid",
+    trials: int | None = None, metric: str = "eval_loss", seed: int = 0, out: str | Path | None = None,
+) -> SweepResult:  # fmt: skip
+    """Run a recipe file with many settings (`key=a,b`, `key=log:1e-5..1e-3`). See `luthier.search.sweep`."""
+    from luthier.search.sweep import SweepOptions, run_sweep
+
+    options = SweepOptions(
+        method=method, trials=trials, metric=metric, seed=seed, out=None if out is None else Path(out)
+    )
+    return run_sweep(Path(recipe), settings, space=None, options=options)
 
 
 def plan(recipe: str | Path | Mapping[str, Any] | Recipe, *, gpu: str | None = None, num_gpus: int = 1) -> Plan:

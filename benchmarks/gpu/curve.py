@@ -146,7 +146,7 @@ def run(variant: str, seed: int, options: argparse.Namespace, texts: Texts, fold
     trainer = trainers.make(implementation, accelerator, model, recipe, total_steps=options.steps)
     steps = Steps(trainer, accelerator, recipe, examples=texts.examples, packs=texts.packs)
     start, updates = time.perf_counter(), []
-    for _ in range(options.steps):
+    for _ in range(getattr(options, "stop_after", options.steps)):
         updates.append(steps.take())
     seconds = time.perf_counter() - start
     model.eval()

@@ -8,7 +8,7 @@ from typing import Any
 from luthier.data.types import Example, Pack
 from luthier.recipe.schema import Recipe
 from luthier.train.prefetch import Batches
-from luthier.train.setup import make_feed, make_order
+from luthier.train.setup import fit_base, make_feed, make_order
 from luthier.train.step import Update, update
 
 __all__ = ["Steps"]
@@ -22,6 +22,7 @@ class Steps:
     ) -> None:
         self.trainer = trainer
         order = make_order(recipe.train, sequences=len(packs), world_size=1)
+        fit_base(trainer, examples, packs, order=order)
         feed = make_feed(accelerator, order, recipe.train, examples=examples, packs=packs, size=None)
         self.batches = Batches(feed)
         self.taken = 0

@@ -138,5 +138,8 @@ class PlainEngine:
         wrapped: nn.Module = wrap(self.module)
         return wrapped
 
+    def fit_frozen_base(self, _: Any) -> None:
+        """It has no fp8 base."""
+
     def detach(self) -> None:
         """Nothing was changed."""

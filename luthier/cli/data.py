@@ -7,9 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.output import emit_json, show
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
+app.command("dedup")(dedup)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -74,6 +76,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
         f"{manifest['train_validation_overlap']:,}",
     ]
+    lines += curated_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]

@@ -20,6 +20,7 @@ from luthier.cli import (
     doctor,
     evaluate,
     init,
+    lr_find,
     merge,
     plan,
     quickstart,
@@ -28,6 +29,7 @@ from luthier.cli import (
     runs,
     schema,
     spectrum,
+    sweep,
 )
 from luthier.cli.output import print_error, wants_json
 from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory, RecipeError
@@ -65,6 +67,8 @@ app.command("run", rich_help_panel=START, context_settings=OVERRIDES)(run.run)
 app.command("plan", rich_help_panel=START, context_settings=OVERRIDES)(plan.plan)
 app.add_typer(data.app, name="data", rich_help_panel=STAGES)
 app.command("train", rich_help_panel=STAGES, context_settings=OVERRIDES)(run.train)
+app.command("lr-find", rich_help_panel=STAGES, context_settings=OVERRIDES)(lr_find.lr_find)
+app.command("sweep", rich_help_panel=STAGES, context_settings=OVERRIDES)(sweep.sweep)
 app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate.evaluate)
 app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)

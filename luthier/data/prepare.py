@@ -16,7 +16,8 @@ from typing import Any
 
 from luthier.data import cache
 from luthier.data.branching import tokenize_preferences
-from luthier.data.content import row_hash
+from luthier.data.content import content_hash, row_hash
+from luthier.data.curated import Curate, Curated
 from luthier.data.describe import build_manifest
 from luthier.data.mask import WAYS_OUT
 from luthier.data.pack import one_by_one, pack
@@ -58,6 +59,8 @@ class Prepared:
     """Training sequences: indices into `train`; one index each when packing is off."""
     manifest: dict[str, Any]
     """What was read, used, dropped, cut and proven; JSON."""
+    curated: Curated | None = None
+    """What was decided over all rows as a set, before they were tokenised."""
 
 
 def prepare(
@@ -68,6 +71,7 @@ def prepare(
     template_kwargs: Mapping[str, Any] | None = None,
     cache_dir: Path | None = None,
     kind: RowKind = "tokens",
+    curate: Curate | None = None,
 ) -> Prepared:
     """Read, tokenise, split and pack the rows of a recipe.
 
@@ -78,6 +82,7 @@ def prepare(
         template_kwargs: `model.chat_template_kwargs`.
         cache_dir: where to keep tokenised rows; None: nowhere.
         kind: what the objective trains on (`recipe.objective_kind.row_kind`).
+        curate: decides which training rows stay (`luthier.curate.apply.curator`).
 
     Raises:
         DataError: rows that cannot be used (all are reported), or nothing left to train on.
@@ -91,11 +96,14 @@ def prepare(
     train_rows = [row for source in sources for row in source.conversations]
     own_validation = list(held_out.conversations) if held_out else []
     results = [*sources, *([held_out] if held_out else [])]
-    outcomes, cache_state = _tokenize(
-        [*train_rows, *own_validation], template, section, kind, cache_dir, [result.hash for result in results]
-    )
+    contents = [result.hash for result in results]
+    curated = curate(train_rows, own_validation) if curate else None
+    if curated:
+        train_rows, contents = curated.rows, [content_hash(curated.rows), content_hash(own_validation)]
+    outcomes, cache_state = _tokenize([*train_rows, *own_validation], template, section, kind, cache_dir, contents)
     by_row = {id(row): outcome for row, outcome in zip([*train_rows, *own_validation], outcomes, strict=True)}
     dropped = [item for result in results for item in result.dropped]
+    dropped += curated.dropped if curated else []
     dropped += [outcome.result for outcome in outcomes if isinstance(outcome.result, Dropped)]
     _raise_for(dropped, section)
 
@@ -105,7 +113,9 @@ def prepare(
     if held_out:
         kept, validation_rows = usable(train_rows), usable(own_validation)
     else:
-        kept, validation_rows = split_validation(usable(train_rows), section.validation, seed=seed)
+        kept, validation_rows = split_validation(
+            usable(train_rows), section.validation, seed=seed, groups=curated.groups if curated else None
+        )
     used, left_out = _weigh(kept, section, seed)
     dropped += left_out
     train = _examples(used, by_row)
@@ -119,9 +129,11 @@ def prepare(
         rows=(train_rows, kept, validation_rows), section=section, template=template, cache_state=cache_state,
         kind=kind, capacity=capacity,
     )  # fmt: skip
+    if curated:
+        manifest["curated"] = curated.report
     _warn(manifest)
     _warn_raw(train_rows, tokenizer)
-    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest)
+    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest, curated=curated)
 
 
 def _read(section: DataSection, kind: RowKind) -> tuple[list[SourceResult], SourceResult | None]:

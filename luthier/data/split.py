@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from luthier.data.content import group_hash, row_hash
 from luthier.data.types import Conversation
@@ -20,7 +20,11 @@ __all__ = ["count_duplicates", "expand_by_weight", "overlapping", "split_validat
 
 
 def split_validation(
-    conversations: Sequence[Conversation], section: ValidationSection, *, seed: int
+    conversations: Sequence[Conversation],
+    section: ValidationSection,
+    *,
+    seed: int,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[list[Conversation], list[Conversation]]:
     """Split rows into training and validation, each in the order given.
 
@@ -32,13 +36,15 @@ def split_validation(
         conversations: All training rows.
         section: `fraction` and `max_rows` are used; with `fraction` 0 nothing is held out.
         seed: `train.seed`.
+        groups: Hash of a row -> hash of the row whose draw decides for its group; other rows decide for themselves.
 
     Raises:
         DataError: a fraction above 0 holds out no row, or every row.
     """
     if section.fraction == 0.0:
         return list(conversations), []
-    hashes = [group_hash(conversation) for conversation in conversations]
+    own = map(group_hash, conversations)
+    hashes = [groups.get(key, key) for key in own] if groups else list(own)
     held_out = _held_out(hashes, section.fraction, section.max_rows, seed)
     train = [row for row, key in zip(conversations, hashes, strict=True) if key not in held_out]
     validation = [row for row, key in zip(conversations, hashes, strict=True) if key in held_out]

@@ -12,18 +12,21 @@ on transformers models and on PEFT models; under DDP the wrapper goes around `en
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from luthier.data.batch import Batch
 from luthier.fast.attention import NAME, register
+from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.function import Replaced, replace_decoder_layers
 from luthier.fast.graph import graphs_for
-from luthier.fast.hidden import Layout
+from luthier.fast.hidden import Layout, model_inputs
 from luthier.fast.linear import Undo, replace_layers, restore_layers
 from luthier.fast.loss import LossModule, LossSums, inner_model
 from luthier.fast.probe import LayoutFinding, probe_head, probe_layout
@@ -76,6 +79,40 @@ class Engine:
             yield
         finally:
             self._switch(NAME if self.layout == "flat" else None)
+
+    def fit_frozen_base(self, make_batch: Callable[[], Batch]) -> Part | None:
+        """Round an fp8 base so that its products are as right as they can be on some documents, layer after layer on
+        what the layers before it give; None (and no batch is made) without such a base. Adapters take part as they are.
+        """
+        bases = [
+            projection.base for program in self._decoder.programs for projection in program.projections
+            if isinstance(projection.base, Fp8)
+        ]  # fmt: skip
+        if not bases:
+            return None
+        batch = make_batch()
+        base, training, began = inner_model(self.module.model), self.module.model.training, time.perf_counter()
+        self.module.model.eval()
+        try:
+            for each in bases:
+                each.fitting = True
+            with torch.no_grad():
+                base.get_decoder()(**model_inputs(batch, self.layout).kwargs)
+        finally:
+            for each in bases:
+                each.fitting = False
+            self.module.model.train(training)
+        errors = [float(each.kept_error) for each in bases if each.kept_error is not None]
+        seconds = time.perf_counter() - began
+        if not errors:
+            return Part("fp8 base", "rounded to nearest", "no inputs that a rounding could be fitted to")
+        part = Part(
+            "fp8 base", f"rounding fitted to {batch.tokens:,} tokens in {seconds:.1f} s",
+            f"leaves {sum(errors) / len(errors):.0%} of the error of rounding to nearest in the products of "
+            f"{len(errors)} of {len(bases)} groups of matrices",
+        )  # fmt: skip
+        self.report += (part,)
+        return part
 
     def detach(self) -> None:
         """Give the model back as it came: its attention, its layer classes. The engine must not be used afterwards."""

@@ -13,7 +13,8 @@ through other kernels, passes without gradients. A recording that fails is given
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,7 +197,14 @@ class _Recording:
         self.load(positions_t, lengths, prefixes)
         with torch.no_grad():
             self.embeds[: embeds_td.shape[0]].copy_(embeds_td)
-        wanted = [*([self.embeds] if self.embeds.requires_grad else []), *self.parameters]
+        with _stand_ins(trunk, self.parameters) as leaves:
+            wanted = [*([self.embeds] if self.embeds.requires_grad else []), *leaves]
+            found = self._record(trunk, wanted, device)
+        self.d_embeds = found[0] if self.embeds.requires_grad else None
+        self.grads = list(found[len(wanted) - len(self.parameters) :])
+
+    def _record(self, trunk: Any, wanted: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+        """Record both passes; gradients of `wanted`, where replaying puts them."""
         # One stream throughout: products choose algorithms by stream, and loading one breaks a recording.
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
@@ -214,10 +222,9 @@ class _Recording:
         with torch.cuda.graph(
             self.backward, pool=self.forward.pool(), stream=stream, capture_error_mode="thread_local"
         ):
-            found = torch.autograd.grad(self.out, wanted, self.d_out)
+            found: tuple[Tensor, ...] = torch.autograd.grad(self.out, wanted, self.d_out)
         self.out = self.out.detach()
-        self.d_embeds = found[0] if self.embeds.requires_grad else None
-        self.grads = list(found[len(wanted) - len(self.parameters) :])
+        return found
 
     def _run(self, trunk: Any) -> Tensor:
         documents = Documents(
@@ -240,6 +247,31 @@ class _Recording:
         if spare:
             lengths, prefixes = (*lengths, spare), (*prefixes, (0, 0)) if prefixes else ()
         self.schedule.load(lengths, prefixes)
+
+
+@contextmanager
+def _stand_ins(trunk: Any, parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """Tensors over the parameters' memory that autograd is given in their place inside, in their order.
+
+    Autograd remembers the stream in which a parameter was first used for as long as any pass over it lives, and makes
+    that stream wait for the gradient: in a recording that is an error. New tensors have no past.
+    """
+    programs = [layer.luthier_program for layer in trunk.layers]
+    norm = trunk.norm if hasattr(trunk.norm, "luthier_norm") else None
+    known = {id(parameter) for program in programs for parameter in program.trained}
+    known |= set() if norm is None else {id(norm.weight)}
+    made = {id(each): each.detach().requires_grad_() for each in parameters if id(each) in known}
+    try:
+        for program in programs:
+            program.stand_ins = made
+        if norm is not None:
+            norm.luthier_stand_in = made.get(id(norm.weight))
+        yield [made.get(id(each), each) for each in parameters]
+    finally:
+        for program in programs:
+            program.stand_ins = {}
+        if norm is not None:
+            norm.luthier_stand_in = None
 
 
 class _Replay(torch.autograd.Function):  # type: ignore[misc]

@@ -13,6 +13,7 @@ from luthier.data.sources import hash_source
 from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
 from luthier.pipeline.planning import decide, keep_plan, run_request
+from luthier.pipeline.rates import recall
 from luthier.pipeline.spectrum import selection_of
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.recipe.objective_kind import row_kind
@@ -111,6 +112,7 @@ class Session:
     @cached_property
     def prepared(self) -> Prepared:
         """Rows as tokens with their masks; from the cache when nothing changed."""
+        from luthier.curate.apply import curator
         from luthier.data.prepare import prepare
 
         return prepare(
@@ -120,6 +122,7 @@ class Session:
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
             kind=row_kind(self.recipe.objective.name),
+            curate=curator(self.recipe.data, cache_dir=read_env().cache_dir / "dedup"),
         )
 
     @cached_property
@@ -140,6 +143,7 @@ class Session:
                 sequences=counts["packs"],
                 tokens=counts["tokens"],
                 model_parameters=self.shape.parameters,
+                found_rates=recall(self) if self.recipe.train.learning_rate == "auto" else (),
                 planned=decision,
             ),
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.session import Session
 from luthier.pipeline.spectrum import keep_selection, spectrum_depends
@@ -14,15 +15,19 @@ from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
 from luthier.runs.stages import differences
-from luthier.runtime.atomic import write_json
+from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 
-__all__ = ["STAGES", "Stage", "training_fingerprint"]
+if TYPE_CHECKING:
+    from luthier.model.adapters import Tuned
+
+__all__ = ["STAGES", "Stage", "training_fingerprint", "tuned_model"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
 INTENT_FILE = "training.json"
+DUPLICATES_FILE = "data/duplicates.jsonl"
 CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1}
 
 
@@ -58,6 +63,7 @@ def _data_depends(session: Session) -> dict[str, Any]:
 def _data(session: Session) -> dict[str, Any]:
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
+    _write_duplicates(session)
     dropped = sum(manifest["dropped"].values())
     note(
         f"  {manifest['rows_used']:,} training rows, {manifest['validation_rows']:,} validation rows, "
@@ -73,6 +79,19 @@ def _data(session: Session) -> dict[str, Any]:
     keys = ("hash", "rows_read", "rows_used", "validation_rows", "packs", "tokens", "trained_tokens")
     more = ("trained_fraction", "dropped")
     return {key: manifest[key] for key in (*keys, *more)}
+
+
+def _write_duplicates(session: Session) -> None:
+    """Each row that was dropped for another one; no file when duplicates were not looked for."""
+    file = session.run.path / DUPLICATES_FILE
+    curated = session.prepared.curated
+    if curated is None:
+        file.unlink(missing_ok=True)
+        return
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in curated.records))
+    counts = Counter(record["stage"] for record in curated.records)
+    listed = ", ".join(f"{count:,} {stage}" for stage, count in counts.items()) or "none"
+    note(f"  duplicates dropped: {listed}; each one is in {DUPLICATES_FILE}")
 
 
 # -- scores
@@ -222,23 +241,19 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
-def _train(session: Session) -> dict[str, Any]:
+def tuned_model(session: Session) -> Tuned:
+    """The base as the recipe's method trains it, fresh, with its account on the console."""
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
-    from luthier.pipeline.preferences import measure_preferences
-    from luthier.runtime.hashing import hash_folder
-    from luthier.train.loop import START_FOLDER, fit
-    from luthier.train.predicted import tell_next_plan
+    from luthier.train.loop import START_FOLDER
 
-    resolved = session.resolved
-    recipe = resolved.recipe
+    recipe = session.resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
-    write_json(session.run.path / INTENT_FILE, _intent(session))
     selection = session.selection
     tuned = apply_method(
         model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
@@ -248,6 +263,18 @@ def _train(session: Session) -> dict[str, Any]:
         keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
+    return tuned
+
+
+def _train(session: Session) -> dict[str, Any]:
+    from luthier.pipeline.preferences import measure_preferences
+    from luthier.runtime.hashing import hash_folder
+    from luthier.train.loop import fit
+    from luthier.train.predicted import tell_next_plan
+
+    resolved = session.resolved
+    tuned = tuned_model(session)
+    write_json(session.run.path / INTENT_FILE, _intent(session))
     result = fit(
         tuned,
         session.prepared,
@@ -261,7 +288,7 @@ def _train(session: Session) -> dict[str, Any]:
     if result.micro_batch is None:  # it was the run that was planned
         tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
     weights = hash_folder(session.run.path / "final", ("*.safetensors",))
-    preferences = measure_preferences(session.run, confidence=recipe.evaluate.confidence)
+    preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
     return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
 
 

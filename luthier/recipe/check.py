@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
+    DedupSection,
     ExportSection,
     MethodSection,
     ModelSection,
@@ -50,6 +51,7 @@ def check_parts(document: Document) -> list[Problem]:
         model=whole("model", ModelSection),
         sources=_valid_items(Source, below("data").get("train")),
         validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
+        dedup=_valid(DedupSection, dedup) if "data" not in bad and (dedup := below("data").get("dedup")) else None,
         method=whole("method", MethodSection),
         objective=whole("objective", ObjectiveSection),
         train=whole("train", TrainSection),

@@ -99,7 +99,7 @@ def field_at(model: type[BaseModel], path: tuple[str | int, ...]) -> tuple[Any, 
     current: Any = model
     field: FieldInfo | None = None
     for part in path:
-        section = current if isinstance(current, type) and issubclass(current, BaseModel) else None
+        section = section_of(current) if item_type(current) is None else None
         field = None
         if section is not None:
             if not isinstance(part, str) or part not in section.model_fields:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Decision", "Facts"]
+__all__ = ["Decision", "Facts", "FoundRate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,16 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRate:
+    """A learning rate that `luthier lr-find` found for the same base, data, method and objective."""
+
+    learning_rate: float
+    tokens_per_step: int
+    found_at: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a recipe cannot know: the device, the data after preparation, the model."""
 
@@ -42,6 +52,8 @@ class Facts:
     tokens: int
     """Of an epoch, without padding."""
     model_parameters: int
+    found_rates: tuple[FoundRate, ...] = ()
+    """What searches found for this training; `auto` mentions them and keeps to its rule."""
     planned: Decision | None = None
     """None: there is no plan (a CPU, or an unknown model); rules of thumb stand in for it."""
 

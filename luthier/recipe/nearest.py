@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from functools import cache
 
-from luthier.recipe.describe import section_of
+from luthier.recipe.describe import item_type, section_of
 from luthier.recipe.schema import Recipe
 
 __all__ = ["OTHER_NAMES", "edit_distance", "near", "sections", "suggest"]
@@ -172,7 +172,7 @@ def sections() -> dict[str, tuple[str, ...]]:
         for name, field in fields.items():
             section = section_of(field.annotation)
             if section is not None:
-                many = section is not field.annotation
+                many = item_type(field.annotation) is not None
                 walk(f"{prefix}.{name}".lstrip(".") + (".*" if many else ""), section)
 
     walk("", Recipe)

@@ -1,9 +1,6 @@
 """Replace every `auto` by a value, and say why.
 
-    learning rate   full: 2e-5 x sqrt(7e9 / parameters), between 1e-5 and 3e-4; LoRA: ten times that,
-                    between 1e-4 and 1e-3 ("LoRA Without Regret", Thinking Machines 2025: over model
-                    families and sizes the best LoRA rate is about ten times that of full tuning);
-                    over preferences the same rule from a lower start (`recipe/objective.py`)
+    learning rate   `recipe/rates.py`; over preferences from a lower start (`recipe/objective.py`)
     batch           `recipe/steps.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
 
@@ -20,11 +17,13 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
-from luthier.recipe.objective import base_rates, default_values, objective_values
+from luthier.recipe.objective import default_values, objective_values
 from luthier.recipe.paths import is_folder, looks_local
+from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
+    unused_in_dedup,
     unused_in_method,
     unused_in_source,
     unused_in_task,
@@ -34,9 +33,6 @@ from luthier.recipe.unused import (
 
 __all__ = ["Decision", "Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
 
-_REFERENCE_RATE, _REFERENCE_PARAMETERS = 2e-5, 7e9
-_FULL_RATES, _LORA_RATES = (1e-5, 3e-4), (1e-4, 1e-3)
-_LORA_FACTOR = 10.0
 _GENERATION_BATCH = {"cpu": 64, "cuda": 256, "mps": 64}
 _EVENTS_PER_RUN = 10
 
@@ -85,10 +81,8 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     values = _Values(recipe)
     _model(values, facts)
     _objective(values)
-    preferences = _preference_rate(recipe, facts.model_parameters)
-    rate = preferences or _learning_rate(recipe.method.name, facts.model_parameters)
-    values.fill("train.learning_rate", *rate)
     batching = _batching(values, facts)
+    values.fill("train.learning_rate", *_learning_rate(values, facts))
     steps = total_steps(
         facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
     )
@@ -121,6 +115,13 @@ def _model(values: _Values, facts: Facts) -> None:
     values.fill("model.attn_implementation", "sdpa", "runs everywhere; packs use Luthier's own attention")
 
 
+def _learning_rate(values: _Values, facts: Facts) -> tuple[float, str]:
+    """The rule's rate; rates that `lr-find` found are mentioned, never taken."""
+    recipe, tokens = values.recipe, values.get("train.tokens_per_step")
+    rate, reason = rule_rate(recipe.method.name, facts.model_parameters, tokens, recipe.objective)
+    return rate, reason + found_line(facts.found_rates, tokens)
+
+
 def _objective(values: _Values) -> None:
     """What the objective leaves open; keys that it does not read become null without a word."""
     for key, value, reason in default_values(values.recipe.objective):
@@ -129,38 +130,6 @@ def _objective(values: _Values) -> None:
     left = {key: None for key in ("beta", "simpo_gamma") if getattr(objective, key) == "auto"}
     if left:
         values.recipe = values.recipe.model_copy(update={"objective": objective.model_copy(update=left)})
-
-
-def _preference_rate(recipe: Recipe, parameters: int) -> tuple[float, str] | None:
-    """As `_learning_rate`, for objectives over preferences; None for SFT."""
-    found = base_rates(recipe.objective)
-    if found is None:
-        return None
-    base, (low, high) = found
-    full = min(max(base * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
-    name, method = recipe.objective.name, recipe.method.name
-    formula = f"{base:g} x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g} for objective {name}"
-    if method in {"full", "freeze", "spectrum"}:
-        return _two_digits(full), f"{formula}, method {method}"
-    return _two_digits(_LORA_FACTOR * full), f"10 x the rate of full tuning ({formula}), for method {method}"
-
-
-def _learning_rate(method: str, parameters: int) -> tuple[float, str]:
-    """Peak rate and its reason; two significant digits, for it is a rule of thumb."""
-    low, high = _FULL_RATES
-    full = min(max(_REFERENCE_RATE * math.sqrt(_REFERENCE_PARAMETERS / parameters), low), high)
-    formula = f"2e-5 x sqrt(7e9 / {parameters:.3g} parameters) within {low:g} to {high:g}"
-    if method in {"full", "freeze", "spectrum"}:
-        return _two_digits(full), f"{formula} for method {method}"
-    low, high = _LORA_RATES
-    rate = min(max(_LORA_FACTOR * full, low), high)
-    return _two_digits(
-        rate
-    ), f"10 x the rate of full tuning ({formula}), within {low:g} to {high:g}, for method {method}"
-
-
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
 
 
 def _batching(values: _Values, facts: Facts) -> Batching:
@@ -268,6 +237,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     value["objective"] = objective_values(recipe.objective)
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
+    if recipe.data.dedup is not None:
+        _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
         _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):

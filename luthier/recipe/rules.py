@@ -22,6 +22,7 @@ from luthier.recipe.objective import objective_rules
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
+    DedupSection,
     ExportSection,
     MethodSection,
     ModelSection,
@@ -34,6 +35,8 @@ from luthier.recipe.schema import (
 )
 from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
+    contradictions_in_dedup,
+    unused_in_dedup,
     unused_in_method,
     unused_in_objective,
     unused_in_source,
@@ -57,6 +60,7 @@ class Parts:
     model: ModelSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
+    dedup: DedupSection | None = None
     method: MethodSection | None = None
     objective: ObjectiveSection | None = None
     train: TrainSection | None = None
@@ -69,7 +73,7 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            method=recipe.method, objective=recipe.objective, train=recipe.train,
+            dedup=recipe.data.dedup, method=recipe.method, objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
@@ -77,7 +81,8 @@ class Parts:
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _method, _objective, _memory, _train, _needs_validation, _tasks, _export,
+        _model, _sources, _validation, _dedup, _method, _objective, _memory, _train, _needs_validation, _tasks,
+        _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -170,6 +175,17 @@ def _validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = "`data.validation.path` and `data.validation.fraction` exclude each other"
             yield locate(f"{prefix}.fraction", on="key").problem("C110", message, hint="keep one of them")
     yield from _unused(validation, prefix, unused_in_validation(validation), locate)
+
+
+def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    dedup = parts.dedup
+    if dedup is None:
+        return
+    for key, message, hint in contradictions_in_dedup(dedup):
+        yield locate(f"data.dedup.{key}", on="key").problem("C110", message, hint=hint)
+    yield from _unused(dedup, "data.dedup", unused_in_dedup(dedup), locate)
+    if dedup.semantic is not None and dedup.embedding_model != DedupSection().embedding_model:
+        yield from _file(dedup.embedding_model, "data.dedup.embedding_model", locate)
 
 
 def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:

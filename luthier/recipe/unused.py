@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from luthier.recipe.optimizers import OPTIMIZERS
 from luthier.recipe.schedules import NO_WARMUP
-from luthier.recipe.schema import MethodSection, ObjectiveSection, Source, TaskSpec, TrainSection, ValidationSection
+from luthier.recipe.schema import (
+    DedupSection,
+    MethodSection,
+    ObjectiveSection,
+    Source,
+    TaskSpec,
+    TrainSection,
+    ValidationSection,
+)
 
 __all__ = [
-    "unused_in_method", "unused_in_objective", "unused_in_source", "unused_in_task", "unused_in_train",
-    "unused_in_validation",
+    "contradictions_in_dedup", "unused_in_dedup", "unused_in_method", "unused_in_objective", "unused_in_source",
+    "unused_in_task", "unused_in_train", "unused_in_validation",
 ]  # fmt: skip
 
 _LORA_KEYS = (
@@ -104,8 +112,33 @@ def unused_in_validation(validation: ValidationSection) -> dict[str, str]:
             ("format", "map"), "there is no data.validation.path; held-out rows are read as in data.train"
         )
         if not validation.fraction:
+            unused["near_duplicates"] = "there is neither a path nor a fraction of validation rows"
             unused["max_rows"] = "there is neither a path nor a fraction of validation rows"
     return unused
+
+
+def unused_in_dedup(dedup: DedupSection) -> dict[str, str]:
+    """Keys of stages that do not run."""
+    unused: dict[str, str] = {}
+    if dedup.semantic is None:
+        unused["embedding_model"] = "there is no `semantic`"
+        if dedup.fuzzy is None:
+            unused["numbers"] = "equal texts have equal numbers, and neither `fuzzy` nor `semantic` runs"
+    if dedup.keep != "score":
+        unused["score"] = f"keep: {dedup.keep} asks for no column"
+    return unused
+
+
+def contradictions_in_dedup(dedup: DedupSection) -> list[tuple[str, str, str]]:
+    """Key, message and fix of what cannot be."""
+    found = []
+    if not dedup.exact and dedup.fuzzy is None and dedup.semantic is None:
+        found.append(("exact", "neither `exact`, `fuzzy` nor `semantic` runs: nothing would be found", "turn one on"))
+    if dedup.keep == "score" and dedup.score is None:
+        found.append(("keep", "keep: score needs `score`, the column with a number", "for instance score: quality"))
+    if len(set(dedup.ignore)) < len(dedup.ignore):
+        found.append(("ignore", "`ignore` names something twice", "name each once"))
+    return found
 
 
 def unused_in_source(source: Source, *, local: bool, folder: bool) -> dict[str, str]:

@@ -40,7 +40,7 @@ from luthier.train.result import TrainResult
 from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
 from luthier.train.signals import stop_on_signals
 from luthier.train.snapshot import restore
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from luthier.train.order import Order
     from luthier.train.step import Trainer
 
-__all__ = ["START_FOLDER", "fit"]
+__all__ = ["START_FOLDER", "fit", "refuse_float16"]
 
 START_FOLDER = "start"
 """In the run folder: what adapters took out of the base, for resuming (`model/starts.py`)."""
@@ -92,7 +92,7 @@ def fit(
     trackers.require_trackers(recipe.train.report_to)
     require_optimizer(recipe.train, device_type=next(iter(tuned.model.parameters())).device.type)
     _require_validation(recipe, data.validation)
-    _refuse_float16(recipe)
+    refuse_float16(recipe)
     accelerator = make_accelerator(
         next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
@@ -156,10 +156,11 @@ def _start(
 ) -> tuple[Trainer, Rows, Progress]:  # fmt: skip
     """The trainer where the run is, and the rows with what the objective needs to know of its start.
 
-    The reference is taken before a checkpoint is restored: it is the start, never what was trained since.
+    Base and reference are made before a checkpoint is restored: those of the start, whatever was trained since.
     """
     trainer = make_trainer(accelerator, tuned.model, recipe, total_steps=order.total_steps)
     try:
+        fit_base(trainer, data.train, data.packs, order=order)
         rows = prepare_rows(trainer, data, order=order, max_length=recipe.data.max_length, cache=cache)
         return trainer, rows, restore(trainer, resumed) if resumed else Progress()
     except BaseException:
@@ -168,7 +169,7 @@ def _start(
         raise
 
 
-def _refuse_float16(recipe: Recipe) -> None:
+def refuse_float16(recipe: Recipe) -> None:
     """Gradients of float16 underflow without loss scaling, which this loop does not do."""
     if recipe.model.dtype == "float16":
         raise RecipeError(

@@ -31,7 +31,7 @@ from luthier.runtime.errors import RecipeError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Schedule", "warmup_steps"]
+__all__ = ["Rising", "Schedule", "warmup_steps"]
 
 
 def warmup_steps(section: TrainSection, total_steps: int) -> int:
@@ -109,6 +109,34 @@ class Schedule:
         if self._feedback:
             return float(self._optimizer.param_groups[0]["lr"]) / self._peaks[0]
         return float(self._scheduler.lr_lambdas[0](step))
+
+
+class Rising(Schedule):
+    """The rates of a range test: factor(s) = rise^(s / (steps - 1)), from the optimizer's rates to `rise` times them.
+
+    Groups keep the ratios of their rates.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, rise: float, steps: int) -> None:
+        if not rise > 1.0 or steps < 2:
+            raise ValueError(f"a rise by {rise} in {steps} steps: need more than 1, and two steps")
+        self._optimizer = optimizer
+        self._low = float(optimizer.defaults["lr"])
+        self._lows = [float(group["lr"]) for group in optimizer.param_groups]
+        self._rise, self._steps = rise, steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step `step` (from 0)."""
+        return self._low * self._factor(step)
+
+    def set(self, step: int) -> float:
+        """Make the optimizer use the rates of step `step`; returns `rate(step)`."""
+        for group, low in zip(self._optimizer.param_groups, self._lows, strict=True):
+            group["lr"] = low * self._factor(step)
+        return self.rate(step)
+
+    def _factor(self, step: int) -> float:
+        return float(self._rise ** (step / (self._steps - 1)))
 
 
 def _require_room(settings: Mapping[str, Any], *, warmup: int, total_steps: int) -> None:

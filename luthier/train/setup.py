@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from luthier.data.batch import Batch
+from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
@@ -36,11 +38,16 @@ __all__ = [
     "batch_shape",
     "deterministic_kernels",
     "engine_settings",
+    "fit_base",
+    "fresh_optimizer",
     "interval",
     "make_feed",
     "make_order",
     "make_trainer",
 ]
+
+FITTED_TOKENS = 16_384
+"""Tokens that an fp8 base is fitted to."""
 
 
 def batch_shape(section: TrainSection) -> tuple[int, int]:
@@ -115,6 +122,32 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
     )  # fmt: skip
 
 
+def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSection) -> torch.optim.Optimizer:
+    """The recipe's optimizer, without a state, at the rates of `train`.
+
+    Raises:
+        RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
+    """
+    rates = _rates(model, weights, train)
+    return make_optimizer(
+        weights.tensors, train, learning_rate=_rate(train), rates=rates, tables=_tables(model, weights)
+    )
+
+
+def _rate(train: TrainSection) -> float:
+    if not isinstance(train.learning_rate, float | int):
+        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
+    return float(train.learning_rate)
+
+
+def _rates(model: PreTrainedModel, weights: Weights, train: TrainSection) -> dict[str, float]:
+    return peak_rates(model, weights.tensors, train, rate=_rate(train))
+
+
+def _tables(model: PreTrainedModel, weights: Weights) -> frozenset[str]:
+    return frozenset().union(*table_tensors(model, weights.tensors))
+
+
 def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
     """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
 
@@ -122,8 +155,6 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         RecipeError: nothing is trained, or the learning rate is still `auto`.
     """
     train = recipe.train
-    if not isinstance(train.learning_rate, float | int):
-        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
     objective = make_objective(recipe.objective)
     engine = attach(model, engine_settings(recipe), objective=objective)
     for part in engine.report:
@@ -134,12 +165,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
     weights.whole_updates = facts_of(train.optim).whole
-    rate = float(train.learning_rate)
-    rates = peak_rates(model, weights.tensors, train, rate=rate)
-    for line in rate_lines(weights.tensors, rates):
+    optimizer = fresh_optimizer(model, weights, train)
+    for line in rate_lines(weights.tensors, _rates(model, weights, train)):
         note(f"  {line}")
-    tables = frozenset().union(*table_tensors(model, weights.tensors))
-    optimizer = make_optimizer(weights.tensors, train, learning_rate=rate, rates=rates, tables=tables)
     schedule = Schedule(
         optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
         settings=train.lr_scheduler_kwargs,
@@ -155,8 +183,31 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
-        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=tables),
+        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
     )
+
+
+def fit_base(trainer: Trainer, examples: Sequence[TrainRow], packs: Sequence[Pack], *, order: Order) -> None:
+    """Fit the rounding of an fp8 base to the first rows of the run; nothing with another base.
+
+    The same rows on every process and after every restart, so the base is the same. Call it before anything is
+    trained or restored.
+    """
+
+    def first_rows() -> Batch:
+        rows: list[TrainRow] = []
+        tokens = 0
+        for sequence in (sequence for step in range(order.total_steps) for sequence in order.step(step)):
+            if tokens >= FITTED_TOKENS:
+                break
+            chosen = [examples[row] for row in packs[sequence].examples]
+            rows += chosen
+            tokens += sum(len(row) for row in chosen)
+        return collate_rows(rows).to(trainer.accelerator.device)
+
+    part = trainer.engine.fit_frozen_base(first_rows)
+    if part is not None:
+        note(f"  {part.name}: {part.runs} ({part.reason})")
 
 
 @contextmanager

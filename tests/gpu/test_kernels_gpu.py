@@ -16,6 +16,7 @@ import torch
 from luthier.fast import head, reference
 from luthier.fast.head import LogitTransform
 from luthier.fast.kernels import backend
+from luthier.fast.kernels.compensate import _round_block, compensated_rows, output_error, round_block_reference
 from luthier.fast.kernels.cross_entropy import cross_entropy_
 from luthier.fast.kernels.fp8 import quantize_rows
 from luthier.fast.kernels.glu import glu, glu_backward
@@ -50,6 +51,23 @@ def test_every_kernel_is_its_definition(op, dtype):
         except AssertionError as error:
             failures.append(f"{label}: {error}")
     assert not failures, "\n".join(failures[:20])
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 64), (100, 200), (4096, 1536)])
+def test_compensated_rounding_is_its_definition(n, k):
+    made = torch.Generator("cuda").manual_seed(0)
+    weight = torch.randn(n, 64, generator=made, device="cuda")
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    factor = torch.randn(64, 64, generator=made, device="cuda").triu() * 0.1 + torch.eye(64, device="cuda")
+    got, want = _round_block(weight, scale, factor), round_block_reference(weight, scale, factor)
+    # A sum in another order may round one value the other way, and its row goes on from there.
+    same = (got[0].float() == want[0].float()).all(dim=1)
+    assert same.float().mean() > 0.95
+    torch.testing.assert_close(got[1][same], want[1][same], rtol=1e-3, atol=1e-4)
+    inputs = torch.randn(2 * k, k, generator=made, device="cuda") @ torch.randn(k, k, generator=made, device="cuda")
+    matrix, gram = torch.randn(n, k, generator=made, device="cuda"), inputs.t() @ inputs
+    fitted = output_error(matrix, *compensated_rows(matrix, gram), gram)
+    assert fitted < 0.5 * output_error(matrix, *quantize_rows(matrix), gram)
 
 
 def test_rows_beyond_two_to_the_31_elements():

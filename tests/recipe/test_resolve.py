@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.recipe.facts import FoundRate
 from luthier.recipe.load import load_recipe, recipe_from_dict
+from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.resolve import Decision, Facts, Resolved, recipe_to_dict, resolve, resolved_yaml, total_steps
 from luthier.recipe.steps import (
     MICRO_BATCH_TOKENS,
@@ -66,10 +69,10 @@ def test_no_auto_is_left_but_the_format_of_files_and_each_value_has_a_reason(met
     ("parameters", "full", "lora"),
     [
         (7_000_000_000, 2e-5, 2e-4),  # the reference size
-        (134_515_008, 1.4e-4, 1e-3),  # 2e-5 x sqrt(52.04) = 1.443e-4; ten times that is above 1e-3
+        (134_515_008, 1.4e-4, 1.4e-3),  # 2e-5 x sqrt(52.04) = 1.443e-4, and ten times that
         (1_750_000_000, 4e-5, 4e-4),  # a quarter of the size, twice the rate
-        (70_000_000_000, 1e-5, 1e-4),  # 6.3e-6 and 6.3e-5 are below the floors
-        (10_000_000, 3e-4, 1e-3),
+        (70_000_000_000, 1e-5, 1e-4),  # 6.3e-6 is below the floor
+        (10_000_000, 3e-4, 3e-3),  # 5.3e-4 is above the ceiling
     ],
 )
 def test_learning_rate_by_hand(parameters, full, lora):
@@ -77,6 +80,34 @@ def test_learning_rate_by_hand(parameters, full, lora):
         result = resolved(f"method: {{name: {method}}}\n", model_parameters=parameters)
         assert result.recipe.train.learning_rate == rate
         assert f"method {method.split(',')[0]}" in reasons(result)["train.learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_step", "rate"),
+    [
+        (400, 2e-5), (16_384, 2e-5),  # nothing is taken away below the anchor
+        (36_864, 3e-5),  # 2.25 times the tokens
+        (65_536, 4e-5), (1_000_000, 4e-5),  # four times the tokens, twice the rate, and no more
+    ],
+)  # fmt: skip
+def test_learning_rate_grows_with_the_square_root_of_the_tokens_up_to_twice(tokens_per_step, rate):
+    assert rule_rate("full", 7_000_000_000, tokens_per_step)[0] == rate
+    found, reason = rule_rate("lora", 7_000_000_000, tokens_per_step)
+    assert found == pytest.approx(10 * rate) and ("tokens a step" in reason) == (tokens_per_step > 16_384)
+
+
+def test_learning_rate_uses_the_tokens_that_a_step_has_in_the_end():
+    small = resolved("method: {name: full}\ntrain: {tokens_per_step: 2000}\n", model_parameters=7_000_000_000)
+    large = resolved("method: {name: full}\ntrain: {tokens_per_step: 80000}\n", model_parameters=7_000_000_000)
+    assert small.recipe.train.learning_rate == 2e-5 and large.recipe.train.learning_rate == 4e-5
+
+
+def test_a_found_rate_is_mentioned_only_for_like_steps_and_when_searches_agree():
+    one = FoundRate(learning_rate=1e-3, tokens_per_step=1000, found_at="2026-01-02T03:04:05Z")
+    assert "lr-find found 0.001 for this training on 2026-01-02" in found_line([one], 1000)
+    assert found_line([one], 1240) and not found_line([one], 1260) and not found_line([], 1000)
+    assert "lr-find found 0.00105" in found_line([one, replace(one, learning_rate=1.05e-3)], 1000)
+    assert "several rates for this training (0.001, 0.003)" in found_line([one, replace(one, learning_rate=3e-3)], 1000)
 
 
 def test_dtype_is_bfloat16_only_where_it_is_native():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import pytest
@@ -29,8 +30,9 @@ def test_memory_that_really_runs_out_halves(tmp_path):
     rows = data(examples(64, low=512, high=512), capacity=512)
     total = torch.cuda.get_device_properties(0).total_memory
     small = run(tmp_path / "small", rows, max_steps=2, **size(1, 64))
+    gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_allocated() + (256 << 20)) / total))
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + (256 << 20)) / total))
     try:
         halved = run(tmp_path / "halved", rows, max_steps=2, **size(64))
     finally:

@@ -189,3 +189,14 @@ def test_a_run_lowers_its_rate_when_the_loss_rises_and_resumes_bit_for_bit(tmp_p
     resumed = resume()
     assert resumed.metrics == whole.metrics
     assert distance(whole, resumed) == 0.0
+def test_the_rates_of_a_range_test_rise_by_one_factor_and_groups_keep_their_ratio():
+    from luthier.train.schedule import Rising
+
+    one, other = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([{"params": [one]}, {"params": [other], "lr": 4e-6}], lr=1e-6)
+    schedule = Rising(optimizer, rise=1e6, steps=7)
+    assert [schedule.set(step) for step in range(7)] == pytest.approx([10.0 ** (step - 6) for step in range(7)])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.0, 4.0])
+    for wrong in ({"rise": 1.0, "steps": 5}, {"rise": 10.0, "steps": 1}):
+        with pytest.raises(ValueError, match="need more than 1"):
+            Rising(optimizer, **wrong)

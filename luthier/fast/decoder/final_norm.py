@@ -34,13 +34,16 @@ class _PackedNorm(nn.Module):  # type: ignore[misc]
     """Mixed in before the library's class."""
 
     luthier_norm: Norm
+    luthier_stand_in: Tensor | None = None
+    """The tensor of the weight's memory that autograd is given instead of it (`graph.py`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """As the library's norm, over the last axis."""
         if x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type):
             result: Tensor = super().forward(x)
             return result
-        rows: Tensor = _Norm.apply(x.reshape(-1, x.shape[-1]), self.weight, self.luthier_norm)
+        weight = self.weight if self.luthier_stand_in is None else self.luthier_stand_in
+        rows: Tensor = _Norm.apply(x.reshape(-1, x.shape[-1]), weight, self.luthier_norm)
         return rows.view(x.shape)
 
 

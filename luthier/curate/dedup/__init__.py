@@ -1,0 +1,1 @@
+"""Duplicates: exact, fuzzy (MinHash), semantic (embeddings). Read `run.py:deduplicate` first."""

@@ -1,0 +1,1 @@
+"""Finding settings by trying them: a learning rate, or any keys of a recipe."""
