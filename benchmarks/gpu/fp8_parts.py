@@ -2,17 +2,20 @@
 
     python3 benchmarks/gpu/fp8_parts.py > $OUT/fp8_parts.jsonl       # real SmolLM2, LoRA, as `curve.py --method lora`
 
-Each variant rounds some of the operands of the base's products to 8 bits and leaves the others in 16; the same rows,
-adapters and rates. One JSON line a variant and seed: the loss of every step.
+`separate` is no fp8: a 16-bit base whose adapters are added to its rounded output, as in PEFT and on an fp8 base, while
+`fast` sums both before it rounds. Each other variant rounds some of the operands of the base's products to 8 bits and
+leaves the others in 16; the same rows, adapters and rates. One JSON line a variant and seed: the loss of every step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from benchmarks.gpu import curve
 from luthier.fast.decoder.bases import unpack
 from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.kernels.fp8 import quantize_rows
+from luthier.train import setup
 
 Product = Callable[..., Tensor]
 
@@ -63,14 +67,16 @@ BACKWARD: dict[str, Product] = {
 }
 VARIANTS = [
     ("fast", None, None), ("fp8", None, None), ("fp8", None, "exact"), ("fp8", "exact", None), ("fp8", None, "g"),
-    ("fp8", None, "w"), ("fp8", None, "g in e5m2"), ("fp8", "exact", "exact"),
+    ("fp8", None, "w"), ("fp8", None, "g in e5m2"), ("fp8", "exact", "exact"), ("separate", None, None),
 ]  # fmt: skip
 
 
 @contextmanager
-def parts(forward: str | None, backward: str | None) -> Iterator[None]:
-    """The products of all fp8 bases inside; None: the engine's own."""
-    kept = Fp8.forward, Fp8.input_gradient
+def parts(forward: str | None, backward: str | None, *, separate: bool) -> Iterator[None]:
+    """The products of all fp8 bases inside, None: the engine's own; adapters apart from a 16-bit base."""
+    kept = Fp8.forward, Fp8.input_gradient, setup.engine_settings
+    if separate:
+        setup.engine_settings = lambda recipe: replace(kept[2](recipe), fuse_adapters=False)
     if forward:
         Fp8.forward = FORWARD[forward]
     if backward:
@@ -78,7 +84,7 @@ def parts(forward: str | None, backward: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        Fp8.forward, Fp8.input_gradient = kept
+        Fp8.forward, Fp8.input_gradient, setup.engine_settings = kept
 
 
 def main() -> int:
@@ -86,6 +92,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--only", default="", help="regular expression over variants")
     own = parser.parse_args()
     sys.argv = ["curve.py", "--method", "lora", "--steps", "200"]
     options = curve.parse()
@@ -94,9 +101,10 @@ def main() -> int:
         return 1
     texts = curve.Texts(options, folder)
     exact: dict[int, list[float]] = {}
-    for variant, forward, backward in VARIANTS:
+    wanted = [each for each in VARIANTS if each[0] == "fast" or re.search(own.only, str(each))]
+    for variant, forward, backward in wanted:
         for seed in own.seeds:
-            with parts(forward, backward):
+            with parts(forward, backward, separate=variant == "separate"):
                 options.stop_after = own.steps
                 found: dict[str, Any] = curve.run(variant, seed, options, texts, folder)
             losses = found["losses"]

@@ -24,6 +24,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ def run_trl(options: argparse.Namespace, ratio: str) -> dict[str, Any]:
             self.seconds.append(time.perf_counter() - self.started)
 
     wanted = {
-        "output_dir": os.environ.get("OUT", "none") + "/trl", "bf16": False, "fp16": False,
+        "output_dir": tempfile.mkdtemp(), "bf16": False, "fp16": False,
         "use_cpu": options.device == "cpu", "gradient_checkpointing": False,
         "per_device_train_batch_size": options.pairs, "gradient_accumulation_steps": 1, "max_steps": total,
         "learning_rate": 1e-5, "lr_scheduler_type": "constant", "warmup_steps": 0, "optim": "adamw_torch_fused",

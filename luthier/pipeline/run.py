@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.pipeline.session import Session
-from luthier.pipeline.stages import STAGES, Stage, refuse_changed_resume
+from luthier.pipeline.stage import Stage
+from luthier.pipeline.stages import STAGES
+from luthier.pipeline.train_stage import refuse_changed_resume
 from luthier.recipe.load import dump_yaml
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe

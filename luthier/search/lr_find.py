@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.rates import remember
-from luthier.pipeline.stages import training_fingerprint, tuned_model
+from luthier.pipeline.train_stage import training_fingerprint, tuned_model
 from luthier.recipe.rates import rule_rate
 from luthier.recipe.schedules import FEEDBACK
 from luthier.recipe.schema import Recipe

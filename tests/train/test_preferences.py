@@ -343,37 +343,25 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, name, method,
 
 def test_planted_a_reference_of_resumed_weights_is_seen(tmp_path, monkeypatch):
     """Restoring the checkpoint before the reference is taken must not go unnoticed."""
-    real_restore, real_rows = loop.restore, loop.prepare_rows
-    held: dict = {}
-
-    def early(trainer, data, **more):
-        if held["resumed"] is not None:
-            held["progress"] = real_restore(trainer, held["resumed"])
-        return real_rows(trainer, data, **more)
-
-    real_find = loop.find
-    monkeypatch.setattr(loop, "find", lambda run, identity: held.setdefault("resumed", real_find(run, identity)))
-    monkeypatch.setattr(loop, "prepare_rows", early)
-    with pytest.raises((AssertionError, KeyError)):
-        held.clear()
-        test_a_resumed_run_with_shared_state(tmp_path, monkeypatch, held)
-
-
-def test_a_resumed_run_with_shared_state(tmp_path, monkeypatch, held=None):
-    """Helper of the planted bug above; by itself a plain resume of full tuning."""
     settings = {"max_steps": 5, "save_steps": 1, "per_device_train_batch_size": 4}
     prepared = preferences(pairs(16), validation=2)
     whole = tune(tmp_path / "whole", prepared, **settings)
-    if held is not None:
-        held.clear()
     heal = crash_at(monkeypatch, 4)
-    with pytest.raises(Crash):
-        tune(tmp_path / "cut", prepared, **settings)
+    for name in ("right", "wrong"):
+        with pytest.raises(Crash):
+            tune(tmp_path / name, prepared, **settings)
     heal()
-    if held is not None:
-        held.clear()
-    resumed = tune(tmp_path / "cut", prepared, **settings)
-    assert whole.metrics == resumed.metrics
+    assert tune(tmp_path / "right", prepared, **settings).metrics == whole.metrics
+    found, rows = [], loop.prepare_rows
+    find = loop.find
+    monkeypatch.setattr(loop, "find", lambda run, identity: found.append(find(run, identity)) or found[-1])
+
+    def too_late(trainer, data, **more):
+        loop.restore(trainer, found[-1])
+        return rows(trainer, data, **more)
+
+    monkeypatch.setattr(loop, "prepare_rows", too_late)
+    assert tune(tmp_path / "wrong", prepared, **settings).metrics != whole.metrics
 
 
 def test_another_adapter_under_the_same_path_is_not_resumed_with(tmp_path, monkeypatch):
