@@ -25,6 +25,9 @@ NESTED = {
     "ValidationSection": "data.validation",
     "DedupSection": "data.dedup",
     "TaskSpec": "evaluate.tasks[]",
+    "GrpoSection": "objective.grpo",
+    "RewardSpec": "objective.grpo.rewards[]",
+    "JudgeSection": "objective.grpo.judge",
 }
 
 
@@ -75,8 +78,17 @@ def _sections(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
         name = _section(field)
         if name:
             found.append((key, name))
-            inner = [_section(below) for below in schema["$defs"][name]["properties"].values()]
-            found += [(NESTED[below], below) for below in inner if below]
+            found += _inside(schema["$defs"], name)
+    return found
+
+
+def _inside(definitions: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+    """Sections below a section, at any depth."""
+    found: list[tuple[str, str]] = []
+    for field in definitions[name]["properties"].values():
+        below = _section(field)
+        if below:
+            found += [(NESTED[below], below), *_inside(definitions, below)]
     return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from luthier.pipeline.rerun import RerunResult
     from luthier.pipeline.run import RunResult
+    from luthier.plan.online import OnlinePlan
     from luthier.plan.result import Plan
     from luthier.recipe.schema import Recipe
     from luthier.search.found import Found
@@ -80,11 +81,17 @@ def sweep(
     return run_sweep(Path(recipe), settings, space=None, options=options)
 
 
-def plan(recipe: str | Path | Mapping[str, Any] | Recipe, *, gpu: str | None = None, num_gpus: int = 1) -> Plan:
-    """Memory, time and the setting a run takes, on this machine or on a named device; loads no weights."""
+def plan(
+    recipe: str | Path | Mapping[str, Any] | Recipe, *, gpu: str | None = None, num_gpus: int = 1
+) -> Plan | OnlinePlan:
+    """Memory, time and the setting a run takes, on this machine or on a named device; loads no weights.
+
+    Of online RL (`objective.name: grpo`) an `OnlinePlan`, which says less (`luthier.plan.online`).
+    """
     from luthier.plan.devices import find_device
     from luthier.plan.inputs import documents_of, shape_of
     from luthier.plan.machine import this_machine
+    from luthier.plan.online import plan_online
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
     from luthier.runtime.env import read_env
@@ -92,6 +99,8 @@ def plan(recipe: str | Path | Mapping[str, Any] | Recipe, *, gpu: str | None = N
     wanted = load_recipe(recipe)
     device = find_device(gpu) if gpu else this_machine()[0]
     cache = read_env().cache_dir
+    if wanted.objective.name == "grpo":
+        return plan_online(wanted, shape_of(wanted), documents_of(wanted), device)
     return make_plan(
         make_request(wanted, shape_of(wanted), documents_of(wanted), device, num_gpus=num_gpus, cache_dir=cache)
     )

@@ -2,9 +2,9 @@
 
     python3 benchmarks/gpu/fp8_parts.py > $OUT/fp8_parts.jsonl       # real SmolLM2, LoRA, as `curve.py --method lora`
 
-`separate` is no fp8: a 16-bit base whose adapters are added to its rounded output, as PEFT and the fp8 base do it, while
-`fast` sums both before it rounds. Each other variant rounds some of the operands of the base's products to 8 bits and leaves the others in 16; the same rows,
-adapters and rates. One JSON line a variant and seed: the loss of every step.
+`separate` is no fp8: a 16-bit base whose adapters are added to its rounded output, as in PEFT and on an fp8 base, while
+`fast` sums both before it rounds. Each other variant rounds some of the operands of the base's products to 8 bits and
+leaves the others in 16; the same rows, adapters and rates. One JSON line a variant and seed: the loss of every step.
 """
 
 from __future__ import annotations

@@ -41,6 +41,8 @@ def show_rows(
         show(row_text(record, session.tokenizer))
     if prepared.manifest["kind"] == "tokens":
         legend = "[bold green]trained[/]  context  [dim cyan]special[/]: trained are the answers and their end-of-turn"
+    elif prepared.manifest["kind"] == "prompts":
+        legend = "prompt  [dim cyan]special[/]: what is asked; the answers will be sampled"
     else:
         legend = (
             "[dim]prompt[/]  [bold green]chosen[/]  [bold red]rejected[/]  [dim cyan]special[/]: green and red count"
@@ -64,6 +66,14 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
 
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]
+    if manifest.get("rows_are") == "prompts":
+        lines += [
+            f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} prompts "
+            f"({manifest['references']:,} with a reference), {manifest['validation_rows']:,} to validate",
+            f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
+            f"{lengths['max']} longest",
+        ]
+        return lines + [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [
         f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, "
         f"{manifest['validation_rows']:,} to validate",

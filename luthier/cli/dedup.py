@@ -110,12 +110,12 @@ def _settings(**keys: Any) -> DedupSection:
 
 
 def _kind(objective: str) -> RowKind:
-    from luthier.recipe.objective_kind import OBJECTIVES, row_kind
+    from luthier.recipe.objective_kind import OBJECTIVES, read_as, row_kind
 
     known = [name for names in OBJECTIVES.values() for name in names]
     if objective not in known:
         raise RecipeError(code="C103", message=f"--objective must be one of {', '.join(known)}; got {objective}")
-    return row_kind(objective)
+    return read_as(row_kind(objective))
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

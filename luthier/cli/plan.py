@@ -41,6 +41,16 @@ def plan(
 
     wanted, missing = _load(recipe, overrides)
     device, how = _device(gpu, gpu_memory_gib)
+    if wanted.objective.name == "grpo":
+        from luthier.cli.plan_online import render_online
+        from luthier.plan.online import plan_online
+
+        known = plan_online(wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device)
+        if as_json:
+            emit_json({**known.to_json(), "device_found": how, "missing_files": missing})
+        else:
+            render_online(known)
+        return
     request = make_request(
         wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device,
         num_gpus=num_gpus, cache_dir=read_env().cache_dir,

@@ -90,7 +90,7 @@ def build_manifest(
         "hash": _content(train, validation, packs),
         "cache": cache_state,
     }
-    if kind != "tokens":
+    if kind in ("pairs", "rated"):
         manifest["preferences"] = preference_stats(train)
     return manifest
 

@@ -38,6 +38,8 @@ class Empty:
     ref: RowRef
     detail: str
     problem: Problem
+    conversation: Conversation
+    """The row all the same: a prompt without an answer can still be asked."""
     reason: Literal["empty", "equal"] = "empty"
 
 
@@ -63,10 +65,11 @@ def normalise(
         path, message = findings.empty
         detail = f"{path_text(path)}: {message}" if path else message
         hint = "`data.on_empty: drop` leaves such rows out, counted"
-        return Empty(row.ref, detail, _problem(row, path, message, "D201", hint=hint))
+        return Empty(row.ref, detail, _problem(row, path, message, "D201", hint=hint), conversation)
     if findings.equal:
         hint = "mend the row; `data.on_empty: drop` leaves such rows out, counted"
-        return Empty(row.ref, findings.equal, _problem(row, (), findings.equal, "D219", hint=hint), "equal")
+        problem = _problem(row, (), findings.equal, "D219", hint=hint)
+        return Empty(row.ref, findings.equal, problem, conversation, "equal")
     return conversation
 
 

@@ -31,7 +31,7 @@ from luthier.recipe.schema import DataSection, Source
 from luthier.runtime.console import note, progress
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "weigh"]
 
 _PROGRESS_ROWS = 2_000
 _LISTED_PROBLEMS = 50
@@ -116,7 +116,7 @@ def prepare(
         kept, validation_rows = split_validation(
             usable(train_rows), section.validation, seed=seed, groups=curated.groups if curated else None
         )
-    used, left_out = _weigh(kept, section, seed)
+    used, left_out = weigh(kept, section, seed)
     dropped += left_out
     train = _examples(used, by_row)
     validation = _examples(validation_rows, by_row)
@@ -223,7 +223,7 @@ def _raise_for(dropped: Sequence[Dropped], section: DataSection) -> None:
     raise DataError(problems=problems)
 
 
-def _weigh(rows: list[Conversation], section: DataSection, seed: int) -> tuple[list[Conversation], list[Dropped]]:
+def weigh(rows: list[Conversation], section: DataSection, seed: int) -> tuple[list[Conversation], list[Dropped]]:
     """Repeat or thin out the rows of each source by its weight."""
     if all(source.weight == 1.0 for source in section.train):
         return rows, []

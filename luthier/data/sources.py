@@ -65,7 +65,7 @@ def read_conversations(
     source: Source,
     index: int,
     *,
-    on_empty: Literal["error", "drop"] = "error",
+    on_empty: Literal["error", "drop", "keep"] = "error",
     loss_on: Literal["assistant", "last_assistant", "all"] = "assistant",
     kind: RowKind = "tokens",
 ) -> SourceResult:
@@ -74,7 +74,8 @@ def read_conversations(
     Args:
         source: Path, format, map, system message and limit. `weight` is not applied here (`expand_by_weight` is).
         index: Position in `data.train`; stands in each row's `ref`.
-        on_empty: What to do with rows that have nothing to train on: report them as errors, or drop them, listed.
+        on_empty: What to do with rows that have nothing to train on: report them as errors, drop them, listed, or keep
+            them (as prompts).
         loss_on: As in the recipe; decides which answers must not be empty.
         kind: Rows the objective trains on. Pairs are read as two rated rows each where rated rows are wanted.
 
@@ -119,6 +120,8 @@ def read_conversations(
             conversations += as_rated(outcome) if kind == "rated" and outcome.kind == "pair" else [outcome]
         elif not isinstance(outcome, Empty):
             faults.add(outcome)
+        elif on_empty == "keep":
+            conversations.append(outcome.conversation)
         elif on_empty == "drop":
             empty.append(outcome)
         else:

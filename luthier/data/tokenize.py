@@ -37,7 +37,7 @@ from luthier.data.types import Branched, Conversation, Dropped, Example, TrainRo
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError, Problem
 
-__all__ = ["Tokenized", "tokenize_all", "tokenize_conversation"]
+__all__ = ["Tokenized", "raw_prompt_ids", "tokenize_all", "tokenize_conversation"]
 
 _CHUNK_ROWS = 256
 
@@ -98,6 +98,22 @@ def tokenize_all(
                 yield Tokenized(result=plan)
             else:
                 yield _assemble(conversation, plan, template.encoder, section)
+
+
+def raw_prompt_ids(prompt: str, template: ChatTemplate) -> list[int]:
+    """Ids of a raw prompt, as rows of `prompt_completion` begin.
+
+    Raises:
+        DataError: it holds a control token, and `control_tokens: error` is set.
+    """
+    encoder = template.encoder
+    literals = [match.span() for match in encoder.control_pattern.finditer(prompt)]
+    if literals and template.control_tokens == "error":
+        message = f"the prompt contains the control token {prompt[slice(*literals[0])]!r}"
+        raise DataError(problems=[Problem(code="D223", message=message, hint="`data.control_tokens: text`")])
+    as_text = template.control_tokens == "text"
+    encoded = encoder.encode(prompt, literals if as_text else ())
+    return [*_prefix(encoder, prompt, as_text), *encoded.ids]
 
 
 def _texts(plans: Sequence[_Plan | Dropped]) -> Iterator[str]:

@@ -7,10 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from luthier.evaluate.extract import compile_pattern
-from luthier.evaluate.json_score import FieldCounts
 from luthier.evaluate.loss import row_losses
-from luthier.evaluate.metrics import Score, score_answer
 from luthier.evaluate.prompts import ControlTokens, Prompt, Renderer
 from luthier.evaluate.results import TaskResult, read_results, results_to_json
 from luthier.evaluate.stats import proportion, ratio
@@ -20,6 +17,9 @@ from luthier.generation.generate import Generation, default_batch_size, generate
 from luthier.model.stops import stop_ids as find_stop_ids
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
+from luthier.scoring.extract import compile_pattern
+from luthier.scoring.json_score import FieldCounts
+from luthier.scoring.metrics import Score, score_answer
 
 __all__ = ["TaskResult", "read_results", "results_to_json", "run_tasks"]
 

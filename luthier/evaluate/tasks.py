@@ -13,12 +13,12 @@ from typing import Any
 
 from luthier.data.sources import SourceResult, read_conversations
 from luthier.data.types import Conversation, RowRef
-from luthier.evaluate.extract import compile_pattern
 from luthier.evaluate.library import LibraryTask, SecondaryMetric, library_names, library_task
-from luthier.evaluate.metrics import check_reference
 from luthier.recipe.schema import Source, TaskSpec
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
+from luthier.scoring.extract import compile_pattern
+from luthier.scoring.metrics import check_reference
 
 __all__ = ["DEFAULT_NEW_TOKENS", "Task", "TaskRow", "load_task", "load_tasks"]
 

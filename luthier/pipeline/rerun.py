@@ -20,7 +20,7 @@ from luthier.runtime.errors import RecipeError
 __all__ = ["RerunResult", "recipe_of_run", "rerun"]
 
 PATH_KEYS = ("name_or_path", "tokenizer", "chat_template", "path", "fewshot_path", "init_from", "spectrum_file")
-EXACT_METRICS = ("loss", "grad_norm", "learning_rate", "eval_loss")
+EXACT_METRICS = ("loss", "grad_norm", "learning_rate", "eval_loss", "reward", "eval_reward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,9 @@ def _from_there(value: Any, there: Path, key: str = "") -> Any:
         return {name: _from_there(item, there, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_from_there(item, there, key) for item in value]
+    if key == "python" and isinstance(value, str):  # a reward: FILE:FUNCTION
+        file, colon, function = value.rpartition(":")
+        return f"{_from_there(file, there, 'path')}{colon}{function}"
     if key not in PATH_KEYS or not isinstance(value, str) or not value:
         return value
     absolute = os.path.normpath(there / value)

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.pipeline.session import Session
-from luthier.pipeline.stages import STAGES, Stage, refuse_changed_resume
+from luthier.pipeline.stage import Stage
+from luthier.pipeline.stages import STAGES
+from luthier.pipeline.train_stage import refuse_changed_resume
 from luthier.recipe.load import dump_yaml
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.schema import Recipe
@@ -135,6 +137,7 @@ def _run_stage(stage: Stage, session: Session) -> tuple[StageRecord, bool]:
     note(f"{stage.name}: {stage.title}" + ("" if record is None else f" ({reason})"), style="bold")
     if stage.name in BEFORE_SCORES:
         session.tasks  # noqa: B018  a task that cannot be read is told before the work, not after it
+        session.tried_rewards  # noqa: B018  and so is a reward that cannot be called
     session.again = record is not None
     run.forget_stage(stage.name)
     run.event("stage_started", stage=stage.name, reason=reason)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from luthier.data.prepare import Prepared
+    from luthier.data.prompts import Prompts
     from luthier.evaluate.tasks import Task
     from luthier.runtime.device import Device
 
@@ -109,9 +110,48 @@ class Session:
 
         return load_tasks(self.recipe.evaluate.tasks)
 
+    @property
+    def is_online(self) -> bool:
+        """The objective is reinforcement learning on sampled completions."""
+        return self.recipe.objective.name == "grpo"
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Of online RL: rows as prompts with their references."""
+        from luthier.data.prompts import prepare_prompts
+        from luthier.online.rewards.build import needs_columns, reference_check
+
+        grpo = self.recipe.objective.grpo
+        room = self.shape.max_positions
+        if room is not None and room <= grpo.max_completion_length:
+            longest = grpo.max_completion_length
+            message = f"max_completion_length {longest} leaves no room for a prompt: the model holds {room} tokens"
+            raise RecipeError(code="T496", message=message, hint="lower max_completion_length")
+        return prepare_prompts(
+            self.recipe.data,
+            self.tokenizer,
+            seed=self.recipe.train.seed,
+            template_kwargs=self.recipe.model.chat_template_kwargs,
+            reference_column=grpo.reference_column,
+            check=reference_check(grpo),
+            columns=needs_columns(grpo),
+            room=None if room is None else room - grpo.max_completion_length,
+        )
+
+    @cached_property
+    def tried_rewards(self) -> bool:
+        """Whether rewards were called once, with a row of the data; raises what is wrong with them."""
+        from luthier.pipeline.online import try_online
+
+        if self.is_online:
+            try_online(self)
+        return self.is_online
+
     @cached_property
     def prepared(self) -> Prepared:
         """Rows as tokens with their masks; from the cache when nothing changed."""
+        if self.is_online:
+            return self.prompts.prepared
         from luthier.curate.apply import curator
         from luthier.data.prepare import prepare
 
@@ -130,7 +170,7 @@ class Session:
         """The recipe without `auto`, with the reason of every derived value; also written to the run folder, as is
         the plan behind it (`plan.json`)."""
         counts = self.stage_result("data")
-        request = run_request(self)
+        request = None if self.is_online else run_request(self)
         decision, made_from = (None, "") if request is None else decide(self, request)
         resolved = resolve(
             self.recipe,
@@ -143,7 +183,7 @@ class Session:
                 sequences=counts["packs"],
                 tokens=counts["tokens"],
                 model_parameters=self.shape.parameters,
-                found_rates=recall(self) if self.recipe.train.learning_rate == "auto" else (),
+                found_rates=() if self.is_online or self.recipe.train.learning_rate != "auto" else recall(self),
                 planned=decision,
             ),
         )

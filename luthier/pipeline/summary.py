@@ -34,6 +34,8 @@ def summary_lines(result: RunResult) -> list[str]:
             f"  trained {train['steps']} steps, {train['tokens']:,} tokens "
             f"at {train['tokens_per_second']:,.0f} tokens/s"
         )
+    if train and train.get("final_reward") is not None:
+        lines.append(f"  mean reward in training {train['first_reward']:.3g} -> {train['final_reward']:.3g}")
     lines += ["Next:", f"  luthier chat {result.folder} --side-by-side        talk to base and tuned model"]
     if "report" in result.stages:
         lines.append(f"  open {result.folder / 'report.html'}")

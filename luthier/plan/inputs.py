@@ -14,7 +14,7 @@ from luthier.model.locate import locate_model
 from luthier.plan.known import known_model
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.plan.work import Documents, assumed_documents, documents_from_lengths, documents_from_manifest
-from luthier.recipe.objective_kind import pack_capacity, row_kind
+from luthier.recipe.objective_kind import pack_capacity, read_as, row_kind
 from luthier.recipe.schema import DataSection, Recipe, Source
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import LuthierError
@@ -83,7 +83,7 @@ def _finished_stage(recipe: Recipe) -> Documents | None:
 
 def _estimated(recipe: Recipe) -> Documents:
     """Lengths of the first rows of each source, by their words and digits."""
-    data, kind = recipe.data, row_kind(recipe.objective.name)
+    data, kind = recipe.data, read_as(row_kind(recipe.objective.name))
     lengths: list[tuple[int, int, float]] = []
     exact = True
     for index, source in enumerate(data.train):

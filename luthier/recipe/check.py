@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
+    DataSection,
     DedupSection,
     ExportSection,
     MethodSection,
@@ -49,6 +50,7 @@ def check_parts(document: Document) -> list[Problem]:
     output_dir = value.get("output_dir")
     parts = Parts(
         model=whole("model", ModelSection),
+        data=_valid(DataSection, value.get("data", {})) if "data" not in bad else None,
         sources=_valid_items(Source, below("data").get("train")),
         validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
         dedup=_valid(DedupSection, dedup) if "data" not in bad and (dedup := below("data").get("dedup")) else None,

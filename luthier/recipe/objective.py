@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.online import weights_facts
+from luthier.recipe.online_rules import grpo_values
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import ObjectiveSection
 from luthier.recipe.unused import unused_in_objective
@@ -26,7 +29,7 @@ _LIMITS = 20.0
 
 def is_preference(objective: ObjectiveSection) -> bool:
     """Whether rows are pairs or rated answers."""
-    return objective.name != "sft"
+    return row_kind(objective.name) in ("pairs", "rated")
 
 
 def default_values(objective: ObjectiveSection) -> Iterator[tuple[str, Any, str]]:
@@ -39,11 +42,20 @@ def default_values(objective: ObjectiveSection) -> Iterator[tuple[str, Any, str]
             yield "simpo_gamma", 0.5 * scale, f"half of beta {scale:g}"
 
 
-def objective_values(objective: ObjectiveSection) -> dict[str, Any]:
-    """The keys that have an effect, as JSON: what a trained model depends on."""
+def objective_values(objective: ObjectiveSection, *, of_weights: bool = False) -> dict[str, Any]:
+    """The keys that have an effect, as JSON.
+
+    Args:
+        objective: of a recipe.
+        of_weights: what trained weights depend on: of `grpo` without the pace of a judge, and with the code of the
+            user's rewards. The same as without it for the others.
+    """
     unused = unused_in_objective(objective)
-    value = objective.model_dump(mode="json")
-    return {key: item for key, item in value.items() if key not in unused and item is not None}
+    value = objective.model_dump(mode="json", exclude={"grpo"})
+    found = {key: item for key, item in value.items() if key not in unused and item is not None}
+    if objective.name == "grpo":
+        found["grpo"] = weights_facts(objective.grpo) if of_weights else grpo_values(objective.grpo)
+    return found
 
 
 def base_rates(objective: ObjectiveSection) -> tuple[float, tuple[float, float]] | None:
@@ -54,8 +66,7 @@ def base_rates(objective: ObjectiveSection) -> tuple[float, tuple[float, float]]
 
 def objective_rules(objective: ObjectiveSection, locate: Locate) -> Iterator[Problem]:
     """Values that mean nothing beside others, besides keys that are not read at all."""
-    preference = objective.name != "sft"
-    if preference and objective.label_smoothing >= 0.5:
+    if is_preference(objective) and objective.label_smoothing >= 0.5:
         message = f"`objective.label_smoothing` is a probability that labels are wrong; got {objective.label_smoothing}"
         yield locate("objective.label_smoothing").problem("C103", message, hint="write a number below 0.5")
     if objective.name == "dpo" and objective.loss_type == "robust" and not objective.label_smoothing:

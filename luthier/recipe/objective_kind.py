@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-__all__ = ["OBJECTIVES", "RowKind", "objectives_text", "pack_capacity", "row_kind"]
+__all__ = ["OBJECTIVES", "RowKind", "objectives_text", "pack_capacity", "read_as", "row_kind"]
 
-RowKind = Literal["tokens", "pairs", "rated"]
-"""tokens: one sequence a row. pairs: a prompt, a chosen and a rejected answer. rated: a prompt, an answer, a label."""
+RowKind = Literal["tokens", "pairs", "rated", "prompts"]
+"""tokens: one sequence a row. pairs: a prompt, a chosen and a rejected answer. rated: a prompt, an answer, a label.
+prompts: what is asked, and perhaps a reference answer; nothing of the row is trained."""
 
 OBJECTIVES: Mapping[RowKind, tuple[str, ...]] = {
     "tokens": ("sft",),
     "pairs": ("dpo", "orpo", "simpo", "reward"),
     "rated": ("kto",),
+    "prompts": ("grpo",),
 }
 """The values of `objective.name` that train on each kind of rows."""
 
@@ -28,6 +30,11 @@ def row_kind(objective: str) -> RowKind:
         if objective in names:
             return kind
     raise ValueError(f"unknown objective {objective!r}")
+
+
+def read_as(kind: RowKind) -> RowKind:
+    """The kind whose formats rows of this kind have in files: prompts are read from rows of tokens."""
+    return "tokens" if kind == "prompts" else kind
 
 
 def objectives_text(kind: RowKind) -> str:

@@ -2,6 +2,7 @@
 
     learning rate   `recipe/rates.py`; over preferences from a lower start (`recipe/objective.py`)
     batch           `recipe/steps.py`
+    online RL       `recipe/online.py`
     dtype           bfloat16 where the device multiplies it natively, else float32
 
 Nothing here looks at a device, a model or data: what is known of them is in `Facts`.
@@ -10,7 +11,7 @@ Nothing here looks at a device, a model or data: what is known of them is in `Fa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,6 +19,8 @@ from pydantic import BaseModel
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
 from luthier.recipe.objective import default_values, objective_values
+from luthier.recipe.online import choose_completions, online_rate, online_steps
+from luthier.recipe.online_rules import unused_in_data
 from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
@@ -80,12 +83,18 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
     _model(values, facts)
+    online = recipe.objective.name == "grpo"
     _objective(values)
-    batching = _batching(values, facts)
-    values.fill("train.learning_rate", *_learning_rate(values, facts))
-    steps = total_steps(
-        facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
-    )
+    if online:
+        facts, steps = _online(values, facts)
+        rate = online_rate(recipe.method.name, facts.model_parameters)
+    else:
+        batching = _batching(values, facts)
+        rate = _learning_rate(values, facts)
+        steps = total_steps(
+            facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
+        )
+    values.fill("train.learning_rate", *rate)
     _memory(values, facts)
     every = max(1, math.ceil(steps / _EVENTS_PER_RUN))
     validation = recipe.data.validation
@@ -96,7 +105,8 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
         else f"after each of {steps} steps"
     )
     values.fill("train.eval_steps", every if validates else None, often if validates else "there is no validation data")
-    values.fill("train.save_steps", every, often)
+    iterations = recipe.objective.grpo.num_iterations if online else 1
+    values.fill("train.save_steps", iterations * math.ceil(every / iterations), often)
     batch = _GENERATION_BATCH.get(facts.device_type, _GENERATION_BATCH["cpu"])
     most = f"most prompts at once on {facts.device_type}, fewer where memory is short"
     values.fill("evaluate.batch_size", batch, most)
@@ -171,6 +181,26 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     return batching
 
 
+def _online(values: _Values, facts: Facts) -> tuple[Facts, int]:
+    """Fill the batch keys of online RL; returns the facts with completions at their longest, and the steps."""
+    train, grpo = values.recipe.train, values.recipe.objective.grpo
+    longest = facts.tokens + facts.sequences * grpo.max_completion_length
+    facts = replace(facts, tokens=longest, planned=None)
+    split = choose_completions(
+        train, num_generations=grpo.num_generations, prompts=facts.sequences, mean_tokens=facts.mean_tokens,
+        device_type=facts.device_type,
+    )  # fmt: skip
+    budget = f"completions of a micro-batch within the token budget of a {facts.device_type} device"
+    values.fill("train.per_device_train_batch_size", split.per_device_train_batch_size, budget)
+    values.fill("train.gradient_accumulation_steps", split.gradient_accumulation_steps, split.reason)
+    tokens = round(split.count * facts.mean_tokens)
+    values.fill("train.tokens_per_step", tokens, "at most: with all completions at their longest")
+    steps = online_steps(
+        facts.sequences, split.prompts, train.num_train_epochs, train.max_steps, num_iterations=grpo.num_iterations
+    )
+    return facts, steps
+
+
 def _memory(values: _Values, facts: Facts) -> None:
     """Recompute and the form of a 4-bit base: from the plan, or rules of thumb where there is none."""
     planned = facts.planned
@@ -234,6 +264,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
+    if recipe.objective.name == "grpo":
+        _remove(value["data"], unused_in_data())
     value["objective"] = objective_values(recipe.objective)
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))

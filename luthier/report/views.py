@@ -14,6 +14,7 @@ from luthier.data.preference_stats import preference_lines
 from luthier.report.diff import word_diff
 from luthier.report.preference_view import preference_charts, preference_sentence
 from luthier.report.read import RunFiles
+from luthier.report.reward_view import is_online, reward_curves
 from luthier.report.svg import Line, bars, histogram, intervals, line_chart, number
 
 __all__ = [
@@ -190,6 +191,8 @@ def smoothed(values: Sequence[float], span: int) -> list[float]:
 
 def curves(run: RunFiles) -> dict[str, Any]:
     """Charts of the training, and the numbers under them. Empty when nothing was logged."""
+    if is_online(run):
+        return reward_curves(run, smoothed)
     steps = [line for line in run.metrics if _finite(line.get("loss"))]
     checks = [(line["step"], line["eval_loss"]) for line in run.metrics if _finite(line.get("eval_loss"))]
     if not steps and not checks:
@@ -210,6 +213,8 @@ def curves(run: RunFiles) -> dict[str, Any]:
 
     shared = {"title": "Loss", "x_label": "step", "y_label": "loss (nats)"}
     return {
+        "what": "Loss",
+        "best_words": "Lowest validation loss",
         "legend": [(line.kind, line.name) for line in loss if line.points],
         "loss": line_chart(loss, **shared, width=1000, height=320),  # type: ignore[arg-type]
         "loss_narrow": line_chart(loss, **shared, width=480, height=280),  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ runs/NAME/
   stages/STAGE.json  a finished stage: what it depended on, what it made, how long it took
   events.jsonl       what happened, one JSON object a line
   metrics.jsonl      one line per logged training step
+  samples.jsonl      of online RL: a prompt with its completions and their rewards, at each logged step
   data/              manifest of rows, dropped rows
   checkpoints/step-N complete or absent
   final/             adapter, or the trained model
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.runtime.atomic import explain_os_error, sweep, write_json
+from luthier.runtime.atomic import explain_os_error, sweep, write_json, write_text
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
 
 __all__ = ["RunFolder", "StageRecord"]
@@ -125,6 +126,16 @@ class RunFolder:
     def metric(self, **fields: Any) -> None:
         """Append one line of training metrics, floats at full precision."""
         self._append("metrics.jsonl", fields)
+
+    def append(self, name: str, **fields: Any) -> None:
+        """Append one line to another log of the run."""
+        self._append(name, fields)
+
+    def roll_back(self, name: str, *, step: int) -> None:
+        """Drop lines of steps after `step` (they will be run again) and a torn last line."""
+        if (self.path / name).exists():
+            kept = [line for line in self.read_lines(name) if int(line.get("step", 0)) <= step]
+            write_text(self.path / name, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """All objects of `events.jsonl` or `metrics.jsonl`; a torn last line is left out."""

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "read_env"]
+__all__ = ["Env", "read_env", "read_secret"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,11 @@ def read_env() -> Env:
         force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")),
         no_color="NO_COLOR" in os.environ,
     )
+
+
+def read_secret(name: str) -> str | None:
+    """A key that a recipe names by its variable; None if it is not set. Never printed, never stored."""
+    return os.environ.get(name)
 
 
 def _truthy(value: str) -> bool:

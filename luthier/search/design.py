@@ -123,7 +123,7 @@ def make_adviser(axes: Sequence[Axis], *, minimise: bool, seed: int) -> Adviser:
         import optuna
     except ImportError:
         raise EnvironmentProblem(
-            code="R760", message="`--method optuna` needs optuna, which is not installed",
+            code="R752", message="`--method optuna` needs optuna, which is not installed",
             hint="pip install 'luthier[sweep]', or --method random",
         ) from None  # fmt: skip
     optuna.logging.set_verbosity(optuna.logging.WARNING)

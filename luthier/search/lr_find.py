@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.rates import remember
-from luthier.pipeline.stages import training_fingerprint, tuned_model
+from luthier.pipeline.train_stage import training_fingerprint, tuned_model
 from luthier.recipe.rates import rule_rate
 from luthier.recipe.schedules import FEEDBACK
 from luthier.recipe.schema import Recipe
@@ -92,6 +92,11 @@ def find_learning_rate(recipe: Recipe, budget: Budget) -> Found:
         raise RecipeError(
             code="C160", message=f"{recipe.train.lr_scheduler_type} follows the validation loss of a whole run",
             hint="search with another schedule: train.lr_scheduler_type=cosine",
+        )  # fmt: skip
+    if recipe.objective.name == "grpo":
+        raise RecipeError(
+            code="C160", message="lr-find decides by held-out loss, and online RL has none",
+            hint="`luthier sweep` ranks rates by a task: --metric task:NAME",
         )  # fmt: skip
     setting = open_setting(recipe)
     session = setting.session

@@ -40,7 +40,7 @@ class Metric:
         best = train["weights_from_step"] == train["best_step"]
         found = train["best_eval_loss"] if best else train["eval_loss"]
         if found is None:
-            raise RunFailed(code="T490", message="the training left no held-out loss to rank this trial by")
+            raise RunFailed(code="T481", message="the training left no held-out loss to rank this trial by")
         return float(found)
 
     def better(self, one: float, other: float) -> bool:
@@ -56,6 +56,11 @@ def read_metric(name: str, recipes: Sequence[Recipe]) -> Metric:
     """
     if name == "eval_loss":
         for recipe in recipes:
+            if recipe.objective.name == "grpo":
+                raise RecipeError(
+                    code="C164", message="`--metric eval_loss` is not measured by online RL",
+                    hint="rank by a task: --metric task:NAME",
+                )  # fmt: skip
             validation = recipe.data.validation
             if validation.path is None and not validation.fraction:
                 raise RecipeError(

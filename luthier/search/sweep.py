@@ -123,9 +123,9 @@ def run_sweep(
     result = sweep.result()
     if result.best is None:
         raise RunFailed(problems=[
-            Problem(code="T491", message=f"all {len(result.trials)} trials failed; see {folder / 'sweep.json'}"),
+            Problem(code="T482", message=f"all {len(result.trials)} trials failed; see {folder / 'sweep.json'}"),
             *(
-                Problem(code="T491", message=item.reason or "", file=item.folder)
+                Problem(code="T482", message=item.reason or "", file=item.folder)
                 for item in result.trials
             ),
         ])  # fmt: skip

@@ -27,6 +27,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.stages import flatten
 from luthier.runtime.errors import DataError, RecipeError
+from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
@@ -41,7 +42,6 @@ from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity,
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
 from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
-from luthier.train.signals import stop_on_signals
 from luthier.train.snapshot import restore
 
 if TYPE_CHECKING:
@@ -98,20 +98,11 @@ def fit(
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
-    adapter_start = start_of(tuned.model)
-    if adapter_start is not None:
-        fingerprint = {**fingerprint, "start": adapter_start.fingerprint()}
-    start = reference_start(
-        fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
-        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
-    )  # fmt: skip
-    identity = run_identity(
-        {**fingerprint, **reference_identity(recipe.objective.name, start)},
-        world_size=accelerator.num_processes, total_steps=order.total_steps,
-    )  # fmt: skip
+    start, identity = _identify(accelerator, tuned, recipe, fingerprint, order=order)
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = on_main(accelerator, lambda: find(run, identity))
+    adapter_start = start_of(tuned.model)
     if adapter_start is not None:
         on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
     device = accelerator.device
@@ -132,22 +123,44 @@ def fit(
             clock=clock, plan=predicted(run), resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
         )  # fmt: skip
-        try:
-            trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(identity))
-            result = loop.run_to_end()
-            weights_from = loop.choose_weights()
-            write_held_out(trainer, rows, run)
-            masters = trainer.weights.masters
-            on_main(
-                accelerator,
-                lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None),
-            )
-        finally:
-            loop.batches.close()
-            trackers.finish(accelerator)
-            trainer.weights.close()
-            trainer.engine.detach()
-        return loop.result(result, weights_from)
+        return _to_the_end(loop, tuned, rows, tokenizer)
+
+
+def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> TrainResult:
+    """Run, choose the weights, look at held-out answers once more, save; give everything back whatever happens."""
+    trainer, run, recipe = loop.trainer, loop.run, loop.recipe
+    accelerator = trainer.accelerator
+    try:
+        trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(loop.identity))
+        result = loop.run_to_end()
+        weights_from = loop.choose_weights()
+        write_held_out(trainer, rows, run)
+        masters = trainer.weights.masters
+        on_main(accelerator, lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None))
+    finally:
+        loop.batches.close()
+        trackers.finish(accelerator)
+        trainer.weights.close()
+        trainer.engine.detach()
+    return loop.result(result, weights_from)
+
+
+def _identify(
+    accelerator: Accelerator, tuned: Tuned, recipe: Recipe, fingerprint: dict[str, Any], *, order: Order
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the reference of preferences is of, and what a checkpoint must be of for this run to go on from it."""
+    adapter_start = start_of(tuned.model)
+    if adapter_start is not None:
+        fingerprint = {**fingerprint, "start": adapter_start.fingerprint()}
+    start = reference_start(
+        fingerprint, init_from=recipe.method.init_from, device=accelerator.device.type,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
+    identity = run_identity(
+        {**fingerprint, **reference_identity(recipe.objective.name, start)},
+        world_size=accelerator.num_processes, total_steps=order.total_steps,
+    )  # fmt: skip
+    return start, identity
 
 
 def _start(

@@ -17,7 +17,7 @@ from typing import Any
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import library_versions
 from luthier.runs.stages import differences
-from luthier.runtime.atomic import explain_os_error, sweep, write_text
+from luthier.runtime.atomic import explain_os_error, sweep
 from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError, RunFailed
 from luthier.train.checkpoint import Checkpoint, checkpoints, read_state, verify
@@ -99,10 +99,7 @@ def start_anew(run: RunFolder) -> None:
 def roll_back_metrics(run: RunFolder, *, step: int) -> None:
     """Drop metric lines of steps after `step` (they will be run again) and a torn last line."""
     sweep(run.path / "checkpoints")
-    lines = run.read_lines("metrics.jsonl")
-    kept = [line for line in lines if int(line.get("step", 0)) <= step]
-    if (run.path / "metrics.jsonl").exists():
-        write_text(run.path / "metrics.jsonl", "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+    run.roll_back("metrics.jsonl", step=step)
 
 
 def versions() -> dict[str, str]:

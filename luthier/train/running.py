@@ -23,6 +23,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
 from luthier.runtime.errors import Interrupted
+from luthier.runtime.signals import Stop
 from luthier.train import trackers
 from luthier.train.calibrate import Calibration, calibrate
 from luthier.train.checkpoint import checkpoint_path, require_valid
@@ -38,7 +39,6 @@ from luthier.train.processes import on_main
 from luthier.train.progress import Progress, Window
 from luthier.train.result import TrainResult, make_result
 from luthier.train.setup import batch_shape, interval
-from luthier.train.signals import Stop
 from luthier.train.snapshot import load_weights, take
 from luthier.train.split import TooLarge
 from luthier.train.step import Abandoned, Trainer, Update, update

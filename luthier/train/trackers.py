@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from luthier.runtime.errors import EnvironmentProblem, Problem
+from luthier.runtime.trackers import require_trackers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["finish", "log", "require_trackers", "start"]
-
-# Tracker -> packages of which one must be there. accelerate drops a tracker without a word otherwise.
-PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "mlflow": ("mlflow",),
-    "trackio": ("trackio",),
-    "comet_ml": ("comet_ml",),
-}
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Check that every tracker asked for is installed.
-
-    Raises:
-        EnvironmentProblem: naming each that is not.
-    """
-    missing = [name for name in names if not any(importlib.util.find_spec(package) for package in PACKAGES[name])]
-    if missing:
-        raise EnvironmentProblem(problems=[
-            Problem(
-                code="T461", message=f"`train.report_to` names {name}, which is not installed",
-                hint=f"pip install {PACKAGES[name][0]}, or take {name} out of `report_to`",
-            )
-            for name in missing
-        ])  # fmt: skip
 
 
 def start(accelerator: Accelerator, *, project: str, config: Mapping[str, Any]) -> None:

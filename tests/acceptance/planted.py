@@ -52,7 +52,7 @@ BUGS = (
         "    path.mkdir(parents=True, exist_ok=True)\n    for temporary in (path,):\n"),), "27,30"),
     Bug("damaged checkpoints are resumed", (("train/resume.py", "problems = verify(checkpoint.path)", "problems = []"),), "27,29"),
     Bug("other settings are resumed", (("train/resume.py", "_require_same(identity, state[\"identity\"], checkpoint)", "pass"),
-        ("pipeline/stages.py", "    if changed:\n        raise RecipeError(\n            code=\"T432\"", "    if not changed and changed:\n        raise RecipeError(\n            code=\"T432\"")), "29"),
+        ("pipeline/train_stage.py", "    if changed:\n        raise RecipeError(\n            code=\"T432\"", "    if not changed and changed:\n        raise RecipeError(\n            code=\"T432\"")), "29"),
     Bug("the cache forgets the template", (("data/cache.py", '"chat template": _template_hash(template),', '"chat template": "",'),), "22"),
     Bug("bf16 without masters", (("train/masters.py", "LOW_PRECISION = (torch.bfloat16, torch.float16)", "LOW_PRECISION = ()"),), "10"),
     Bug("learning rate one step ahead", (("train/step.py", "trainer.schedule.set(step)", "trainer.schedule.set(step + 1)"),), "11"),

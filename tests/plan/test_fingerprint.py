@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from luthier.pipeline.stages import training_fingerprint
+from luthier.pipeline.train_stage import training_fingerprint
 from luthier.runtime.errors import RecipeError
 from luthier.train import running
 from tests.train.support import FULL, LORA, data, distance, examples, resolved, train

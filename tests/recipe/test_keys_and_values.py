@@ -28,6 +28,8 @@ def recipe_with(section: str, key: str) -> dict:
         "evaluate": {"tasks": [{"name": "t", "path": "rows.jsonl"}]},
         "output_dir": "x",
     }
+    if section.startswith("objective.grpo"):
+        recipe["objective"] = {"name": "grpo", "grpo": {"rewards": [{"name": "number"}]}}
     place = recipe
     for part in section.split(".") if section else []:
         place = place[0] if part == "*" else place.setdefault(part, {})

@@ -8,7 +8,7 @@ import torch
 
 from luthier.pipeline.run import run_recipe
 from luthier.pipeline.session import Session
-from luthier.pipeline.stages import tuned_model
+from luthier.pipeline.train_stage import tuned_model
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import RecipeError
 from luthier.search.range_test import range_test

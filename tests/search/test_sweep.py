@@ -179,7 +179,7 @@ def test_an_unexpected_error_in_a_trial_is_recorded_too(path, monkeypatch):
 def test_a_sweep_of_failed_trials_fails_with_every_reason(path, tmp_path):
     with pytest.raises(RunFailed) as error:
         sweep(path, "train.learning_rate=1e37,1e38")
-    assert error.value.problems[0].code == "T491" and len(error.value.problems) == 3
+    assert error.value.problems[0].code == "T482" and len(error.value.problems) == 3
     assert len(json.loads((tmp_path / "run-sweep" / "sweep.json").read_text())["trials"]) == 2
 
 

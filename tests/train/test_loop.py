@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luthier.runtime.errors import DataError, EnvironmentProblem, OutOfMemory, RecipeError
+from luthier.runtime.trackers import PACKAGES
 from luthier.train import trackers
 from luthier.train.checkpoint import checkpoints, load_tensors, verify
 from tests.support.tiny import tiny_model
@@ -189,7 +190,7 @@ def test_a_model_without_trained_weights_is_refused(tmp_path):
 
 
 def test_a_missing_tracker_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "PACKAGES", {**trackers.PACKAGES, "wandb": ("no_such_package",)})
+    monkeypatch.setattr("luthier.runtime.trackers.PACKAGES", {**PACKAGES, "wandb": ("no_such_package",)})
     with pytest.raises(EnvironmentProblem, match=r"wandb, which is not installed") as caught:
         train(tmp_path, max_steps=1, report_to=["wandb"])
     assert caught.value.exit_code == 4

@@ -189,6 +189,8 @@ def test_a_run_lowers_its_rate_when_the_loss_rises_and_resumes_bit_for_bit(tmp_p
     resumed = resume()
     assert resumed.metrics == whole.metrics
     assert distance(whole, resumed) == 0.0
+
+
 def test_the_rates_of_a_range_test_rise_by_one_factor_and_groups_keep_their_ratio():
     from luthier.train.schedule import Rising
 

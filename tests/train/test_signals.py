@@ -10,8 +10,8 @@ import time
 import pytest
 
 from luthier.runtime.errors import Interrupted
+from luthier.runtime.signals import Stop, stop_on_signals
 from luthier.train import running, step
-from luthier.train.signals import Stop, stop_on_signals
 from tests.train.fork import forked
 from tests.train.support import data, distance, examples, train
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.evaluate.extract import compile_pattern
 from luthier.evaluate.library import library_names, library_task
-from luthier.evaluate.metrics import METRICS, check_reference, score_answer
+from luthier.scoring.extract import compile_pattern
+from luthier.scoring.metrics import METRICS, check_reference, score_answer
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.evaluate.extract import PATTERN_SECONDS, PatternTimeoutError, first_group, last_number
-from luthier.evaluate.json_score import FieldCounts, count_fields, parse_json, same_json
+from luthier.scoring.extract import PATTERN_SECONDS, PatternTimeoutError, first_group, last_number
+from luthier.scoring.json_score import FieldCounts, count_fields, parse_json, same_json
 
 __all__ = ["METRICS", "Score", "check_reference", "score_answer"]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.evaluate.extract import PatternTimeoutError, compile_pattern, first_group, last_number
+from luthier.scoring.extract import PatternTimeoutError, compile_pattern, first_group, last_number
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.evaluate.json_score import MAX_DEPTH, FieldCounts, count_fields, parse_json, same_json
+from luthier.scoring.json_score import MAX_DEPTH, FieldCounts, count_fields, parse_json, same_json
 
 VALUES = st.recursive(
     st.none()

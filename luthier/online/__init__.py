@@ -1,0 +1,1 @@
+"""Online RL: TRL's GRPOTrainer with our data, our model, our rewards and our run folder. Start reading at `fit.py`."""

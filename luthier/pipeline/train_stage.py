@@ -1,0 +1,161 @@
+"""The stage that trains: what a trained model depends on, when a run may not go on, and the training itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier.pipeline.data_stage import data_depends
+from luthier.pipeline.online import train_online
+from luthier.pipeline.session import Session
+from luthier.pipeline.spectrum import keep_selection, spectrum_depends
+from luthier.pipeline.stage import CODE_VERSION, Stage
+from luthier.recipe.objective import objective_values
+from luthier.recipe.optimizers import require_optimizer
+from luthier.runs.stages import differences
+from luthier.runtime.atomic import write_json
+from luthier.runtime.console import note
+from luthier.runtime.env import read_env
+from luthier.runtime.errors import RecipeError
+
+if TYPE_CHECKING:
+    from luthier.model.adapters import Tuned
+
+__all__ = ["refuse_changed_resume", "train_depends", "train_model", "training_fingerprint", "tuned_model"]
+
+INTENT_FILE = "training.json"
+
+
+def training_fingerprint(session: Session) -> dict[str, Any]:
+    """Everything the trained weights depend on; a checkpoint is resumed only when all of it is equal.
+
+    What is computed again in the backward pass is left out: the same operations give the same bits. How a step is
+    split and whether a 4-bit base is kept unpacked stay in: the sums are the same, their rounding is not.
+    """
+    recipe = session.resolved.recipe
+    left_out = {"report_to", "logging_steps", "save_steps", "save_total_limit"}
+    left_out |= {"gradient_checkpointing", "gradient_checkpointing_layers"}
+    return {
+        "code": CODE_VERSION["train"],
+        "data": session.stage_result("data")["hash"],
+        "base": session.identity,
+        "model": recipe.model.model_dump(mode="json", exclude={"trust_remote_code"}),
+        "packing": {"packing": recipe.data.packing, "max_length": recipe.data.max_length},
+        "method": recipe.method.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective, of_weights=True),
+        "train": recipe.train.model_dump(mode="json", exclude=left_out),
+        "device": session.device.type,
+        **_unfrozen(session),
+    }
+
+
+def _unfrozen(session: Session) -> dict[str, Any]:
+    """The names that Spectrum chose: scores that are nearly equal could be ranked otherwise on another machine."""
+    if session.resolved.recipe.method.name != "spectrum" or session.selection is None:
+        return {}
+    return {"unfrozen": list(session.selection[0].patterns)}
+
+
+def train_depends(session: Session) -> dict[str, Any]:
+    """As the fingerprint, from the recipe as written: no torch needed, so a finished run is reused in a second."""
+    return {**_train_depends_but_data(session), "data": session.stage_result("data")["hash"]}
+
+
+def _train_depends_but_data(session: Session) -> dict[str, Any]:
+    recipe = session.recipe
+    return {
+        "code": CODE_VERSION["train"],
+        "base": session.identity,
+        "model": recipe.model.model_dump(mode="json"),
+        "method": recipe.method.model_dump(mode="json"),
+        "objective": objective_values(recipe.objective, of_weights=True),
+        "train": recipe.train.model_dump(mode="json", exclude={"report_to", "logging_steps", "save_total_limit"}),
+        **spectrum_depends(recipe),
+    }
+
+
+def _intent(session: Session) -> dict[str, Any]:
+    """What an unfinished training is of; known from the recipe and the files alone."""
+    depends_on = _train_depends_but_data(session)
+    return {**depends_on, "data": data_depends(session)}
+
+
+def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
+    """An interrupted training may only be continued as it was; told before anything in the folder changes.
+
+    Raises:
+        RecipeError: data, base or recipe changed since; lists what.
+    """
+    run = session.run
+    interrupted = run.stage("train") is None and any(
+        item for pattern in ("step-*", "checkpoint-*") for item in (run.path / "checkpoints").glob(pattern)
+    )
+    intent = run.path / INTENT_FILE
+    if session.restart or not interrupted or not intent.is_file() or all(stage.name != "train" for stage in wanted):
+        return
+    changed = differences(json.loads(intent.read_text("utf-8")), json.loads(json.dumps(_intent(session))))
+    if changed:
+        raise RecipeError(
+            code="T432",
+            message=f"{run.path} holds an interrupted training of another kind: " + "; ".join(changed[:10]),
+            hint="undo the change to resume, or start over with --restart, or choose another `output_dir`",
+        )
+
+
+def tuned_model(session: Session) -> Tuned:
+    """The base as the recipe's method trains it, fresh, with its account on the console."""
+    from luthier.model.adapters import apply_method
+    from luthier.model.load import load_base
+    from luthier.train.loop import START_FOLDER
+
+    recipe = session.resolved.recipe
+    require_optimizer(recipe.train, device_type=session.device.type)
+    model = load_base(
+        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+    )  # fmt: skip
+    new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
+    selection = session.selection
+    tuned = apply_method(
+        model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
+        start_folder=session.run.path / START_FOLDER, unfrozen=selection[0].patterns if selection else (),
+    )  # fmt: skip
+    if selection:
+        keep_selection(session.run.path, *selection)
+    for line in tuned.report.lines():
+        note(f"  {line}")
+    return tuned
+
+
+def train_model(session: Session) -> dict[str, Any]:
+    """Train, and write `final/`."""
+    if session.is_online:
+        return train_online(
+            session,
+            fingerprint=training_fingerprint(session),
+            keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
+        )
+    from luthier.pipeline.preferences import measure_preferences
+    from luthier.runtime.hashing import hash_folder
+    from luthier.train.loop import fit
+    from luthier.train.predicted import tell_next_plan
+
+    resolved = session.resolved
+    tuned = tuned_model(session)
+    write_json(session.run.path / INTENT_FILE, _intent(session))
+    result = fit(
+        tuned,
+        session.prepared,
+        resolved,
+        run=session.run,
+        tokenizer=session.tokenizer,
+        fingerprint=training_fingerprint(session),
+        restart=session.restart or session.again,
+        reference_cache=read_env().cache_dir / "reference",
+    )
+    if result.micro_batch is None:  # it was the run that was planned
+        tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
+    weights = hash_folder(session.run.path / "final", ("*.safetensors",))
+    preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
+    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
