@@ -294,7 +294,7 @@ def _run_child(options: argparse.Namespace, way: str, ratio: str) -> dict[str, A
         result: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
         return result
     tail = (done.stderr.strip().splitlines() or ["no output"])[-1]
-    return {"way": way, "ratio": ratio, "error": tail[:300]}
+    return {"way": way, "ratio": ratio, "error": f"exit {done.returncode}: {tail[:300]}"}
 
 
 def _write(options: argparse.Namespace, line: dict[str, Any]) -> None:
