@@ -26,17 +26,20 @@ def run(folder, rows=None, *, base=None, **settings):
 
 
 def test_memory_that_really_runs_out_halves(tmp_path):
-    """64 rows of 512 tokens at once need more than the 256 MiB that the process may take beside what it has."""
+    """64 rows of 512 tokens at once, with less and less room beside what the process holds, until they do not fit."""
     rows = data(examples(64, low=512, high=512), capacity=512)
     total = torch.cuda.get_device_properties(0).total_memory
     small = run(tmp_path / "small", rows, max_steps=2, **size(1, 64))
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + (256 << 20)) / total))
-    try:
-        halved = run(tmp_path / "halved", rows, max_steps=2, **size(64))
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    for room in (512, 384, 256, 192, 128):
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + (room << 20)) / total))
+        try:
+            halved = run(tmp_path / f"halved-{room}", rows, max_steps=2, **size(64))
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        if events(halved):
+            break
     assert events(halved), "it fitted: make the rows longer"
     assert events(halved)[0]["during"] == "calibration"
     assert halved.result.micro_batch.sequences < 64
