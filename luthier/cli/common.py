@@ -22,14 +22,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Result as JSON on stdo
 
 
 def load_with_overrides(recipe: Path, arguments: list[str] | None) -> LoadedRecipe:
-    """Load a recipe with `key=value`, `--key value` and `--key=value` overrides."""
+    """Load a recipe with `key=value`, `--key value`, `--key=value` and `~key` overrides."""
     from luthier.recipe.load import load_recipe
 
     return load_recipe(recipe, split_overrides(arguments or []))
 
 
 def split_overrides(arguments: list[str]) -> list[str]:
-    """Bring all spellings of an override to `key=value`.
+    """Bring all spellings of an override to `key=value`; `~key` stays.
 
     Raises:
         RecipeError: an argument that is no override.
@@ -40,14 +40,16 @@ def split_overrides(arguments: list[str]) -> list[str]:
     while rest:
         argument = rest.pop(0)
         name = argument.removeprefix("--")
-        if "=" in argument:
+        if "=" in argument or argument.startswith("~"):
             overrides.append(name)
         elif argument.startswith("--") and rest and not rest[0].startswith("--"):
             overrides.append(f"{name}={rest.pop(0)}")
         else:
             problems.append(
                 Problem(
-                    code="C120", message=f"`{argument}` is no override", hint="write key.sub=value or --key.sub value"
+                    code="C120",
+                    message=f"`{argument}` is no override",
+                    hint="write key.sub=value or --key.sub value; ~key.sub takes a key out",
                 )
             )
     if problems:

@@ -10,7 +10,7 @@ from torch import nn
 
 from luthier.model.reward import HEAD, is_reward_model
 from luthier.runtime.errors import Problem, RecipeError
-from luthier.spectrum.listing import matching, unmatched
+from luthier.spectrum.listing import matching, some_names, unmatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def train_listed(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
     problems = [
         Problem(
             code="M332", message=f"`unfrozen_parameters` has {pattern!r}, which matches no parameter of this model",
-            hint=f"names here: {_some_names(names)}",
+            hint=f"names here: {some_names(names)}",
         )
         for pattern in unmatched(patterns, names)
     ]  # fmt: skip
@@ -47,10 +47,6 @@ def train_listed(model: PreTrainedModel, patterns: Sequence[str]) -> list[str]:
     biases = [name for name in chosen if name.endswith(".bias")]
     notes = [f"{len(biases)} biases of chosen modules are trained with them, as other tools do"] if biases else []
     return notes + _train_only(model, chosen)
-
-
-def _some_names(names: Iterable[str]) -> str:
-    return ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", name) for name in names})[:6]) + ", ..."
 
 
 def _train_only(model: PreTrainedModel, chosen: Iterable[str]) -> list[str]:
@@ -98,7 +94,7 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
                 Problem(
                     code="M322",
                     message=f"`method.trainable` has {pattern!r}, which matches no parameter",
-                    hint=f"names here: {_some_names(name for name, _ in named)}",
+                    hint=f"names here: {some_names(name for name, _ in named)}",
                 )
             )
         chosen.update(found)

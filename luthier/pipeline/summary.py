@@ -36,11 +36,19 @@ def summary_lines(result: RunResult) -> list[str]:
         )
     if train and train.get("final_reward") is not None:
         lines.append(f"  mean reward in training {train['first_reward']:.3g} -> {train['final_reward']:.3g}")
-    lines += ["Next:", f"  luthier chat {result.folder} --side-by-side        talk to base and tuned model"]
+    from luthier.model.reward import is_reward_folder
+
+    rates = is_reward_folder(result.folder / "final")
+    lines.append("Next:")
+    if not rates:
+        lines.append(f"  luthier chat {result.folder} --side-by-side        talk to base and tuned model")
     if "report" in result.stages:
         lines.append(f"  open {result.folder / 'report.html'}")
     if "merge" in result.stages:
-        lines.append(f"  {result.folder / 'merged'} loads in plain transformers, vLLM and the like")
+        where = "in plain transformers, vLLM and the like"
+        if rates:
+            where = "in transformers' AutoModelForSequenceClassification"
+        lines.append(f"  {result.folder / 'merged'} loads {where}")
     return lines
 
 

@@ -101,10 +101,21 @@ def _estimated(recipe: Recipe) -> Documents:
         used = [size for row in sample.conversations if (size := _size(row, data)) is not None]
         factor = source.weight * count / max(1, sample.rows)
         lengths += [(total, trained, factor) for total, trained in used]
+    share = _trained_share(data, sum(times for _, _, times in lengths))
+    lengths = [(total, trained, times * share) for total, trained, times in lengths]
     return documents_from_lengths(
         lengths, max_length=pack_capacity(kind, data.max_length), packing=data.packing, overlong=data.overlong,
         how=f"estimated from words and digits of {'all rows' if exact else f'the first {SAMPLE:,} rows'}",
     )  # fmt: skip
+
+
+def _trained_share(data: DataSection, rows: float) -> float:
+    """Share of the rows that is left to train on when the validation rows are taken out of them."""
+    section = data.validation
+    held_out = rows * section.fraction if section.path is None else 0.0
+    if section.max_rows is not None:
+        held_out = min(held_out, section.max_rows)
+    return 1.0 - held_out / rows if rows else 1.0
 
 
 def _rows(files: Sequence[DataFile], source: Source, sampled: int) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from luthier.plan.shape import ModelShape, Tensor
 from luthier.recipe.schema import MethodSection
 from luthier.runtime.errors import RecipeError
-from luthier.spectrum.listing import matching, read_listing, unmatched
+from luthier.spectrum.listing import matching, read_listing, some_names, unmatched
 from luthier.spectrum.names import is_embedding, natural_order, type_of
 from luthier.spectrum.noise import SMALLEST_SIDE
 from luthier.spectrum.select import chosen_count, ends_of, pattern_of
@@ -121,6 +121,7 @@ def _listed(shape: ModelShape, patterns: Sequence[str]) -> list[Tensor]:
             code="M332",
             message=f"`unfrozen_parameters` has {missing[0]!r}, which matches no parameter of this model"
             + (f" (nor do {len(missing) - 1} others)" if len(missing) > 1 else ""),
+            hint=f"names here: {some_names(aliases)}",
         )
     chosen = {id(aliases[name]) for name in matching(patterns, aliases)}
     return [tensor for tensor in shape.tensors if id(tensor) in chosen]

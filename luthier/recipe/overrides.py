@@ -1,4 +1,4 @@
-"""`key.sub=value` on the command line: the same keys and the same rules as in the file."""
+"""`key.sub=value` and `~key.sub` on the command line: the same keys and the same rules as in the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 
     A value that starts with a bracket, a brace or a quote is YAML; any other is one YAML 1.2
     scalar up to its end, so that `data.train.0.system=Answer: yes # or no` needs no quotes.
-    Lists are reached by index, `data.train.0.path=...`; nothing is appended.
+    Lists are reached by index, `data.train.0.path=...`; nothing is appended. `~key.sub` takes a key of the file out,
+    so that its default holds.
     """
     document.overrides = list(overrides)
     given: dict[KeyPath, str] = {}
@@ -28,6 +29,10 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         parts = key.strip().removeprefix("--").split(".")
         path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in parts)
         place = Place(file=f"command line: {override}")
+        if key.startswith("~") and not equals:
+            problem = _unset(document, (parts[0].removeprefix("~"), *path[1:]), place)
+            document.problems.extend([problem] if problem else [])
+            continue
         if not equals or not all(parts):
             message = f'"{override}" is not an override' if not equals else f'"{key}" is not a key'
             document.problems.append(
@@ -92,6 +97,24 @@ def _set(document: Document, path: KeyPath, value: Any, override: str) -> Proble
     for old in [at for at in document.spots if at[: len(path)] == path]:
         del document.spots[old]
     document.spots[path] = _spot(override)
+    return None
+
+
+def _unset(document: Document, path: KeyPath, place: Place) -> Problem | None:
+    """Take a key out of the document, so that its default holds."""
+    current = document.value
+    for depth, part in enumerate(path):
+        known = part < len(current) if isinstance(current, list) and isinstance(part, int) else (
+            isinstance(current, dict) and part in current
+        )  # fmt: skip
+        if not known:
+            hint = "take out what the recipe sets; what it does not set has its default anyway"
+            return place.problem("C107", f"the recipe does not set `{dotted(path)}`", hint=hint)
+        if depth < len(path) - 1:
+            current = current[part]
+    del current[path[-1]]
+    for old in [at for at in document.spots if at[: len(path)] == path]:
+        del document.spots[old]
     return None
 
 

@@ -332,12 +332,19 @@ def commands(run: RunFiles) -> list[tuple[str, str]]:
     """What to do next: (sentence, command) for what the folder holds."""
     folder = shlex.quote(str(run.path))
     found = []
-    if (run.path / "final").is_dir():
+    from luthier.model.reward import is_reward_folder
+
+    rates = is_reward_folder(run.path / "final")
+    if (run.path / "final").is_dir() and not rates:
         found.append(("Talk to the base and the tuned model, side by side", f"luthier chat {folder} --side-by-side"))
     if run.merge is not None:
         merged = shlex.quote(str(run.path / "merged"))
-        found.append(("Serve the merged model with any OpenAI-compatible server, for instance", f"vllm serve {merged}"))
-        found.append(("Or in Python", f"AutoModelForCausalLM.from_pretrained({str(run.path / 'merged')!r})"))
+        if not rates:
+            found.append(
+                ("Serve the merged model with any OpenAI-compatible server, for instance", f"vllm serve {merged}")
+            )
+        loader = "AutoModelForSequenceClassification" if rates else "AutoModelForCausalLM"
+        found.append(("In Python", f"{loader}.from_pretrained({str(run.path / 'merged')!r})"))
     if run.manifest:
         found.append(("Repeat the run and compare every number", f"luthier rerun {folder}"))
     return found

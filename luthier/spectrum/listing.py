@@ -22,7 +22,7 @@ from luthier.runtime.errors import RecipeError
 from luthier.spectrum.names import is_embedding, is_head, type_of
 from luthier.spectrum.select import Selection
 
-__all__ = ["KEY", "listing", "matching", "read_listing", "unmatched"]
+__all__ = ["KEY", "listing", "matching", "read_listing", "some_names", "unmatched"]
 
 KEY = "unfrozen_parameters"
 
@@ -99,3 +99,8 @@ def matching(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
 def unmatched(patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     """Patterns that match no name."""
     return [pattern for pattern in patterns if not any(re.match(pattern, name) for name in names)]
+
+
+def some_names(names: Iterable[str]) -> str:
+    """A few names of a model, for the hint behind one that it does not have; numbers of layers as N."""
+    return ", ".join(sorted({re.sub(r"\.\d+\.", ".N.", name) for name in names})[:6]) + ", ..."

@@ -46,6 +46,21 @@ def test_many_rows_are_sampled_and_counted(tmp_path, monkeypatch):
     assert found.rows == 50
 
 
+@pytest.mark.parametrize(
+    ("validation", "trained"),
+    [({"fraction": 0.2}, 160), ({"fraction": 0.2, "max_rows": 10}, 190), ({"path": "held_out.jsonl"}, 200)],
+)
+def test_rows_that_are_held_out_are_not_trained(tmp_path, validation, trained):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in conversations(200)))
+    recipe = _recipe(tmp_path, rows)
+    section = recipe.data.validation.model_copy(update=validation)
+    held_out = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": section})})
+    whole, found = documents_of(recipe), documents_of(held_out)
+    assert found.rows == trained
+    assert found.tokens == pytest.approx(whole.tokens * trained / 200, rel=0.01)
+
+
 def test_the_estimate_of_tokens_is_near_the_real_tokenizer(tmp_path):
     """Words of the fixture against a byte-level BPE that was trained on such words: one token or a little more each."""
     from tests.support.tiny import tiny_tokenizer

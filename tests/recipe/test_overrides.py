@@ -93,6 +93,18 @@ def test_an_override_of_one_alias_leaves_the_other_alone():
         ),
         ("data.train.0.path=gone.jsonl", "C130", "no such file", "did you mean more.jsonl or rows.jsonl?"),
         ("train.seed", "C107", "is not an override", "write key.sub=value, for instance train.learning_rate=1e-4"),
+        (
+            "~train.learning_rate",
+            "C107",
+            "the recipe does not set `train.learning_rate`",
+            "take out what the recipe sets; what it does not set has its default anyway",
+        ),
+        (
+            "~data.train.1.path",
+            "C107",
+            "the recipe does not set `data.train.1.path`",
+            "take out what the recipe sets; what it does not set has its default anyway",
+        ),
         ("=3", "C107", "is not a key", "write key.sub=value, for instance train.learning_rate=1e-4"),
         ("train..seed=3", "C107", "is not a key", "write key.sub=value, for instance train.learning_rate=1e-4"),
     ],
@@ -102,6 +114,14 @@ def test_wrong_overrides_name_the_command_line(override, code, words, hint):
     assert (problem.code, problem.hint) == (code, hint)
     assert problem.where() == f"command line: {override}"
     assert words in problem.message
+
+
+def test_a_key_that_is_taken_out_has_its_default():
+    text = "train: {num_train_epochs: 3, seed: 7}\n"
+    assert problem_of(text, "train.max_steps=5").code == "C111"
+    train = load(text, "~train.num_train_epochs", "train.max_steps=5").train
+    assert (train.num_train_epochs, train.max_steps, train.seed) == (1.0, 5, 7)
+    assert load(text, "~train").train.seed == 0
 
 
 def test_a_key_given_twice_is_refused():

@@ -178,7 +178,7 @@ def test_invisible_characters_become_visible(run):
         ((), ["Not trained yet.", "The data stage has not run.", "Nothing was trained yet.", "no manifest."]),
         (("data",), ["Not trained yet.", "33,775", "Nothing was trained yet."]),
         (("data", "metrics.jsonl", "stages", "final"), ["Trained, not scored.", "75 steps.", "luthier chat"]),
-        (("eval/before.json",), ["Scored, not compared.", "the model was not scored both before and after"]),
+        (("eval/before.json",), ["Scored, not compared.", "No task was scored before and after"]),
         (("eval/after.json", "manifest.json"), ["Scored, not compared.", "Still wrong after tuning", "luthier rerun"]),
         (("metrics.jsonl",), ["Trained, not scored.", "Nothing was merged in this run."]),
     ],

@@ -156,6 +156,7 @@ def test_plan_reads_the_list_and_refuses_one_of_another_model(world, tmp_path, c
     (tmp_path / "u.yaml").write_text("unfrozen_parameters:\n- model.layers.30.mlp.up_proj\n")
     said = call("plan", recipe, f"method.spectrum_file={tmp_path / 'u.yaml'}")
     assert said.code == 2 and "M332" in said.err and "layers.30" in said.err
+    assert "names here: " in said.err and "model.layers.N." in said.err
 
 
 # -- the recipe
