@@ -61,7 +61,7 @@ def write_json(path: Path, value: Any) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
 
-    All files are flushed to the disk before the rename. An existing `path` is replaced.
+    All files are made readable for everyone and flushed to the disk before the rename. An existing `path` is replaced.
     On an error nothing is left behind and `path` is as it was.
 
     Raises:
@@ -74,6 +74,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.chmod(temporary, 0o755)
         yield temporary
         for file in sorted(temporary.rglob("*")):
+            if file.is_file():  # a library may have made it for its owner alone, and servers run as others
+                os.chmod(file, 0o644)
             fsync_path(file)
         fsync_path(temporary)
         _swap(temporary, path)

@@ -24,6 +24,16 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
+def test_files_of_a_folder_can_be_read_by_others(tmp_path):
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "below").mkdir()
+        for name in ("weights", "below/more"):
+            (folder / name).write_text("x")
+            (folder / name).chmod(0o600)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert modes == {"weights": 0o644, "more": 0o644}
+
+
 def test_a_folder_replaces_the_old_one_whole(tmp_path):
     target = tmp_path / "final"
     for name in ("a", "b"):
