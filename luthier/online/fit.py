@@ -168,6 +168,8 @@ def _trainer(
                 eval_dataset=Dataset.from_dict({"prompt": list(validation)}) if validation else None,
                 processing_class=copy.deepcopy(tokenizer), callbacks=[recorder],
             )  # fmt: skip
+    except torch.OutOfMemoryError:  # a RuntimeError, but no fault of the settings: `_explain_memory` tells it
+        raise
     except (ValueError, NotImplementedError, RuntimeError) as error:
         message = f"TRL's trainer refuses these settings: {first_line(error)}"
         raise RecipeError(code="T494", message=message, hint="change the setting that it names") from error

@@ -12,7 +12,7 @@ from luthier.pipeline.rerun import rerun
 from luthier.pipeline.run import run_recipe
 from luthier.recipe.schema import ObjectiveSection
 from luthier.runs.folder import RunFolder
-from luthier.runtime.errors import Interrupted, RecipeError, RunFailed
+from luthier.runtime.errors import Interrupted, OutOfMemory, RecipeError, RunFailed
 from luthier.search.lr_find import Budget, find_learning_rate
 from luthier.search.metric import read_metric
 from tests.online.support import World, metrics, train
@@ -228,6 +228,17 @@ def test_settings_that_trl_refuses_are_a_recipe_error(world, tmp_path):
     with pytest.raises(RecipeError, match="lm_head") as caught:
         train(recipe)
     assert caught.value.problems[0].code == "T494"
+
+
+def test_memory_that_runs_out_while_the_trainer_is_made_is_no_fault_of_the_settings(monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("luthier.online.trainer.OnlineTrainer.__init__", full)
+    world = World.make(tmp_path)
+    with pytest.raises(OutOfMemory) as caught:
+        train(world.recipe(tmp_path / "run"))
+    assert caught.value.problems[0].code == "T440" and "max_completion_length" in caught.value.problems[0].hint
 
 
 # -- order

@@ -7,8 +7,8 @@ columns are rounded one after the other and the error of each is spread over the
     U = upper Cholesky factor of (G + damping mean(diag G) I)^-1
     q_j = round(w_j)        e = (w_j - q_j) / U_jj        w_k -= e U_jk  for k > j
 
-Columns come in the order of their energy G_jj, the largest first. On SmolLM2 and GSM8K the error of a product falls to
-a third of plain rounding's (benchmarks/results/fp8_h200.md).
+Columns come in the order of their energy G_jj, the largest first. On SmolLM2 and 17,306 tokens of GSM8K it
+left 45% of plain rounding's error in a product (benchmarks/results/fp8_h200.md).
 
 Legend: N outputs, K inputs, M rows of inputs.
 """
