@@ -1,7 +1,7 @@
 """Contract: an fp8 base fitted to rows computes nearer to its 16-bit model on rows like them, the same way after every
 restart, and says so.
 
-Planted and seen to fail: a fit to the first layer's inputs only (`fitting` taken back too early).
+Planted and seen to fail: only the first group of matrices fitted.
 """
 
 from __future__ import annotations
