@@ -1,4 +1,4 @@
-"""The curated step of a recipe: what `prepare` calls between reading and tokenising.
+"""The curated steps of a recipe: what `prepare` calls between reading and tokenising.
 
     data.dedup                        drop duplicates among the training rows of all sources
     data.validation.near_duplicates   keep near-duplicates on one side of the validation split
@@ -9,6 +9,7 @@ What was found is kept in Luthier's cache under the content of the rows and the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from luthier.curate.dedup.embed import find_model
 from luthier.curate.dedup.minhash import bands_for
 from luthier.curate.dedup.run import Deduplicated, Duplicate, deduplicate
 from luthier.curate.scores import read_scores
+from luthier.curate.steps import Curation, Step
 from luthier.data.content import content_hash, group_hash
 from luthier.data.curated import Curate, Curated
-from luthier.data.types import Conversation, Dropped
+from luthier.data.types import Conversation, Dropped, RowRef
 from luthier.recipe.schema import DataSection, DedupSection, Source
 from luthier.runtime.console import note
 from luthier.runtime.hashing import hash_folder, hash_json
@@ -33,24 +35,36 @@ _MODEL_FILES = ("*.safetensors", "*.json")
 
 
 def curator(section: DataSection, *, cache_dir: Path | None = None) -> Curate | None:
-    """The step that a recipe asks for; None if it asks for none."""
-    if section.dedup is None and section.validation.near_duplicates is None:
+    """The steps that a recipe asks for, in their order; None if it asks for none."""
+    steps: list[Step] = []
+    if section.dedup is not None:
+        steps.append(partial(_drop_duplicates, section=section, cache_dir=cache_dir))
+    if section.validation.near_duplicates is not None:
+        steps.append(partial(_divide, section=section))
+    if not steps:
         return None
 
     def curate(train: Sequence[Conversation], held_out: Sequence[Conversation]) -> Curated:
-        kept, dropped, records, report = list(train), [], [], {}
-        if section.dedup is not None:
-            found = find_duplicates(train, section.dedup, section.train, cache_dir=cache_dir)
-            kept = [train[index] for index in found.kept]
-            dropped += [Dropped(train[item.row].ref, "duplicate", in_words(item, train)) for item in found.dropped]
-            records += [item.to_json(train) for item in found.dropped]
-            report["dedup"] = {"settings": section.dedup.model_dump(mode="json"), "dropped": found.counts(),
-                               "kept": len(kept), "stages": found.stages}  # fmt: skip
-        if section.validation.near_duplicates is not None:
-            return _divide(section, kept, held_out, dropped, records, report)
-        return Curated(rows=kept, dropped=dropped, records=records, report=report)
+        curation = Curation(list(train), held_out)
+        for step in steps:
+            step(curation)
+        return curation.done()
 
     return curate
+
+
+def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Path | None) -> None:
+    assert section.dedup is not None
+    rows = curation.train
+    found = find_duplicates(rows, section.dedup, section.train, cache_dir=cache_dir)
+    curation.drop(
+        {
+            item.row: (Dropped(rows[item.row].ref, "duplicate", in_words(item, rows)), item.to_json(rows))
+            for item in found.dropped
+        }
+    )
+    curation.report["dedup"] = {"settings": section.dedup.model_dump(mode="json"), "dropped": found.counts(),
+                                "kept": len(found.kept), "stages": found.stages}  # fmt: skip
 
 
 def find_duplicates(
@@ -80,33 +94,25 @@ def in_words(item: Duplicate, rows: Sequence[Conversation]) -> str:
     return f"{item.stage}: {how} {of}{later}"
 
 
-def _divide(
-    section: DataSection,
-    train: list[Conversation],
-    held_out: Sequence[Conversation],
-    dropped: list[Dropped],
-    records: list[dict[str, Any]],
-    report: dict[str, Any],
-) -> Curated:
+def _divide(curation: Curation, *, section: DataSection) -> None:
     """Near-duplicates on one side: by dropping training rows where the validation rows are given, else by groups."""
     threshold = section.validation.near_duplicates
     assert threshold is not None
     settings = section.dedup or DedupSection()
     how: dict[str, Any] = {"on": settings.on, "ignore": settings.ignore}
     told: dict[str, Any] = {"threshold": threshold, **how, "bands": bands_for(threshold)[0]}
-    report["validation"] = told
+    curation.report["validation"] = told
+    train = curation.train
     if section.validation.path is not None:
-        leaks = near_held_out_rows(held_out, train, threshold, **how)
-        for index, (of, similarity) in sorted(leaks.items()):
-            row, other = train[index].ref, held_out[of].ref
-            detail = f"validation: is {similarity:.3f} similar to the validation row {other}"
-            dropped.append(Dropped(row, "duplicate", detail))
-            records.append({"file": row.file, "line": row.line, "source": row.source, "reason": "duplicate",
-                            "stage": "validation", "similarity": round(similarity, 6), "duplicate_of": str(other),
-                            "kept": str(other)})  # fmt: skip
+        leaks = near_held_out_rows(curation.held_out, train, threshold, **how)
         told["dropped"] = len(leaks)
-        rows = [row for index, row in enumerate(train) if index not in leaks]
-        return Curated(rows=rows, dropped=dropped, records=records, report=report)
+        curation.drop(
+            {
+                index: _leak(train[index].ref, curation.held_out[of].ref, similarity)
+                for index, (of, similarity) in leaks.items()
+            }
+        )
+        return
     near = groups_of_near_duplicates(train, threshold, **how)
     largest = max(map(len, near), default=1)
     told |= {"groups": len(near), "rows_in_groups": sum(map(len, near)), "largest": largest}
@@ -114,7 +120,15 @@ def _divide(
         share = largest / len(train)
         text = f"warning: one group of near-duplicates holds {share:.0%} of the rows; all of it is on one side"
         note(f"{text} of the validation split (data.validation.near_duplicates: {threshold:g})", style="yellow")
-    return Curated(rows=train, dropped=dropped, records=records, groups=_group_keys(train, near), report=report)
+    curation.groups = _group_keys(train, near)
+
+
+def _leak(row: RowRef, other: RowRef, similarity: float) -> tuple[Dropped, dict[str, Any]]:
+    detail = f"validation: is {similarity:.3f} similar to the validation row {other}"
+    record = {"file": row.file, "line": row.line, "source": row.source, "reason": "duplicate",
+              "stage": "validation", "similarity": round(similarity, 6), "duplicate_of": str(other),
+              "kept": str(other)}  # fmt: skip
+    return Dropped(row, "duplicate", detail), record
 
 
 def _group_keys(rows: Sequence[Conversation], near: Sequence[Sequence[int]]) -> dict[str, str]:
