@@ -1,4 +1,4 @@
-"""Planted copies and rewordings of GSM8K test rows: what decontamination finds, by kind of change, and its false alarms.
+"""Planted copies and rewordings of GSM8K test rows: what is found, by kind of change, and false alarms.
 
 python benchmarks/decontaminate_planted.py FOLDER [--half tune|report] [--semantic] > table.md
 
@@ -125,7 +125,10 @@ class Data:
         def read(file: Path) -> list[dict[str, Any]]:
             return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
-        test, chosen = read(folder / "test.jsonl"), {row["prompt"]: row["chosen"] for row in read(folder / "preferences.jsonl")}
+        test, chosen = (
+            read(folder / "test.jsonl"),
+            {row["prompt"]: row["chosen"] for row in read(folder / "preferences.jsonl")},
+        )
         solutions = {place: chosen[row["question"]] for place, row in enumerate(test) if row["question"] in chosen}
         return Data(read(folder / "train.jsonl"), test, solutions, read(HAND))
 
@@ -192,7 +195,9 @@ def conversations(rows: list[dict[str, str]], name: str) -> list[Conversation]:
     return [chat(row["question"], row["answer"], RowRef(name, line)) for line, row in enumerate(rows, 1)]
 
 
-def table(data: Data, half: str, settings: DecontaminateSection, only: str | None = None) -> list[tuple[str, str, int, int, int]]:
+def table(
+    data: Data, half: str, settings: DecontaminateSection, only: str | None = None
+) -> list[tuple[str, str, int, int, int]]:
     """Kind, answer, planted, found, found as a variant: for its own test row."""
     train, test = conversations(data.train, "train.jsonl"), conversations(data.test, "test.jsonl")
     lines = []
@@ -208,7 +213,10 @@ def table(data: Data, half: str, settings: DecontaminateSection, only: str | Non
         lines.append((kind, answer, len(items), len(found) - variants, variants))
         missed = set(range(len(items))) - {match.row for match in found}
         if missed and len(missed) < 10:
-            print(f"  missed {kind}, {answer}: test rows {[items[row].test + 1 for row in sorted(missed)]}", file=sys.stderr)
+            print(
+                f"  missed {kind}, {answer}: test rows {[items[row].test + 1 for row in sorted(missed)]}",
+                file=sys.stderr,
+            )
     return lines
 
 

@@ -133,8 +133,8 @@ class Measure:
             answer = max((like for like, _ in found), default=0.0)
             same_result = any(same for _, same in found)
         return Evidence(ngram=ngram, characters=self._characters(text.words[start:end], known), words=words,
-                        numbers=numbers, answer=answer, conflict=conflict, same_result=same_result, start=start, end=end,
-                        has_numbers=known.has_numbers)  # fmt: skip
+                        numbers=numbers, answer=answer, conflict=conflict, same_result=same_result, start=start,
+                        end=end, has_numbers=known.has_numbers)  # fmt: skip
 
     def _locate(self, ids: Any, known: _Known) -> tuple[int, int]:
         """Where in a long text the evaluation text may stand."""
@@ -176,7 +176,7 @@ class Measure:
         wanted = [one for one in other if is_number[one]]
         has_numbers = bool(wanted)
         wanted = wanted or other
-        given = [one for one in own if is_number[one] == has_numbers ]
+        given = [one for one in own if is_number[one] == has_numbers]
         if not given or not wanted:
             return 0.0, False
         ours, theirs = Counter(given), Counter(wanted)

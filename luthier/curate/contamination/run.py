@@ -1,12 +1,12 @@
-"""Training rows that give evaluation rows away: scan, embed what is doubtful, judge, show. Read `decontaminate` first."""
+"""Training rows that give evaluation rows away: scan, embed what is doubtful, judge. Read `decontaminate` first."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from luthier.curate.contamination.candidates import FLOOR
 from luthier.curate.contamination.evidence import Evidence
 from luthier.curate.contamination.scan import Pair, Scan, parts_of
 from luthier.curate.contamination.spans import Span, matching
@@ -107,8 +107,8 @@ def decontaminate(
     Raises:
         EnvironmentProblem: `embedding` is set, and the model or a library is missing.
     """
-    floor = {"floor": _LOW_FLOOR} if settings.embedding is not None else {}
-    scan = Scan(against, rows if common is None else common, _SIDES[settings.on], **floor)
+    floor = FLOOR if settings.embedding is None else _LOW_FLOOR
+    scan = Scan(against, rows if common is None else common, _SIDES[settings.on], floor=floor)
     kept: dict[int, list[Pair]] = {}
     doubtful: list[Pair] = []
     with bar_for("decontaminate", len(rows), len(rows)) as bar:
@@ -171,7 +171,9 @@ def _match(pairs: Sequence[Pair], rows: Sequence[Conversation], scan: Scan, sett
     for pair in pairs:
         by_row.setdefault(scan.targets[pair.target].row, []).append(pair)
     best = [_best(found, scan, settings) for found in by_row.values()]
-    verdict, sure, pair = min(best, key=lambda found: (_ORDER[found[0]] == _ORDER["variant"], -found[1], found[2].target))
+    verdict, sure, pair = min(
+        best, key=lambda found: (_ORDER[found[0]] == _ORDER["variant"], -found[1], found[2].target)
+    )
     target = scan.targets[pair.target]
     text, evidence = parts_of(rows[pair.row])[pair.part], pair.evidence
     _, places = located(target.text)
@@ -180,8 +182,8 @@ def _match(pairs: Sequence[Pair], rows: Sequence[Conversation], scan: Scan, sett
                                (first, first + len(target.places)))  # fmt: skip
     return Match(
         row=pair.row, of=target.row, verdict=verdict, side=target.side,
-        kinds=kinds_of(target.side, evidence, settings), scores=_scores(target.side, evidence), certainty=round(sure, 4),
-        part=pair.part, spans=tuple(spans), of_spans=tuple(of_spans), others=len(by_row) - 1,
+        kinds=kinds_of(target.side, evidence, settings), scores=_scores(target.side, evidence),
+        certainty=round(sure, 4), part=pair.part, spans=tuple(spans), of_spans=tuple(of_spans), others=len(by_row) - 1,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from luthier.curate.contamination.candidates import FLOOR, Candidates
 from luthier.curate.contamination.evidence import NGRAM, Evidence, Measure, Text
-from luthier.curate.contamination.targets import Lexicon, Side, Target, pieces, text_on, targets_of, window_of
+from luthier.curate.contamination.targets import Lexicon, Side, pieces, targets_of, text_on, window_of
 from luthier.curate.contamination.words import words_of
 from luthier.curate.text import text_of
 from luthier.data.types import Conversation
@@ -37,8 +37,15 @@ class Pair:
 class Scan:
     """The evaluation side, ready to compare training rows with."""
 
-    def __init__(self, against: Sequence[Conversation], train: Sequence[Conversation], sides: Sequence[Side],
-                 *, floor: float = FLOOR, ngram: int = NGRAM) -> None:
+    def __init__(
+        self,
+        against: Sequence[Conversation],
+        train: Sequence[Conversation],
+        sides: Sequence[Side],
+        *,
+        floor: float = FLOOR,
+        ngram: int = NGRAM,
+    ) -> None:
         self.targets, self.short = targets_of(against, sides)
         step = max(1, -(-len(train) // _SAMPLE))
         sample = (text for row in train[::step] for text in parts_of(row))
@@ -79,13 +86,13 @@ class Scan:
                     windows.append((before + place, part, start, Text(words[start:end], own[start:end], others)))
                     ids.append(own[start:end])
         for place, target in self._wanted(ids, [window[0] for window in windows]):
-            row, part, offset, text = windows[place]
+            number, part, offset, text = windows[place]
             self.compared += 1
             found = self._measure(text, target).moved(offset)
             if part and self.targets[target].side == "prompt":
                 # What stands beside an answer is no answer to it: the prompt must be found by its own text.
                 found = replace(found, answer=0.0, same_result=False)
-            yield Pair(row, part, target, found)
+            yield Pair(number, part, target, found)
 
     def _wanted(self, windows: Sequence[Any], rows: Sequence[int]) -> list[tuple[int, int]]:
         """Windows and evaluation texts to compare. Where a row may hold an answer, its prompt is compared, too: a

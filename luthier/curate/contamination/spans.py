@@ -1,7 +1,7 @@
 """Which places of two texts match: for people, who want to see why.
 
-A word matches if it stands in a run of three words that the other text has, too, or if the other text has it and it is a
-number or rarer than most. Places that follow each other are one span.
+A word matches if it stands in a run of three words that the other text has, too, or if the other text has it and it is
+a number or rarer than most. Places that follow each other are one span.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ Span = tuple[int, int]
 _RUN = 3
 
 
-def matching(own: str, other: str, lexicon: Lexicon, within: tuple[int, int], there: tuple[int, int]) -> tuple[list[Span], list[Span]]:
+def matching(
+    own: str, other: str, lexicon: Lexicon, within: tuple[int, int], there: tuple[int, int]
+) -> tuple[list[Span], list[Span]]:
     """Matching spans of a training text and of an evaluation text.
 
     Args:
