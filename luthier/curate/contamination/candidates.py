@@ -21,7 +21,7 @@ _ANSWER_FLOOR = 0.5
 """Least score of an answer: worked answers share more numbers by chance."""
 _BEST = 3
 """Of each side, for one training text."""
-_COMMON_SHARE = 0.15
+_COMMON_SHARE = 0.08
 _COMMON_LEAST = 20
 _ENOUGH = 6.0
 """Weight of numbers that makes their agreement full evidence: two or three numbers that few texts have."""
@@ -64,17 +64,20 @@ class Candidates:
         numbers_of_text = np.bincount(owners, weights * numbers, n)
         known = ids < self._lexicon.known
         owners, ids, weights, numbers = owners[known], ids[known], weights[known], numbers[known]
-        lengths = self._lengths[ids]
-        at = np.arange(lengths.sum()) + np.repeat(self._starts[ids] - (np.cumsum(lengths) - lengths), lengths)
-        cells = np.repeat(owners * self._count, lengths) + self._owners[at]
-        shape = (n, self._count)
-        is_number = np.repeat(numbers, lengths)
-        each = np.repeat(weights, lengths)
-        words = np.bincount(cells[~is_number], each[~is_number], n * self._count).reshape(shape)
-        shared = np.bincount(cells[is_number], each[is_number], n * self._count).reshape(shape)
+        words, shared = (
+            self._shared(owners[kind], ids[kind], weights[kind], n) for kind in (~numbers, numbers)
+        )  # fmt: skip
         score = _likeness(words, words_of_text, self._words)
         score += 0.5 * _likeness(shared, numbers_of_text, self._numbers) * np.minimum(1.0, shared / _ENOUGH)
         return self._best(score)
+
+    def _shared(self, owners: Any, ids: Any, weights: Any, n: int) -> Any:
+        """Weight of what each training text shares with each evaluation text, [texts, evaluation texts]."""
+        lengths = self._lengths[ids]
+        ends = np.cumsum(lengths)
+        at = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self._starts[ids] - (ends - lengths), lengths)
+        cells = np.repeat(owners * self._count, lengths) + self._owners[at]
+        return np.bincount(cells, np.repeat(weights, lengths), n * self._count).reshape(n, self._count)
 
     def _best(self, score: Any) -> tuple[Any, Any]:
         rows, found = [], []
@@ -84,7 +87,7 @@ class Candidates:
             own = score if len(side) == self._count else score[:, side]
             passing = np.flatnonzero(own.max(axis=1) >= floor)
             own = own[passing]
-            best = np.argsort(-own, axis=1, kind="stable")[:, :_BEST]
+            best = np.argpartition(-own, min(_BEST, own.shape[1]) - 1, axis=1)[:, :_BEST]
             row, place = np.nonzero(np.take_along_axis(own, best, axis=1) >= floor)
             rows.append(passing[row])
             found.append(side[best[row, place]])
@@ -93,5 +96,5 @@ class Candidates:
 
 def _likeness(shared: Any, of_texts: Any, of_targets: Any) -> Any:
     """Geometric mean of the shares of both; a longer training text counts as one of the same length."""
-    target = np.maximum(of_targets, 1e-9)[None]
-    return shared / np.sqrt(target * np.clip(of_texts[:, None], 1e-9, target))
+    target = np.sqrt(np.maximum(of_targets, 1e-9))[None]
+    return shared / (target * np.minimum(np.sqrt(np.maximum(of_texts, 1e-9))[:, None], target))

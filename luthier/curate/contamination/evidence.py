@@ -29,6 +29,9 @@ NGRAM = 5
 SHINGLE = 5
 """Characters."""
 _ENOUGH = 6.0
+"""Weight of shared numbers that is full evidence: two or three numbers that few texts have."""
+_ONE_NUMBER, _ONE_OF_ANSWER = 0.5, 0.6
+"""What agreement is worth if it is that of a single number: however rare, it may be chance (an order number)."""
 _FINAL = 0.5
 """Answer evidence of an equal last number alone."""
 
@@ -154,19 +157,21 @@ class Measure:
         words = [0.0, 0.0, 0.0]
         numbers = [0.0, 0.0, 0.0]
         more = less = False
+        distinct = 0
         for one, count in own.items():
             sums = numbers if is_number[one] else words
             sums[0] += weights[one] * count
             there = other.get(one, 0)
             sums[2] += weights[one] * min(count, there)
             more = more or (is_number[one] and not there)
+            distinct += is_number[one] and there > 0
         for one, count in other.items():
             sums = numbers if is_number[one] else words
             sums[1] += weights[one] * count
             less = less or (is_number[one] and one not in own)
         both = words[0] * words[1]
         union = numbers[0] + numbers[1] - numbers[2]
-        like = numbers[2] / union * min(1.0, numbers[2] / _ENOUGH) if union else 0.0
+        like = numbers[2] / union * _informed(numbers[2], distinct, _ONE_NUMBER) if union else 0.0
         return (words[2] / both**0.5 if both else 0.0), like, more and less
 
     def _same_answer(self, own: list[int], other: list[int]) -> tuple[float, bool]:
@@ -180,15 +185,21 @@ class Measure:
         if not given or not wanted:
             return 0.0, False
         ours, theirs = Counter(given), Counter(wanted)
-        shared = sum(weights[one] * count for one, count in (ours & theirs).items())
+        both = ours & theirs
+        shared = sum(weights[one] * count for one, count in both.items())
         union = sum(weights[one] * count for one, count in (ours | theirs).items())
         same_result = given[-1] == wanted[-1] if has_numbers else ours == theirs
         like = max(shared / union, _FINAL if same_result else 0.0)
-        return like * min(1.0, shared / _ENOUGH), same_result
+        return like * _informed(shared, len(both), _ONE_OF_ANSWER), same_result
 
     def _characters(self, words: Sequence[str], known: _Known) -> float:
         shared = sum(self._shingle_weights[piece] for piece in known.shingles & _shingles(words))
         return shared / known.shingle_total if known.shingle_total else 0.0
+
+
+def _informed(weight: float, distinct: int, alone: float) -> float:
+    """How far shared numbers are more than chance: by their weight, and whether there are at least two."""
+    return min(1.0, weight / _ENOUGH) * (1.0 if distinct > 1 else alone)
 
 
 def _ngrams(ids: Sequence[int], n: int) -> list[tuple[int, ...]]:
