@@ -21,7 +21,7 @@ _ANSWER_FLOOR = 0.5
 """Least score of an answer: worked answers share more numbers by chance."""
 _BEST = 3
 """Of each side, for one training text."""
-_COMMON_SHARE = 0.08
+_COMMON_SHARE = 0.15
 _COMMON_LEAST = 20
 _ENOUGH = 6.0
 """Weight of numbers that makes their agreement full evidence: two or three numbers that few texts have."""
