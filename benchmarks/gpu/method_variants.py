@@ -38,7 +38,7 @@ def adapter_variants() -> list[Variant]:
     """Other starts and rates of the same adapter, to be compared with `lora_r16`."""
     adapter = {"name": "lora", "r": 16}
     starts = [
-        Variant(f"{start}_r16", {**adapter, "lora_alpha": 16.0, "init_lora_weights": start}, (2e-4, 5e-4, 1e-4))
+        Variant(f"{start}_r16", {**adapter, "lora_alpha": 16.0, "init_lora_weights": start}, (1e-3, 5e-4, 2e-3, 2e-4))
         for start in ("pissa", "olora")
     ]
     plus = Variant(
