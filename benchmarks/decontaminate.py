@@ -2,9 +2,9 @@
 
 python benchmarks/decontaminate.py FOLDER [--rows 1000000] > benchmarks/results/decontaminate.md
 
-FOLDER holds GSM8K's train.jsonl, test.jsonl and preferences.jsonl. The training rows are made while they are read (so that memory is that
-of the search alone): sentences of three training rows in a new order, with other numbers, and their answers; every
-thousandth row is a test row.
+FOLDER holds GSM8K's train.jsonl, test.jsonl and preferences.jsonl. The training rows are made while they are read (so
+that memory is that of the search alone): sentences of three training rows in a new order, with other numbers, and an
+answer; every thousandth row is a test row.
 """
 
 from __future__ import annotations
@@ -102,8 +102,10 @@ def main() -> None:
     print(f"`python benchmarks/decontaminate.py FOLDER --rows {len(rows)} --against {len(against)}`; "
           f"{platform.machine()}, Python {platform.python_version()}, one thread; load average "
           f"{os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")  # fmt: skip
-    print("| training rows | evaluation rows | CPU seconds, making the rows aside | rows per CPU second | "
-          "seconds on the clock | added memory, MiB | pairs compared | planted | of them found | other rows flagged |")  # fmt: skip
+    print(
+        "| training rows | evaluation rows | CPU seconds, making the rows aside | rows per CPU second | seconds on the "
+        "clock | added memory, MiB | pairs compared | planted | of them found | other rows flagged |"
+    )
     print("|---:" * 10 + "|")
     print(f"| {len(rows):,} | {len(against):,} | {cpu:.0f} | {len(rows) / cpu:,.0f} | {clock:.0f} | "
           f"{peak_mib() - before:.0f} | {found.compared:,} | {len(wanted):,} | {len(hit & set(wanted)):,} | "

@@ -1,8 +1,8 @@
 """The curated steps of a recipe: what `prepare` calls between reading and tokenising.
 
     data.dedup                        drop duplicates among the training rows of all sources
-    data.decontaminate                training rows that hold evaluation rows: report, drop or refuse them
     data.validation.near_duplicates   keep near-duplicates on one side of the validation split
+    data.decontaminate                training rows that hold evaluation rows: report, drop or refuse them
 
 What was found is kept in Luthier's cache under the content of the rows and the settings, as tokenised rows are.
 """
@@ -47,10 +47,10 @@ def curator(
     steps: list[Step] = []
     if section.dedup is not None:
         steps.append(partial(_drop_duplicates, section=section, cache_dir=cache_dir))
-    if _compares(section, evaluation):
-        steps.append(partial(check, section=section, evaluation=evaluation, cache_dir=cache_dir))
     if section.validation.near_duplicates is not None:
         steps.append(partial(_divide, section=section))
+    if _compares(section, evaluation):
+        steps.append(partial(check, section=section, evaluation=evaluation, cache_dir=cache_dir))
     if not steps:
         return None
 
