@@ -184,3 +184,39 @@ def test_thresholds_decide() -> None:
         kind for kind in match.kinds if match.scores[kind] >= {"ngram": 0.3, "characters": 0.55, "reworded": 0.36}[kind]
     )
     assert find([half], ngram=1.0, characters=1.0, reworded=1.0).matches == []
+
+
+def test_another_number_but_the_same_result_is_no_variant() -> None:
+    """`half` became `50%`: each text has a number that the other lacks."""
+    place = place_of(35)
+    other = asked(place).replace("half of", "50% of")
+    assert "50%" in other
+    assert verdict(row(other, answered(place).split("####")[0] + "In short: 23")) == ("copy", place)
+
+
+def test_one_shared_number_is_not_enough_be_it_ever_so_rare() -> None:
+    rows = [
+        chat("The Pebble Sleeping Bag is not what I hoped for. I ordered it as 0944SO. Emeka", '{"order": "0944SO"}', 1)
+    ]
+    ticket = row(
+        "Sven from Malmo here, the new Phoenix Headphones stopped. Find it under 0944TC.", '{"order": "0944TC"}'
+    )
+    assert decontaminate([ticket, *clean()], [*rows, *evaluation()], DecontaminateSection()).matches == []
+
+
+@pytest.mark.parametrize("before", range(0, 240, 20))
+def test_a_question_is_found_wherever_it_stands_in_a_long_text(before: int) -> None:
+    place = place_of(65)
+    filler = " ".join(f"word{number}" for number in range(1_000)).split()
+    found = find([text(" ".join([*filler[:before], asked(place), *filler[before:]]))]).matches
+    assert [(match.verdict, match.of) for match in found] == [("copy", place)]
+    assert found[0].scores["ngram"] > 0.95
+
+
+def test_spans_begin_and_end_with_words() -> None:
+    planted = [row(item["question"], item["answer"], item["test_line"]) for item in REWORDED]
+    for match in find(planted).matches:
+        own, other = parts_of(planted[match.row])[match.part], text_on(evaluation()[match.of], match.side)
+        for full, spans in ((own, match.spans), (other, match.of_spans)):
+            assert spans and all(full[start].isalnum() or full[start] == "." for start, _ in spans)
+            assert all(full[end - 1].isalnum() for _, end in spans)
