@@ -1,6 +1,6 @@
 """Speed and memory of decontamination: many training rows against the GSM8K test rows.
 
-python benchmarks/decontaminate.py FOLDER [--rows 1000000] > benchmarks/results/decontaminate.md
+python benchmarks/decontaminate.py FOLDER [--rows 1000000] > table.md
 
 FOLDER holds GSM8K's train.jsonl, test.jsonl and preferences.jsonl. The training rows are made while they are read (so
 that memory is that of the search alone): sentences of three training rows in a new order, with other numbers, and an
