@@ -64,9 +64,11 @@ def check_export(out: Path, items: Items, *, force: bool, info: str | None = Non
         known = False
     if not known:
         raise RecipeError(code="D296", message=f"--export {out} must end in .jsonl (or .jsonl.gz)")
-    if out.exists() and any(
-        out.samefile(name) for name in {item.ref.file for item in items.all} if Path(name).exists()
-    ):
+    if info in RESERVED:
+        message = f"--info {info}: a column of this name is part of a format"
+        raise RecipeError(code="D296", message=message, hint="for instance --info labels")
+    sources = [Path(name) for name in dict.fromkeys(item.ref.file for item in items.all)]
+    if out.exists() and any(out.samefile(source) for source in sources if source.exists()):
         raise RecipeError(code="D296", message=f"{out} is a source; it is not replaced", hint="choose another --export")
     if out.exists() and not force:
         raise RecipeError(code="D296", message=f"{out} exists", hint="another --export, or --force")

@@ -52,7 +52,7 @@ function turn(block, texts) {
     area.rows = Math.min(24, Math.max(3, area.value.split("\n").length + Math.ceil(area.value.length / 90)));
     area.setAttribute("aria-label", `Text of ${block.role}`);
     box.append(area);
-  } else {
+  } else if (block.text || !block.notes.length) {
     const text = element("p", block.text ? "text" : "text empty", block.text || "(empty)");
     text.dir = "auto";
     box.append(text);

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from luthier.annotate.keys import Keys, edit_text
 from luthier.annotate.record import Action
 from luthier.annotate.session import Session
 from luthier.annotate.view import Block, Shown
@@ -31,7 +27,7 @@ E  edit the better of two answers (asks which)
 t  add a tag       T  take a tag off    n  note
 s  skip            u  undo              j  jump to a row
 p  previous row    f  following row     ?  this help         q  quit"""
-_KEYS = "are12=EtTnsujpf?q"
+_KEYS = frozenset("are12=EtTnsujpf?q")
 _TEXTS = {"t": "tag", "T": "tag to take off", "n": "note", "j": "number of the row"}
 _SIMPLE: dict[str, Action] = {"a": "accept", "r": "reject", "=": "tie", "s": "skip"}
 _TEXTED: dict[str, Action] = {"t": "tag", "T": "untag", "n": "note"}
@@ -154,49 +150,35 @@ def run_keys(session: Session, show: Callable[[Any], None]) -> None:
     """Show one row after the other and read single keys until `q`, or until nothing is left."""
     import typer
 
-    while True:
-        show(render(session))
-        if session.item is None:
-            skipped = session.counts()["skipped"]
-            show(f"all rows are decided on{f', {skipped} skipped (--skipped shows them)' if skipped else ''}")
-        key = _key(typer.getchar())
-        if key is None:
-            continue
-        try:
-            rest = ""
-            if key in _TEXTS:
-                rest = typer.prompt(_TEXTS[key], default="", show_default=False, err=True)
-            elif key in {"e", "E"} and (view := session.view()) is not None and view.kind == "pair":
-                rest = typer.prompt("1 left, 2 right", err=True)
-            said = run_command(session, key, rest, edit=_editor)
-        except LuthierError as error:
-            said = "; ".join(problem.message for problem in error.problems)
-        except typer.Abort:
-            continue
-        if said is None:
-            return
-        show(printable(said))
+    with Keys() as keys:
 
+        def edit(text: str) -> str | None:
+            with keys.lines():
+                return edit_text(text)
 
-def _key(pressed: str) -> str | None:
-    if pressed in {"\x03", "\x04"}:
-        return "q"
-    arrows = {"\x1b[D": "p", "\x1b[C": "f"}
-    return arrows.get(pressed, pressed if pressed in _KEYS else None)
-
-
-def _editor(text: str) -> str | None:
-    """The text in the editor of the user; a line feed that the editor puts at the end is not part of it."""
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or shutil.which("nano") or shutil.which("vi")
-    if editor is None:
-        raise RecipeError(code="D294", message="no editor found", hint="set EDITOR, or edit in the page (--page)")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "answer.txt"
-        file.write_text(text, encoding="utf-8", newline="")
-        if subprocess.run([*shlex.split(editor), str(file)], check=False).returncode:
-            return None
-        new = file.read_bytes().decode("utf-8")
-    return new[:-1] if new.endswith("\n") and not text.endswith("\n") else new
+        while True:
+            show(render(session))
+            if session.item is None:
+                skipped = session.counts()["skipped"]
+                show(f"all rows are decided on{f', {skipped} skipped (--skipped shows them)' if skipped else ''}")
+            key = keys.read()
+            if key not in _KEYS:
+                continue
+            try:
+                rest = ""
+                with keys.lines():
+                    if key in _TEXTS:
+                        rest = typer.prompt(_TEXTS[key], default="", show_default=False, err=True)
+                    elif key == "E":
+                        rest = typer.prompt("1 left, 2 right", err=True)
+                said = run_command(session, key, rest, edit=edit)
+            except LuthierError as error:
+                said = "; ".join(problem.message for problem in error.problems)
+            except typer.Abort:
+                continue
+            if said is None:
+                return
+            show(printable(said))
 
 
 # --- what is shown -------------------------------------------------------------------------------------------------
