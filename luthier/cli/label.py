@@ -42,9 +42,7 @@ def label(
     skipped: Annotated[bool, typer.Option("--skipped", help="Show skipped rows again.")] = False,
     format: Annotated[str, typer.Option(help="Format of the rows, as in data.train.")] = "auto",  # noqa: A002
     map: Annotated[list[str] | None, typer.Option(help="field=column, as in data.train; may be repeated.")] = None,  # noqa: A002
-    status: Annotated[
-        bool, typer.Option("--status", help="Counts, speed, agreement, conflicts.")
-    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="Counts, speed, agreement, conflicts.")] = False,
     export: Annotated[Path | None, typer.Option(help="Write the rows decided for, as .jsonl.")] = None,
     as_: Annotated[str, typer.Option("--as", help="sft, preference or openai_preference.")] = "sft",
     resolve: Annotated[str, typer.Option(help="Where annotators differ: agree (left out) or majority.")] = "agree",
