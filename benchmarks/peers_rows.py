@@ -5,7 +5,8 @@ python benchmarks/peers_rows.py --axolotl DIR --llamafactory DIR    the others t
 
 Each case is a file of three rows: a good one, the odd one, a good one. Every tool reads the file as its users do (TRL,
 Axolotl and LLaMA-Factory through `datasets.load_dataset("json")`) and prepares it with its own code for a tiny
-tokenizer with the chat template of Qwen2.5, 256 tokens at most. What stands in the table is read off the labels.
+tokenizer with the chat template of Qwen2.5, 768 tokens at most. What stands in the table is read off the labels:
+⏹ is a control token of the tokenizer, `<|im_end|>` the text.
 DIR is a folder with the package in it: `pip download --no-deps axolotl==0.19.0`, then unzip; `--site DIR` for what they
 import (`pip install --no-deps --target DIR addict`). What they import for other things than rows is a stand-in (STUBS).
 """
@@ -34,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers_rows_cases import CASES, GOOD, PAIRS, Case
 
-MAX_LENGTH = 256
+MAX_LENGTH = 768
 STUBS = ("torchaudio", "posthog", "numba")
-LINE = re.compile(r":2:|:2\b|\brow 2\b|line 2\b|row 1 ")
+LINE = re.compile(r"\.jsonl:2\b|\brow 2\b|\bline 2\b|\brow 1\b")  # rows of Arrow count from 0
 
 
 @dataclass
@@ -46,15 +47,18 @@ class Outcome:
     what: str
     """trains, keeps (nothing trained), drops, refuses (naming the line), stops (the run, without a line)."""
     detail: str
-    told: bool = False
-    """A message of the tool is about the dropped row."""
+    told: str = "silently"
+    """Of a dropped row: silently, counted, or named."""
+    forged: bool = False
+    """Text of the row became control tokens: it can end turns and begin others."""
 
     def cell(self) -> str:
         if self.what == "drops":
-            return "dropped, " + ("with a message" if self.told else "**silently**")
+            return "dropped, " + {"silently": "**silently**", "counted": "counted", "named": "named"}[self.told]
         text = {"trains": "trains ", "keeps": "kept, nothing trained", "refuses": "refuses, names the line: ",
                 "stops": "stops the run, no line: "}[self.what]  # fmt: skip
-        return text + ("" if self.what == "keeps" else f"`{_short(self.detail)}`")
+        text += "" if self.what == "keeps" else f"`{_short(self.detail)}`"
+        return text + ("; its text **became control tokens**" if self.forged else "")
 
 
 def _short(text: str, width: int = 110) -> str:
@@ -63,7 +67,7 @@ def _short(text: str, width: int = 110) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-# --- each tool: file -> the trained texts of its rows, in order ------------------------------------------------------
+# --- each tool: file -> its rows as they would be trained, in order ---------------------------------------------------
 
 
 def tokenizer() -> Any:
@@ -75,26 +79,48 @@ def tokenizer() -> Any:
     return tiny_tokenizer(chat_template=template.read_text("utf-8"))
 
 
-def ours(path: Path, case: Case) -> list[str]:
+Prepared = list[tuple[str, list[int]]]
+"""Of each row that is left: the trained text, and all ids of the sequence."""
+
+
+def show(own: Any, ids: Any) -> str:
+    """Text of ids, control tokens as ⏹."""
+    pieces: list[str] = []
+    run: list[int] = []
+    for token in [*ids, None]:
+        if token is None or token in own.all_special_ids:
+            pieces.append(own.decode(run))
+            pieces.append("⏹" if token is not None else "")
+            run = []
+        else:
+            run.append(token)
+    return "".join(pieces)
+
+
+def ours(path: Path, case: Case) -> Prepared:
     from luthier.data.prepare import prepare
     from luthier.recipe.schema import DataSection
 
     own = tokenizer()
     section = DataSection(train=[{"path": str(path)}], max_length=MAX_LENGTH)
     prepared = prepare(section, own, seed=0, kind="pairs" if case.pairs else "tokens", cache_dir=None)
-    texts = []
+    for row in prepared.manifest["dropped_rows"]:
+        print("dropped:", row)  # as the manifest and `data show` list them
+    for source in prepared.manifest["sources"]:
+        print("dropped:", source.get("notes"))
+    found: Prepared = []
     for row in prepared.train:
         if case.pairs:
-            texts.append(" ‖ ".join(own.decode([t for t, w in zip(ids, weights, strict=True) if w])
-                                    for ids, weights in zip(row.answers, row.weights, strict=True)))  # fmt: skip
+            sides = [show(own, [t for t, w in zip(ids, weights, strict=True) if w])
+                     for ids, weights in zip(row.answers, row.weights, strict=True)]  # fmt: skip
+            found.append((" ‖ ".join(sides), [*row.prompt, *row.answers[0]]))
         else:
-            texts.append(own.decode([token for token, weight in zip(row.ids, row.weights, strict=True) if weight]))
-    for reason, count in prepared.manifest["dropped"].items():
-        print(f"dropped, {reason}: {count}")  # as `data check` tells it
-    return texts
+            trained = [token for token, weight in zip(row.ids, row.weights, strict=True) if weight]
+            found.append((show(own, trained), list(row.ids)))
+    return found
 
 
-def with_trl(path: Path, case: Case) -> list[str]:
+def with_trl(path: Path, case: Case) -> Prepared:
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from tests.support.tiny import save_tiny, tiny_model
@@ -105,19 +131,22 @@ def with_trl(path: Path, case: Case) -> list[str]:
     if case.pairs:
         model = str(save_tiny(path.parent / "tiny"))  # the trainer loads its reference from the same folder
         trainer: Any = DPOTrainer(model=model, args=DPOConfig(**common), train_dataset=data, processing_class=own)
-        rows = list(trainer.train_dataset)
-        keys = ("completion_ids", "chosen_ids", "rejected_ids")
-        return [" ‖ ".join(own.decode(row[key]) for key in keys if key in row) for row in rows]
-    loss = {"assistant_only_loss": True} if "messages" in case.text or "conversations" in case.text else {}
+        return [
+            (" ‖ ".join(show(own, row[key]) for key in ("chosen_ids", "rejected_ids")),
+             [*row["prompt_ids"], *row["chosen_ids"]])
+            for row in trainer.train_dataset
+        ]  # fmt: skip
+    # Turns of `from` and `value` are no conversation to `assistant_only_loss`, though they are read as one.
+    loss = {"assistant_only_loss": True} if "conversations" not in case.text else {}
     trainer = SFTTrainer(model=tiny_model(), args=SFTConfig(**common, **loss), train_dataset=data, processing_class=own)
-    texts = []
+    found: Prepared = []
     for row in trainer.train_dataset:
-        batch = trainer.data_collator([row])
-        texts.append(own.decode([token for token in batch["labels"][0].tolist() if token != -100]))
-    return texts
+        labels = trainer.data_collator([row])["labels"][0].tolist()
+        found.append((show(own, [token for token in labels if token != -100]), list(row["input_ids"])))
+    return found
 
 
-def with_axolotl(path: Path, case: Case) -> list[str]:
+def with_axolotl(path: Path, case: Case) -> Prepared:
     from axolotl.prompt_strategies.chat_template import load
     from axolotl.prompt_strategies.dpo.chat_template import default
     from axolotl.utils.dict import DictDefault
@@ -126,27 +155,32 @@ def with_axolotl(path: Path, case: Case) -> list[str]:
     entry = {"type": "chat_template", "field_messages": "conversations" if "conversations" in case.text else "messages"}
     if entry["field_messages"] == "conversations":
         entry["message_property_mappings"] = {"role": "from", "content": "value"}
+    if '"weight"' in case.text or '"train"' in case.text:  # its way to say what is trained
+        entry["message_field_training"] = "train"
     cfg = DictDefault({"sequence_len": MAX_LENGTH, "train_on_inputs": False, "chat_template": "tokenizer_default",
                        "min_sample_len": 2, "dataset_num_proc": 1, "is_preprocess": True})  # fmt: skip
     if case.pairs:
-        cfg["datasets"] = [DictDefault({"type": "chat_template.default", "field_messages": "prompt"})]
-        transform, _ = default(cfg)
         from axolotl.utils.data.rl import RLType, _drop_long_sequences
 
-        rows = data.map(lambda row: transform(row, tokenizer=own), remove_columns=None)
+        cfg["datasets"] = [DictDefault({"type": "chat_template.default", "field_messages": "prompt"})]
+        transform, _ = default(cfg)
+        rows = data.map(lambda row: transform(row, tokenizer=own))
         rows = rows.filter(lambda row: _drop_long_sequences(row, RLType.DPO, own, MAX_LENGTH))
-        return [f"{row['chosen']} ‖ {row['rejected']}" for row in rows]
-    strategy = load(own, cfg, entry)
+        ids = [{key: own(row[key], add_special_tokens=False)["input_ids"] for key in ("prompt", "chosen", "rejected")}
+               for row in rows]  # fmt: skip
+        return [(f"{show(own, row['chosen'])} ‖ {show(own, row['rejected'])}", [*row["prompt"], *row["chosen"]])
+                for row in ids]  # fmt: skip
     from axolotl.datasets import TokenizedPromptDataset
     from axolotl.utils.data.utils import handle_long_seq_in_dataset
     from axolotl.utils.trainer import process_datasets_for_packing
 
+    strategy = load(own, cfg, entry)
     rows = handle_long_seq_in_dataset(TokenizedPromptDataset(strategy, data, process_count=1), MAX_LENGTH, cfg)
     rows, _ = process_datasets_for_packing(cfg, rows, None)
-    return [own.decode([token for token in row["labels"] if token != -100]) for row in rows]
+    return [(show(own, [token for token in row["labels"] if token != -100]), list(row["input_ids"])) for row in rows]
 
 
-def with_llamafactory(path: Path, case: Case) -> list[str]:
+def with_llamafactory(path: Path, case: Case) -> Prepared:
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.hparams import DataArguments, ModelArguments
     from transformers import Seq2SeqTrainingArguments
@@ -173,8 +207,11 @@ def with_llamafactory(path: Path, case: Case) -> list[str]:
     model = ModelArguments(model_name_or_path="none")
     module = get_dataset(template, model, data_args, training, stage="rm" if case.pairs else "sft", tokenizer=own)
     keys = ("chosen_labels", "rejected_labels") if case.pairs else ("labels",)
-    return [" ‖ ".join(own.decode([token for token in row[key] if token != -100]) for key in keys)
-            for row in module["train_dataset"]]  # fmt: skip
+    return [
+        (" ‖ ".join(show(own, [token for token in row[key] if token != -100]) for key in keys),
+         row["chosen_input_ids" if case.pairs else "input_ids"])
+        for row in module["train_dataset"]
+    ]  # fmt: skip
 
 
 def _one_answer(line: str) -> str:
@@ -191,7 +228,7 @@ def _loaded(path: Path) -> Any:
     return load_dataset("json", data_files=str(path), split="train", cache_dir=str(path.parent / "cache"))
 
 
-TOOLS: dict[str, Callable[[Path, Case], list[str]]] = {
+TOOLS: dict[str, Callable[[Path, Case], Prepared]] = {
     "Luthier": ours,
     "TRL": with_trl,
     "Axolotl": with_axolotl,
@@ -217,17 +254,20 @@ def run_case(tool: str, case: Case) -> Outcome:
         try:
             with redirect_stdout(heard), redirect_stderr(heard), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                texts = TOOLS[tool](path, case)
+                rows = TOOLS[tool](path, case)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - what the tool raises is what is measured
             message = _deepest(error)
-            return Outcome("refuses" if LINE.search(message) else "stops", message)
+            return Outcome("refuses" if LINE.search(f"{error} {message}") else "stops", message)
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
-    if len(texts) < 3:
-        said = [line for line in heard.getvalue().splitlines() if re.search(r"(?i)dropped|skipping|invalid", line)]
-        return Outcome("drops", " / ".join(said), told=bool(said))
-    return Outcome("trains" if texts[1].strip() else "keeps", texts[1])
+    if len(rows) < 3:
+        said = [line for line in heard.getvalue().splitlines() if re.search(r"(?i)dropp|skipp|invalid", line)]
+        named = any(LINE.search(line) or "content" in line or "'value'" in line or "blank" in line for line in said)
+        return Outcome("drops", " / ".join(said), told="named" if named else "counted" if said else "silently")
+    trained, ids = rows[1]
+    forged = case.turns is not None and ids.count(tokenizer().convert_tokens_to_ids("<|im_end|>")) > case.turns
+    return Outcome("trains" if trained.strip() else "keeps", trained, forged=forged)
 
 
 def _deepest(error: BaseException) -> str:
@@ -276,7 +316,7 @@ def main() -> None:
             continue
         results[case.name] = {tool: run_case(tool, case) for tool in tools}
         got = results[case.name]["Luthier"]
-        if got.what != case.right or not re.search(case.says, got.detail):
+        if got.what != case.right or not re.search(case.says, got.detail) or got.forged or got.told == "counted":
             wrong.append(f"{case.name}: expected {case.right} /{case.says}/, got {got.what}: {got.detail}")
         print(case.name, file=sys.stderr)
     print(table(results, tools))

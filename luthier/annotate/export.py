@@ -142,13 +142,13 @@ def _add_columns(row: dict[str, Any], item: Item, info: str | None, result: Expo
         value = item.row.value[name]
         if name == info:
             message = f"the rows have a column `{name}` already"
-            problems.append(Problem(code="D296", message=message, file=item.ref.file, line=item.ref.line,
+            problems.append(Problem(code="D297", message=message, file=item.ref.file, line=item.ref.line,
                                     hint="another --info"))  # fmt: skip
         elif name in row or name in RESERVED:
             result.columns_left_out[name] += 1
         elif not _is_json(value):
             message = f"column `{name}` holds {show_value(value)}, which JSON has no exact form for"
-            problems.append(Problem(code="D296", message=message, file=item.ref.file, line=item.ref.line,
+            problems.append(Problem(code="D297", message=message, file=item.ref.file, line=item.ref.line,
                                     hint="write the column as text, or take it out"))  # fmt: skip
         else:
             row[name] = value

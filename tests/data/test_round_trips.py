@@ -40,7 +40,7 @@ def put(path: Path, rows: list[Any]) -> Path:
         stream = io.StringIO(newline="")
         out = csv.writer(stream, delimiter="\t" if name.endswith(".tsv") else ",")
         out.writerow(list(rows[0]))
-        out.writerows([list(row.values()) for row in rows])
+        out.writerows([[row[name] for name in rows[0]] for row in rows])
         data = stream.getvalue().encode("utf-8-sig" if name.startswith("bom") else "utf-8")
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
