@@ -88,7 +88,7 @@ def test_a_failed_write_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: py
     path = tmp_path / "a.labels"
     log = Log(path)
     log.append(record(1))
-    real = os.write
+    real, before = os.write, path.read_bytes()
 
     def short(file: int, data: bytes) -> int:
         return real(file, data[:10])
@@ -98,6 +98,7 @@ def test_a_failed_write_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: py
         log.append(record(2))
     assert caught.value.problems[0].code == "D291" and "No space" in str(caught.value)
     monkeypatch.undo()
+    assert path.read_bytes() == before
     log.append(record(3))
     assert [own.line for own in read_log(path)[0]] == [1, 3]
 

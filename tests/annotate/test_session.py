@@ -39,6 +39,8 @@ def test_rows_come_in_order_and_a_later_session_goes_on(tmp_path: Path) -> None:
     assert again.counts() == {"rows": 4, "decided": 3, "skipped": 1}
     shown = Session(again.desk, "ann", skipped_too=True)
     assert shown.item is not None and shown.item.ref.line == 2
+    shown.act("accept")
+    assert shown.counts() == {"rows": 4, "decided": 4, "skipped": 0}
     other = Session(again.desk, "bob")
     assert other.item is not None and other.item.ref.line == 1, "another annotator begins at the start"
 
