@@ -109,7 +109,7 @@ def test_one_row_of_turns_among_messages_is_named_and_does_not_change_the_verdic
     good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     turns = {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
     found = faults(write(tmp_path / "a.jsonl", [good, turns, good]))
-    assert len(found) == 2 and all(fault.startswith("2:") and "format: sharegpt" in fault for fault in found)
+    assert all(fault.startswith("2:") for fault in found) and "`format: sharegpt`" in found[0]
     assert read(write(tmp_path / "b.jsonl", [turns, turns, turns])).format == "sharegpt"
 
 
