@@ -43,7 +43,8 @@ def outcome_of(decision: Record) -> Outcome:
 class Labels:
     """Entries by annotator and content; an entry taken back with `undo` counts no more."""
 
-    entries: dict[tuple[str, str], list[Record]] = field(default_factory=lambda: defaultdict(list))
+    entries: dict[str, dict[str, list[Record]]] = field(default_factory=dict)
+    """Annotator -> content -> entries, in the order of the log."""
     annotators: dict[str, None] = field(default_factory=dict)
     """In the order in which they first appear."""
     _undone: set[str] = field(default_factory=set)
@@ -59,13 +60,13 @@ class Labels:
             if record.action == "undo":
                 self._undone.add(record.undoes or "")
             else:
-                self.entries[record.annotator, record.hash].append(record)
+                self.entries.setdefault(record.annotator, defaultdict(list))[record.hash].append(record)
 
     def standing(self, annotator: str, hash_: str) -> Standing:
         """What stands of an annotator on a content."""
         decision, skipped, note = None, False, ""
         tags: dict[str, None] = {}
-        for record in self.entries.get((annotator, hash_), ()):
+        for record in self.entries.get(annotator, {}).get(hash_, ()):
             if record.id in self._undone:
                 continue
             if record.action in DECISIONS:
@@ -89,8 +90,7 @@ class Labels:
         """The last entry of an annotator that is not taken back: what `undo` would take back."""
         own = [
             record
-            for (name, _), records in self.entries.items()
-            if name == annotator
+            for records in self.entries.get(annotator, {}).values()
             for record in records
             if record.id not in self._undone
         ]
@@ -98,7 +98,7 @@ class Labels:
 
     def hashes(self) -> list[str]:
         """Contents with an entry."""
-        return list(dict.fromkeys(hash_ for _, hash_ in self.entries))
+        return list(dict.fromkeys(hash_ for own in self.entries.values() for hash_ in own))
 
 
 def lost_of(labels: Labels, items: Items) -> tuple[dict[str, Record], list[Record]]:

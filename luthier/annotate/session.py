@@ -52,8 +52,11 @@ class Desk:
     """Rows that changed since they were decided on: hash -> the old decision."""
     gone: list[Record] = field(default_factory=list)
     """Decisions whose row is in the files no more."""
+    hashes: frozenset[str] = frozenset()
+    """Of the rows that are shown."""
 
     def __post_init__(self) -> None:
+        self.hashes = frozenset(self.items.all[place].hash for place in self.places)
         self.labels.add(self.log.records)
         self.changed, self.gone = lost_of(self.labels, self.items)
 
@@ -92,9 +95,11 @@ class Session:
 
     def counts(self) -> dict[str, int]:
         """Rows, and how many of them this annotator decided on and skipped."""
-        found = [self.desk.labels.standing(self.annotator, self._hash(place)) for place in range(len(self.desk.places))]
+        labels = self.desk.labels
+        hashes = [hash_ for hash_ in labels.entries.get(self.annotator, {}) if hash_ in self.desk.hashes]
+        found = [labels.standing(self.annotator, hash_) for hash_ in hashes]
         decided = sum(one.decision is not None for one in found)
-        return {"rows": len(found), "decided": decided, "skipped": sum(one.skipped for one in found)}
+        return {"rows": len(self.desk.places), "decided": decided, "skipped": sum(one.skipped for one in found)}
 
     # --- moving ---------------------------------------------------------------------------------------------------
 
