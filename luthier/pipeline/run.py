@@ -38,6 +38,7 @@ from luthier.runtime.errors import EnvironmentProblem, LuthierError
 __all__ = ["RunResult", "run_recipe"]
 
 BEFORE_SCORES = ("data", "baseline", "train")
+SHOW_MANIFEST = ("merge", "push", "report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +93,8 @@ def run_recipe(
         reused: list[str] = []
         try:
             for stage in _wanted(recipe, only):
-                if stage.name == "report":
-                    _write_manifest(session, command)  # the page shows it
+                if stage.name in SHOW_MANIFEST:
+                    _write_manifest(session, command)  # card and page show it
                 record, fresh = _run_stage(stage, session)
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]

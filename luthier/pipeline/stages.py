@@ -133,8 +133,10 @@ def _merge_depends(session: Session) -> dict[str, Any]:
 
 def _merge(session: Session) -> dict[str, Any]:
     from luthier.export.merge import merge
+    from luthier.report.card.write import keep_cards, write_cards
 
     run = session.run.path
+    keep_cards(session.run)
     report = merge(
         session.recipe.model,
         run / "final",
@@ -149,6 +151,7 @@ def _merge(session: Session) -> dict[str, Any]:
         f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, "
         f"same first choice on {value['argmax_agreement']:.1%}"
     )
+    write_cards(session.run)
     return value
 
 
@@ -158,8 +161,10 @@ def _report_depends(session: Session) -> dict[str, Any]:
 
 
 def _report(session: Session) -> dict[str, Any]:
+    from luthier.report.card.write import write_cards
     from luthier.report.write import write_report
 
+    write_cards(session.run)
     path = write_report(session.run)
     note(f"  {path}")
     return {"file": path.name}
