@@ -25,13 +25,11 @@ def card(
     """Write the model card of a run's models; what you wrote outside its markers stays."""
     from luthier.report.card.write import card_text, model_folders, read_card, write_cards
     from luthier.report.read import read_run
-    from luthier.runs.folder import RunFolder
-    from luthier.runs.overview import describe_run
+    from luthier.runs.overview import require_run
     from luthier.runtime.atomic import write_text
     from luthier.runtime.console import note
 
-    describe_run(folder)
-    run = RunFolder(folder)
+    run = require_run(folder)
     folders = model_folders(run)
     if not folders:
         raise RecipeError(

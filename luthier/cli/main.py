@@ -24,6 +24,7 @@ from luthier.cli import (
     lr_find,
     merge,
     plan,
+    push,
     quickstart,
     rerun,
     run,
@@ -75,6 +76,7 @@ app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
 app.command("card", rich_help_panel=STAGES)(card.card)
+app.command("push", rich_help_panel=STAGES)(push.push)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)

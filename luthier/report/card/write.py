@@ -13,6 +13,7 @@ from luthier.report.card.keep import compose
 from luthier.report.card.meta import front_matter
 from luthier.report.read import RunFiles, read_run
 from luthier.runs.folder import RunFolder
+from luthier.runs.published import read_pushes
 from luthier.runtime.atomic import write_text
 
 __all__ = ["CARD", "card_text", "keep_cards", "kind_of", "model_folders", "read_card", "write_cards"]
@@ -20,6 +21,7 @@ __all__ = ["CARD", "card_text", "keep_cards", "kind_of", "model_folders", "read_
 CARD = "README.md"
 KEPT = Path("export") / "cards"
 """Where a card waits while its folder is made again."""
+_PUSHED_AS = {"final": "adapter", "merged": "merged", "gguf": "gguf"}
 
 
 def kind_of(folder: Path) -> Kind:
@@ -76,12 +78,11 @@ def keep_cards(run: RunFolder) -> None:
             write_text(run.path / KEPT / f"{folder.name}.md", text)
 
 
-def write_cards(run: RunFolder, *, repo_id: str | None = None, base_model: str | None = None) -> list[Path]:
+def write_cards(run: RunFolder, *, base_model: str | None = None) -> list[Path]:
     """Write README.md into every model folder of a run; returns the files.
 
     Args:
-        run: the run folder.
-        repo_id: as in `card_text`.
+        run: the run folder; examples name the repository a model was pushed to.
         base_model: as in `card_text`.
 
     Raises:
@@ -91,11 +92,13 @@ def write_cards(run: RunFolder, *, repo_id: str | None = None, base_model: str |
     """
     files = read_run(run)
     texts = {}
+    published = read_pushes(run.path)
     for folder in model_folders(run):
         kept = run.path / KEPT / f"{folder.name}.md"
         before = read_card(folder)
         if before is None and kept.is_file():
             before = kept.read_text("utf-8", errors="replace")
+        repo_id = published.get(_PUSHED_AS[folder.name], {}).get("repo_id")
         texts[folder / CARD] = card_text(files, folder, old=before, repo_id=repo_id, base_model=base_model)
     for file, text in texts.items():
         if not file.is_file() or file.read_text("utf-8", errors="replace") != text:
