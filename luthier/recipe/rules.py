@@ -30,6 +30,7 @@ from luthier.recipe.online_rules import (
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing_path
 from luthier.recipe.positions import Locate
+from luthier.recipe.push_rules import push_rules
 from luthier.recipe.schema import (
     DataSection,
     DecontaminateSection,
@@ -368,6 +369,8 @@ def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.export is not None and not _SHARD_SIZE.match(parts.export.max_shard_size):
         message = f'`export.max_shard_size` must be a size such as 5GB or 500MB; got "{parts.export.max_shard_size}"'
         yield locate("export.max_shard_size").problem("C103", message)
+    if parts.export is not None and parts.export.push_to_hub is not None:
+        yield from push_rules(parts.export, parts.method, locate)
     if parts.output_dir is not None:
         if not parts.output_dir.strip() or "\0" in parts.output_dir:
             yield locate("output_dir").problem("C103", "`output_dir` is empty", hint="for instance runs/first")

@@ -15,6 +15,7 @@ from luthier.recipe.data_schema import DataSection, DedupSection, Source, Valida
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
+from luthier.recipe.push_schema import PushSection
 from luthier.recipe.section import Section
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "MethodSection",
     "ModelSection",
     "ObjectiveSection",
+    "PushSection",
     "Recipe",
     "Source",
     "TaskSpec",
@@ -260,6 +262,8 @@ class ExportSection(Section):
     """Merge adapters into the original base and check the result against the adapter."""
     max_shard_size: str = "5GB"
     """Largest safetensors file."""
+    push_to_hub: PushSection | None = None
+    """Publish the result with its model card when everything else is done; null: nothing leaves this machine."""
 
 
 class Recipe(Section):

@@ -251,8 +251,8 @@ class Handler(BaseHTTPRequestHandler):
             upload: dict[str, Any] = {"href": place, "header": {}}
             if size > PART:
                 count = -(-size // PART)
-                upload = {"href": f"{self.hub.url}/lfs-done/{oid}", "header": {
-                    "chunk_size": str(PART), **{f"{n:05d}": f"{place}?part={n}" for n in range(1, count + 1)}}}  # fmt: skip
+                header = {f"{number:05d}": f"{place}?part={number}" for number in range(1, count + 1)}
+                upload = {"href": f"{self.hub.url}/lfs-done/{oid}", "header": {"chunk_size": str(PART), **header}}
             verify = {"href": f"{self.hub.url}/lfs-verify/{oid}", "header": {}}
             objects.append({"oid": oid, "size": size, "actions": {"upload": upload, "verify": verify}})
         self._send(200, {"transfer": "basic", "objects": objects})

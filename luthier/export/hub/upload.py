@@ -175,7 +175,7 @@ def _open(api: Any, settings: PushSettings) -> str:
     info = api.repo_info(settings.repo_id)
     if settings.private and info.private is False:
         raise RecipeError(
-            code="X647", message=f"{settings.repo_id} exists and is public, and this push is to be private",
+            code="X656", message=f"{settings.repo_id} exists and is public, and this push is to be private",
             hint="push to another repository, make that one private, or say --public (private: false)",
         )  # fmt: skip
     if settings.revision == "main":
