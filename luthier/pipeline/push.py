@@ -102,7 +102,7 @@ def push(run: RunFolder, plan: PushPlan, *, token: str) -> PushResult:
     settings = PushSettings(repo_id=section.repo_id, private=section.private, revision=section.revision)
     result = push_files(plan.files, settings, token=token, staging=run.path)
     pushes = read_pushes(run.path)
-    pushes[section.what] = {**result.to_json(), "pushed_at": utc_now()}
+    pushes[section.what] = {**result.to_json(), "base_model": section.base_model, "pushed_at": utc_now()}
     write_json(run.path / PUSHES, pushes)
     return result
 

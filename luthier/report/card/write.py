@@ -98,8 +98,9 @@ def write_cards(run: RunFolder, *, base_model: str | None = None) -> list[Path]:
         before = read_card(folder)
         if before is None and kept.is_file():
             before = kept.read_text("utf-8", errors="replace")
-        repo_id = published.get(_PUSHED_AS[folder.name], {}).get("repo_id")
-        texts[folder / CARD] = card_text(files, folder, old=before, repo_id=repo_id, base_model=base_model)
+        last = published.get(_PUSHED_AS[folder.name], {})
+        named = base_model or last.get("base_model")
+        texts[folder / CARD] = card_text(files, folder, old=before, repo_id=last.get("repo_id"), base_model=named)
     for file, text in texts.items():
         if not file.is_file() or file.read_text("utf-8", errors="replace") != text:
             write_text(file, text)
