@@ -9,10 +9,12 @@ import typer
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.output import emit_json, show
+from luthier.cli.synth import synth
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 app.command("dedup")(dedup)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("synth", context_settings=OVERRIDES)(synth)
 
 
 @app.command("show", context_settings=OVERRIDES)

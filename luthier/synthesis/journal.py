@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +111,7 @@ class Journal:
         place = self._append(entry)
         with self._lock:
             self._places[key] = place
+            self._count(host, body, answer)
 
     def at(self, key: str) -> str | None:
         """When an answer came: UTC, ISO 8601."""
@@ -118,7 +119,7 @@ class Journal:
         return None if entry is None else str(entry["at"])
 
     def spent(self, host: str) -> Spent:
-        """Tokens of all answers of a server that were here when the journal was opened."""
+        """Tokens of all answers of a server that are here."""
         return self._spent.get(host, Spent())
 
     # -- facts found out on the way
@@ -188,13 +189,15 @@ class Journal:
             host, request, key, _ = str(entry["host"]), dict(entry["request"]), entry["key"], entry["at"]
         except (BadReply, KeyError, TypeError, ValueError, AttributeError) as error:
             return f"{type(error).__name__}: {error}"
-        used = spent_by(request, entry["answer"].get("usage"))
-        before = self._spent.get(host, Spent())
+        self._count(host, request, entry["answer"])
+        self._places[key] = (start, len(line))
+        return None
+
+    def _count(self, host: str, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        used, before = spent_by(request, answer.get("usage")), self.spent(host)
         self._spent[host] = Spent(
             before.prompt_tokens + used.prompt_tokens, before.completion_tokens + used.completion_tokens
         )
-        self._places[key] = (start, len(line))
-        return None
 
 
 class OfHost:

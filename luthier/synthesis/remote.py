@@ -10,7 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, Literal
 
 from luthier.endpoint.cache import request_key
 from luthier.endpoint.client import Endpoint
@@ -49,7 +49,7 @@ class _Server:
     """One model behind one server."""
 
     def __init__(self, section: EndpointSection, journal: Journal, sampling: SamplingSection, *, seed: int,
-                 greedy: bool, structured: str) -> None:  # fmt: skip
+                 greedy: bool, structured: Literal["auto", "json_schema", "json_object", "none"]) -> None:  # fmt: skip
         self.section, self.journal, self.sampling, self.seed, self.greedy = section, journal, sampling, seed, greedy
         settings = endpoint_settings(section)
         self.url = settings.url
@@ -59,6 +59,7 @@ class _Server:
         )  # fmt: skip
         self.structured = structured
         self._format: ResponseFormat | None = None
+        self._format_lock = threading.Lock()
 
     def ask(self, ask: Ask) -> Got:
         """One answer, from the journal if it is there."""
@@ -80,23 +81,26 @@ class _Server:
             extra |= {"top_p": sampling.top_p} if sampling.top_p < 1 else {}
             extra |= {"seed": draw_seed(self.seed, ask.draw)} if sampling.send_seed else {}
         if ask.shape is not None:
-            extra |= ask.shape.request_keys(self._format or "none")
+            with self._format_lock:  # whoever comes first finds out, the others wait
+                if self._format is None:
+                    self._format = self._find_format()
+            extra |= ask.shape.request_keys(self._format)
         return ChatRequest(
             messages=ask.messages, max_tokens=sampling.max_tokens,
             temperature=0.0 if self.greedy else sampling.temperature, extra={**extra, **self.section.extra_body},
             variant=ask.draw,
         )  # fmt: skip
 
-    def find_format(self) -> None:
-        """How JSON is asked for: as the spec says, or what the server takes (`auto`)."""
+    def _find_format(self) -> ResponseFormat:
+        """How JSON is asked for: as the spec says, or what the server takes (`auto`), by one short request."""
         if self.structured != "auto":
-            self._format = self.structured  # type: ignore[assignment]
-            return
+            return self.structured
         name = f"structured {self.url} {self.section.model}"
-        self._format = self.journal.fact(name)
-        if self._format is not None:
-            return
-        self._format = "none"
+        known = self.journal.fact(name)
+        if known is not None:
+            found: ResponseFormat = known
+            return found
+        found = "none"
         for how in _FORMATS:
             try:
                 extra = {**EVOLVED.request_keys(how), **self.section.extra_body}
@@ -105,12 +109,14 @@ class _Server:
                 if error.problems[0].code != "R762" or not _UNSUPPORTED.search(error.problems[0].message):
                     raise
             else:
-                self._format = how
+                found = how
                 break
-        self.journal.record(name, self._format)
-        if self._format != "json_schema":
-            note(f"{self.client.settings.host} takes no response_format json_schema: JSON is asked for by "
-                 f"{'json_object' if self._format == 'json_object' else 'words alone'}, and checked here")  # fmt: skip
+        self.journal.record(name, found)
+        if found != "json_schema":
+            how_then = "json_object" if found == "json_object" else "words alone"
+            note(f"{self.client.settings.host} takes no response_format json_schema: JSON is asked for by {how_then}, "
+                 "and checked here")  # fmt: skip
+        return found
 
 
 class Remote:
@@ -140,7 +146,6 @@ class Remote:
         self._failures = 0
         self._answers = 0
         self._last: LuthierError | None = None
-        self._formats_known = False
 
     def __enter__(self) -> Remote:
         return self
@@ -160,7 +165,6 @@ class Remote:
         """As `Driver.run`."""
         if not works:
             return []
-        self._find_formats()
         results: list[list[Made]] = [[] for _ in works]
         fatal: BaseException | None = None
         with ThreadPoolExecutor(self.writer.section.concurrency, thread_name_prefix="synth") as pool:
@@ -188,13 +192,6 @@ class Remote:
         if self._answers == 0 and self._last is not None:
             raise self._last
         return results
-
-    def _find_formats(self) -> None:
-        """JSON that the server should make: one short request finds out whether it can."""
-        if not self._formats_known:
-            for server in self._servers():
-                server.find_format()
-            self._formats_known = True
 
     def _give_up(self, pending: set[Future[list[Made]]]) -> None:
         self._stopping.set()

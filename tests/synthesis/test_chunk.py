@@ -1,5 +1,7 @@
 """Contract: passages cover the document, their offsets are right, none is too long; a quotation is word for word."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,8 @@ from luthier.synthesis.documents.quote import find_quote
 
 LINES = st.sampled_from([
     "# Title", "## Part one", "### Deep", "A sentence. And another one! A third?", "", "", "word " * 30, "x" * 120,
-    "```", "def f():\n    return 1", "- item", "    indented", "猫が好きです。犬も好きです。", "ends without a stop", "\t", "#no heading",
+    "```", "def f():\n    return 1", "- item", "    indented", "猫が好きです。犬も好きです。",
+    "ends without a stop", "\t", "#no heading",
 ])  # fmt: skip
 TEXTS = st.one_of(st.lists(LINES, max_size=25).map("\n".join), st.text(max_size=300))
 
@@ -23,7 +26,7 @@ def test_passages_cover_the_document_within_their_size(text, tokens, share, head
         assert passages == []
         return
     assert passages[0].start == passages[0].new == 0 and passages[-1].end == len(text)
-    for before, after in zip(passages, passages[1:], strict=False):
+    for before, after in itertools.pairwise(passages):
         assert before.end == after.new, "no gap, and nothing new twice"
         assert before.start < after.new and before.start <= after.start <= after.new
     for one in passages:
@@ -56,7 +59,9 @@ Oars are long. You pull them. They move the boat. They tire you. They never brea
 
 
 def passages(tokens, overlap=0):
-    return [(one.titles, TEXT[one.start : one.end]) for one in chunk(TEXT, tokens=tokens, overlap=overlap, headings=True)]
+    return [
+        (one.titles, TEXT[one.start : one.end]) for one in chunk(TEXT, tokens=tokens, overlap=overlap, headings=True)
+    ]
 
 
 def test_short_sections_stay_together_and_a_long_one_begins_anew():
@@ -77,10 +82,14 @@ def test_code_is_not_taken_for_headings_and_stays_whole():
     text = "Intro here.\n\n```\n# a comment\nx = 1\n\ny = 2\n```\n\nAfter."
     units = units_of(text, 30, headings=True, count=estimate_tokens)
     assert all(unit.level == 0 for unit in units)
-    assert any(text[unit.start : unit.end].startswith("```") and "y = 2" in text[unit.start : unit.end] for unit in units)
+    assert any(
+        text[unit.start : unit.end].startswith("```") and "y = 2" in text[unit.start : unit.end] for unit in units
+    )
 
 
-@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("a word", 2), ("internationalization", 5), ("猫です", 3), ("a, b.", 4)])
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("", 0), ("a word", 2), ("internationalization", 5), ("猫です", 3), ("a, b.", 4)]
+)
 def test_the_estimate(text, tokens):
     assert estimate_tokens(text) == tokens
 
