@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from luthier.runtime.console import note
+from luthier.runtime.console import console, note
 
 __all__ = ["Stop", "stop_on_signals"]
 
@@ -52,6 +52,7 @@ def stop_on_signals(said: str = "saving a checkpoint, then stopping") -> Iterato
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    console()  # a handler that came while it is being imported for the first time could not print
     old: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
