@@ -170,17 +170,21 @@ class Remote:
         with ThreadPoolExecutor(self.writer.section.concurrency, thread_name_prefix="synth") as pool:
             places = {pool.submit(self._drive, work): index for index, work in enumerate(works)}
             pending: set[Future[list[Made]]] = set(places)
-            while pending:
-                done, pending = wait(pending, timeout=_POLL, return_when=FIRST_COMPLETED)
-                for future in done:
-                    error = None if future.cancelled() else future.exception()
-                    if error is not None and not isinstance(error, _Stopped):
-                        fatal = fatal or error
-                    elif error is None and not future.cancelled():
-                        results[places[future]] = future.result()
-                        on_done(results[places[future]])
-                if (fatal is not None or self.stop.requested) and not self._stopping.is_set():
-                    self._give_up(pending)
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=_POLL, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        error = None if future.cancelled() else future.exception()
+                        if error is not None and not isinstance(error, _Stopped):
+                            fatal = fatal or error
+                        elif error is None and not future.cancelled():
+                            results[places[future]] = future.result()
+                            on_done(results[places[future]])
+                    if (fatal is not None or self.stop.requested) and not self._stopping.is_set():
+                        self._give_up(pending)
+            except BaseException:
+                self._give_up(pending)  # or the pool would have everything else asked, and paid, before it ends
+                raise
         if fatal is not None:
             raise fatal
         if self._stopping.is_set():
