@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,12 @@ def synth(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File for the rows (.jsonl); wins over `out`.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that no journal accounts for.")] = False,
+    distiset: Annotated[
+        Path | None, typer.Option(help="Also write the rows as a distiset, the folder of distilabel.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that no journal accounts for, or the distiset.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Ask and write nothing; show what would be asked.")
     ] = False,
@@ -40,7 +46,13 @@ def synth(
             for line in _plan_lines(value):
                 show(line)
         return
+    if distiset is not None:
+        from luthier.synthesis.distiset import check_distiset, write_distiset
+
+        check_distiset(distiset, force=force)
     told = synthesize(loaded, Files.of(loaded, out), force=force)
+    if distiset is not None and told["rows"]:
+        write_distiset([json.loads(line) for line in Path(told["out"]).read_text("utf-8").splitlines()], distiset)
     if as_json:
         emit_json(told)
         return

@@ -14,7 +14,6 @@ from luthier.data.types import RowRef
 from luthier.online.rewards.base import Completions
 from luthier.online.rewards.python_file import PythonReward, load_function
 from luthier.recipe.online_rules import split_python
-from luthier.runtime.errors import RecipeError
 from luthier.scoring.extract import compile_pattern
 from luthier.scoring.metrics import check_reference, score_answer
 from luthier.synthesis.asking import Ask, Failure, Got, written
@@ -155,11 +154,7 @@ def build_scorer(spec: SynthSpec, templates: Templates) -> Scorer:
     if scorer.name == "judge":
         return build_judge(spec, templates)
     assert scorer.name is not None
-    try:
-        return _Compare(scorer.name, compile_pattern(scorer.pattern) if scorer.pattern is not None else None)
-    except ValueError as error:
-        message = f"`rejection.scorer.pattern` {scorer.pattern!r} {error}"
-        raise RecipeError(code="D277", message=message) from error
+    return _Compare(scorer.name, compile_pattern(scorer.pattern) if scorer.pattern is not None else None)
 
 
 def _columns(spec: SynthSpec) -> dict[tuple[str, int], dict[str, Any]]:

@@ -15,7 +15,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "cli.md", "hardware.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "synthesis.md", "cli.md", "hardware.md"])
 def test_the_page_is_up_to_date(name):
     generate = generator()
     path, wanted = next((path, text) for path, text in generate.pages().items() if path.name == name)
@@ -30,6 +30,17 @@ def test_every_recipe_key_is_there():
     for definition in schema["$defs"].values():
         for key, field in definition["properties"].items():
             assert f"| `{key}` |" in text
+            assert " ".join(field["description"].split()).replace("|", "\\|") in text
+
+
+def test_every_key_of_a_spec_is_there():
+    from luthier.synthesis.load import spec_schema
+
+    text, schema = generator().synthesis_page(), spec_schema()
+    for definition in (schema, *schema["$defs"].values()):
+        for key, field in definition["properties"].items():
+            simple = "$ref" not in str(field) or definition is not schema
+            assert not simple or f"| `{key}` |" in text, key
             assert " ".join(field["description"].split()).replace("|", "\\|") in text
 
 
@@ -58,4 +69,4 @@ def test_check_names_a_stale_page(tmp_path, monkeypatch, capsys):
     assert "stale: " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert generate.main([]) == 0
-    assert {path.name for path in tmp_path.rglob("*.md")} == {"recipe.md", "cli.md", "hardware.md"}
+    assert {path.name for path in tmp_path.rglob("*.md")} == {"recipe.md", "synthesis.md", "cli.md", "hardware.md"}

@@ -96,8 +96,8 @@ def test_smollm2_behind_a_server_and_in_process(tmp_path):
     (tmp_path / "mill.md").write_text("# The mill\n\nThe mill stands at the river. It was built in 1792.\n")
     with ModelServer("smollm2-135m-instruct") as server:
         endpoint = {"endpoint": {"base_url": server.url, "model": "smollm2", "concurrency": 2}}
-        value = {"mode": "rejection", "rejection": {"source": source, "n": 4, "keep": "all", "scorer": {"name": "number"}},
-                 "sampling": {"max_tokens": 64}, **endpoint}  # fmt: skip
+        section = {"source": source, "n": 4, "keep": "all", "scorer": {"name": "number"}}
+        value = {"mode": "rejection", "rejection": section, "sampling": {"max_tokens": 64}, **endpoint}
         (tmp_path / "a.yaml").write_text(json.dumps(value))
         spec = load_spec(tmp_path / "a.yaml")
         told = synthesize(spec, Files.of(spec, tmp_path / "a.jsonl"))

@@ -71,16 +71,13 @@ def chunk(text: str, *, tokens: int, overlap: int, headings: bool, count: Count 
         count: Tokens of a text.
     """
     assert 0 <= overlap < tokens
-    room = tokens - overlap
-    units = units_of(text, room, headings=headings, count=count)
+    units = units_of(text, tokens - overlap, headings=headings, count=count)
     passages: list[Chunk] = []
     path: list[Unit] = []
     at = 0
     while at < len(units):
-        end = _filled(units, at, room)
-        first = at
-        if units[at].level == 0 and passages:
-            first = _overlap(units, at, overlap)
+        first = _overlap(units, at, overlap) if passages and not units[at].level else at
+        end = _filled(units, at, tokens - sum(unit.tokens for unit in units[first:at]))
         path = _path(path, units[at])
         titles = tuple(unit.title for unit in path)
         for unit in units[at + 1 : end]:
