@@ -164,7 +164,8 @@ def spent_by(request: Mapping[str, Any], usage: Any) -> Spent:
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     if prompt is not None and completion is not None:
         return Spent(prompt, completion)
-    return Spent(body_bytes(request), int(request.get("max_tokens", 0)))
+    longest = request.get("max_tokens") or request.get("max_completion_tokens") or 0
+    return Spent(body_bytes(request), int(longest))
 
 
 def body_bytes(body: Mapping[str, Any]) -> int:

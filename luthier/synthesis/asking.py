@@ -17,7 +17,7 @@ from luthier.synthesis.templates import Template
 
 __all__ = [
     "OUTCOMES", "Ask", "Candidate", "Driver", "Failure", "Got", "Halt", "Made", "Outcome", "Rejected", "Steps", "Work",
-    "answered", "draw_seed", "ended", "provenance_of", "written",
+    "answered", "draw_seed", "ended", "halted", "provenance_of", "written",
 ]  # fmt: skip
 
 Outcome = Literal[
@@ -161,6 +161,11 @@ def draw_seed(seed: int, draw: int) -> int:
 def ended(work: Work, halt: Halt) -> list[Made]:
     """What a work comes to that did not catch a halt."""
     return [Rejected(item=work.item, outcome=halt.outcome, detail=halt.detail)]
+
+
+def halted(one: Candidate, halt: Halt) -> Rejected:
+    """A row whose next request gets no answer: what there is of it is kept with the reason."""
+    return Rejected(item=one.item, outcome=halt.outcome, detail=halt.detail, value=one.value, provenance=one.provenance)
 
 
 def written(ask: Ask, *, repair: Template, repairs: int) -> Generator[Ask, Got, Got | Failure]:

@@ -18,15 +18,15 @@ from luthier.curate.apply import curator
 from luthier.data.sources import read_conversations
 from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import DataSection, Source
-from luthier.synthesis.asking import Candidate, Driver, Failure, Made, Rejected, Steps, Work
+from luthier.synthesis.asking import Candidate, Driver, Failure, Halt, Made, Rejected, Steps, Work, halted
 from luthier.synthesis.score import Judge, build_judge
 from luthier.synthesis.spec import SynthSpec
 from luthier.synthesis.templates import Templates
 
 __all__ = ["Finished", "curate", "judge_rows", "row_of"]
 
-_CURATED = ("dedup",)
-"""Keys of a spec that are keys of `data` in a recipe, with the same meaning."""
+_CURATED = tuple(name for name in DataSection.model_fields if name in SynthSpec.model_fields)
+"""Keys of a spec that are keys of `data` in a recipe, with the same meaning: `dedup`."""
 
 
 @dataclass(slots=True)
@@ -110,7 +110,10 @@ def judge_rows(
 
 def _judged(judge: Judge, one: Candidate) -> Steps:
     *prompt, last = one.value["messages"]
-    found = yield from judge.score(prompt, None, last["content"], RowRef(one.item, 0))
+    try:
+        found = yield from judge.score(prompt, None, last["content"], RowRef(one.item, 0))
+    except Halt as halt:
+        return [halted(one, halt)]
     if isinstance(found, Failure):
         return [Rejected(item=one.item, outcome="unjudged", detail=found.detail, said=found.got.text, value=one.value,
                          provenance=one.provenance)]  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 from luthier.endpoint.cache import request_key
 from luthier.recipe.schema import ModelSection
-from luthier.runtime.errors import Interrupted, LuthierError
+from luthier.runtime.errors import Interrupted, LuthierError, OutOfMemory
 from luthier.runtime.hashing import hash_json
 from luthier.runtime.signals import Stop
 from luthier.synthesis.asking import Ask, Got, Halt, Made, Steps, Work, draw_seed, ended
@@ -171,11 +171,15 @@ class Local:
         if first["temperature"] > 0:
             sampling = {"do_sample": True, "temperature": first["temperature"], "top_p": first["top_p"], "top_k": 0}
         torch.manual_seed(int(hash_json([request.key for request in requests])[:12], 16))
-        with quiet_progress():
-            answers = generate(
-                model, tokenizer, prompts, max_new_tokens=longest, stop_ids=stop_ids(tokenizer, model),
-                batch_size=len(prompts), sampling=sampling,
-            )  # fmt: skip
+        try:
+            with quiet_progress():
+                answers = generate(
+                    model, tokenizer, prompts, max_new_tokens=longest, stop_ids=stop_ids(tokenizer, model),
+                    batch_size=len(prompts), sampling=sampling,
+                )  # fmt: skip
+        except OutOfMemory as error:
+            hint = f"lower `local.batch_size` (now {self.local.batch_size}) or `sampling.max_tokens` (now {longest})"
+            raise OutOfMemory(code="E501", message="out of memory while sampling", hint=hint) from error
         for place, ids, answer in zip(places, prompts, answers, strict=True):
             request = requests[place]
             if request.key in self.journal:

@@ -14,6 +14,7 @@ from luthier.synthesis.spec import EndpointSection, JudgeSpec, SynthSpec
 
 __all__ = ["check_spec"]
 
+_OWN_KEYS = {"messages", "model", "max_tokens", "temperature", "top_p", "seed", "response_format", "n", "stream"}
 _MODES = ("documents", "seeds", "evolve", "rejection")
 
 
@@ -56,9 +57,8 @@ def _endpoint(name: str, section: EndpointSection, locate: Locate) -> Iterator[P
         message = f"`{name}.budget_usd` needs the prices it is counted with"
         hint = "add input_price and output_price, US dollars a million tokens; or use budget_tokens"
         yield locate(f"{name}.budget_usd", on="key").problem("C110", message, hint=hint)
-    taken = sorted(set(section.extra_body) & {"messages", "model", "max_tokens", "temperature", "top_p", "seed",
-                                              "response_format", "n", "stream"})  # fmt: skip
-    for key in taken:
+    given = {key for key, value in section.extra_body.items() if value is not None}
+    for key in sorted(given & _OWN_KEYS):
         message = f"`{name}.extra_body.{key}` is set by the spec's own keys, or not read"
         yield locate(f"{name}.extra_body").problem("C110", message, hint="see `sampling` and `structured`")
 

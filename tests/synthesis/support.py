@@ -9,6 +9,8 @@ import re
 import time
 from collections import Counter
 
+from luthier.synthesis.load import load_spec
+from luthier.synthesis.run import Files, synthesize
 from tests.endpoint.server import ScriptedServer, break_off, raw, reset, status
 
 DOCUMENT = """# The mill
@@ -131,3 +133,34 @@ def without_times(value):
     if isinstance(value, dict):
         return {key: without_times(item) for key, item in value.items() if key != "time"}
     return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def run(tmp_path, server, mode, section, *, out="rows.jsonl", **more):
+    file = tmp_path / "spec.yaml"
+    file.write_text(spec_text(server.url, mode, section, **more))
+    spec = load_spec(file)
+    files = Files.of(spec, tmp_path / out)
+    told = synthesize(spec, files)
+    return told, rows_of(files.rows), rows_of(files.beside("rejected.jsonl"))
+
+
+def mill(tmp_path, name="mill.md"):
+    (tmp_path / name).write_text(DOCUMENT)
+    return str(tmp_path / name)
+
+
+def examples(tmp_path):
+    file = tmp_path / "seeds.jsonl"
+    texts = ["Why is the sky blue?", "Write a haiku about rain.", "Plan a week of meals.", "What is a prime number?"]
+    file.write_text("".join(json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n" for text in texts))
+    return {"path": str(file)}
+
+
+def problems(tmp_path, count=4):
+    file = tmp_path / "problems.jsonl"
+    rows = [{"question": f"How many legs have {index} chairs?", "answer": str(index % 3 + 2)} for index in range(count)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path": str(file), "map": {"user": "question", "assistant": "answer"}}
+
+
+SMALL = {"chunk_tokens": 50, "overlap_tokens": 8, "quote_words": 3}

@@ -25,6 +25,7 @@ from luthier.synthesis.asking import (
     Steps,
     Work,
     answered,
+    halted,
     provenance_of,
     written,
 )
@@ -109,15 +110,18 @@ class EvolveMode:
                 text, operators = got.value.prompt, [*operators, operator]
                 evolved.append(Candidate(item=f"{item} round {number + 1}", value=row,
                                          provenance=provenance_of(ask, got, **source)))  # fmt: skip
-            for one in evolved if self.section.keep == "all" else evolved[-1:]:
-                made.append((yield from self._answer(one)))
         except Halt as halt:
             made.append(Rejected(item=item, outcome=halt.outcome, detail=halt.detail))
+        for one in evolved if self.section.keep == "all" else evolved[-1:]:
+            made.append((yield from self._answer(one)))
         return made
 
     def _answer(self, one: Candidate) -> Any:
         ask = Ask(messages=one.value["messages"], template="none")
-        got = yield from answered(ask)
+        try:
+            got = yield from answered(ask)
+        except Halt as halt:
+            return halted(one, halt)
         if isinstance(got, Failure):
             return Rejected(item=one.item, outcome=got.outcome, detail=got.detail, said=got.got.text, value=one.value,
                             provenance={**one.provenance, "answer": provenance_of(ask, got.got)})  # fmt: skip

@@ -21,11 +21,13 @@ from luthier.synthesis.asking import (
     Candidate,
     Driver,
     Failure,
+    Halt,
     Made,
     Rejected,
     Steps,
     Work,
     answered,
+    halted,
     provenance_of,
 )
 from luthier.synthesis.modes.base import candidate, flat, rejected
@@ -138,7 +140,10 @@ class RejectionMode:
             return [rejected(item, got, ask, source)]
         answer = got.text.strip()
         row = {"messages": [*task.messages, {"role": "assistant", "content": answer}]}
-        found = yield from self.scorer.score(task.messages, task.reference, answer, task.ref)
+        try:
+            found = yield from self.scorer.score(task.messages, task.reference, answer, task.ref)
+        except Halt as halt:
+            return [halted(candidate(item, row, ask, got, source), halt)]
         if isinstance(found, Failure):
             told = {"judge": provenance_of(ask, found.got)}
             return [Rejected(item=item, outcome="unjudged", detail=found.detail, said=found.got.text, value=row,

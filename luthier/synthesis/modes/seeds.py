@@ -20,11 +20,13 @@ from luthier.synthesis.asking import (
     Candidate,
     Driver,
     Failure,
+    Halt,
     Made,
     Rejected,
     Steps,
     Work,
     answered,
+    halted,
     provenance_of,
     written,
 )
@@ -176,7 +178,10 @@ class SeedsMode:
     def _answer(self, made: Candidate) -> Steps:
         ask = Ask(messages=made.value["messages"], template="none")
         source = {**made.provenance, "made": made.item}
-        got = yield from answered(ask)
+        try:
+            got = yield from answered(ask)
+        except Halt as halt:
+            return [halted(made, halt)]
         if isinstance(got, Failure):
             told = {**source, "answer": provenance_of(ask, got.got)}
             return [Rejected(item=made.item, outcome=got.outcome, detail=got.detail, said=got.got.text,
