@@ -114,6 +114,9 @@ def test_rejection_sampling_keeps_right_answers_alone(tmp_path, keep):
         assert 0 <= low <= line["rate"] <= high <= 1 and line["answers"] == 6
     assert source["solved"] + len(source["unsolved"]) == 4
     assert len(rows) == (sum(line["rows"] for line in lines))
+    if keep == "all":
+        texts = [json.dumps(row["messages"]) for row in rows]
+        assert len(set(texts)) == len(texts) and told["outcomes"]["duplicate"] > 0, "equal answers count once"
     counted = sum(told["outcomes"].values()) + (len(rows) if keep == "pairs" else 0)
     assert counted == 24, "every answer is accounted for"
     kind = "pairs" if keep == "pairs" else "tokens"
@@ -163,4 +166,6 @@ def test_duplicates_are_dropped_as_in_a_recipe(tmp_path):
         told, rows, rejected = run(tmp_path, server, "documents", {"paths": paths, **SMALL}, dedup={"fuzzy": None})
     assert told["outcomes"]["duplicate"] == len(rejected) == len(rows)
     assert rejected[0]["detail"].startswith("exact: says the same as candidate ")
+    assert all(row["provenance"]["document"].endswith("mill.md") for row in rows), "the first stays"
+    assert all(one["provenance"]["document"].endswith("copy.md") for one in rejected)
     assert told["curated"]["dedup"]["dropped"] == {"exact": len(rejected)}

@@ -132,3 +132,22 @@ def test_evolved_prompts_that_could_not_be_answered_are_listed_with_their_text(t
     asked = [one["row"]["messages"][-1]["content"] for one in rejected if one["outcome"] == "bad_request"]
     assert rows == [] and len(asked) == told["outcomes"]["bad_request"] == 8
     assert all("reasons" in text for text in asked)
+
+
+def test_a_server_that_goes_down_midway_ends_the_job_and_it_goes_on_when_it_is_back(tmp_path):
+    section = {"source": problems(tmp_path, 20), "n": 2, "scorer": {"name": "number"}}
+    up = {"left": 10}
+
+    def fragile(body, _):
+        up["left"] -= 1
+        return status(503, "down") if up["left"] < 0 else None
+
+    limits = {"max_retries": 0, "concurrency": 2}
+    with Server(fragile) as server:
+        with pytest.raises(LuthierError, match="down"):
+            run(tmp_path, server, "rejection", section, endpoint=limits)
+        assert 10 < len(server.seen) <= 20, "five failures in a row, and what was in flight"
+        assert not (tmp_path / "rows.jsonl").exists()
+        up["left"] = 10**6
+        told, _, _ = run(tmp_path, server, "rejection", section, endpoint=limits)
+    assert told["answers_new"] == 30 and "failed" not in told["outcomes"] and max(server.paid.values()) == 1
