@@ -80,7 +80,7 @@ TEXTS = st.lists(st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)
 
 
 @given(sessions=st.lists(TEXTS, min_size=1, max_size=4), cuts=st.lists(st.integers(0, 10**6), min_size=4, max_size=4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_sessions_torn_at_any_byte_lose_the_torn_line_alone(sessions, cuts):
     """A model of the journal: lines that were whole at each cut, and what later sessions appended."""
     with tempfile.TemporaryDirectory() as folder:

@@ -77,7 +77,7 @@ def test_a_job_killed_again_and_again_pays_once_and_ends_like_one_that_was_not(t
         out = tmp_path / "killed" / "rows.jsonl"
         safe: set[str] = set()
         kills = 0
-        for _ in range(12):
+        for _ in range(8):
             with server.lock:
                 before = dict(server.attempts)
             alive = killed(spec_file, out, server, chooser.randint(1, 9))
@@ -125,12 +125,12 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
             time.sleep(0.01)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=30)[1]
+        error = process.communicate(timeout=120)[1]
         assert process.returncode == 130 and "D273" in error and "the same command goes on" in error
         assert not (tmp_path / "rows.jsonl").exists()
         kept = journalled(tmp_path / "rows.journal.jsonl")
         assert set(server.paid) == kept, "what was in flight was waited for and kept"
-        done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=180)
     told = json.loads(done.stdout)
     assert done.returncode == 0 and told["rows"] == len(rows_of(tmp_path / "rows.jsonl"))
     assert max(server.paid.values()) == 1 and told["answers_new"] == 18 - len(kept)
