@@ -93,8 +93,13 @@ def summary_lines(told: dict[str, Any]) -> list[str]:
                      f"(95% interval {low:.1%} to {high:.1%}); solved: {source['solved']:,} of "
                      f"{source['prompts']:,} prompts")  # fmt: skip
         unsolved = source["unsolved"]
-        more = f" and {len(unsolved) - _UNSOLVED_SHOWN:,} more" if len(unsolved) > _UNSOLVED_SHOWN else ""
-        lines += [f"unsolved: {', '.join(unsolved[:_UNSOLVED_SHOWN])}{more}"] if unsolved else []
+        more = (
+            f"and {len(unsolved) - _UNSOLVED_SHOWN:,} more: OUT.prompts.jsonl has all"
+            if len(unsolved) > _UNSOLVED_SHOWN
+            else ""
+        )
+        lines += ["unsolved:", *(f"  {name}" for name in unsolved[:_UNSOLVED_SHOWN])] if unsolved else []
+        lines += [f"  {more}"] if more else []
     lines += [f"note: {text}" for text in source.get("notes", [])]
     for name, server in told["servers"].items():
         money = f", ${server['cost_usd']:.4f}" if server["cost_usd"] is not None else ""
