@@ -10,6 +10,7 @@ import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, split_overrides
 from luthier.cli.output import emit_json, show
+from luthier.runtime.console import note
 
 __all__ = ["synth"]
 
@@ -58,6 +59,8 @@ def synth(
         return
     for line in summary_lines(told):
         show(line)
+    if not told["rows"]:
+        note(f"no row was made; {told['out'].removesuffix('.jsonl')}.rejected.jsonl says why", style="yellow")
 
 
 def _plan_lines(value: dict[str, Any]) -> list[Any]:

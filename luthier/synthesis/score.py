@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from luthier.data.prompts import ARGUMENTS
@@ -79,6 +80,8 @@ class _Python:
     reward: PythonReward
     accept: float
     columns: Mapping[tuple[str, int], Mapping[str, Any]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """The function is the user's own, and need not bear threads."""
 
     def unusable(self, reference: str | None) -> str | None:
         return None
@@ -92,7 +95,8 @@ class _Python:
             columns=[self.columns.get((ref.file, ref.line), {})],
             extra={"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None},
         )  # fmt: skip
-        value = self.reward.score(batch)[0]
+        with self.lock:
+            value = self.reward.score(batch)[0]
         if value is None:
             return Scored(0.0, False, f"{self.reward.label} says nothing about it")
         return Scored(value, value >= self.accept, f"{self.reward.label}: {value:g}, accepted from {self.accept:g}")

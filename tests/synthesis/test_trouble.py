@@ -151,3 +151,16 @@ def test_a_server_that_goes_down_midway_ends_the_job_and_it_goes_on_when_it_is_b
         up["left"] = 10**6
         told, _, _ = run(tmp_path, server, "rejection", section, endpoint=limits)
     assert told["answers_new"] == 30 and "failed" not in told["outcomes"] and max(server.paid.values()) == 1
+
+
+def test_a_function_that_fails_ends_the_job_with_its_line_and_what_was_paid_is_kept(tmp_path):
+    code = tmp_path / "own.py"
+    code.write_text("def score(completions, **columns):\n    return [1 / (len(completions) - 1)]\n")
+    section = {"source": problems(tmp_path), "n": 2, "scorer": {"python": f"{code}:score"}}
+    with Server() as server:
+        with pytest.raises(LuthierError, match="ZeroDivisionError") as caught:
+            run(tmp_path, server, "rejection", section)
+        assert (caught.value.problems[0].code, caught.value.problems[0].line) == ("T491", 2)
+        code.write_text("def score(completions, **columns):\n    return [1.0]\n")
+        told, rows, _ = run(tmp_path, server, "rejection", section)
+    assert len(rows) == 4 and max(server.paid.values()) == 1 and told["answers_in_journal"] == 8

@@ -3,7 +3,7 @@
     txt, md     the file itself (UTF-8); offsets are those of the file's text
     html        headings, paragraphs, lists, tables and code; no scripts, styles and navigation (beautifulsoup4)
     pdf         text of each page (pypdf); pages without text are counted: nothing is recognised in images
-    docx        paragraphs, headings by their style, tables (python-docx)
+    docx        paragraphs, headings by their style, tables (python-docx); no footnotes, no text boxes
 
 Offsets of html, pdf and docx count in the text made here; its hash is in the provenance of each row.
 """
@@ -141,7 +141,7 @@ def _plain(path: Path) -> Document:
 
 # -- html
 
-_SKIPPED = ("script", "style", "noscript", "template", "nav", "header", "footer", "aside", "form", "svg", "head")
+_SKIPPED = ("script", "style", "noscript", "template", "nav", "svg", "head")
 _BLOCKS = ("h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "pre", "tr", "blockquote", "dt", "dd", "figcaption", "div",
            "section", "article", "main", "body", "td", "th")  # fmt: skip
 
