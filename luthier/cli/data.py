@@ -11,12 +11,14 @@ from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.label import label
 from luthier.cli.output import emit_json, show
+from luthier.cli.synth import synth
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 app.command("dedup")(dedup)
 app.command("decontaminate")(decontaminate)
 app.command("label")(label)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("synth", context_settings=OVERRIDES)(synth)
 
 
 @app.command("show", context_settings=OVERRIDES)
