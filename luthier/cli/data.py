@@ -8,10 +8,13 @@ import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.explore import data_map, stats
 from luthier.cli.output import emit_json, show
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 app.command("dedup")(dedup)
+app.command("stats")(stats)
+app.command("map")(data_map)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 

@@ -1,0 +1,124 @@
+"""Vectors -> places in the plane: rows that are alike stand together.
+
+`graph`: the k-nearest-neighbour graph drawn with UMAP's attraction and repulsion (McInnes, Healy, Melville, 2018,
+  with a = 1.577, b = 0.895, its values for min_dist 0.1), by plain stochastic gradient steps over whole arrays: in each
+  epoch every row is pulled to one random neighbour and pushed from a few random rows. It begins with the first two
+  principal components, so that the large picture is theirs. All randomness comes from the seed.
+`umap`: the umap-learn library itself, when installed.
+
+How well a picture keeps neighbourhoods is measured in `quality`, and stated on the page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from luthier.explore.needs import need
+from luthier.runtime.console import progress
+
+__all__ = ["NEIGHBOURS", "principal_plane", "project", "quality"]
+
+NEIGHBOURS = 15
+_A, _B = 1.577, 0.895
+_PUSHES = 5
+_LONGEST_STEP = 4.0
+_SPREAD = 3.0
+_EPOCHS_SMALL, _EPOCHS_LARGE, _SMALL = 800, 300, 20_000
+
+
+def project(values: Any, near: Any, *, seed: int, method: str = "graph") -> Any:
+    """[n, 2] float32.
+
+    Args:
+        values: [n, d] float32 vectors.
+        near: [n, k] indices of the nearest neighbours.
+        seed: Decides every draw.
+        method: `graph` or `umap`.
+
+    Raises:
+        EnvironmentProblem: `umap` without umap-learn.
+    """
+    if method == "umap":
+        umap = need("umap", "--projection umap")
+        fitted = umap.UMAP(n_neighbors=NEIGHBOURS, metric="cosine", random_state=seed, n_jobs=1).fit_transform(values)
+        return np.asarray(fitted, np.float32)
+    plane = principal_plane(values)
+    spread = plane.std(axis=0).max() or 1.0
+    draws = np.random.default_rng(seed)
+    # Equal rows must not stand on one point: no force can part them.
+    start = plane / spread * _SPREAD + draws.normal(0.0, 1e-2, plane.shape)
+    return _draw(start.astype(np.float32), near, draws)
+
+
+def principal_plane(values: Any) -> Any:
+    """[n, 2]: the first two principal components, signs fixed."""
+    centred = values - values.mean(axis=0, keepdims=True)
+    _, vectors = np.linalg.eigh(centred.T.astype(np.float64) @ centred.astype(np.float64))
+    axes = vectors[:, ::-1][:, :2]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])] < 0, -1.0, 1.0)
+    plane = np.zeros((len(values), 2))
+    plane[:, : axes.shape[1]] = centred @ axes
+    return plane
+
+
+def _draw(places: Any, near: Any, draws: Any) -> Any:
+    """Pull along the edges of the graph (taken both ways), push from random rows; the step shrinks to nothing."""
+    n = len(places)
+    origin = np.repeat(np.arange(n), near.shape[1])
+    first, second = np.concatenate([origin, near.ravel()]), np.concatenate([near.ravel(), origin])
+    order = np.argsort(first, kind="stable")
+    first, second = first[order], second[order]
+    begin, degree = np.searchsorted(first, np.arange(n)), np.bincount(first, minlength=n)
+    epochs = _EPOCHS_SMALL if n <= _SMALL else _EPOCHS_LARGE
+    with progress("draw the map", epochs, "epochs") as bar:
+        for epoch in range(epochs):
+            chosen = second[begin + (draws.random(n, dtype=np.float32) * degree).astype(np.int64).clip(max=degree - 1)]
+            gap = places - places[chosen]
+            square = (gap * gap).sum(axis=1, keepdims=True)
+            pull = -2 * _A * _B * np.power(square + 1e-6, _B - 1) / (1 + _A * np.power(square, _B))
+            step = np.clip(pull * gap, -_LONGEST_STEP, _LONGEST_STEP)
+            for _ in range(_PUSHES):
+                gap = places - places[draws.integers(n, size=n)]
+                square = (gap * gap).sum(axis=1, keepdims=True)
+                push = 2 * _B / ((1e-3 + square) * (1 + _A * np.power(square, _B)))
+                step += np.clip(push * gap, -_LONGEST_STEP, _LONGEST_STEP)
+            places = places + np.float32(1 - epoch / epochs) * step
+            bar.advance()
+    return places.astype(np.float32)
+
+
+def quality(values: Any, places: Any, *, seed: int, count: int = 10, sample: int = 1_000) -> dict[str, float]:
+    """How well the picture keeps neighbourhoods.
+
+    trustworthiness: 1 - 2 / (m k (2n - 3k - 1)) x sum over the k nearest in the picture of max(0, r - k), r being their
+      rank by cosine among all rows (Venna and Kaski, 2001; `sklearn.manifold.trustworthiness` for m = n). 1 is perfect.
+    kept: share of the k nearest in the picture that are among the k nearest by cosine.
+
+    Args:
+        values: [n, d] vectors.
+        places: [n, 2].
+        seed: Which m rows are asked.
+        count: k.
+        sample: m, at most.
+
+    Returns:
+        `trustworthiness`, `kept`, `k`, `rows` (m).
+    """
+    n = len(values)
+    count = min(count, (n - 1) // 2)
+    asked = np.sort(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
+    lost = kept = 0.0
+    for row in asked:
+        flat = ((places - places[row]) ** 2).sum(axis=1)
+        flat[row] = np.inf
+        near = np.argpartition(flat, count - 1)[:count]
+        far = -(values @ values[row])
+        far[row] = -np.inf
+        rank = (far[None, :] < far[near][:, None]).sum(axis=1)
+        lost += np.maximum(rank - count, 0).sum()
+        kept += (rank <= count).sum()
+    trust = 1 - 2 * lost / (len(asked) * count * (2 * n - 3 * count - 1))
+    return {"trustworthiness": float(trust), "kept": float(kept / (len(asked) * count)), "k": count,
+            "rows": len(asked)}  # fmt: skip
