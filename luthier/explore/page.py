@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from luthier.data.rows import number_of
 from luthier.explore.chart import Chart
 from luthier.explore.coverage import Coverage
 from luthier.explore.pack import BLOCK_ROWS, blocks, column, embed_json
@@ -154,7 +155,7 @@ def _summary(chart: Chart) -> list[str]:
     items = chart.explored.items
     splits, of = _numbered([item.split for item in items])
     parts = [f"{int((of == k).sum()):,} {name}" for k, name in enumerate(splits)]
-    parts += [f"{len(chart.clusters.labels)} clusters", f"{int(chart.outliers().sum()):,} outliers"]
+    parts += [number_of(len(chart.clusters.labels), "cluster"), number_of(int(chart.outliers().sum()), "outlier")]
     if chart.explored.empty:
         parts.append(f"{len(chart.explored.empty):,} rows with nothing to train on are not here")
     return parts

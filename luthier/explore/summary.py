@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.data.rows import number_of
 from luthier.explore.chart import Chart
 
 __all__ = ["chart_lines", "chart_to_json"]
@@ -67,7 +68,7 @@ def chart_lines(chart: Chart) -> list[str]:
     lines = [f"{n:,} rows in {len(entries)} clusters; the largest:"]
     lines += [f"  {entry['rows']:>7,}  {entry['label']}" for entry in entries[:_SHOWN]]
     outliers = np.flatnonzero(chart.outliers())
-    lines.append(f"outliers: {len(outliers):,} rows" + (", the farthest:" if len(outliers) else ""))
+    lines.append(f"outliers: {number_of(len(outliers), 'row')}" + (", the farthest:" if len(outliers) else ""))
     for index in outliers[np.argsort(-chart.outlier[outliers], kind="stable")][:_SHOWN]:
         lines.append(f"  {chart.outlier[index]:.3f}  {chart.explored.items[index].ref}")
     covered = chart.covered

@@ -41,7 +41,10 @@ function buildFilters() {
       applyFilters();
     };
     cat.reset = () => { boxes.forEach((input) => { input.checked = true; }); state.off[cat.key].clear(); };
-    cat.dots = () => list.querySelectorAll(".dot").forEach((dot, k) => dot.style.setProperty("--dot", colourBy === cat.key ? kindColour(k) : "transparent"));
+    cat.dots = () => list.querySelectorAll(".dot").forEach((dot, k) => {
+      dot.style.setProperty("--dot", kindColour(k));
+      dot.classList.toggle("off", colourBy !== cat.key);
+    });
     onChange(() => { note.textContent = state.off[cat.key].size ? `${cat.values.length - state.off[cat.key].size} of ${cat.values.length}` : `${cat.values.length}`; });
     box.append(group);
   }
@@ -101,7 +104,8 @@ async function openRow(i) {
   queue();
   const panel = byId("row");
   panel.hidden = false;
-  byId("row-ref").textContent = refOf(i);
+  byId("row-ref").textContent = refOf(i).split("/").pop();
+  byId("row-ref").title = refOf(i);
   const facts = byId("row-facts");
   facts.replaceChildren();
   const fact = (text, kind) => facts.append(make("span", kind || "badge", text));
@@ -111,7 +115,7 @@ async function openRow(i) {
   if (catOf.language) fact(catOf.language.values[catOf.language.data[i]]);
   if (isOutlier(i)) fact("outlier", "badge warn");
   if (isUncovered(i)) fact("no training row near", "badge warn");
-  for (const num of nums) if (!["length"].includes(num.key) && !Number.isNaN(num.data[i])) fact(`${num.name} ${short(num.data[i])}`, "badge plain");
+  for (const num of nums) if (!["length"].includes(num.key) && !Number.isNaN(num.data[i])) fact(`${num.name} ${short(num.data[i])}`, "badge soft");
   if (head.why[i]) fact(head.why[i], "badge warn");
   byId("row-body").replaceChildren();
   await showBody(i);
@@ -119,7 +123,7 @@ async function openRow(i) {
   near.replaceChildren();
   if (heldOut.has(i)) {
     const other = heldOut.get(i), title = make("h3", "", "Nearest training row ");
-    const open = make("button", "link", refOf(other));
+    const open = make("button", "link", refOf(other).split("/").pop());
     open.addEventListener("click", () => openRow(other));
     title.append(open, make("small", "", `distance ${short(numOf.distance.data[i])}`));
     const turns = await chatOf(other);
