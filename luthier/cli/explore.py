@@ -119,7 +119,8 @@ def _explored(
 
     recipe = _recipe(rows, run)
     if recipe is not None:
-        given = {"--tokenizer": tokenizer, "--format": format != "auto", "--map": map, "--objective": objective != "sft"}
+        given = {"--tokenizer": tokenizer, "--format": format != "auto", "--map": map}
+        given["--objective"] = objective != "sft"
         without = [name for name, value in given.items() if value]
         if without:
             message = f"{', '.join(without)}: the recipe decides that"

@@ -1,9 +1,10 @@
-"""The map as data: every number of the page, computed from the rows. `page.py` writes it, `luthier data map` calls it."""
+"""The map as data: every number of the page, computed from the rows. `page.py` writes it as a page."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,8 +93,8 @@ def draw_chart(
     clock = _Clock()
     turns = [turns_of(item.row) for item in items]
     texts = [text_to_embed(own, on) for own in turns]
-    with progress("embed", len(texts)) as bar:
-        vectors = embed_with(texts, embedder, seed=seed, advance=bar.advance)
+    with progress("embed", len(texts)) if embedder != "tfidf" else nullcontext() as bar:
+        vectors = embed_with(texts, embedder, seed=seed, advance=bar.advance if bar is not None else lambda count: None)
     values = vectors.values
     clock.lap("embed")
     near, distance = nearest(values, values, NEIGHBOURS, same=True, label="neighbours")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from luthier.explore.needs import need
 from luthier.runtime.console import progress
@@ -14,6 +15,7 @@ UNKNOWN = "unknown"
 """Rows with fewer letters than `_LEAST_LETTERS`."""
 
 _CHARACTERS = 400
+_LONG = 5_000
 _LEAST_LETTERS = 12
 
 
@@ -30,10 +32,11 @@ def languages_of(texts: Sequence[str]) -> list[str]:
     """
     classify = need("py3langid", "guessing languages").classify
     found: list[str] = []
-    with progress("languages", len(texts)) as bar:
+    with progress("languages", len(texts)) if len(texts) > _LONG else nullcontext() as bar:
         for text in texts:
             head = text[:_CHARACTERS]
             letters = sum(map(str.isalpha, head))
             found.append(str(classify(head)[0]) if letters >= _LEAST_LETTERS else UNKNOWN)
-            bar.advance()
+            if bar is not None:
+                bar.advance()
     return found

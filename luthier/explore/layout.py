@@ -3,7 +3,9 @@
 `graph`: the k-nearest-neighbour graph drawn with UMAP's attraction and repulsion (McInnes, Healy, Melville, 2018,
   with a = 1.577, b = 0.895, its values for min_dist 0.1), by plain stochastic gradient steps over whole arrays: in each
   epoch every row is pulled to one random neighbour and pushed from a few random rows. It begins with the first two
-  principal components, so that the large picture is theirs. All randomness comes from the seed.
+  principal components. Of many rows, 1,000 landmarks are drawn first, in this way and by themselves; then every row
+  starts between the landmarks that are nearest to it. Without that, what belongs together in the large is torn apart:
+  the graph of many rows holds near-copies only. All randomness comes from the seed.
 `umap`: the umap-learn library itself, when installed.
 
 How well a picture keeps neighbourhoods is measured in `quality`, and stated on the page.
@@ -11,11 +13,13 @@ How well a picture keeps neighbourhoods is measured in `quality`, and stated on 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
 from luthier.explore.needs import need
+from luthier.explore.neighbours import nearest
 from luthier.runtime.console import progress
 
 __all__ = ["NEIGHBOURS", "principal_plane", "project", "quality"]
@@ -25,7 +29,10 @@ _A, _B = 1.577, 0.895
 _PUSHES = 5
 _LONGEST_STEP = 4.0
 _SPREAD = 3.0
-_EPOCHS_SMALL, _EPOCHS_LARGE, _SMALL = 800, 300, 20_000
+_EPOCHS = 800
+_LANDMARKS, _ANCHORS, _LEAST_ROOM = 1_000, 3, 3.0
+_REFINING, _FIRST_STEP = 200, 0.5
+_LONG = 20_000
 
 
 def project(values: Any, near: Any, *, seed: int, method: str = "graph") -> Any:
@@ -44,12 +51,28 @@ def project(values: Any, near: Any, *, seed: int, method: str = "graph") -> Any:
         umap = need("umap", "--projection umap")
         fitted = umap.UMAP(n_neighbors=NEIGHBOURS, metric="cosine", random_state=seed, n_jobs=1).fit_transform(values)
         return np.asarray(fitted, np.float32)
+    draws = np.random.default_rng(seed)
+    if len(values) <= _LANDMARKS:
+        return _from_plane(values, near, draws)
+    chosen = np.sort(draws.choice(len(values), _LANDMARKS, replace=False))
+    marks = values[chosen]
+    own, _ = nearest(marks, marks, NEIGHBOURS, same=True)
+    drawn = _from_plane(marks, own, draws)
+    anchors, distance = nearest(values, marks, _ANCHORS)
+    weight = 1 / (distance + 0.01)
+    weight /= weight.sum(axis=1, keepdims=True)
+    start = (drawn[anchors] * weight[:, :, None]).sum(axis=1)
+    start = start * max(_LEAST_ROOM, 0.6 * (len(values) / _LANDMARKS) ** 0.5)
+    start = start + draws.normal(0.0, 0.05, start.shape)
+    return _draw(start.astype(np.float32), near, draws, epochs=_REFINING, first=_FIRST_STEP)
+
+
+def _from_plane(values: Any, near: Any, draws: Any) -> Any:
     plane = principal_plane(values)
     spread = plane.std(axis=0).max() or 1.0
-    draws = np.random.default_rng(seed)
     # Equal rows must not stand on one point: no force can part them.
     start = plane / spread * _SPREAD + draws.normal(0.0, 1e-2, plane.shape)
-    return _draw(start.astype(np.float32), near, draws)
+    return _draw(start.astype(np.float32), near, draws, epochs=_EPOCHS, first=1.0)
 
 
 def principal_plane(values: Any) -> Any:
@@ -63,18 +86,17 @@ def principal_plane(values: Any) -> Any:
     return plane
 
 
-def _draw(places: Any, near: Any, draws: Any) -> Any:
-    """Pull along the edges of the graph (taken both ways), push from random rows; the step shrinks to nothing."""
+def _draw(places: Any, near: Any, draws: Any, *, epochs: int, first: float) -> Any:
+    """Pull along the edges of the graph, taken both ways; push from random rows. The step shrinks from `first` to 0."""
     n = len(places)
     origin = np.repeat(np.arange(n), near.shape[1])
-    first, second = np.concatenate([origin, near.ravel()]), np.concatenate([near.ravel(), origin])
-    order = np.argsort(first, kind="stable")
-    first, second = first[order], second[order]
-    begin, degree = np.searchsorted(first, np.arange(n)), np.bincount(first, minlength=n)
-    epochs = _EPOCHS_SMALL if n <= _SMALL else _EPOCHS_LARGE
-    with progress("draw the map", epochs, "epochs") as bar:
+    head, tail = np.concatenate([origin, near.ravel()]), np.concatenate([near.ravel(), origin])
+    order = np.argsort(head, kind="stable")
+    head, tail = head[order], tail[order]
+    begin, degree = np.searchsorted(head, np.arange(n)), np.bincount(head, minlength=n)
+    with progress("draw the map", epochs, "epochs") if n > _LONG else nullcontext() as bar:
         for epoch in range(epochs):
-            chosen = second[begin + (draws.random(n, dtype=np.float32) * degree).astype(np.int64).clip(max=degree - 1)]
+            chosen = tail[begin + (draws.random(n, dtype=np.float32) * degree).astype(np.int64).clip(max=degree - 1)]
             gap = places - places[chosen]
             square = (gap * gap).sum(axis=1, keepdims=True)
             pull = -2 * _A * _B * np.power(square + 1e-6, _B - 1) / (1 + _A * np.power(square, _B))
@@ -84,12 +106,13 @@ def _draw(places: Any, near: Any, draws: Any) -> Any:
                 square = (gap * gap).sum(axis=1, keepdims=True)
                 push = 2 * _B / ((1e-3 + square) * (1 + _A * np.power(square, _B)))
                 step += np.clip(push * gap, -_LONGEST_STEP, _LONGEST_STEP)
-            places = places + np.float32(1 - epoch / epochs) * step
-            bar.advance()
+            places = places + np.float32(first * (1 - epoch / epochs)) * step
+            if bar is not None:
+                bar.advance()
     return places.astype(np.float32)
 
 
-def quality(values: Any, places: Any, *, seed: int, count: int = 10, sample: int = 1_000) -> dict[str, float]:
+def quality(values: Any, places: Any, *, seed: int, count: int = 10, sample: int = 500) -> dict[str, float]:
     """How well the picture keeps neighbourhoods.
 
     trustworthiness: 1 - 2 / (m k (2n - 3k - 1)) x sum over the k nearest in the picture of max(0, r - k), r being their

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from luthier.runtime.console import progress
 __all__ = ["far_out", "nearest"]
 
 _CHUNK = 4_096
+_SECONDS_OF_WORK = 5e8
 
 
 def nearest(queries: Any, among: Any, count: int, *, same: bool = False, label: str = "") -> tuple[Any, Any]:
@@ -37,7 +40,7 @@ def nearest(queries: Any, among: Any, count: int, *, same: bool = False, label: 
     index.fit(among)
     found: list[Any] = []
     distances: list[Any] = []
-    with progress(label, len(queries)) as bar:
+    with _bar(label, len(queries) * len(among)) as advance:
         for start in range(0, len(queries), _CHUNK):
             part = queries[start : start + _CHUNK]
             near = index.kneighbors(part, return_distance=False)
@@ -47,8 +50,18 @@ def nearest(queries: Any, among: Any, count: int, *, same: bool = False, label: 
             order = np.argsort(-cosine, axis=1, kind="stable")
             found.append(np.take_along_axis(near, order, axis=1))
             distances.append(np.clip(1.0 - np.take_along_axis(cosine, order, axis=1), 0.0, 2.0))
-            bar.advance(len(part))
+            advance(len(part) * len(among))
     return np.concatenate(found).astype(np.int64), np.concatenate(distances).astype(np.float32)
+
+
+@contextmanager
+def _bar(label: str, pairs: int) -> Iterator[Callable[[float], None]]:
+    """Progress of what takes more than a few seconds."""
+    if pairs < _SECONDS_OF_WORK or not label:
+        yield lambda done: None
+        return
+    with progress(label, 100, "%") as bar:
+        yield lambda done: bar.advance(100 * done / pairs)
 
 
 def _without_self(near: Any, own: Any) -> Any:

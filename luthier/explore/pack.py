@@ -31,7 +31,7 @@ def column(values: Any, kind: str | None = None) -> dict[str, str]:
     """
     array = np.asarray(values)
     if kind is None:
-        if array.dtype.kind == "f":
+        if array.dtype.kind == "f" and array.size:
             kind = "f32"
         else:
             most = int(array.max(initial=0))

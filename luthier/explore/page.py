@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from importlib import resources
 from typing import Any
 
@@ -27,6 +28,7 @@ from luthier.runtime.console import progress
 
 __all__ = ["render_map"]
 
+_LONG = 5_000
 _SCRIPTS = ("data", "draw", "filter", "colour", "hand", "panels", "app")
 
 
@@ -141,12 +143,13 @@ def _blocks(chart: Chart) -> Iterator[tuple[str, int, str]]:
         return
     packer = TokenPacker(chart.explored.tokenizer)
     items = chart.explored.items
-    with progress("tokens of the page", len(items)) as bar:
+    with progress("tokens of the page", len(items)) if len(items) > _LONG else nullcontext() as bar:
 
         def rows() -> Iterator[Any]:
             for item, turns in zip(items, chart.turns, strict=True):
                 yield packer.pack(item.tokens, turns) if item.tokens is not None else None
-                bar.advance()
+                if bar is not None:
+                    bar.advance()
 
         yield from (("tokens", index, text) for index, text in enumerate(blocks(rows())))
 

@@ -49,12 +49,12 @@ def histogram_lines(summary: Mapping[str, Any]) -> list[str]:
         return ["  no rows"]
     most = max(count for *_, count in bins)
     wide = len(f"{bins[-1][1]:,}")
-    lines = []
+    lines: list[str] = []
     for low, high, count in bins:
         if count or len(lines) < 1:
             lines.append(f"  {low:>{wide},} to {high - 1:>{wide},} {_bar(count, most)} {count:,}")
-    spread = f"{summary['min']:,} shortest, {summary['p50']:,} median, {summary['p95']:,} at 95%, {summary['max']:,} longest"
-    return [*lines, f"  {spread}"]
+    low, middle, high, most = (f"{summary[name]:,}" for name in ("min", "p50", "p95", "max"))
+    return [*lines, f"  {low} shortest, {middle} median, {high} at 95%, {most} longest"]
 
 
 def _bar(count: int, most: int) -> str:

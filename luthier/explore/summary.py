@@ -15,7 +15,7 @@ _SHOWN = 6
 
 
 def chart_to_json(chart: Chart) -> dict[str, Any]:
-    """Clusters, outliers, coverage, scores by cluster, quality and times; every outlier and uncovered row by its place."""
+    """Clusters, outliers, coverage, scores by cluster, quality, times; outliers and uncovered rows by place."""
     items = chart.explored.items
     outliers = np.flatnonzero(chart.outliers())
     value: dict[str, Any] = {
@@ -55,7 +55,9 @@ def _clusters(chart: Chart) -> list[dict[str, Any]]:
         found.append({
             "label": label, "terms": terms, "rows": int(mine.sum()),
             "scores": {
-                name: {"mean": round(float(own.mean()), 4), "rows": len(own)} for name, own in scores.items() if len(own)
+                name: {"mean": round(float(own.mean()), 4), "rows": len(own)}
+                for name, own in scores.items()
+                if len(own)
             },
         })  # fmt: skip
     return found

@@ -38,8 +38,9 @@ class Browser:
             os.dup2(high[1], 4)
 
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe",
-                     f"--user-data-dir={self.profile}", "--no-first-run", "--disable-dev-shm-usage", "about:blank"]  # fmt: skip
-        self.process = subprocess.Popen(  # noqa: PLW1509
+                     f"--user-data-dir={self.profile}", "--no-first-run",
+                     "--disable-dev-shm-usage", "about:blank"]  # fmt: skip
+        self.process = subprocess.Popen(
             [chromium, *arguments], preexec_fn=place, pass_fds=(3, 4, *high), close_fds=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip

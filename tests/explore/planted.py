@@ -1,4 +1,4 @@
-"""Synthetic rows with known topics, for tests and for `benchmarks/map.py`: seeded, made of word lists, nobody's data."""
+"""Synthetic rows with known topics, for tests and `benchmarks/map.py`: seeded, from word lists, nobody's data."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 TOPICS = {
-    "cooking": "flour butter oven dough recipe sugar whisk simmer garlic onion skillet broth seasoning bake yeast crust",
-    "astronomy": "planet orbit telescope galaxy comet nebula eclipse moon asteroid spectrum gravity star satellite crater",
-    "gardening": "soil compost seedling prune tomato mulch watering perennial bulb hedge fertilizer lawn weed trellis",
-    "banking": "loan interest mortgage deposit account overdraft credit branch transfer savings statement currency fee",
+    "cooking": "flour butter oven dough recipe sugar whisk simmer garlic onion skillet broth seasoning bake yeast",
+    "astronomy": "planet orbit telescope galaxy comet nebula eclipse moon asteroid spectrum gravity star crater",
+    "gardening": "soil compost seedling prune tomato mulch watering perennial bulb hedge lawn weed trellis",
+    "banking": "loan interest mortgage deposit account overdraft credit branch transfer savings currency fee",
     "sailing": "mast anchor harbour rudder tide keel sail crew wind deck rope buoy compass voyage marina hull",
-    "medicine": "dose symptom fever vaccine clinic nurse diagnosis allergy prescription wound surgeon therapy infection",
-    "football": "goalkeeper penalty striker league referee offside midfield tackle stadium coach corner season transfer",
+    "medicine": "dose symptom fever vaccine clinic nurse diagnosis allergy prescription wound surgeon infection",
+    "football": "goalkeeper penalty striker league referee offside midfield tackle stadium coach corner season",
     "music": "chord melody violin rhythm tempo piano orchestra tune octave harmony guitar concert drum soloist",
     "railway": "locomotive platform carriage signal track timetable conductor tunnel station freight junction gauge",
     "law": "contract clause tribunal plaintiff verdict statute appeal lawyer witness damages liability evidence",

@@ -119,4 +119,5 @@ resize();
 setColour("cluster");
 applyFilters();
 // For tests and measurements: what is shown, and how long the last frame, filter and search took (ms).
-window.luthierMap = { state, timings, view, applyFilters, search, openRow, select, draw, setColour, refOf, moving };
+const place = (i) => [X[i] * view.scale + view.x, Y[i] * view.scale + view.y];
+window.luthierMap = { state, place, timings, view, applyFilters, search, openRow, select, draw, setColour, refOf, moving };
