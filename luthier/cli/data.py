@@ -1,4 +1,4 @@
-"""`luthier data show|check`: rows as the model will see them."""
+"""`luthier data show|check|dedup|stats|map`: rows as the model will see them, and as a set."""
 
 from __future__ import annotations
 

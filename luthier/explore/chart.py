@@ -53,6 +53,9 @@ class Chart:
     how: dict[str, str]
     """How it was made: embedding, projection, clusters, outliers, coverage, seed."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Of each part, on the clock."""
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
+    """Of each part, of the processor."""
 
     def outliers(self) -> Any:
         """[n] bool."""
@@ -119,7 +122,7 @@ def draw_chart(
         explored=explored, turns=turns, places=places, clusters=found, outlier=outlier, fence=far_out(outlier),
         lengths=np.asarray(lengths), unit="tokens" if counted else "characters", languages=guessed, covered=covered,
         regions=coverage_by_cluster(covered, found.of, found.labels, train) if covered else [],
-        scores=scores or {}, quality=kept, seconds=clock.laps,
+        scores=scores or {}, quality=kept, seconds=clock.laps, cpu_seconds=clock.cpu,
         how=_how(vectors.how, on, projection, found, kept, covered, seed),
     )  # fmt: skip
 
@@ -180,13 +183,14 @@ def _how(
 
 
 class _Clock:
-    """Seconds of each part."""
+    """Seconds of each part, on the clock and of the processor (all threads)."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.cpu: dict[str, float] = {}
+        self._last = time.perf_counter(), time.process_time()
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
+        now = time.perf_counter(), time.process_time()
+        self.laps[name], self.cpu[name] = (round(new - old, 3) for new, old in zip(now, self._last, strict=True))
         self._last = now

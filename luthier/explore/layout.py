@@ -31,8 +31,9 @@ _LONGEST_STEP = 4.0
 _SPREAD = 3.0
 _EPOCHS = 800
 _LANDMARKS, _ANCHORS, _LEAST_ROOM = 1_000, 3, 3.0
-_REFINING, _FIRST_STEP = 200, 0.5
 _LONG = 20_000
+# Epochs and first step from landmarks: of many rows, of few.
+_REFINING = {True: (200, 0.5), False: (600, 1.0)}
 
 
 def project(values: Any, near: Any, *, seed: int, method: str = "graph") -> Any:
@@ -64,7 +65,8 @@ def project(values: Any, near: Any, *, seed: int, method: str = "graph") -> Any:
     start = (drawn[anchors] * weight[:, :, None]).sum(axis=1)
     start = start * max(_LEAST_ROOM, 0.6 * (len(values) / _LANDMARKS) ** 0.5)
     start = start + draws.normal(0.0, 0.05, start.shape)
-    return _draw(start.astype(np.float32), near, draws, epochs=_REFINING, first=_FIRST_STEP)
+    epochs, first = _REFINING[len(values) > _LONG]
+    return _draw(start.astype(np.float32), near, draws, epochs=epochs, first=first)
 
 
 def _from_plane(values: Any, near: Any, draws: Any) -> Any:

@@ -30,6 +30,7 @@ def chart_to_json(chart: Chart) -> dict[str, Any]:
         "outlier_fence": round(chart.fence, 4),
         "how": chart.how,
         "seconds": chart.seconds,
+        "cpu_seconds": chart.cpu_seconds,
     }
     covered = chart.covered
     if covered:

@@ -163,7 +163,7 @@ def test_payloads_run_nowhere(tmp_path):
         assert tab.js("document.querySelectorAll('iframe, img, svg, a, link').length") == 0
         assert tab.complaints() == [] and tab.requests() == []
         blocked = tab.js("""(() => { const said = [];
-            for (const make of [() => { document.body.innerHTML += '<p>x</p>'; }, 
+            for (const make of [() => { document.body.innerHTML += '<p>x</p>'; },
                 () => { document.createElement('script').text = 'window.pwned = 99'; }]) {
               try { make(); said.push('done'); } catch (error) { said.push('refused'); } }
             return said.join(); })()""")

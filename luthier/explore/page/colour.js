@@ -59,6 +59,12 @@ function recolour() {
   drawLegend();
   queue();
 }
+function standsOut() {
+  if (colourBy === "is outlier") return isOutlier;
+  if (colourBy === "coverage" || colourBy === "distance") return (i) => heldOut.has(i);
+  if (colourBy in numOf && numOf[colourBy].sparse) return (i) => !Number.isNaN(numOf[colourBy].data[i]);
+  return null;
+}
 const trainName = catOf.split.values.indexOf("train");
 const isTraining = (i) => catOf.split.data[i] === trainName;
 const colourText = (i) => `#${[0, 8, 16].map((shift) => ((colours[i] >> shift) & 255).toString(16).padStart(2, "0")).join("")}`;

@@ -19,7 +19,10 @@ const X = new Float32Array(n), Y = new Float32Array(n);
 for (let i = 0; i < n; i++) { X[i] = rawX[i] / 65535; Y[i] = rawY[i] / 65535; }
 const fileOf = readColumn(head.file), lineOf = readColumn(head.line);
 const cats = head.cats.map((cat) => ({ ...cat, data: readColumn(cat.data) }));
-const nums = head.nums.map((num) => ({ ...num, data: readColumn(num.data) }));
+const nums = head.nums.map((num) => {
+  const data = readColumn(num.data);
+  return { ...num, data, sparse: data.some(Number.isNaN) };
+});
 const catOf = Object.fromEntries(cats.map((cat) => [cat.key, cat]));
 const numOf = Object.fromEntries(nums.map((num) => [num.key, num]));
 const heldOut = new Map();

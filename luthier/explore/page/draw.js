@@ -90,6 +90,8 @@ function draw() {
   const faint = cssColour("--rest");
   if (!all) blend(width, height, ratio, Math.max(0.7, radius * 0.7), (i) => (state.shown[i] && (!some || state.selected[i]) ? -1 : faint), 110);
   blend(width, height, ratio, radius, (i) => (state.shown[i] && (!some || state.selected[i]) ? colours[i] : -1), 215);
+  const stands = standsOut(); // the few rows that this colouring is about, larger and on top
+  if (stands) blend(width, height, ratio, radius * 1.7, (i) => (stands(i) && state.shown[i] && (!some || state.selected[i]) ? colours[i] : -1), 240);
   paint.putImageData(pixels, 0, 0);
   drawMarks();
   timings.frame = performance.now() - started;
