@@ -91,6 +91,8 @@ def data_map(
     from luthier.runtime.atomic import write_text
 
     _refuse_unknown(on=(on, ("conversation", "prompt", "answer")), projection=(projection, ("graph", "umap")))
+    if out.suffix.lower() not in {".html", ".htm"}:
+        raise RecipeError(code="C165", message=f"--out must end in .html; got {out}", hint=f"--out {out.stem}.html")
     if losses and run is None:
         raise RecipeError(code="C110", message="--losses needs the model of a run", hint="name it: --run RUN")
     explored, recipe = _explored(rows, test, tokenizer, format, map, objective, run=run)

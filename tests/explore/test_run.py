@@ -52,6 +52,7 @@ def test_what_does_not_fit_is_told(world, call):
     for arguments, words in (
         (["--on", "all"], "--on must be one of conversation, prompt, answer; got all"),
         (["--losses", "5"], "--losses needs the model of a run"),
+        (["--out", str(world / "rows.jsonl")], "--out must end in .html"),
         (["--embedder", str(world / "nothing")], "no embedding model in"),
     ):
         said = call("data", "map", world / "rows.jsonl", "--out", world / "no.html", *arguments)
