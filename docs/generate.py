@@ -24,6 +24,8 @@ NESTED = {
     "Source": "data.train[]",
     "ValidationSection": "data.validation",
     "DedupSection": "data.dedup",
+    "DecontaminateSection": "data.decontaminate",
+    "AgainstSource": "data.decontaminate.against[]",
     "TaskSpec": "evaluate.tasks[]",
     "GrpoSection": "objective.grpo",
     "RewardSpec": "objective.grpo.rewards[]",

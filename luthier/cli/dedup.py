@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from luthier.recipe.objective_kind import RowKind
     from luthier.recipe.schema import DedupSection
 
-__all__ = ["columns_of", "curated_lines", "dedup", "kind_of_objective"]
+__all__ = ["columns_of", "curated_lines", "dedup", "kind_for"]
 
 _UNCHANGED_SHOWN = 60
 
@@ -61,7 +61,7 @@ def dedup(
         numbers=numbers, ignore=[word for word in ignore.split(",") if word not in {"", "none"}],
         embedding_model=embedding_model,
     )  # fmt: skip
-    columns, kind = columns_of(map or []), kind_of_objective(objective)
+    columns, kind = columns_of(map or []), kind_for(objective)
     if out is not None:
         check_target(files, out, force=force)
     found = find_in_files(
@@ -109,8 +109,8 @@ def _settings(**keys: Any) -> DedupSection:
     return settings
 
 
-def kind_of_objective(objective: str) -> RowKind:
-    """Which rows `--objective` wants.
+def kind_for(objective: str) -> RowKind:
+    """How the rows of an objective are read, from --objective.
 
     Raises:
         RecipeError: no such objective.
@@ -124,10 +124,10 @@ def kind_of_objective(objective: str) -> RowKind:
 
 
 def columns_of(pairs: list[str]) -> dict[str, str]:
-    """`--map field=column` as a mapping.
+    """The pairs of --map.
 
     Raises:
-        RecipeError: a pair without `=`.
+        RecipeError: one is no pair.
     """
     problems = [
         Problem(code="C120", message=f"--map {pair} has no `=`", hint="for instance user=question")
