@@ -1,4 +1,4 @@
-"""`luthier data show|check`: rows as the model will see them."""
+"""`luthier data ...`: rows as the model will see them, and as a set."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.explore import data_map, stats
 from luthier.cli.label import label
 from luthier.cli.output import emit_json, show
 from luthier.cli.synth import synth
@@ -17,6 +18,8 @@ app = typer.Typer(help="Look at the rows as the model will see them.", no_args_i
 app.command("dedup")(dedup)
 app.command("decontaminate")(decontaminate)
 app.command("label")(label)
+app.command("stats")(stats)
+app.command("map")(data_map)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command("synth", context_settings=OVERRIDES)(synth)
 
