@@ -23,6 +23,7 @@ from luthier.data.layout import Layout
 from luthier.data.normalise import Empty, normalise
 from luthier.data.preferences import as_rated
 from luthier.data.rows import Faults, Row
+from luthier.data.stores import find_store_files, is_store
 from luthier.data.tables import read_table, table_schema, typed_problems
 from luthier.data.types import Conversation, Dropped
 from luthier.recipe.objective_kind import RowKind
@@ -143,12 +144,14 @@ def read_conversations(
 
 
 def source_files(source: Source, notes: Counter[str]) -> list[DataFile]:
-    """The files behind a source: on this disk, or downloaded from the hub.
+    """The files behind a source: on this disk, or downloaded from an object store or the hub.
 
     Raises:
         DataError: nothing there, or nothing that can be read.
-        AccessError: a hub data set that cannot be reached.
+        AccessError: a hub data set or store that cannot be reached.
     """
+    if is_store(source.path):
+        return find_store_files(source.path, split=source.split, notes=notes)
     if is_local(source.path):
         return find_files(source.path, split=source.split, notes=notes)
     return find_hub_files(source.path, name=source.name, split=source.split, notes=notes)

@@ -88,7 +88,7 @@ def _estimated(recipe: Recipe) -> Documents:
     exact = True
     for index, source in enumerate(data.train):
         if not is_local(source.path):
-            raise _NotCheap(f"{source.path} is on the hub")
+            raise _NotCheap(f"{source.path} is not on this disk")
         files = find_files(source.path, split=source.split)
         if sum(file.path.stat().st_size for file in files) > CHEAP_BYTES:
             raise _NotCheap(f"{source.path} is larger than {CHEAP_BYTES >> 20} MiB")

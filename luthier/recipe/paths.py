@@ -14,7 +14,7 @@ from pathlib import Path
 __all__ = ["expand", "is_folder", "is_url", "looks_local", "missing_path", "near_names"]
 
 DATA_SUFFIXES = (
-    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".txt",
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst", ".txt",
     ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl",
 )  # fmt: skip
 _GLOB = re.compile(r"[*?\[]")
@@ -30,7 +30,7 @@ def expand(text: str) -> Path:
 
 
 def is_url(text: str) -> bool:
-    """`scheme://...`; nothing is fetched by URL."""
+    """`scheme://...`."""
     return _URL.match(text) is not None
 
 
@@ -39,6 +39,8 @@ def looks_local(text: str, *, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> bool
 
     Without `suffixes` it is a model or tokenizer, which is never a single file.
     """
+    if suffixes and is_url(text):
+        return False
     if "\0" in text or text.startswith((".", "/", "~")) or text.lower().endswith(suffixes) or _GLOB.search(text):
         return True
     if suffixes and "/" in text and expand(text).parent.is_dir():

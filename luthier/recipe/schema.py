@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
+from luthier.recipe.data_schema import DataSection, DedupSection, MixSection, Source, ValidationSection
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.section import Section
@@ -22,6 +22,7 @@ __all__ = [
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
+    "MixSection",
     "ModelSection",
     "ObjectiveSection",
     "Recipe",
