@@ -63,9 +63,9 @@ def kind_of(path: PurePath, shown: str | None = None) -> str:
     """
     kind = known_kind(path)
     if kind is None:
-        packed = ", ".join(PACKED)
         raise _error(
-            shown or str(path), f"unknown kind of file; known are: {', '.join(KINDS)} (text kinds also with {packed})"
+            shown or str(path),
+            f"unknown kind of file; known are: {', '.join(KINDS)} (text kinds also with {', '.join(PACKED)})",
         )
     return kind
 

@@ -76,10 +76,15 @@ def _zstd(raw: IO[bytes]) -> Any:
 
 
 _KINDS = (
-    Packed("gzip", rb"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw, mode="rb"), (gzip.BadGzipFile, zlib.error)),
-    Packed("bzip2", rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", lambda raw: bz2.BZ2File(raw), (OSError, ValueError)),
-    Packed("xz", rb"\xfd7zXZ\x00", _Xz, (lzma.LZMAError,)),
-    Packed("zstd", rb"\x28\xb5\x2f\xfd", _zstd, (OSError,)),
+    Packed(
+        "gzip",
+        rb"\x1f\x8b",
+        lambda raw: gzip.GzipFile(fileobj=raw, mode="rb"),
+        (EOFError, gzip.BadGzipFile, zlib.error),
+    ),
+    Packed("bzip2", rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", lambda raw: bz2.BZ2File(raw), (EOFError, OSError, ValueError)),
+    Packed("xz", rb"\xfd7zXZ\x00", _Xz, (EOFError, lzma.LZMAError)),
+    Packed("zstd", rb"\x28\xb5\x2f\xfd", _zstd, (EOFError, OSError)),
 )
 
 

@@ -87,7 +87,7 @@ def _told(path: str) -> Iterator[None]:
         yield
     except (LuthierError, ImportError):
         raise
-    except Exception as error:  # noqa: BLE001 - each store has its own classes, without a common one
+    except Exception as error:  # each store has its own classes, without a common one
         reason: BaseException = error
         if isinstance(error, FileNotFoundError):
             # fsspec says "not found" of a web server that it could not reach, too; the cause tells.
@@ -205,8 +205,8 @@ def _download(system: Any, name: str, target: Path, size: int | None, shown: str
         system.get_file(name, str(target))
         return
     note(f"downloading {shown} ({size / 2**20:,.0f} MiB)", style="dim")
-    with progress(f"download {target.name}", size / 2**20, "MiB") as bar, system.open(name, "rb") as source:
-        with target.open("wb") as out:
-            while block := source.read(_BLOCK_BYTES):
-                out.write(block)
-                bar.advance(len(block) / 2**20)
+    bar_of = progress(f"download {target.name}", size / 2**20, "MiB")
+    with bar_of as bar, system.open(name, "rb") as source, target.open("wb") as out:
+        while block := source.read(_BLOCK_BYTES):
+            out.write(block)
+            bar.advance(len(block) / 2**20)

@@ -43,7 +43,7 @@ class _Guarded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._stream.read(len(buffer))
-        except (EOFError, *self._packed.faults) as error:
+        except self._packed.faults as error:
             name = self._packed.name
             raise _packed_error(
                 self._shown, f"broken {name} data after {self._expanded:,} bytes: {error}", "download or pack it again"
@@ -70,7 +70,7 @@ def _packed_error(shown: str, what: str, hint: str) -> DataError:
 
 @contextmanager
 def open_bytes(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
-    """Open a file for reading bytes; compressed data is known by its first bytes and expanded on the way, within limits.
+    """Open a file for reading bytes; compressed data, known by its first bytes, is expanded on the way, within limits.
 
     Raises:
         DataError: the file cannot be opened; the compressed data is broken or expands without bounds.

@@ -69,7 +69,7 @@ def _shares(data: DataSection, objective: ObjectiveSection | None, locate: Locat
         yield locate("data.train.0.share").problem("C110", message, hint=f"in these proportions: {meant}")
     mix = data.mix
     for key, why in unused_in_mix(mix).items() if mix is not None else ():
-        if key in mix.model_fields_set:
+        if mix is not None and key in mix.model_fields_set:
             message = f"`data.mix.{key}` would have no effect: {why}"
             yield locate(f"data.mix.{key}", on="key").problem("C111", message, hint="remove it")
     if objective is not None and objective.name == "grpo" and (mix is None or mix.by == "trained_tokens"):

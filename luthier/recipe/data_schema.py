@@ -104,9 +104,9 @@ class DataSection(Section):
     """Sources of training rows."""
     mix: MixSection | None = None
     """How sources with a `share` are mixed; null: by trained tokens, no row twice."""
-    streaming: bool | Literal["auto"] = "auto"
-    """Keep tokenised rows on disk instead of in memory, for sets larger than memory. `auto`: where the files are large
-    for this machine and nothing asks for all rows at once."""
+    streaming: bool | None = None
+    """Read the rows once and keep them tokenised on disk instead of in memory, for sets larger than memory. null: where
+    the files are large for this machine and nothing asks for all rows at once."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
     dedup: DedupSection | None = None

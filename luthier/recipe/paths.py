@@ -14,8 +14,8 @@ from pathlib import Path
 __all__ = ["expand", "is_folder", "is_url", "looks_local", "missing_path", "near_names"]
 
 DATA_SUFFIXES = (
-    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst", ".txt",
-    ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl",
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst",
+    ".txt", ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl",
 )  # fmt: skip
 _GLOB = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -25,9 +25,7 @@ STORE_PACKAGES = {
 """Scheme of a path -> package that brings its file system to fsspec. `memory` lives as long as the process."""
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CONTAINER_SCHEMES = {"abfs", "abfss", "az"}  # container@account is no credential
-_SECRET_NAMES = re.compile(
-    r"sig(nature)?$|token|secret|passw|credential|(access|api|auth)?[-_]?key|^auth", re.IGNORECASE
-)
+_SECRET_NAMES = re.compile(r"sig(nature)?$|token|secret|passw|credential|key|^auth", re.IGNORECASE)
 _ENVIRONMENT = "keys belong into the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_...)"
 
 

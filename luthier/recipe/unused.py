@@ -20,8 +20,8 @@ from luthier.recipe.schema import (
 )
 
 __all__ = [
-    "contradictions_in_dedup", "unused_in_dedup", "unused_in_method", "unused_in_mix", "unused_in_objective", "unused_in_source",
-    "unused_in_task", "unused_in_train", "unused_in_validation",
+    "contradictions_in_dedup", "unused_in_dedup", "unused_in_method", "unused_in_mix", "unused_in_objective",
+    "unused_in_source", "unused_in_task", "unused_in_train", "unused_in_validation",
 ]  # fmt: skip
 
 _LORA_KEYS = (
