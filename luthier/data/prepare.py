@@ -25,6 +25,7 @@ from luthier.data.tally import Tally
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import Tokenized, tokenize_all
 from luthier.data.types import Conversation, Dropped, TrainRow
+from luthier.data.workers import CHUNK_ROWS, tokenize_chunks
 from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DataSection
 from luthier.runtime.console import note, progress
@@ -165,9 +166,11 @@ def _tokenize_now(
     tokenize = tokenize_all if kind == "tokens" else tokenize_preferences
 
     def collect(advance: Callable[[], None]) -> None:
-        for outcome in tokenize(rows, template, section=section):
-            outcomes.append(outcome)
-            advance()
+        chunks = (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
+        for chunk in tokenize_chunks(chunks, tokenize, template, section):
+            for outcome in chunk:
+                outcomes.append(outcome)
+                advance()
 
     if len(rows) <= _PROGRESS_ROWS:
         collect(lambda: None)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,8 +27,9 @@ from luthier.data.sources import Reading, hash_files, source_files
 from luthier.data.stored import RowStore, RowWriter, is_whole
 from luthier.data.tally import Tally
 from luthier.data.template import ChatTemplate
-from luthier.data.tokenize import tokenize_all
+from luthier.data.tokenize import Tokenized, tokenize_all
 from luthier.data.types import Conversation, Dropped, Example, RowRef
+from luthier.data.workers import CHUNK_ROWS, tokenize_chunks
 from luthier.recipe.schema import DataSection, Source
 from luthier.runtime.atomic import atomic_folder, sweep
 from luthier.runtime.console import note
@@ -38,7 +39,6 @@ from luthier.runtime.hashing import hash_json
 __all__ = ["open_rows"]
 
 _KEPT_ENTRIES = 4
-_CHUNK_ROWS = 256
 _SAY_SECONDS = 10.0
 _COUNTERS = ("dropped", "notes", "methods", "terminators", "refused")
 _NUMBERS = ("truncated", "cut_tokens", "proven")
@@ -117,8 +117,8 @@ def _write(folder: Path, section: DataSection, template: ChatTemplate, names: Se
         for index, source in enumerate(wanted_sources(section)):
             reading = Reading(source, index, on_empty=section.on_empty, loss_on=section.loss_on)
             try:
-                for chunk in _chunks(reading):
-                    _write_chunk(chunk, writer, tally, template, section)
+                for chunk, outcomes in _tokenized(reading, template, section):
+                    _write_chunk(chunk, outcomes, writer, tally)
                     said.advance(len(chunk))
             except DataError as error:
                 problems += error.problems
@@ -151,23 +151,31 @@ class _Said:
             note(f"  {self._rows:,} rows tokenised and proven, {now - self._started:.0f} s", style="dim")
 
 
-def _chunks(reading: Reading) -> Iterator[list[tuple[Conversation, str]]]:
-    rows = ((conversation, reading.row_hash) for conversation in reading)
-    while chunk := list(islice(rows, _CHUNK_ROWS)):
-        yield chunk
+def _tokenized(
+    reading: Reading, template: ChatTemplate, section: DataSection
+) -> Iterator[tuple[list[tuple[RowRef, str]], list[Tokenized]]]:
+    """Place and hash of some hundred rows, and what became of them."""
+    under_way: deque[list[tuple[RowRef, str]]] = deque()
+
+    def chunks() -> Iterator[list[Conversation]]:
+        rows = ((conversation, reading.row_hash) for conversation in reading)
+        while chunk := list(islice(rows, CHUNK_ROWS)):
+            under_way.append([(conversation.ref, content) for conversation, content in chunk])
+            yield [conversation for conversation, _ in chunk]
+
+    for outcomes in tokenize_chunks(chunks(), tokenize_all, template, section):
+        yield under_way.popleft(), outcomes
 
 
 def _write_chunk(
-    chunk: Sequence[tuple[Conversation, str]], writer: RowWriter, tally: Tally, template: ChatTemplate,
-    section: DataSection,
-) -> None:  # fmt: skip
-    outcomes = tokenize_all([conversation for conversation, _ in chunk], template, section=section)
-    for (conversation, content), outcome in zip(chunk, outcomes, strict=True):
+    chunk: Sequence[tuple[RowRef, str]], outcomes: Sequence[Tokenized], writer: RowWriter, tally: Tally
+) -> None:
+    for (ref, content), outcome in zip(chunk, outcomes, strict=True):
         tally.add(outcome)
         if isinstance(outcome.result, Example):
             writer.used(outcome.result, content)
         else:
-            writer.dropped(conversation.ref, content)
+            writer.dropped(ref, content)
 
 
 # --- what happened on the way, as JSON ----------------------------------------------------------------------------

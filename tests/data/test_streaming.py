@@ -171,7 +171,7 @@ def test_any_change_that_matters_misses_and_says_why(sources, tmp_path):
     assert state(on_empty="drop") == "miss: on_empty changed"
     limited = [{**sources[0], "limit": 7}, sources[1]]
     assert state(rows=limited) == "miss: format, map, system or limit changed"
-    file.write_bytes(data.replace(b"content\": \"", b"content\": \"x", 1))
+    file.write_bytes(data.replace(b'content": "', b'content": "x', 1))
     assert state() == "miss: rows changed"
     assert len(list((tmp_path / "cache" / "rows").iterdir())) == 4  # the oldest are let go
 
