@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from luthier.recipe.paths import is_url
+from luthier.recipe.paths import glob_paths, is_url
 from luthier.runtime.errors import DataError, Problem
 
 __all__ = [
@@ -108,9 +107,7 @@ def find_files(path: str, *, split: str = "train", notes: Counter[str] | None = 
         return [local_file(given)]
     if given.is_dir():
         return _in_folder(given, split, notes)
-    # Not Path.glob: a pattern may be absolute.
-    matches = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]  # noqa: PTH207
-    found = [match for match in matches if match.is_file()]
+    found = [match for match in sorted(glob_paths(given)) if match.is_file()]
     if not found:
         raise _error(
             given, "no such file or folder", hint="check the path: it counts from the folder luthier was started in"
