@@ -18,12 +18,10 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
-from operator import itemgetter
 from typing import Any
 
+from luthier.data.direct import Direct, Encoded
 from luthier.runtime.errors import DataError, Problem
 
 __all__ = ["LONG_PREFIX", "Encoded", "Encoder", "Interval"]
@@ -32,22 +30,9 @@ LONG_PREFIX = 8_000
 """Characters up to which a prompt is always encoded as a whole."""
 
 _MOST_TAILS = 8
-_END = itemgetter(1)
 
 Interval = tuple[int, int]
 """Half-open range of characters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids of a text, and for each the end of its characters in it (non-decreasing)."""
-
-    ids: list[int]
-    ends: list[int]
-
-    def shifted(self, offset: int) -> Encoded:
-        """The same tokens in a longer text that has `offset` characters in front."""
-        return Encoded(self.ids, [end + offset for end in self.ends]) if offset else self
 
 
 class Encoder:
@@ -244,63 +229,17 @@ class Encoder:
 
     def _tokenise(self, texts: list[str], *, spelled: bool = False) -> Iterator[Encoded]:
         """`spelled`: control tokens in the text become plain-text tokens."""
-        if not self.direct:
-            yield from self._tokenise_through_transformers(texts, spelled=spelled)
-            return
-        for encoding in self._encode_batch(texts, spelled):
-            # an end never goes back: some tokenizers report (0, 0) for what they add
-            yield Encoded(encoding.ids, list(accumulate(map(_END, encoding.offsets), max)))
-
-    def _encode_batch(self, texts: list[str], spelled: bool) -> list[Any]:
-        """The Rust tokenizer itself: what transformers does around it takes as long as the tokenizing."""
-        backend = self.tokenizer.backend_tokenizer
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        backend.encode_special_tokens = spelled
-        found: list[Any] = backend.encode_batch(texts, add_special_tokens=False)
-        return found
+        return self._direct.encode(texts, spelled=spelled)
 
     @cached_property
-    def direct(self) -> bool:
-        """Whether transformers adds nothing of its own to what the Rust tokenizer gives, there and back."""
-        special = "".join(sorted(self.control)[:3])
-        texts = [f"{special}Hi, \u00fc 12  \n\tx{special} \u4e16 </s> [INST]", " a", "\n"]
-        backend = self.tokenizer.backend_tokenizer
-        back = all(
-            self._decode_through_transformers(one.ids) == backend.decode(one.ids, skip_special_tokens=False)
-            for one in self._tokenise_through_transformers(texts)
-        )
-        return back and all(
-            [(one.ids, one.ends) for one in self._tokenise_through_transformers(texts, spelled=spelled)]
-            == [
-                (list(one.ids), list(accumulate(map(_END, one.offsets), max)))
-                for one in self._encode_batch(texts, spelled)
-            ]
-            for spelled in (False, True)
-        )
-
-    def _tokenise_through_transformers(self, texts: list[str], *, spelled: bool = False) -> Iterator[Encoded]:
-        batch = self.tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-            return_token_type_ids=False, split_special_tokens=spelled, verbose=False,
-        )  # fmt: skip
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-            yield Encoded(ids, list(accumulate(map(_END, offsets), max)))
+    def _direct(self) -> Direct:
+        return Direct(self.tokenizer, "".join(sorted(self.control)[:3]))
 
     # --- the way back ---------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, nothing skipped, nothing cleaned up."""
-        if self.direct:
-            text: str = self.tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
-            return text
-        return self._decode_through_transformers(ids)
-
-    def _decode_through_transformers(self, ids: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+        return self._direct.decode(ids)
 
     def decodes_to(self, encoded: Encoded, first: int, last: int, text: str) -> str | None:
         """Whether tokens [first, last) are exactly `text`.

@@ -74,7 +74,7 @@ def test_a_loop_of_links_in_a_folder_ends(tmp_path: Path) -> None:
 
 
 def test_a_glob_over_folders_does_not_go_in_circles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """F12: two loops of links would be 2 to the 40 paths for `glob.glob`, and each row would be read again and again."""
+    """F12: two loops of links are 2 to the 40 paths for `glob.glob`, and one is each row forty times."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write(tmp_path / name / f"{name}.jsonl", [CHAT])
