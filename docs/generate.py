@@ -25,6 +25,8 @@ NESTED = {
     "ValidationSection": "data.validation",
     "MixSection": "data.mix",
     "DedupSection": "data.dedup",
+    "DecontaminateSection": "data.decontaminate",
+    "AgainstSource": "data.decontaminate.against[]",
     "TaskSpec": "evaluate.tasks[]",
     "GrpoSection": "objective.grpo",
     "RewardSpec": "objective.grpo.rewards[]",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.mix import mix
 from luthier.cli.output import emit_json, show
@@ -14,6 +15,7 @@ from luthier.cli.output import emit_json, show
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command("dedup")(dedup)
+app.command("decontaminate")(decontaminate)
 app.command("mix", context_settings=OVERRIDES)(mix)
 
 
@@ -92,6 +94,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
     ]
     lines += curated_lines(manifest)
     lines += mix_lines(manifest["mix"])
+    lines += contamination_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     if "streaming" in manifest:

@@ -55,7 +55,8 @@ def streams(section: DataSection, kind: RowKind, curate: Curate | None) -> bool:
     if kind != "tokens":
         needs.append((f"rows of kind {kind}", "need all of them"))
     if curate is not None and not needs:
-        needs.append(("data", "curates all of them at once"))
+        # It runs by itself where a recipe has `evaluate.tasks`; {action: off} is how to say that it should not.
+        needs.append(("data.decontaminate", "looks at all of them (write `{action: off}` to leave it out)"))
     if section.streaming:
         problems = [
             Problem(code="D248", message=f"`data.streaming` keeps no rows in memory, and `{key}` {why}",

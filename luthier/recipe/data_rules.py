@@ -39,6 +39,7 @@ def needs_all_rows(data: DataSection, objective: str | None) -> list[tuple[str, 
         (f"data.{name}", "compares or changes all of them at once")
         for name, field in DataSection.model_fields.items()
         if name not in _STREAMED and getattr(data, name) != field.get_default(call_default_factory=True)
+        if not (name == "decontaminate" and data.decontaminate is not None and data.decontaminate.action == "off")
     ]
     if data.validation.near_duplicates is not None:
         found.append(("data.validation.near_duplicates", "compares all of them"))
