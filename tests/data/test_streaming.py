@@ -1,7 +1,6 @@
 """Rows on disk are the rows in memory: ids, weights, refs, split, mixture, packs, manifest; found again by their bytes.
 
-Mutations tried by hand (each makes tests here fail): runs cut one token short; offsets of ids counted in bytes; the
-hash of a dropped row left out; `limit` not part of the key; today's name of a file not used.
+Mutations tried by hand (each makes tests here fail): runs cut one token short; offsets of ids counted in bytes.
 """
 
 from __future__ import annotations
