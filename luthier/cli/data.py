@@ -1,4 +1,4 @@
-"""`luthier data show|check`: rows as the model will see them."""
+"""`luthier data ...`: rows as the model will see them, and as a set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,21 @@ import typer
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.explore import data_map, stats
+from luthier.cli.label import label
 from luthier.cli.mix import mix
 from luthier.cli.output import emit_json, show
+from luthier.cli.synth import synth
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command("dedup")(dedup)
 app.command("decontaminate")(decontaminate)
 app.command("mix", context_settings=OVERRIDES)(mix)
+app.command("label")(label)
+app.command("stats")(stats)
+app.command("map")(data_map)
+app.command("synth", context_settings=OVERRIDES)(synth)
 
 
 @app.command("show", context_settings=OVERRIDES)

@@ -127,12 +127,21 @@ def _content(train: Sequence[TrainRow], validation: Sequence[TrainRow], packs: S
     return hash_json([*parts, [item.examples for item in packs]])
 
 
-def token_texts(ids: Sequence[int], encoder: Encoder) -> list[str]:
-    """Text of each token; bytes of one character spread over several tokens are shown with the last of them."""
+def token_texts(ids: Sequence[int], encoder: Encoder, known: dict[int, str] | None = None) -> list[str]:
+    """Text of each token; bytes of one character spread over several tokens are shown with the last of them.
+
+    `known` holds the texts of tokens that are whole by themselves, and grows: for many rows, pass it again.
+    """
+    known = {} if known is None else known
     texts: list[str] = []
     pending: list[int] = []
-    names = encoder.tokenizer.convert_ids_to_tokens(list(ids))
-    for token, name in zip(ids, names, strict=True):
+    names: list[str | None] = []
+    for place, token in enumerate(ids):
+        if not pending and token in known:
+            texts.append(known[token])
+            continue
+        names = names or encoder.tokenizer.convert_ids_to_tokens(list(ids))
+        name = names[place]
         pending.append(token)
         text = encoder.decode(pending)
         if text.endswith("\ufffd") and len(pending) < 4:
@@ -140,6 +149,8 @@ def token_texts(ids: Sequence[int], encoder: Encoder) -> list[str]:
             continue
         if name is not None and name.startswith("\u2581") and not text.startswith(" "):
             text = " " + text
+        if len(pending) == 1 and not text.endswith("\ufffd"):
+            known[token] = text
         texts.append(text)
         pending = []
     if pending:

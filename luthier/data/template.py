@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from luthier.data.encode import Encoder, Interval
 from luthier.data.sandbox import BoundedTemplate, TemplateFailure, TemplateLimit
+from luthier.data.served import as_served
 from luthier.runtime.errors import DataError, Problem
 
 __all__ = ["ChatTemplate", "Message", "Rendering"]
@@ -85,7 +86,7 @@ class ChatTemplate:
                 that transformers renders differently.
         """
         template = self._template(self.source(tools))
-        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        plain = [as_served({key: value for key, value in message.items() if value is not None}) for message in messages]
         seen = self._with_aliases(plain)
         variables = {**self._special_tokens, **self.kwargs}
         variables |= {"messages": seen, "tools": list(tools) if tools else None, "documents": None}
