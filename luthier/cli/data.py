@@ -62,6 +62,7 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
 
 
 def _check_lines(manifest: dict[str, Any]) -> list[str]:
+    from luthier.data.losses import loss_lines
     from luthier.data.preference_stats import preference_lines
 
     lengths = manifest["lengths"]
@@ -73,7 +74,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
             f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
             f"{lengths['max']} longest",
         ]
-        return lines + [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
+        return lines + loss_lines(manifest)
     lines += [
         f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, "
         f"{manifest['validation_rows']:,} to validate",
@@ -88,7 +89,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
     ]
     lines += curated_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
-    lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
+    lines += loss_lines(manifest)
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
     return lines
 

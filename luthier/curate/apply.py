@@ -1,5 +1,6 @@
 """The curated steps of a recipe: what `prepare` calls between reading and tokenising.
 
+    data.filters                      mend, redact or drop rows for what they say
     data.dedup                        drop duplicates among the training rows of all sources
     data.validation.near_duplicates   keep near-duplicates on one side of the validation split
 
@@ -19,11 +20,13 @@ from luthier.curate.dedup.clusters import Clusters
 from luthier.curate.dedup.embed import find_model
 from luthier.curate.dedup.minhash import bands_for
 from luthier.curate.dedup.run import Deduplicated, Duplicate, deduplicate
+from luthier.curate.filters.run import Tools, filter_rows
 from luthier.curate.scores import read_scores
 from luthier.curate.steps import Curation, Step
 from luthier.data.content import content_hash, group_hash
 from luthier.data.curated import Curate, Curated
 from luthier.data.types import Conversation, Dropped, RowRef
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.schema import DataSection, DedupSection, Source
 from luthier.runtime.console import note
 from luthier.runtime.hashing import hash_folder, hash_json
@@ -34,9 +37,18 @@ _LARGE_GROUP = 0.2
 _MODEL_FILES = ("*.safetensors", "*.json")
 
 
-def curator(section: DataSection, *, cache_dir: Path | None = None) -> Curate | None:
-    """The steps that a recipe asks for, in their order; None if it asks for none."""
+def curator(section: DataSection, *, cache_dir: Path | None = None, tokenizer: Any = None) -> Curate | None:
+    """The steps that a recipe asks for, in their order; None if it asks for none.
+
+    Args:
+        section: `data` of the recipe.
+        cache_dir: where found duplicates are kept; a judge's answers are kept beside it. None: nowhere.
+        tokenizer: for `data.filters.length` in tokens.
+    """
     steps: list[Step] = []
+    if section.filters is not None:
+        tools = Tools(tokenizer=tokenizer, cache_dir=cache_dir.with_name("judge") if cache_dir else None)
+        steps.append(partial(_filter, section=section.filters, tools=tools))
     if section.dedup is not None:
         steps.append(partial(_drop_duplicates, section=section, cache_dir=cache_dir))
     if section.validation.near_duplicates is not None:
@@ -51,6 +63,10 @@ def curator(section: DataSection, *, cache_dir: Path | None = None) -> Curate | 
         return curation.done()
 
     return curate
+
+
+def _filter(curation: Curation, *, section: FilterSection, tools: Tools) -> None:
+    filter_rows(curation, section, tools)
 
 
 def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Path | None) -> None:

@@ -26,7 +26,13 @@ class Curation:
     """Rows of `data.validation.path`; a yardstick: no step drops or changes them."""
     dropped: list[Dropped] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Each dropped or changed row in full, for `data/duplicates.jsonl`."""
+    """Each dropped row in full, for `data/losses.jsonl`; one for each of `dropped`."""
+    changes: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """id of a row in `train` -> what was changed in it, in order."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """id of a row in `train` -> the score a judge gave it."""
+    scored: list[dict[str, Any]] = field(default_factory=list)
+    """Every score with the place of its row, dropped ones too, for `data/scores.jsonl`."""
     groups: Mapping[str, str] | None = None
     """As in `Curated`."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +47,9 @@ class Curation:
         for index in sorted(taken):
             why, record = taken[index]
             self.dropped.append(why)
-            self.records.append(record)
+            self.records.append({**record, "detail": record.get("detail", why.detail)})
+            self.changes.pop(id(self.train[index]), None)
+            self.scores.pop(id(self.train[index]), None)
         self.train = [row for index, row in enumerate(self.train) if index not in taken]
 
     def change(self, changed: Mapping[int, tuple[Conversation, dict[str, Any]]]) -> None:
@@ -51,13 +59,16 @@ class Curation:
             changed: Index in `train` -> the new row, and the record in full.
         """
         for index in sorted(changed):
-            self.train[index], record = changed[index]
-            self.records.append(record)
+            old, (new, record) = self.train[index], changed[index]
+            self.train[index] = new
+            self.changes[id(new)] = [*self.changes.pop(id(old), []), record]
+            if id(old) in self.scores:
+                self.scores[id(new)] = self.scores.pop(id(old))
 
     def done(self) -> Curated:
         """What `prepare` goes on with."""
-        return Curated(rows=self.train, dropped=self.dropped, records=self.records, groups=self.groups,
-                       report=self.report)  # fmt: skip
+        return Curated(rows=self.train, dropped=self.dropped, records=self.records, changes=self.changes,
+                       scored=self.scored, groups=self.groups, report=self.report)  # fmt: skip
 
 
 Step = Callable[[Curation], None]

@@ -162,7 +162,7 @@ class Session:
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
             kind=row_kind(self.recipe.objective.name),
-            curate=curator(self.recipe.data, cache_dir=read_env().cache_dir / "dedup"),
+            curate=curator(self.recipe.data, cache_dir=read_env().cache_dir / "dedup", tokenizer=self.tokenizer),
         )
 
     @cached_property

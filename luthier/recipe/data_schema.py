@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.section import Section
 
 __all__ = ["DataSection", "DedupSection", "Source", "ValidationSection"]
@@ -89,6 +90,8 @@ class DataSection(Section):
     """Sources of training rows."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
+    filters: FilterSection | None = None
+    """Mend, redact or leave out rows for what they say, each one listed, before `dedup`; null: nothing is looked at."""
     dedup: DedupSection | None = None
     """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
     max_length: PositiveInt = 1024

@@ -16,9 +16,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.filter_rules import filter_rules
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online_rules import (
     grpo_rules,
     split_python,
@@ -71,6 +74,7 @@ class Parts:
     data: DataSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
+    filters: FilterSection | None = None
     dedup: DedupSection | None = None
     method: MethodSection | None = None
     objective: ObjectiveSection | None = None
@@ -84,8 +88,8 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
-            validation=recipe.data.validation, dedup=recipe.data.dedup, method=recipe.method,
-            objective=recipe.objective, train=recipe.train,
+            validation=recipe.data.validation, filters=recipe.data.filters, dedup=recipe.data.dedup,
+            method=recipe.method, objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
@@ -93,8 +97,8 @@ class Parts:
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _dedup, _method, _objective, _memory, _train, _needs_validation, _tasks,
-        _export,
+        _model, _sources, _validation, _filters, _dedup, _method, _objective, _memory, _train, _needs_validation,
+        _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -187,6 +191,12 @@ def _validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = "`data.validation.path` and `data.validation.fraction` exclude each other"
             yield locate(f"{prefix}.fraction", on="key").problem("C110", message, hint="keep one of them")
     yield from _unused(validation, prefix, unused_in_validation(validation), locate)
+
+
+def _filters(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    if parts.filters is not None:
+        kind = row_kind(parts.objective.name) if parts.objective is not None else None
+        yield from filter_rules(parts.filters, locate, kind=kind)
 
 
 def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
