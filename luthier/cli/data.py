@@ -8,10 +8,12 @@ import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.filter import filter_, filter_lines
 from luthier.cli.output import emit_json, show
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 app.command("dedup")(dedup)
+app.command("filter")(filter_)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -87,7 +89,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
         f"{manifest['train_validation_overlap']:,}",
     ]
-    lines += curated_lines(manifest)
+    lines += filter_lines(manifest) + curated_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += loss_lines(manifest)
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]

@@ -18,7 +18,7 @@ from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DedupSection, Source
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
-__all__ = ["Found", "check_target", "find_in_files", "write_kept"]
+__all__ = ["Found", "check_target", "find_in_files", "places_of", "read_files", "targets", "write_kept"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,15 +46,19 @@ class Found:
         starts = [0]
         for result in self.results:
             starts.append(starts[-1] + len(result.conversations))
-        place_of = [_places(result) for result in self.results]
+        place_of = [places_of(result) for result in self.results]
         for item in self.found.dropped:
             file = self.rows[item.row].ref.source
             wanted[file].add(place_of[file][item.row - starts[file]])
         return wanted
 
 
-def _places(result: SourceResult) -> list[int]:
-    """Place in the file of each conversation: rows with nothing to train on stand between them."""
+def places_of(result: SourceResult) -> list[int]:
+    """Place in the file of each conversation: rows with nothing to train on stand between them.
+
+    Raises:
+        DataError: rows that begin on one line, some of which have nothing to train on.
+    """
     if not result.dropped:
         return list(range(result.rows))
     lines = [row.ref.line for row in result.conversations] + [row.ref.line for row in result.dropped]
@@ -82,6 +86,24 @@ def find_in_files(
         DataError: files or rows that cannot be read; all are told.
         EnvironmentProblem: a library or model that a stage needs is missing.
     """
+    files, sources, results = read_files(paths, format=format, map=map, kind=kind)
+    rows = [row for result in results for row in result.conversations]
+    found = find_duplicates(rows, dedup, sources, cache_dir=cache_dir)
+    return Found(rows=rows, files=files, results=results, found=found)
+
+
+def read_files(
+    paths: Sequence[str],
+    *,
+    format: str = "auto",  # noqa: A002 (the key is called so)
+    map: dict[str, str] | None = None,  # noqa: A002
+    kind: RowKind = "tokens",
+) -> tuple[list[DataFile], list[Source], list[SourceResult]]:
+    """The files behind paths, each as a source, and its rows.
+
+    Raises:
+        DataError: files or rows that cannot be read; all are told.
+    """
     files: list[DataFile] = []
     results: list[SourceResult] = []
     problems: list[Problem] = []
@@ -99,9 +121,7 @@ def find_in_files(
     problems += [_two_of_one(result) for result in results if len(result.conversations) > result.rows]
     if problems:
         raise DataError(problems=problems)
-    rows = [row for result in results for row in result.conversations]
-    found = find_duplicates(rows, dedup, sources, cache_dir=cache_dir)
-    return Found(rows=rows, files=files, results=results, found=found)
+    return files, sources, results
 
 
 def _two_of_one(result: SourceResult) -> Problem:

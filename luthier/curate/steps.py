@@ -29,6 +29,8 @@ class Curation:
     """Each dropped row in full, for `data/losses.jsonl`; one for each of `dropped`."""
     changes: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """id of a row in `train` -> what was changed in it, in order."""
+    origin: dict[int, Conversation] = field(default_factory=dict)
+    """id of a changed row in `train` -> the row as it was read."""
     scores: dict[int, float] = field(default_factory=dict)
     """id of a row in `train` -> the score a judge gave it."""
     scored: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +52,7 @@ class Curation:
             self.records.append({**record, "detail": record.get("detail", why.detail)})
             self.changes.pop(id(self.train[index]), None)
             self.scores.pop(id(self.train[index]), None)
+            self.origin.pop(id(self.train[index]), None)
         self.train = [row for index, row in enumerate(self.train) if index not in taken]
 
     def change(self, changed: Mapping[int, tuple[Conversation, dict[str, Any]]]) -> None:
@@ -62,6 +65,7 @@ class Curation:
             old, (new, record) = self.train[index], changed[index]
             self.train[index] = new
             self.changes[id(new)] = [*self.changes.pop(id(old), []), record]
+            self.origin[id(new)] = self.origin.pop(id(old), old)
             if id(old) in self.scores:
                 self.scores[id(new)] = self.scores.pop(id(old))
 

@@ -39,7 +39,7 @@ def data_depends(session: Session) -> dict[str, Any]:
 def _filter_facts(session: Session) -> dict[str, Any]:
     """Code of the user that decides which rows stay."""
     filters = session.recipe.data.filters
-    files = [split_python(one.python)[0] for one in filters.python] if filters is not None else []
+    files = [split_python(one)[0] for one in filters.python] if filters is not None else []
     return {"filter_code": [hash_file(Path(file).expanduser()) for file in files]} if files else {}
 
 

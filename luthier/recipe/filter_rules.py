@@ -55,9 +55,9 @@ def filter_rules(filters: FilterSection, locate: Locate, *, kind: RowKind | None
             key = f"{prefix}.boilerplate.phrases.{index}"
             yield locate(key).problem("C103", f"`{key}` is empty, and would be found in every answer")
     for index, one in enumerate(filters.python):
-        missing = missing_path(split_python(one.python)[0])
+        missing = missing_path(split_python(one)[0])
         if missing is not None:
-            yield locate(f"{prefix}.python.{index}.python").problem("C130", missing[0], hint=missing[1])
+            yield locate(f"{prefix}.python.{index}").problem("C130", missing[0], hint=missing[1])
     for (name, key), reason in unused_in_filters(filters, kind).items():
         section = getattr(filters, name) if name else filters
         if key in section.model_fields_set:

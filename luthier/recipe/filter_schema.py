@@ -10,8 +10,8 @@ from luthier.recipe.online_schema import JudgeSection
 from luthier.recipe.section import Section
 
 __all__ = [
-    "FILTERS", "BoilerplateFilter", "EchoFilter", "EncodingFilter", "EndingFilter", "FilterSection", "JudgeFilter",
-    "LanguageFilter", "LengthFilter", "PersonalFilter", "PythonFilter", "RefusalFilter", "RepetitionFilter",
+    "FILTERS", "BoilerplateFilter", "EchoFilter", "EncodingFilter", "EndingFilter", "FilterSection", "JudgeEndpoint",
+    "JudgeFilter", "LanguageFilter", "LengthFilter", "PersonalFilter", "RefusalFilter", "RepetitionFilter",
 ]  # fmt: skip
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -126,11 +126,8 @@ class LanguageFilter(Section):
     """Texts with fewer letters, code and addresses not counted, are too short to tell: they stay, counted."""
 
 
-class PythonFilter(Section):
-    """A rule of your own."""
-
-    python: Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")]
-    """FILE:FUNCTION, called with each row as a dict; returns True (the row stays) or False, or (bool, reason)."""
+class JudgeEndpoint(JudgeSection):
+    """The model that the filter `judge` asks, behind any OpenAI-compatible server."""
 
 
 class JudgeFilter(Section):
@@ -144,8 +141,8 @@ class JudgeFilter(Section):
     """Lowest score of the rubric."""
     highest: float = 10.0
     """Highest score of the rubric."""
-    endpoint: JudgeSection
-    """The model that is asked, behind any OpenAI-compatible server; keys as in `objective.grpo.judge`."""
+    endpoint: JudgeEndpoint
+    """The model that is asked, behind any OpenAI-compatible server."""
 
 
 class FilterSection(Section):
@@ -169,8 +166,9 @@ class FilterSection(Section):
     """Drop answers that repeat themselves."""
     language: LanguageFilter | None = None
     """Drop rows in another language."""
-    python: list[PythonFilter] = Field(default_factory=list)
-    """Drop rows by functions of your own."""
+    python: list[Annotated[str, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")]] = Field(default_factory=list)
+    """Drop rows by functions of your own, each as FILE:FUNCTION. Called with each row as a dict; returns True (the row
+    stays) or False, or (True or False, a reason)."""
     judge: JudgeFilter | None = None
     """Drop rows that another model scores low."""
     answers: Literal["either", "chosen"] = "either"

@@ -81,7 +81,7 @@ def build(section: FilterSection, tools: Tools) -> list[tuple[str, Filter]]:
     found: list[tuple[str, Filter]] = []
     for name in section.named():
         if name == "python":
-            found += [("python", Own.of(one.python)) for one in section.python]
+            found += [("python", Own.of(one)) for one in section.python]
         else:
             found.append((name, made[name](getattr(section, name))))
     return found
