@@ -33,6 +33,8 @@ from luthier.runtime.hashing import hash_folder, hash_json
 
 __all__ = ["curator", "find_duplicates", "in_words"]
 
+JUDGED = "@judge"
+"""As `dedup.score`: the score of `data.filters.judge`."""
 _LARGE_GROUP = 0.2
 _MODEL_FILES = ("*.safetensors", "*.json")
 
@@ -72,7 +74,8 @@ def _filter(curation: Curation, *, section: FilterSection, tools: Tools) -> None
 def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Path | None) -> None:
     assert section.dedup is not None
     rows = curation.train
-    found = find_duplicates(rows, section.dedup, section.train, cache_dir=cache_dir)
+    scores = _judged(curation, section) if section.dedup.score == JUDGED else None
+    found = find_duplicates(rows, section.dedup, section.train, cache_dir=cache_dir, scores=scores)
     curation.drop(
         {
             item.row: (Dropped(rows[item.row].ref, "duplicate", in_words(item, rows)), item.to_json(rows))
@@ -83,11 +86,27 @@ def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Pat
                                 "kept": len(found.kept), "stages": found.stages}  # fmt: skip
 
 
+def _judged(curation: Curation, section: DataSection) -> dict[RowRef, float]:
+    """The judge's score of each row; undesired answers, which it is not asked about, have the lowest."""
+    assert section.filters is not None and section.filters.judge is not None
+    lowest = section.filters.judge.lowest
+    return {row.ref: curation.scores.get(id(row), lowest) for row in curation.train}
+
+
 def find_duplicates(
-    rows: Sequence[Conversation], dedup: DedupSection, sources: Sequence[Source], *, cache_dir: Path | None = None
+    rows: Sequence[Conversation],
+    dedup: DedupSection,
+    sources: Sequence[Source],
+    *,
+    cache_dir: Path | None = None,
+    scores: dict[RowRef, float] | None = None,
 ) -> Deduplicated:
-    """`deduplicate`, from the cache when rows, scores and settings are those of an earlier time."""
-    scores = read_scores(sources, dedup.score) if dedup.score is not None else None
+    """`deduplicate`, from the cache when rows, scores and settings are those of an earlier time.
+
+    Without `scores` they are read from the column `dedup.score`.
+    """
+    if scores is None and dedup.score is not None:
+        scores = read_scores(sources, dedup.score)
     parts = {
         "rows": content_hash(rows),
         "settings": dedup.model_dump(mode="json"),

@@ -21,6 +21,9 @@ from luthier.runtime.errors import Problem, RunFailed
 __all__ = ["Losses", "account", "loss_lines", "note_records"]
 
 _EXAMPLES = 3
+_ALTERED = ("template trims", "template changes", "template writes less", "template adds", "tokenizer ")
+"""Beginnings of the notes that say that a row's text is not the file's (`data/saying.py`, `data/mask.py`,
+`data/tokenize.py`)."""
 
 
 class _Placed(Protocol):
@@ -74,10 +77,12 @@ def account(
 
 
 def note_records(ref: RowRef, notes: Iterable[str]) -> list[dict[str, Any]]:
-    """Records of what tokenising changed: the notes of a row."""
+    """Records of what tokenising changed: those of a row's notes that say that its text was cut or altered."""
     place = {"file": ref.file, "line": ref.line, "source": ref.source}
-    kinds = ("cut" if note.startswith("truncated ") else "template" for note in notes)
-    return [{**place, "changed": kind, "detail": note} for kind, note in zip(kinds, notes, strict=True)]
+    kinds = [(note, "cut" if note.startswith("truncated ") else "template") for note in notes]
+    return [
+        {**place, "changed": kind, "detail": note} for note, kind in kinds if kind == "cut" or note.startswith(_ALTERED)
+    ]
 
 
 def _record(item: Dropped) -> dict[str, Any]:

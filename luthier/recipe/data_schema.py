@@ -72,7 +72,8 @@ class DedupSection(Section):
     keep: Literal["first", "longest", "score"] = "first"
     """Which of several duplicates stays: the first, the one with most characters, the one with the highest `score`."""
     score: str | None = None
-    """Column with a number, for `keep: score`; dots reach into nested objects."""
+    """Column with a number, for `keep: score`; dots reach into nested objects. `@judge`: the score of
+    `data.filters.judge`."""
     numbers: Literal["same", "any"] = "same"
     """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
     ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = Field(

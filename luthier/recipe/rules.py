@@ -206,6 +206,9 @@ def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
     for key, message, hint in contradictions_in_dedup(dedup):
         yield locate(f"data.dedup.{key}", on="key").problem("C110", message, hint=hint)
     yield from _unused(dedup, "data.dedup", unused_in_dedup(dedup), locate)
+    if dedup.score == "@judge" and (parts.filters is None or parts.filters.judge is None):
+        message = "`data.dedup.score: @judge` needs `data.filters.judge`, which scores the rows"
+        yield locate("data.dedup.score").problem("C110", message, hint="add it, or name a column")
     if dedup.semantic is not None and dedup.embedding_model != DedupSection().embedding_model:
         yield from _file(dedup.embedding_model, "data.dedup.embedding_model", locate)
 

@@ -26,7 +26,7 @@ PHRASES = (
     "as an ai language model", "as a language model", "as an ai model", "as an ai assistant", "as an ai chatbot",
     "as a large language model", "as an artificial intelligence", "i am an ai language model",
     "i'm an ai language model", "i'm just an ai", "i am just an ai", "i'm only an ai", "as an ai developed by",
-    "as an ai, i", "my knowledge cutoff", "my training data only", "as of my last knowledge update",
+    "as an ai, i", "being an ai,", "my knowledge cutoff", "my training data only", "as of my last knowledge update",
     "as of my last training", "as of my knowledge cutoff", "my last update in", "i do not have personal opinions",
     "i don't have personal opinions", "i don't have personal experiences", "i do not have personal experiences",
     "trained by openai", "developed by openai", "created by openai", "created by anthropic",

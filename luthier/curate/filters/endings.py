@@ -5,7 +5,7 @@ An answer counts as cut if
   it begins as a JSON object or list and ends inside it;
   its last line ends with a comma, an opening bracket, a dash, an operator, a colon;
   its last line ends with a word that cannot end a sentence (English: the, of, and, ...);
-  its last sentence has at least `min_words` words, no end mark, and the answer has end marks elsewhere.
+  its last sentence has at least `min_words` words and no end mark, and all other sentences and lines of prose have one.
 Numbers, units, lists, headings, tables, code, JSON, links and short answers without an end mark stay.
 """
 
@@ -25,7 +25,7 @@ OPEN_WORDS = frozenset(
     "a an the of to in on at by for from with without into onto and or nor but than that which who whose whom because "
     "if when while although though unless until whether as is are was were be been being am has have had do does did "
     "will would shall should can could may might must my your his her its our their this these those every each "
-    "between among through during about against per via not".split()
+    "between among through during about against per via".split()
 )
 """English words that end no statement. Left out are those that do in short replies (`yes, I do`, `not that one, this`)
 only where the line is a sentence of three words or more."""
@@ -90,7 +90,10 @@ def cut_off(text: str, *, min_words: int = 8) -> tuple[str, int, int] | None:
     sentence = _SENTENCE.split(line)[-1]
     if _LIST.match(line) or len(_WORD.findall(sentence)) < min_words:
         return None
-    if not _SENTENCE.search(bare) or not sentence[:1].isupper():
+    if "=" in sentence or not sentence[:1].isupper() or not _SENTENCE.search(bare):
+        return None
+    others = [other.rstrip() for other in bare[:start].splitlines() if len(_WORD.findall(other)) >= _LEAST_WORDS]
+    if any(other.rstrip(_CLOSERS)[-1:] not in (*_END_MARKS, ":") and not _LIST.match(other) for other in others):
         return None
     return "ends without an end mark, unlike its other sentences", end - len(sentence), end
 

@@ -45,6 +45,11 @@ def prose(text: str) -> str:
     return " ".join(_NO_LETTERS.sub(" ", _NO_PROSE.sub(" ", text)).split())
 
 
+def _letters(words: str) -> int:
+    """Letters, those outside of ASCII by their bytes in UTF-8: a Chinese character says more than a Latin letter."""
+    return len(words.encode("utf-8", "surrogatepass")) - words.count(" ")
+
+
 @dataclass(slots=True)
 class Language(RowFilter):
     """Drop rows whose prompt or answer is in another language."""
@@ -74,7 +79,7 @@ class Language(RowFilter):
         for part in [*asked, *told]:
             words = prose(part.text)
             self.texts += 1
-            if len(words) - words.count(" ") < self.settings.min_letters:
+            if _letters(words) < self.settings.min_letters:
                 self.short += 1
                 continue
             code, confidence = identifier().classify(words)

@@ -35,7 +35,7 @@ _EMAIL = re.compile(
 _IPV4 = re.compile(r"(?<![\w.-])(?<!ersion )(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:.]*\w)")
 _PHONE = re.compile(
-    r"(?<![\w+./=-])\+[1-9]\d{0,2}(?:[ .-]?\(\d{1,4}\))?(?:[ .-]?\d{2,5}){2,5}(?![\w+*/=-]|[.,]\d)"
+    r"(?<![\w+./=-])\+[1-9]\d{0,2}(?:[ .-]?(?:\(\d{1,4}\)|\d))?(?:[ .-]?\d{2,5}){2,5}(?![\w+*/=-]|[.,]\d)"
     r"|(?<![\w+./=$<-])(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[.-])[2-9]\d{2}[ .-]\d{4}(?![\w+*/=-]|[.,]\d)"
 )
 _NAMED_PHONE = re.compile(
@@ -69,7 +69,8 @@ def _addresses(text: str) -> Iterator[tuple[int, int]]:
                 address = ipaddress.ip_address(found[0])
             except ValueError:
                 continue
-            if address.is_global:
+            # Of IPv6 only 2000::/3 is given out so far.
+            if address.is_global and (address.version == 4 or found[0][0] in "23"):
                 yield found.span()
 
 

@@ -1,7 +1,8 @@
 """Answers that refuse, by how they begin (English).
 
 A refusal is an optional apology, then one of `REFUSALS`, at the start of the answer. It must say what it will not do
-(`I can't help`), so that `I can't believe it` and `I cannot stress this enough` are none.
+(`I can't help`), so that `I can't believe it` and `I cannot stress this enough` are none; behind an apology any verb
+will do.
 """
 
 from __future__ import annotations
@@ -14,36 +15,58 @@ from luthier.curate.filters.base import Drop, Mark, RowFilter, Verdict
 from luthier.curate.filters.parts import Answers, answers_of
 from luthier.data.types import Conversation
 
-__all__ = ["APOLOGY", "REFUSALS", "Refusals", "refusal"]
+__all__ = ["AFTER_AN_APOLOGY", "APOLOGY", "REFUSALS", "Refusals", "refusal"]
 
 _DO = (
-    r"(?:help|assist|provide|fulfil?l|comply|answer|create|generate|write|produce|support|engage|participate|"
-    r"offer|give (?:you )?(?:any |that |this |such )?(?:advice|information|instructions)|share|discuss|"
-    r"do (?:that|this)|complete|continue|process|respond|recommend|encourage|facilitate|access|browse|"
-    r"open|view|see|watch|listen|perform|carry out|accommodate|satisfy|proceed|talk about|tell you|show you)\b"
+    r"(?:help|assist|be of (?:help|assistance)|provide|fulfil?l|comply|answer|create|generate|write|produce|support|"
+    r"engage|participate|offer|give (?:you )?(?:\w+ )?(?:advice|information|instructions|opinions?)|share|discuss|"
+    r"do (?:that|this)|complete|continue|process|respond|recommend|encourage|facilitate|access|browse|condone|predict|"
+    r"diagnose|determine|tell|translate|hear|send|look (?:that|this|it) up|verify|confirm|open|view|see (?:images|that|"
+    r"your|the (?:image|picture|file|attachment))|watch|listen|perform|carry out|accommodate|satisfy|proceed|"
+    r"talk about|show you)\b"
 )
 _NOT = r"(?:can't|cant|can not|cannot|couldn't|won't|will not|must not|(?:am|'m) (?:not able|unable|not allowed) to)"
+_SORRY = (
+    r"(?:(?:i(?:'m| am) (?:(?:very|so|really|truly) )?(?:sorry|afraid)|sorry|my apologies|apologies|"
+    r"i (?:sincerely )?apologi[sz]e)(?: for (?:the|any) (?:inconvenience|confusion))?"
+    r"(?: (?:that|to hear that) [^.!?\n]{1,60}?)?[,.!:;\s]*(?:but |that |however,? )?)"
+)
+_ROLE = (
+    r"(?:(?:unfortunately|regrettably|as an? (?:[\w-]+ ){0,4}(?:ai|language model|assistant|chatbot)"
+    r"(?: (?:language )?model)?(?: (?:created|developed|trained) by (?:\w+|an? \w+))?)[,\s]+(?:but )?)"
+)
 
 APOLOGY = (
     r"(?:(?:oh|ok(?:ay)?|hello|hi|well|hmm|unfortunately|regrettably)[,!.\s]+)?"
-    r"(?:(?:i(?:'m| am) (?:(?:very|so|really|truly) )?(?:sorry|afraid)|sorry|my apologies|apologies|"
-    r"i (?:sincerely )?apologi[sz]e)(?: for (?:the|any) (?:inconvenience|confusion))?"
-    r"[,.!:;\s]*(?:but |that |however,? )?)?"
-    r"(?:(?:unfortunately|regrettably|as an? (?:[\w-]+ ){0,4}(?:ai|language model|assistant|chatbot)"
-    r"(?: (?:language )?model)?(?: (?:created|developed|trained) by \w+)?)[,\s]+(?:but )?)?"
+    rf"{_SORRY}?(?:no, )?{_ROLE}?"
 )
+AFTER_AN_APOLOGY = (
+    rf"i (?:simply |just )?{_NOT}",
+    r"i (?:do not|don't) (?:have|feel|possess|know how)\b",
+    r"i(?:'m| am) (?:not (?:able|allowed|permitted|qualified|comfortable|in a position)|unable)\b",
+    r"i have no (?:way|access|ability|means)\b",
+    r"(?:there's|there is) nothing (?:that )?i can\b",
+    r"(?:it's|it is|that's|that is|this is) (?:not (?:possible|appropriate|ethical|legal|safe|something)|outside|"
+    r"beyond|against|inappropriate)\b",
+)
+"""What also refuses behind `I'm sorry, but`, `Unfortunately,`, `As an AI,`: there any verb will do."""
 REFUSALS = (
     rf"i (?:simply |just )?{_NOT} (?:in good conscience |ethically |legally |directly |currently |really )?{_DO}",
     rf"i(?:'m| am) (?:not able|unable|not allowed|not permitted|not comfortable|not willing|not going|"
     rf"not programmed|not designed|not authori[sz]ed) (?:to |with )?{_DO}",
-    r"i(?:'m| am) (?:not (?:comfortable|willing|programmed|designed)|unable) (?:to |with )(?:\w+ing|do)\b",
+    r"i(?:'m| am) (?:not (?:comfortable|willing|programmed|designed)|unable) (?:to |with )?(?:\w+ing|do)\b",
+    rf"i (?:won't|will not) be able to {_DO}",
+    rf"i regret (?:that )?(?:i(?: am|'m) )?(?:unable|not able|to say that i cannot|not being able)(?: to)? {_DO}",
+    r"(?:that|this|it) is (?:not something|nothing) (?:that )?i can\b",
+    r"i(?:'m| am) not qualified to\b",
+    r"i have no (?:way of|access to)\b",
     r"i (?:must|have to|need to|will have to) (?:respectfully |politely )?(?:decline|refuse)\b",
     r"i (?:respectfully |politely )?(?:decline|refuse) to\b",
     r"i (?:do not|don't) (?:have|possess) (?:access|the ability|the capability|the capacity|personal|real[- ]time|"
     r"enough information|sufficient information|any information|the information|opinions|feelings)\b",
     r"i (?:do not|don't) feel comfortable\b",
     r"(?:it is|it's|it would be|that is|that's) (?:not (?:possible|appropriate|ethical|legal|safe)|inappropriate|"
-    rf"unethical|illegal|against my \w+) (?:for me )?to {_DO}",
+    rf"unethical|illegal|against my (?:\w+ )?\w+) (?:for me )?to {_DO}",
     r"(?:this|that|your) (?:request|question|prompt) (?:is (?:inappropriate|not appropriate|against)|violates|"
     r"goes against)\b",
     r"i(?:'m| am) (?:just |only )?an? (?:[\w-]+ ){0,3}(?:ai|language model)(?: (?:language )?model)?"
@@ -59,7 +82,8 @@ def refusal(text: str, patterns: Sequence[re.Pattern[str]] | None = None) -> re.
     return next((found for pattern in patterns or (_PATTERN,) if (found := pattern.match(plain, start))), None)
 
 
-_PATTERN = re.compile(f"{APOLOGY}(?:{'|'.join(REFUSALS)})", re.IGNORECASE)
+_BEHIND = rf"(?:{_SORRY}{_ROLE}?|{_SORRY}?{_ROLE})"
+_PATTERN = re.compile(f"{APOLOGY}(?:{'|'.join(REFUSALS)})|{_BEHIND}(?:{'|'.join(AFTER_AN_APOLOGY)})", re.IGNORECASE)
 _LOOKED_AT = 1_000
 
 

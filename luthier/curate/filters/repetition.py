@@ -5,7 +5,12 @@
     top n-gram, n = 2..4           count x characters of the most frequent n words / characters of all words
     duplicate n-grams, n = 5..10   characters of words inside an n-gram that stood before / characters of all words
 
+    loops                          times that the same n words, n = 1..8, stand directly behind each other
+
 An n-gram that occurs once is no top n-gram. Characters of words do not count white space.
+Code blocks and tables are left out: they repeat themselves. `loops` is not of Gopher; it finds short words
+in long loops, which are few characters. Gopher's limits are for whole documents; `RepetitionFilter` says which
+are the defaults here, and why.
 """
 
 from __future__ import annotations
@@ -21,9 +26,11 @@ from luthier.curate.filters.parts import Answers, answers_of
 from luthier.data.types import Conversation
 from luthier.recipe.filter_schema import RepetitionFilter
 
-__all__ = ["Repetition", "duplicate_ngrams", "duplicate_units", "top_ngram"]
+__all__ = ["Repetition", "duplicate_ngrams", "duplicate_units", "longest_loop", "top_ngram"]
 
 _LINES = re.compile(r"\n+")
+_CODE = re.compile(r"```.*?(?:```|\Z)|^[ \t]*\|.*$", re.DOTALL | re.MULTILINE)
+_LONGEST_LOOP = 8
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
@@ -64,6 +71,18 @@ def duplicate_ngrams(words: Sequence[str], n: int) -> tuple[float, str]:
     return total / ends[-1] if words else 0.0, first
 
 
+def longest_loop(words: Sequence[str]) -> tuple[int, str]:
+    """(how often the same 1 to 8 words stand in a row at most, those words)."""
+    most, place, size = 1, 0, 0
+    for n in range(1, _LONGEST_LOOP + 1):
+        run = 0
+        for index in range(n, len(words)):
+            run = run + 1 if words[index] == words[index - n] else 0
+            if run // n + 1 > most:
+                most, place, size = run // n + 1, index, n
+    return most, " ".join(words[place - size + 1 : place + 1])
+
+
 @dataclass(slots=True)
 class Repetition(RowFilter):
     """Drop rows with such an answer."""
@@ -74,8 +93,11 @@ class Repetition(RowFilter):
     def judge(self, row: Conversation) -> Verdict:
         """The first measure that is above its limit."""
         for part in answers_of(row, self.answers):
-            words = part.text.split()
-            found = self._measure(part.text, words) if len(words) >= self.settings.min_words else None
+            told = _CODE.sub("\n", part.text)
+            words = told.split()
+            found = self._loop(words)
+            if found is None and len(words) >= self.settings.min_words:
+                found = self._measure(told, words)
             if found is not None:
                 what, share, limit, shown = found
                 start = max(part.text.find(shown.split()[0]), 0) if shown else 0
@@ -86,6 +108,10 @@ class Repetition(RowFilter):
                     facts={"measure": what, "value": round(share, 4)},
                 )
         return None
+
+    def _loop(self, words: Sequence[str]) -> tuple[str, float, float, str] | None:
+        times, shown = longest_loop(words) if len(words) > self.settings.loops else (0, "")
+        return ("times in a row", times, self.settings.loops, shown) if times > self.settings.loops else None
 
     def _measure(self, text: str, words: Sequence[str]) -> tuple[str, float, float, str] | None:
         limits = self.settings

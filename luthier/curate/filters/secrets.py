@@ -2,7 +2,7 @@
 
 By form: prefixes that the services document for their keys. By name: a value behind `password=`, `api_key:` and the
 like, if it looks drawn at random: at least 16 characters, letters and digits, Shannon entropy of its characters of at
-least 3.5 bits (GitGuardian and detect-secrets use limits of 3 to 4.5).
+least 3.5 bits (hexadecimal: 3; upper and lower case without digits: 4). detect-secrets has limits of 3 and 4.5.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ __all__ = ["KEYS", "LEAST_ENTROPY", "entropy", "private_keys", "secrets"]
 
 LEAST_ENTROPY = 3.5
 """Bits a character."""
+_LEAST_OF_HEX = 3.0
+_LEAST_OF_LETTERS = 4.0
 
 KEYS = {
     "AWS access key": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",
@@ -62,8 +64,17 @@ def secrets(text: str) -> Iterator[tuple[int, int]]:
             yield found.span()
     for found in _BY_NAME.finditer(text):
         value = found[1].rstrip(".")
-        if any(map(str.isdigit, value)) and any(map(str.isalpha, value)) and entropy(value) >= LEAST_ENTROPY:
+        if _random(value):
             yield found.start(1), found.start(1) + len(value)
+
+
+def _random(value: str) -> bool:
+    """Whether a value looks drawn at random; 16 hexadecimal digits hold 4 bits a character at most."""
+    found = entropy(value)
+    if not any(map(str.isdigit, value)):
+        return not value.islower() and not value.isupper() and found >= _LEAST_OF_LETTERS
+    least = _LEAST_OF_HEX if re.fullmatch(r"[0-9a-fA-F-]+", value) else LEAST_ENTROPY
+    return any(map(str.isalpha, value)) and found >= least
 
 
 def entropy(text: str) -> float:
