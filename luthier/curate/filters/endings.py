@@ -4,7 +4,7 @@ An answer counts as cut if
   it opens a code block (```) and does not close it;
   it begins as a JSON object or list and ends inside it;
   its last line ends with a comma, an opening bracket, a dash, an operator, a colon;
-  its last line ends with a word that cannot end a sentence (English: the, of, and, ...);
+  its last line ends with a word that cannot end a sentence (English: the, of, and, ...; is, with, ... if it is long);
   its last sentence has at least `min_words` words and no end mark, and all other sentences and lines of prose have one.
 Numbers, units, lists, headings, tables, code, JSON, links and short answers without an end mark stay.
 """
@@ -19,16 +19,19 @@ from luthier.curate.filters.base import Drop, Mark, RowFilter, Verdict
 from luthier.curate.filters.parts import Answers, answers_of
 from luthier.data.types import Conversation
 
-__all__ = ["OPEN_WORDS", "Endings", "cut_off"]
+__all__ = ["OPEN_WORDS", "WEAK_WORDS", "Endings", "cut_off"]
 
 OPEN_WORDS = frozenset(
-    "a an the of to in on at by for from with without into onto and or nor but than that which who whose whom because "
-    "if when while although though unless until whether as is are was were be been being am has have had do does did "
-    "will would shall should can could may might must my your his her its our their this these those every each "
-    "between among through during about against per via".split()
+    "a an the of from into onto and or nor but than because although unless whether my your our their".split()
 )
-"""English words that end no statement. Left out are those that do in short replies (`yes, I do`, `not that one, this`)
-only where the line is a sentence of three words or more."""
+"""English words that end no statement, in lines of three words or more."""
+WEAK_WORDS = frozenset(
+    "to in on at by for with without that which who whose if when while as is are was were be been has have had will "
+    "would shall should can could may might must his her its these those every between among through during about "
+    "against per".split()
+)
+"""Words that end short replies and lines of lists (`yes, I can`, `turn the light on`), and no sentence of `min_words`
+words."""
 
 _END_MARKS = ".!?\u2026\u3002\uff01\uff1f\uff0e\u061f\u06d4\u0964\u0589\u1362\u17d4"
 _CLOSERS = "\"'\u201d\u2019\u00bb\u203a)]}>*_`~\uff09\u300d\u300f\u3011|"
@@ -85,10 +88,13 @@ def cut_off(text: str, *, min_words: int = 8) -> tuple[str, int, int] | None:
     core = line.rstrip(_CLOSERS)
     if not core or core[-1] in _END_MARKS or not core[-1].isalpha() or core != line or _is_code(line):
         return None
-    if len(words) >= _LEAST_WORDS and words[-1].lower() in OPEN_WORDS and line.endswith(words[-1]):
-        return f"ends with `{words[-1]}`", end - len(words[-1]), end
     sentence = _SENTENCE.split(line)[-1]
-    if _LIST.match(line) or len(_WORD.findall(sentence)) < min_words:
+    last, count = words[-1] if words else "", len(_WORD.findall(sentence))
+    open_end = last.lower() in OPEN_WORDS and len(words) >= _LEAST_WORDS
+    open_end |= last.lower() in WEAK_WORDS and count >= min_words and not _LIST.match(line)
+    if open_end and line.endswith(last):
+        return f"ends with `{last}`", end - len(last), end
+    if _LIST.match(line) or count < min_words:
         return None
     if "=" in sentence or not sentence[:1].isupper() or not _SENTENCE.search(bare):
         return None

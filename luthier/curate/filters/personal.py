@@ -2,7 +2,7 @@
 
     private_key  PEM and PGP blocks                     iban         check digits, length of the country
     secret       keys by form; by name, if random       card         range and length of a brand, Luhn
-    email        address                                national_id  check digits (24 kinds)
+    email        address                                national_id  check digits (23 kinds)
     ip           public IPv4 and IPv6 addresses         ssn          US, with dashes, of numbers given out
     phone        with + and country code; US form; digits behind `phone`, `tel`, `call`, ...
 

@@ -35,7 +35,7 @@ from luthier.runtime.console import progress
 
 __all__ = ["Looked", "Tools", "build", "filter_rows"]
 
-_PROGRESS_ROWS = 5_000
+_PROGRESS_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

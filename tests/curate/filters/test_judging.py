@@ -33,7 +33,7 @@ def pair(chosen: str, rejected: str, prompt: str = "why?") -> Conversation:
         ("We buy apples, pears,", "ends with `,`"),
         ("The sum is 3 +", "ends with `+`"),
         ("These are the steps:", "ends with `:`"),
-        ("It was sold (in May, for", "ends with `for`"),
+        ("It was sold last May (to a friend, for", "ends with `for`"),
         ("It is warm. The sun shines on the old harbour town", "without an end mark"),
         ('{"name": "Ann", "age"', "JSON that ends too early"),
         ("Here:\n```python\nx = 1\n", "opens a code block"),
