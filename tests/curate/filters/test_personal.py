@@ -50,6 +50,7 @@ def test_what_is_found(text: str, kind: str, value: str) -> None:
     "text",
     [
         "card 4111 1111 1111 1112", "1234567890123456", "DE89 3704 0044 0532 0130 01", "000-12-3456", "44051401359",
+        "a PESEL is a Polish number; the inventory of this shop has another, which is 44051401359",
         "my PESEL is 44051401358", "CPF 390.533.447-06", "192.168.1.1 and 127.0.0.1", "version 1.2.3.4", "dead::beef",
         "git@github.com:a/b.git", "password = hunter2", "api_key = os.environ['API_KEY_OF_OPENAI']",
         "sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "3.14159265358979", "48/2 = <<48/2=24>>24", "1000-200-3000",
