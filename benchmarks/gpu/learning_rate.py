@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from luthier.recipe.load import recipe_from_dict
-from luthier.search.found import Found
-from luthier.search.lr_find import Budget, find_learning_rate
+sys.path[0] = str(Path(__file__).resolve().parents[2])  # not this folder: its `kernels.py` is also a package's name
+
+from luthier.recipe.load import recipe_from_dict  # noqa: E402
+from luthier.search.found import Found  # noqa: E402
+from luthier.search.lr_find import Budget, find_learning_rate  # noqa: E402
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,23 @@ class Variant:
     rates: tuple[float, ...]
     unfrozen: tuple[str, ...] = ()
     quantization: str = "none"
+    train: dict[str, Any] = field(default_factory=dict)
+    """Further keys of `train`."""
     skip: str | None = None
     """Why it cannot run here."""
+
+
+def adapter_variants() -> list[Variant]:
+    """Other starts and rates of the same adapter, to be compared with `lora_r16`."""
+    adapter = {"name": "lora", "r": 16}
+    starts = [
+        Variant(f"{start}_r16", {**adapter, "lora_alpha": 16.0, "init_lora_weights": start}, (1e-3, 5e-4, 2e-3, 2e-4))
+        for start in ("pissa", "olora")
+    ]
+    plus = Variant(
+        "lora_plus_r16", {**adapter, "lora_alpha": 32.0}, (2e-4, 4e-4, 1e-4), train={"loraplus_lr_ratio": 16.0}
+    )
+    return [plus, *starts]
 
 
 def variants(folder: Path) -> list[Variant]:

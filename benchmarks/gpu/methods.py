@@ -44,6 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with train.jsonl and test.jsonl: question, answer")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--only", default="", help="regular expression over names of methods")
+    parser.add_argument("--adapters", action="store_true", help="also LoRA+ and the starts PiSSA and OLoRA")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--tokens", type=int, default=8192, help="of a step")
     parser.add_argument("--max-length", type=int, default=512)
@@ -157,7 +158,7 @@ def train(world: World, variant: Any, rate: float) -> dict[str, Any]:
         method={**variant.method, **({"spectrum_file": None} if variant.unfrozen else {})}, sequences=sequences,
         max_steps=steps_wanted, max_length=options.max_length, quantization=variant.quantization,
         dequantize_base=variant.quantization == "nf4", seed=options.seed,
-        train={"learning_rate": rate, "lr_scheduler_type": "cosine", "warmup_ratio": 0.05},
+        train={"learning_rate": rate, "lr_scheduler_type": "cosine", "warmup_ratio": 0.05, **variant.train},
     )  # fmt: skip
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -283,7 +284,7 @@ def main() -> int:
 
     from benchmarks.gpu.machine import take_turn
     from benchmarks.gpu.method_table import table
-    from benchmarks.gpu.method_variants import variants
+    from benchmarks.gpu.method_variants import adapter_variants, variants
     from luthier.runtime.console import set_quiet
 
     transformers.utils.logging.disable_progress_bar()
@@ -297,7 +298,7 @@ def main() -> int:
         f"untouched: {base['accuracy']:.1%}, loss {base['test_loss']:.4f}; scoring took {base['score_seconds']:.0f} s"
     )
     chosen = []
-    for variant in variants(world.folder):
+    for variant in [*variants(world.folder), *(adapter_variants() if options.adapters else [])]:
         if not re.search(options.only, variant.name):
             continue
         if variant.skip:
