@@ -39,7 +39,7 @@ _DANGLING = re.compile(
     r"(?:[,(\[{\u3001\uff0c\uff08]|\s[-\u2013\u2014]|\u2014|(?<=[\w\s)])[=+/\u00d7\u00f7]|(?<=\w):)\Z"
 )
 _LIST = re.compile(r"\s*(?:[-*+\u2022\u2023\u25e6]\s|\(?\w{1,3}[.)]\s|#{1,6}\s|\||>)")
-_LINK = re.compile(r"(?:https?://|www\.)\S*\Z|\S+@\S+\Z")
+_LINK = re.compile(r"(?<!\S)\S*(?:https?://|www\.|@)\S*\Z")
 _CODE = re.compile(
     r"[{};\\]|\w\(|\w\[|==|=>|->|::|</|^\s{4,}|^\s*(?:def|class|return|import|from|if|for|while|SELECT)\b"
 )

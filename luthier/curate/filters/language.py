@@ -20,7 +20,7 @@ from luthier.runtime.errors import EnvironmentProblem, RecipeError
 __all__ = ["Language", "identifier", "prose"]
 
 _NO_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|https?://\S+|www\.\S+|\S+@\S+|\[[A-Z_]+_\d+\]", re.DOTALL
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$.*?\$\$|https?://\S+|www\.\S+|(?<!\S)\S+@\S+|\[[A-Z_]+_\d+\]", re.DOTALL
 )
 _NO_LETTERS = re.compile(r"[\W\d_]+")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -15,8 +16,15 @@ from luthier.curate.filters.language import Language
 from luthier.curate.filters.length import Length, counter
 from luthier.curate.filters.refusals import Refusals, refusal
 from luthier.curate.filters.repetition import Repetition, duplicate_ngrams, duplicate_units, longest_loop, top_ngram
+from luthier.curate.filters.run import Tools, build
 from luthier.data.types import Conversation, RowRef
-from luthier.recipe.filter_schema import BoilerplateFilter, LanguageFilter, LengthFilter, RepetitionFilter
+from luthier.recipe.filter_schema import (
+    BoilerplateFilter,
+    FilterSection,
+    LanguageFilter,
+    LengthFilter,
+    RepetitionFilter,
+)
 from luthier.runtime.errors import RecipeError
 from tests.curate.support import THEMES, chat
 
@@ -179,3 +187,19 @@ def test_phrases_of_assistants_with_either_apostrophe_and_own_ones() -> None:
     assert isinstance(look([chat("q", "I don\u2019t have personal opinions on it")])[0], Drop)
     assert look([chat("as an AI language model", "A language model predicts words.")]) == [None]
     assert isinstance(look([chat("q", "Thanks, Brand Inc.")], phrases=["brand INC"])[0], Drop)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "1", "a.", "1-", "abcd:", "+1 ", "phone ", "{", "as a very-", "DE89 3704 ", "\u00c3\u00a9"]
+)
+def test_no_text_takes_long(text: str) -> None:
+    """Time grows with the length, not with its square: 30,000 characters within seconds on any machine."""
+    section = FilterSection.model_validate(
+        {name: {} for name in ("encoding", "pii", "echo", "endings", "refusals", "boilerplate", "repetition")}
+        | {"language": {"languages": ["en"]}}
+    )
+    row = chat("q", text * (30_000 // len(text)))
+    for name, one in build(section, Tools()):
+        started = time.process_time()
+        list(one.look([row]))
+        assert time.process_time() - started < 2.0, name
