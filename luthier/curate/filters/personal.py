@@ -42,6 +42,7 @@ _NAMED_PHONE = re.compile(
     r"(?i)\b(?:tel(?:e?phone|efon)?|phone(?: (?:number|no\.?))?|mobile|cell|fax|call(?: (?:me|us|back))?|whatsapp)\b"
     r"(?:[\s:.,-]{1,3}|\s+(?:is|at|on|under|number|no\.?)[\s:]+){1,2}(\(?\d[\d ().-]{5,18}\d)(?![\w%])"
 )
+_DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-](?:19|20)\d\d\b|(?:19|20)\d\d-\d\d-\d\d\b")
 _DIGITS = re.compile(r"\D")
 _SOURCE_CONTROL = ("git@", "hg@", "svn@")
 _LABELS = {"national_id": "ID", "private_key": "PRIVATE_KEY"}
@@ -79,7 +80,7 @@ def _phones(text: str) -> Iterator[tuple[int, int]]:
         if 8 <= len(_DIGITS.sub("", found[0])) <= 15:
             yield found.span()
     for found in _NAMED_PHONE.finditer(text):
-        if 7 <= len(_DIGITS.sub("", found[1])) <= 15:
+        if 7 <= len(_DIGITS.sub("", found[1])) <= 15 and not _DATE.match(found[1]):
             yield found.span(1)
 
 

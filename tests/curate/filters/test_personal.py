@@ -54,7 +54,8 @@ def test_what_is_found(text: str, kind: str, value: str) -> None:
         "my PESEL is 44051401358", "CPF 390.533.447-06", "192.168.1.1 and 127.0.0.1", "version 1.2.3.4", "dead::beef",
         "git@github.com:a/b.git", "password = hunter2", "api_key = os.environ['API_KEY_OF_OPENAI']",
         "sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "3.14159265358979", "48/2 = <<48/2=24>>24", "1000-200-3000",
-        "call it 12 times", "9fceb02d0ae598e95dc970b74767f19372d61af8", "2024-05-17T12:30:45",
+        "call it 12 times",
+        "call me on 24.12.2024 or 2024-12-24", "9fceb02d0ae598e95dc970b74767f19372d61af8", "2024-05-17T12:30:45",
     ],
 )  # fmt: skip
 def test_what_only_looks_like_it_is_left_alone(text: str) -> None:
