@@ -26,7 +26,9 @@ class Curation:
     """Rows of `data.validation.path`; a yardstick: no step drops or changes them."""
     dropped: list[Dropped] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Each dropped row in full, for `data/losses.jsonl`; one for each of `dropped`."""
+    """Each dropped row in full, and what a step only reports."""
+    full: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """id of an item of `dropped` -> its record, for `data/losses.jsonl`."""
     changes: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     """id of a row in `train` -> what was changed in it, in order."""
     origin: dict[int, Conversation] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class Curation:
             why, record = taken[index]
             self.dropped.append(why)
             self.records.append({**record, "detail": record.get("detail", why.detail)})
+            self.full[id(why)] = self.records[-1]
             self.changes.pop(id(self.train[index]), None)
             self.scores.pop(id(self.train[index]), None)
             self.origin.pop(id(self.train[index]), None)
@@ -71,7 +74,7 @@ class Curation:
 
     def done(self) -> Curated:
         """What `prepare` goes on with."""
-        return Curated(rows=self.train, dropped=self.dropped, records=self.records, changes=self.changes,
+        return Curated(rows=self.train, dropped=self.dropped, records=self.records, full=self.full, changes=self.changes,
                        scored=self.scored, groups=self.groups, report=self.report)  # fmt: skip
 
 

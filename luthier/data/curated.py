@@ -20,7 +20,9 @@ class Curated:
     dropped: list[Dropped]
     """The others."""
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Each dropped row in full, for `data/losses.jsonl`; one for each of `dropped`."""
+    """Each dropped row in full, and what a step only reports."""
+    full: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    """id of an item of `dropped` -> its record, for `data/losses.jsonl`."""
     changes: Mapping[int, Sequence[dict[str, Any]]] = field(default_factory=dict)
     """id of a row in `rows` -> what was changed in it, each in full."""
     scored: list[dict[str, Any]] = field(default_factory=list)

@@ -136,7 +136,7 @@ def prepare(
         manifest["curated"] = curated.report
     losses = account(
         results, used=used, held_out=validation_rows, dropped=dropped,
-        full=dict(zip(map(id, curated.dropped), curated.records, strict=True)) if curated else {},
+        full=curated.full if curated else {},
         changes=_changes([*{id(row): row for row in used}.values(), *validation_rows], by_row, curated),
     )  # fmt: skip
     manifest["losses"] = losses.summary
