@@ -74,8 +74,8 @@ class Curation:
 
     def done(self) -> Curated:
         """What `prepare` goes on with."""
-        return Curated(rows=self.train, dropped=self.dropped, records=self.records, full=self.full, changes=self.changes,
-                       scored=self.scored, groups=self.groups, report=self.report)  # fmt: skip
+        return Curated(rows=self.train, dropped=self.dropped, records=self.records, full=self.full,
+                       changes=self.changes, scored=self.scored, groups=self.groups, report=self.report)  # fmt: skip
 
 
 Step = Callable[[Curation], None]
