@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from luthier.data.branching import tokenize_preferences
 from luthier.data.content import content_hash, row_hash
 from luthier.data.curated import Curate, Curated
 from luthier.data.describe import build_manifest
+from luthier.data.losses import account, note_records
 from luthier.data.mask import WAYS_OUT
 from luthier.data.pack import one_by_one, pack
 from luthier.data.sources import SourceResult, is_raw, read_conversations
@@ -61,6 +62,8 @@ class Prepared:
     """What was read, used, dropped, cut and proven; JSON."""
     curated: Curated | None = None
     """What was decided over all rows as a set, before they were tokenised."""
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    """Each dropped row and each change, in full."""
 
 
 def prepare(
@@ -131,9 +134,29 @@ def prepare(
     )  # fmt: skip
     if curated:
         manifest["curated"] = curated.report
+    losses = account(
+        results, used=used, held_out=validation_rows, dropped=dropped,
+        full=curated.full if curated else {},
+        changes=_changes([*{id(row): row for row in used}.values(), *validation_rows], by_row, curated),
+    )  # fmt: skip
+    manifest["losses"] = losses.summary
     _warn(manifest)
     _warn_raw(train_rows, tokenizer)
-    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest, curated=curated)
+    return Prepared(
+        train=train, validation=validation, packs=packs, manifest=manifest, curated=curated, losses=losses.records
+    )
+
+
+def _changes(
+    rows: Sequence[Conversation], by_row: Mapping[int, Tokenized], curated: Curated | None
+) -> list[dict[str, Any]]:
+    """What is otherwise than in the files, of rows that are used: what curation changed, then what tokenising did."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        found += curated.changes.get(id(row), ()) if curated else ()
+        result = by_row[id(row)].result
+        found += [] if isinstance(result, Dropped) else note_records(row.ref, result.notes)
+    return found
 
 
 def _read(section: DataSection, kind: RowKind) -> tuple[list[SourceResult], SourceResult | None]:

@@ -18,7 +18,9 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
+from luthier.recipe.filter_rules import filter_values
 from luthier.recipe.objective import default_values, objective_values
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online import choose_completions, online_rate, online_steps
 from luthier.recipe.online_rules import unused_in_data
 from luthier.recipe.paths import is_folder, looks_local
@@ -270,6 +272,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     value["objective"] = objective_values(recipe.objective)
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
     _remove(value["data"]["validation"], unused_in_validation(validation))
+    if recipe.data.filters is not None:
+        value["data"]["filters"] = filter_values(recipe.data.filters, row_kind(recipe.objective.name))
     if recipe.data.dedup is not None:
         _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
     if recipe.data.decontaminate is not None:

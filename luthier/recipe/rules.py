@@ -16,9 +16,12 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.filter_rules import filter_rules
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online_rules import (
     grpo_rules,
     split_python,
@@ -73,6 +76,7 @@ class Parts:
     data: DataSection | None = None
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
+    filters: FilterSection | None = None
     dedup: DedupSection | None = None
     decontaminate: DecontaminateSection | None = None
     method: MethodSection | None = None
@@ -87,7 +91,7 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
-            validation=recipe.data.validation, dedup=recipe.data.dedup,
+            validation=recipe.data.validation, filters=recipe.data.filters, dedup=recipe.data.dedup,
             decontaminate=recipe.data.decontaminate, method=recipe.method,
             objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
@@ -97,7 +101,7 @@ class Parts:
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _dedup, _decontaminate, _method, _objective, _memory, _train,
+        _model, _sources, _validation, _filters, _dedup, _decontaminate, _method, _objective, _memory, _train,
         _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
@@ -193,6 +197,12 @@ def _validation(parts: Parts, locate: Locate) -> Iterator[Problem]:
     yield from _unused(validation, prefix, unused_in_validation(validation), locate)
 
 
+def _filters(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    if parts.filters is not None:
+        kind = row_kind(parts.objective.name) if parts.objective is not None else None
+        yield from filter_rules(parts.filters, locate, kind=kind)
+
+
 def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
     dedup = parts.dedup
     if dedup is None:
@@ -200,6 +210,9 @@ def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
     for key, message, hint in contradictions_in_dedup(dedup):
         yield locate(f"data.dedup.{key}", on="key").problem("C110", message, hint=hint)
     yield from _unused(dedup, "data.dedup", unused_in_dedup(dedup), locate)
+    if dedup.score == "@judge" and (parts.filters is None or parts.filters.judge is None):
+        message = "`data.dedup.score: @judge` needs `data.filters.judge`, which scores the rows"
+        yield locate("data.dedup.score").problem("C110", message, hint="add it, or name a column")
     if dedup.semantic is not None and dedup.embedding_model != DedupSection().embedding_model:
         yield from _file(dedup.embedding_model, "data.dedup.embedding_model", locate)
 
