@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luthier.recipe.filter_schema import FilterSection
+from luthier.recipe.parts import Parts
 from luthier.recipe.positions import Document, Locate
-from luthier.recipe.rules import Parts, apply_rules
+from luthier.recipe.rules import apply_rules
 from luthier.recipe.schema import (
     DataSection,
     DecontaminateSection,
