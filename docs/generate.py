@@ -48,6 +48,7 @@ NESTED = {
 # The same for `SynthSpec`.
 SYNTH_NESTED = {
     "EndpointSection": "endpoint",
+    **{name: path.removeprefix("data.") for name, path in NESTED.items() if path.startswith("data.filters")},
     "DedupSection": "dedup",
     "Source": "rejection.source",
     "ScorerSpec": "rejection.scorer",

@@ -19,21 +19,23 @@ _BOUNDS = ("prompt", "answer", "total")
 _ENDING_KEYS = ("ending_share", "ending_rows")
 
 
-def filter_rules(filters: FilterSection, locate: Locate, *, kind: RowKind | None) -> Iterator[Problem]:
+def filter_rules(
+    filters: FilterSection, locate: Locate, *, kind: RowKind | None, prefix: str = "data.filters"
+) -> Iterator[Problem]:
     """What cannot be, and keys that were written and have no effect.
 
     Args:
         filters: the section.
         locate: finds the place of a dotted key.
         kind: of the rows; None if it is not known.
+        prefix: dotted key of the section.
     """
-    prefix = "data.filters"
     if not filters.named():
         message = f"`{prefix}` names no filter: nothing would be looked at"
         hint = f"name those you want, for instance {{pii: {{}}, refusals: {{}}}}; there are {', '.join(FILTERS)}"
         yield locate(prefix, on="key").problem("C110", message, hint=hint)
     if kind == "prompts":
-        message = "`data.filters` judges answers, and online RL asks prompts: it is not done there"
+        message = f"`{prefix}` judges answers, and online RL asks prompts: it is not done there"
         hint = "`luthier data filter FILE --out NEW` writes the rows that stay"
         yield locate(prefix, on="key").problem("C110", message, hint=hint)
     if filters.length is not None:
