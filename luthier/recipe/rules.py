@@ -11,13 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from luthier.recipe.data_rules import (
-    decontaminate_rules,
-    dedup_rules,
-    filtering_rules,
-    source_rules,
-    validation_rules,
-)
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
@@ -33,6 +26,13 @@ from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.parts import Parts
 from luthier.recipe.paths import expand, looks_local
 from luthier.recipe.positions import Locate
+from luthier.recipe.row_rules import (
+    decontaminate_rules,
+    dedup_rules,
+    filtering_rules,
+    source_rules,
+    validation_rules,
+)
 from luthier.recipe.rule_checks import compiling, existing_file, rows_file, unused_keys
 from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (

@@ -1,4 +1,4 @@
-"""Rules of the recipe's `data`: sources, validation, filters, duplicates, evaluation rows."""
+"""Rules of the rows a recipe reads, holds out and leaves out: sources, validation, filters, duplicates, evaluation rows."""
 
 from __future__ import annotations
 
