@@ -1,4 +1,4 @@
-"""Rules of the rows a recipe reads, holds out and leaves out: sources, validation, filters, duplicates, evaluation rows."""
+"""Rules of the rows that a recipe reads, holds out and leaves out."""
 
 from __future__ import annotations
 
