@@ -7,12 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.label import label
 from luthier.cli.output import emit_json, show
+from luthier.cli.synth import synth
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 app.command("dedup")(dedup)
+app.command("decontaminate")(decontaminate)
+app.command("label")(label)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("synth", context_settings=OVERRIDES)(synth)
 
 
 @app.command("show", context_settings=OVERRIDES)
@@ -87,6 +93,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"{manifest['train_validation_overlap']:,}",
     ]
     lines += curated_lines(manifest)
+    lines += contamination_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from luthier.data.encode import Encoder, Interval
 from luthier.data.sandbox import BoundedTemplate, TemplateFailure, TemplateLimit
+from luthier.data.served import as_served
 from luthier.runtime.errors import DataError, Problem
 
 __all__ = ["ChatTemplate", "Message", "Rendering"]
@@ -75,7 +76,7 @@ class ChatTemplate:
                 that transformers renders differently.
         """
         template = self._template(self.source(tools))
-        plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        plain = [as_served({key: value for key, value in message.items() if value is not None}) for message in messages]
         seen = self._with_aliases(plain)
         variables = {**self.tokenizer.special_tokens_map, **self.kwargs}
         variables |= {"messages": seen, "tools": list(tools) if tools else None, "documents": None}

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from luthier.recipe.decontaminate_schema import DecontaminateSection
 from luthier.recipe.section import Section
 
 __all__ = ["DataSection", "DedupSection", "Source", "ValidationSection"]
@@ -91,6 +92,8 @@ class DataSection(Section):
     """Held-out rows for the validation loss."""
     dedup: DedupSection | None = None
     """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
+    decontaminate: DecontaminateSection | None = None
+    """Training rows against `evaluate.tasks` and `data.validation.path`; null: a quick look that only warns."""
     max_length: PositiveInt = 1024
     """Longest row, and size of a pack, in tokens. Of a pair: prompt with the longer answer; its packs hold twice that.
     """
