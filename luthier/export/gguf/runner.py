@@ -18,28 +18,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
 
-__all__ = ["INSTALL", "Answer", "Runner", "is_available", "running"]
+__all__ = ["INSTALL", "Runner", "is_available", "running"]
 
 INSTALL = "pip install xllamacpp"
 _START_SECONDS = 300.0
 _ASK_SECONDS = 600.0
 _READY = "listening: "
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One greedy answer."""
-
-    ids: tuple[int, ...]
-    first: Mapping[int, float]
-    """Natural log-probabilities of the likeliest first tokens."""
-    prompt_tokens: int
 
 
 def is_available() -> bool:
@@ -106,17 +95,27 @@ class Runner:
         """A conversation through the template in the file, with the generation prompt."""
         return str(self._post("/apply-template", {"messages": list(messages)})["prompt"])
 
-    def answer(self, ids: Sequence[int], *, max_new_tokens: int, top: int) -> Answer:
-        """Greedy answer to a prompt of tokens."""
-        body = {"prompt": list(ids), "n_predict": max_new_tokens, "temperature": 0.0, "n_probs": top, "top_k": 0,
-                "cache_prompt": False, "return_tokens": True, "samplers": ["temperature"], "seed": 0}  # fmt: skip
+    def first(self, ids: Sequence[int], *, top: int, told: int) -> tuple[dict[int, float], int]:
+        """Natural log-probabilities of the likeliest next tokens, and tokens of the prompt as the server counts them.
+
+        Args:
+            ids: Prompt.
+            top: How many.
+            told: A token that is text by itself. The server tells no probabilities of a stop token or of half a
+                character, so this one is made certain; the probabilities told are those before that.
+        """
+        body = {"prompt": list(ids), "n_predict": 1, "temperature": 0.0, "n_probs": top, "cache_prompt": False,
+                "logit_bias": [[told, 1e4]], "samplers": ["temperature"]}  # fmt: skip
         found = self._post("/completion", body)
-        first = found["completion_probabilities"][0]["top_logprobs"]
-        tokens = tuple(int(token) for token in found["tokens"])
-        logs = {
-            int(item["id"]): float(item["logprob"]) for item in first if math.isfinite(float(item["logprob"] or 0.0))
-        }
-        return Answer(tokens, logs, int(found["tokens_evaluated"]))
+        items = found["completion_probabilities"][0]["top_logprobs"]
+        logs = {int(item["id"]): float(item["logprob"]) for item in items if item["logprob"] is not None}
+        return {token: value for token, value in logs.items() if math.isfinite(value)}, int(found["tokens_evaluated"])
+
+    def answer(self, ids: Sequence[int], *, max_new_tokens: int) -> list[int]:
+        """Greedy answer to a prompt of tokens, the stop token included."""
+        body = {"prompt": list(ids), "n_predict": max_new_tokens, "temperature": 0.0, "cache_prompt": False,
+                "return_tokens": True, "samplers": ["temperature"]}  # fmt: skip
+        return [int(token) for token in self._post("/completion", body)["tokens"]]
 
     def stops_at(self, ids: Sequence[int], token: int) -> bool:
         """Whether an answer that begins with this token, made certain, ends with it."""
@@ -148,8 +147,9 @@ def _serve(file: str, context: int, threads: int) -> None:
     settings.n_ctx, settings.n_parallel, settings.port, settings.warmup = context, 1, 0, False
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     settings.n_gpu_layers = 0
-    # The file is what is looked at: keys and values in float32, not in the float16 that llama.cpp takes by itself.
+    # The file is what is looked at: attention in float32, not in the float16 that llama.cpp takes by itself.
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.use_jinja = True
     settings.verbosity = 1
     started = time.monotonic()

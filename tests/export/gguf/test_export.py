@@ -34,7 +34,7 @@ def test_every_family_answers_alike(tmp_path, family):
 def test_every_type(tmp_path, kind):
     report = only(save(tmp_path / "m", dtype=torch.bfloat16), tmp_path, kind)
     assert report.passed and report.gap <= report.allowed
-    assert (report.weight_error == 0.0) == (kind in {"f16", "bf16"})  # bf16 weights of this size fit both
+    assert (report.weight_error < 1e-8) == (kind in {"f16", "bf16"})  # bf16 weights of this size fit both
 
 
 def _inverted_halves(values, heads):
@@ -99,8 +99,8 @@ def test_sentence_pieces(tmp_path, prefix, bos):
 
 
 def test_a_wrong_name_of_the_rules_is_caught(tmp_path, monkeypatch):
-    folder = save(tmp_path / "m", tokenizer=byte_level(steps=RULES["smollm"]))
-    monkeypatch.setattr(vocabulary, "_splitting", lambda rules: "llama-bpe")
+    folder = save(tmp_path / "m", tokenizer=byte_level(steps=RULES["llama-bpe"]))
+    monkeypatch.setattr(vocabulary, "_splitting", lambda rules: "smollm")
     with pytest.raises(RunFailed, match="cut differently"):
         only(folder, tmp_path)
 
@@ -155,7 +155,7 @@ def test_k_quants_go_through_the_users_program(tmp_path, monkeypatch):
     with pytest.raises(EnvironmentProblem, match="llama-quantize"):
         export_gguf(folder, tmp_path / "out", ["q4_k_m"], name="x")
     program = tmp_path / "llama-quantize"
-    program.write_text('#!/bin/sh\necho "$3" > "$(dirname "$0")/asked"\n/bin/cp "$1" "$2"\n')
+    program.write_text('#!/bin/sh\necho "$3" > "${0%/*}/asked"\n/bin/cp "$1" "$2"\n')
     program.chmod(0o755)
     monkeypatch.setenv(QUANTIZER, str(program))
     (report,) = export_gguf(folder, tmp_path / "out", ["q4_k_m"], name="x")
