@@ -23,6 +23,7 @@ WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false"
 NESTED = {
     "Source": "data.train[]",
     "ValidationSection": "data.validation",
+    "MixSection": "data.mix",
     "DedupSection": "data.dedup",
     "DecontaminateSection": "data.decontaminate",
     "AgainstSource": "data.decontaminate.against[]",

@@ -29,6 +29,7 @@ from luthier.recipe.unused import (
     unused_in_decontaminate,
     unused_in_dedup,
     unused_in_method,
+    unused_in_mix,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -272,6 +273,8 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     _remove(value["data"]["validation"], unused_in_validation(validation))
     if recipe.data.dedup is not None:
         _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
+    if recipe.data.mix is not None:
+        _remove(value["data"]["mix"], unused_in_mix(recipe.data.mix))
     if recipe.data.decontaminate is not None:
         section = value["data"]["decontaminate"]
         _remove(section, unused_in_decontaminate(recipe.data.decontaminate))

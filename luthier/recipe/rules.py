@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.data_rules import data_rules, store_rules
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
@@ -119,11 +120,9 @@ def _file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
 
 
 def _rows_file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
-    """Rows: a local path that must exist, or a hub id."""
+    """Rows: a local path that must exist, a hub id, or something in an object store."""
     if is_url(text):
-        yield locate(key).problem(
-            "C130", f"`{key}` is a URL; nothing is fetched by URL", hint="download it, and name the file"
-        )
+        yield from store_rules(text, key, locate)
     elif not text or looks_local(text):
         yield from _file(text, key, locate)
 
@@ -174,6 +173,9 @@ def _sources(parts: Parts, locate: Locate) -> Iterator[Problem]:
         prefix = f"data.train.{index}"
         yield from _rows_file(source.path, f"{prefix}.path", locate)
         yield from _unused(source, prefix, _unused_hub_keys(source), locate)
+
+    if parts.data is not None:
+        yield from data_rules(parts.data, parts.objective, locate)
 
 
 def _unused_hub_keys(source: Source) -> dict[str, str]:

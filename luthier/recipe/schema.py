@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
+from luthier.recipe.data_schema import DataSection, DedupSection, MixSection, Source, ValidationSection
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
@@ -25,6 +25,7 @@ __all__ = [
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
+    "MixSection",
     "ModelSection",
     "ObjectiveSection",
     "Recipe",
