@@ -153,9 +153,10 @@ def _merge(session: Session) -> dict[str, Any]:
 
 
 def _gguf_depends(session: Session) -> dict[str, Any]:
+    merged = session.run.stage("merge")
     return {
         "code": CODE_VERSION["gguf"],
-        "merged": session.run.stage("merge").finished_at if session.run.stage("merge") else None,
+        "merged": merged.finished_at if merged else None,
         "types": session.recipe.export.gguf,
         "name": _model_name(session),
     }

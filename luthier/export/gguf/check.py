@@ -14,7 +14,7 @@ What rounding the weights costs is no fault of the file and is told: KL of merge
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -189,10 +189,11 @@ def _by_llama_cpp(
             if tokens != len(ids):
                 report.faults.append(f"a prompt of {len(ids)} tokens became {tokens} in the runner")
             _compare(report, place, logs, found)
+        ends = stops | set(tokenizer.all_special_ids)  # llama.cpp also ends at some control tokens it knows by name
         for ids, answer in zip(prompts, answers, strict=False):
             theirs = runner.answer(ids, max_new_tokens=ANSWER_TOKENS)
             report.answers += 1
-            report.answers_equal += _until_stop(theirs, stops) == _until_stop(answer, stops)
+            report.answers_equal += _until_stop(theirs, ends) == _until_stop(answer, ends)
         for token in sorted(stops):
             if not runner.stops_at(prompts[0], token):
                 report.faults.append(
@@ -272,7 +273,7 @@ def _agreement(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return float(torch.cat(pairs).float().mean())
 
 
-def _until_stop(ids: Sequence[int], stops: frozenset[int]) -> list[int]:
+def _until_stop(ids: Sequence[int], stops: Collection[int]) -> list[int]:
     place = next((index for index, token in enumerate(ids) if token in stops), len(ids))
     return list(ids[:place])
 

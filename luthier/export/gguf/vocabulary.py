@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from luthier.model.stops import end_of_turn_id
 from luthier.runtime.errors import RunFailed
@@ -151,8 +151,8 @@ def _splitting(rules: dict[str, Any]) -> str:
         if names == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0].get("invert"):
             found = _BY_REGEX.get(steps[0]["pattern"].get("Regex", ""))
             if found:
-                return found
-    return _refuse(f"it cuts text by rules that have no name in llama.cpp: {json.dumps(rules['pre_tokenizer'])[:300]}")
+                return str(found)
+    _refuse(f"it cuts text by rules that have no name in llama.cpp: {json.dumps(rules['pre_tokenizer'])[:300]}")
 
 
 def _adds_space(rules: dict[str, Any]) -> bool:
@@ -162,7 +162,7 @@ def _adds_space(rules: dict[str, Any]) -> bool:
         if step["type"] == "Prepend" and step["prepend"] == _SPACE:
             return True
         if step["type"] == "Metaspace":
-            return step.get("prepend_scheme", "always") != "never"
+            return bool(step.get("prepend_scheme", "always") != "never")
         if step["type"] not in {"Replace", "Split", "Prepend"}:
             _refuse(f"it has the rule {json.dumps(step)[:200]}")
     return False
@@ -176,7 +176,7 @@ def _scores(texts: list[str], merges: list[str]) -> list[float]:
     return [-float(place[text]) if text in place else -float(len(merges)) for text in texts]
 
 
-def _refuse(why: str) -> Any:
+def _refuse(why: str) -> NoReturn:
     raise RunFailed(
         code="X615", message=f"llama.cpp cannot read this tokenizer as it is: {why}",
         hint="known: GPT-2, SmolLM, Llama 3, Qwen 2 and 3, Mistral's Tekken, SentencePiece BPE",

@@ -15,13 +15,20 @@ from tests.export.gguf.support import FAMILIES, byte_level, save, sentence_piece
 
 pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is not installed")
 
+QUICK = {"llama-tied", "qwen3", "gemma3"}
+"""The others are slow tests: each starts llama.cpp."""
+
+
+def most_are_slow(values, quick):
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
 
 def only(folder, tmp_path, kind="f32", **more):
     (report,) = export_gguf(folder, tmp_path / "out", [kind], name="tiny", **more)
     return report
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", most_are_slow(FAMILIES, QUICK))
 def test_every_family_answers_alike(tmp_path, family):
     report = only(save(tmp_path / "m", family), tmp_path)
     assert report.passed and "llama.cpp" in report.reader
@@ -30,7 +37,7 @@ def test_every_family_answers_alike(tmp_path, family):
     assert (tmp_path / "out" / "tiny-f32.gguf").stat().st_size == report.bytes
 
 
-@pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"])
+@pytest.mark.parametrize("kind", most_are_slow(["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"], {"q8_0"}))
 def test_every_type(tmp_path, kind):
     report = only(save(tmp_path / "m", dtype=torch.bfloat16), tmp_path, kind)
     assert report.passed and report.gap <= report.allowed
@@ -41,7 +48,9 @@ def _inverted_halves(values, heads):
     return values
 
 
-@pytest.mark.parametrize("bug", ["not permuted", "norm not shifted", "rope base", "head of another token"])
+@pytest.mark.parametrize(
+    "bug", most_are_slow(["not permuted", "norm not shifted", "rope base", "head of another token"], {"not permuted"})
+)
 def test_planted_mistakes_are_caught(tmp_path, monkeypatch, bug):
     family = "gemma" if bug == "norm not shifted" else "llama"
     folder = save(tmp_path / "m", family)
@@ -87,13 +96,18 @@ RULES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", most_are_slow(RULES, {"smollm"}))
 def test_every_way_to_cut_words(tmp_path, name):
     assert only(save(tmp_path / "m", tokenizer=byte_level(steps=RULES[name])), tmp_path).passed
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize(
+    ("prefix", "bos"),
+    [
+        (True, True),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((True, False), (False, True), (False, False))),
+    ],
+)
 def test_sentence_pieces(tmp_path, prefix, bos):
     assert only(save(tmp_path / "m", tokenizer=sentence_piece(prefix=prefix, bos=bos)), tmp_path).passed
 
@@ -105,6 +119,7 @@ def test_a_wrong_name_of_the_rules_is_caught(tmp_path, monkeypatch):
         only(folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_template_that_the_file_lost_is_caught(tmp_path, monkeypatch):
     folder = save(tmp_path / "m")
     monkeypatch.setattr(
@@ -172,12 +187,14 @@ def test_the_modelfile_of_chatml(tmp_path):
     assert text.startswith("FROM ./tiny-f32.gguf\nTEMPLATE") and 'PARAMETER stop "<|im_end|>"' in text
 
 
+@pytest.mark.slow
 def test_the_modelfile_of_another_template_has_none(tmp_path):
     only(save(tmp_path / "m", tokenizer=sentence_piece()), tmp_path, ollama=True)
     text = (tmp_path / "out" / "Modelfile").read_text()
     assert "TEMPLATE" not in text and 'PARAMETER stop "</s>"' in text
 
 
+@pytest.mark.slow
 def test_without_llama_cpp_transformers_reads_the_weights(tmp_path, monkeypatch):
     from luthier.export.gguf import check
 
