@@ -50,7 +50,7 @@ _QUESTIONS = (
     "Translate 'good morning' to French.",
 )
 _TEXTS = (
-    "Order 12345, 6.75 EUR: it's DONE!\n\n  Two spaces\tand a tab.",
+    "Order 0123456789 of 12345, 6.75 EUR: it's DONE!\n\n  Two spaces\tand a tab.",
     "Grüße, 東京 – naïve café… 🙂👍🏽 \u200b x² ½",
     "def f(x):\n    return {'a': [1, 2.5e-3]}  # comment\r\n",
 )

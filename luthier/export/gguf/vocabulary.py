@@ -140,19 +140,23 @@ def _steps(value: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 def _splitting(rules: dict[str, Any]) -> str:
     """llama.cpp's name of the rules by which text is cut into words."""
-    steps = _steps(rules["pre_tokenizer"])
+    name = _name_of(_steps(rules["pre_tokenizer"]), _steps(rules["normalizer"]))
+    if name is None:
+        _refuse(f"it cuts text by rules that have no name in llama.cpp: {json.dumps(rules['pre_tokenizer'])[:300]}")
+    return name
+
+
+def _name_of(steps: list[dict[str, Any]], normalizers: list[dict[str, Any]]) -> str | None:
+    if any(step["type"] != "NFC" for step in normalizers) or steps[-1].get("add_prefix_space"):
+        return None
     names = [step["type"] for step in steps]
-    normal = [step for step in _steps(rules["normalizer"]) if step["type"] != "NFC"]
-    if not normal and not steps[-1].get("add_prefix_space"):
-        if names == ["ByteLevel"] and steps[0]["use_regex"]:
-            return "gpt-2"
-        if names == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1]["use_regex"]:
-            return "smollm"
-        if names == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0].get("invert"):
-            found = _BY_REGEX.get(steps[0]["pattern"].get("Regex", ""))
-            if found:
-                return str(found)
-    _refuse(f"it cuts text by rules that have no name in llama.cpp: {json.dumps(rules['pre_tokenizer'])[:300]}")
+    if names == ["ByteLevel"] and steps[0]["use_regex"]:
+        return "gpt-2"
+    if names == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1]["use_regex"]:
+        return "smollm"
+    if names == ["Split", "ByteLevel"] and steps[0]["behavior"] == "Isolated" and not steps[0].get("invert"):
+        return _BY_REGEX.get(steps[0]["pattern"].get("Regex", ""))
+    return None
 
 
 def _adds_space(rules: dict[str, Any]) -> bool:
