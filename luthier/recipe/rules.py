@@ -229,6 +229,12 @@ def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.export is not None and not _SHARD_SIZE.match(parts.export.max_shard_size):
         message = f'`export.max_shard_size` must be a size such as 5GB or 500MB; got "{parts.export.max_shard_size}"'
         yield locate("export.max_shard_size").problem("C103", message)
+    if parts.export is not None and parts.export.gguf and not parts.export.merge:
+        message = "`export.gguf` writes the merged model, and `export.merge` is false"
+        yield locate("export.gguf").problem("C110", message, hint="remove one of them")
+    if parts.export is not None and parts.export.gguf and parts.objective and parts.objective.name == "reward":
+        message = "`export.gguf` writes models that answer; a reward model has no head for words"
+        yield locate("export.gguf").problem("C110", message, hint="remove it")
     if parts.output_dir is not None:
         if not parts.output_dir.strip() or "\0" in parts.output_dir:
             yield locate("output_dir").problem("C103", "`output_dir` is empty", hint="for instance runs/first")
