@@ -72,7 +72,7 @@ def _write(folder: Path, file: Path, kind: str, *, name: str) -> Written:
     plain.unlink()
     if done.returncode or not file.is_file():
         said = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise RunFailed(code="X620", message=f"llama-quantize ended with {done.returncode}: {' | '.join(said)}")
+        raise RunFailed(code="X622", message=f"llama-quantize ended with {done.returncode}: {' | '.join(said)}")
     return written
 
 
