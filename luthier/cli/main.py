@@ -20,6 +20,7 @@ from luthier.cli import (
     data,
     doctor,
     evaluate,
+    export,
     init,
     lr_find,
     merge,
@@ -75,6 +76,7 @@ app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate
 app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
+app.command("export", rich_help_panel=STAGES)(export.export)
 app.command("card", rich_help_panel=STAGES)(card.card)
 app.command("push", rich_help_panel=STAGES)(push.push)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)

@@ -20,7 +20,7 @@ def push_rules(export: ExportSection, method: MethodSection | None, locate: Loca
     if push.what == "merged" and not export.merge:
         message = f"`{_KEY}.what: merged` pushes the merged model, and `export.merge` is false"
         yield locate(_KEY, on="key").problem("C110", message, hint="write what: adapter, or merge: true")
-    if push.what == "gguf" and not getattr(export, "gguf", None):
+    if push.what == "gguf" and not export.gguf:
         message = f"`{_KEY}.what: gguf` pushes GGUF files, and the recipe makes none (`export.gguf`)"
         yield locate(f"{_KEY}.what").problem("C110", message, hint="add export: {gguf: [q8_0]}, or write what: merged")
     if push.what == "adapter" and method is not None and method.name not in ("lora", "qlora"):

@@ -12,7 +12,7 @@ from luthier.runtime.errors import RecipeError, RunFailed
 
 __all__ = ["describe_run", "find_runs", "require_run"]
 
-STAGE_ORDER = ("data", "baseline", "train", "evaluate", "compare", "merge", "push", "report")
+STAGE_ORDER = ("data", "baseline", "train", "evaluate", "compare", "merge", "gguf", "push", "report")
 
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
