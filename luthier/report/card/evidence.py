@@ -124,6 +124,9 @@ def _of_data(facts: CardFacts) -> Iterator[str]:
         yield "The licence of some training rows is unknown: settle it before you publish or sell."
     if "synthetic" in facts.run.data_card.partition("\n")[0].lower():
         yield "The training rows are synthetic: nothing says how the model does on real ones."
+    if facts.languages:
+        yield f"Rows in other languages than {plain(', '.join(facts.languages))} were dropped; others were not trained."
+        return
     said = f"; the base's card names: {plain(', '.join(facts.base.language))}" if facts.base.language else ""
     yield f"The language of the training rows was not measured{said}."
 

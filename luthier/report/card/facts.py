@@ -73,6 +73,15 @@ class CardFacts:
     """config.json or adapter_config.json of the folder; empty if there is none."""
     chat: bool
     """The folder has a chat template."""
+    gguf: tuple[dict[str, Any], ...] = ()
+    """What `luthier export` found of each GGUF file."""
+
+    @property
+    def languages(self) -> list[str]:
+        """ISO 639-1 codes that the rows were filtered to; empty: their language was not measured."""
+        filters = ((self.run.data or {}).get("curated") or {}).get("filters") or {}
+        found = ((filters.get("settings") or {}).get("language") or {}).get("languages")
+        return [str(item) for item in found] if isinstance(found, list) else []
 
     @property
     def method(self) -> str:
@@ -107,7 +116,10 @@ def card_facts(run: RunFiles, folder: Path, *, kind: Kind, repo_id: str | None, 
         run=run, kind=kind, name=str(value.get("name") or run.path.resolve().name), repo_id=repo_id,
         base=base_facts(value.get("model", {}), where, base_model), sources=_sources(run, value, where), recipe=value,
         files=_json(folder / ("adapter_config.json" if kind == "adapter" else "config.json")),
-        chat=(folder / "chat_template.jinja").is_file() or bool(value.get("model", {}).get("chat_template")),
+        chat=any((place / "chat_template.jinja").is_file() for place in (folder, run.path / "final"))
+        or bool(value.get("model", {}).get("chat_template")),
+        gguf=tuple(item for item in _json(run.path / "export" / "gguf.json").get("files", []) if isinstance(item, dict))
+        if kind == "gguf" else (),
     )  # fmt: skip
 
 

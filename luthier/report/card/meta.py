@@ -31,6 +31,8 @@ def front_matter(facts: CardFacts) -> dict[str, Any]:
         # The Hub wants both with `license: other`.
         meta |= {"license_name": _value(base.license_name)} if base.license_name else {}
         meta |= {"license_link": _value(base.license_link)} if base.license_link else {}
+    if facts.languages:
+        meta["language"] = [_word(item) for item in facts.languages]
     datasets = list(dict.fromkeys(source.hub_id for source in facts.sources if source.hub_id))
     if datasets:
         meta["datasets"] = datasets

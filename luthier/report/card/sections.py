@@ -27,7 +27,7 @@ _METHODS = {
     "lora": "LoRA", "qlora": "QLoRA (4-bit base)", "full": "all weights", "freeze": "chosen weights",
     "spectrum": "Spectrum (matrices with the strongest signal)",
 }  # fmt: skip
-_TOLD = {"dedup", "validation", "decontaminate"}
+_TOLD = {"dedup", "validation", "decontaminate", "filters"}
 _PATHS = (
     "name_or_path", "tokenizer", "chat_template", "path", "fewshot_path", "init_from", "spectrum_file", "output_dir",
     "embedding_model",
@@ -112,6 +112,9 @@ def _curated(report: Mapping[str, Any]) -> list[str]:
             f"{decon['of_rows']:,} training rows compared with {decon['against_rows']:,} evaluation rows: "
             f"{_counts(decon.get('found', {})) or 'none alike'}; {decon.get('dropped', 0):,} dropped."
         )
+    for name, stage in ((report.get("filters") or {}).get("stages") or {}).items():
+        counts = {key: stage.get(key, 0) for key in ("dropped", "changed")}
+        lines.append(f"Filter {plain(name)}, over {stage.get('rows', 0):,} rows: {_counts(counts) or 'nothing found'}.")
     for name, step in report.items():
         if name not in _TOLD and isinstance(step, Mapping):
             counts = {

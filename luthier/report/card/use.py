@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from luthier.report.card.facts import CardFacts
-from luthier.report.card.text import bullets, code, fence, plain, table
+from luthier.report.card.text import bullets, code, fence, percent, plain, table
 from luthier.runtime.scrub import scrub, scrub_path
 
 __all__ = ["reproduce", "use", "vllm_rank"]
@@ -28,12 +28,28 @@ def use(facts: CardFacts) -> str:
     if facts.objective == "reward":
         return "\n\n".join([*parts, fence(_reward_code(facts, here, base), "python")])
     if facts.kind == "gguf":
-        return "\n\n".join([*parts, fence(f"llama-server -m FILE.gguf --jinja --alias {_alias(facts)}", "sh")])
+        file = shlex.quote(str(facts.gguf[0].get("file", "FILE.gguf"))) if facts.gguf else "FILE.gguf"
+        command = f"llama-server -m {file} --jinja --alias {_alias(facts)}"
+        return "\n\n".join(
+            [*parts, "An OpenAI-compatible server, with llama.cpp:", fence(command, "sh"), _files(facts)]
+        )
     parts.append(fence(_python(facts, here, base), "python"))
     parts += _vllm(facts, here, base)
     parts.append("With Luthier, from the folder of the run:")
     parts.append(fence(_LUTHIER, "sh"))
     return "\n\n".join(parts)
+
+
+def _files(facts: CardFacts) -> str:
+    """What each file costs and keeps; measured by reading it back."""
+    head = ("file", "bits a weight", "MB", "KL to the merged model, nats", "same most likely token")
+    rows = (
+        (code(item.get("file", "")), f"{item['bits_per_weight']:.1f}", f"{item['bytes'] / 1e6:,.0f}",
+         f"{item['kl']:.2g}", percent(item["same_choice"]))
+        for item in facts.gguf
+        if {"bits_per_weight", "bytes", "kl", "same_choice"} <= set(item)
+    )  # fmt: skip
+    return table(head, rows)
 
 
 def _python(facts: CardFacts, here: str, base: str) -> str:

@@ -66,11 +66,17 @@ def test_no_evidence_and_contamination_are_limits(tmp_path):
     [task] = json.loads((run.path / "eval" / "comparison.json").read_text())["tasks"]
     change(run, "eval/comparison.json", tasks=[{**task, "verdict": "no evidence", "p_value": 0.4}])
     report = {"of_rows": 300, "against_rows": 60, "found": {"prompt": 7}, "sure": {"prompt": 5}, "dropped": 3}
-    change(run, "data/manifest.json", curated={"decontaminate": report, "filters": {"dropped": {"too_long": 4}}})
+    change(run, "data/manifest.json", curated={"decontaminate": report, "later_step": {"dropped": {"too_long": 4}}, "filters": {
+        "settings": {"language": {"languages": ["en", "de"]}},
+        "stages": {"language": {"rows": 300, "dropped": 4, "changed": 0}, "pii": {"rows": 296, "dropped": 0, "changed": 9}},
+    }})  # fmt: skip
     text = card_text(read_run(run), run.path / "merged", old=None)
     assert "no evidence that the tuned model differs from its base (p = 0.4)" in text
     assert "Contamination: 4 training rows are like evaluation rows" in text
-    assert "Filters: 4 too\\_long." in text
+    assert "Later step: 4 too\\_long." in text
+    assert "Filter language, over 300 rows: 4 dropped." in text
+    assert "Filter pii, over 296 rows: 9 changed." in text
+    assert split_front_matter(text, tmp_path)[0]["language"] == ["en", "de"]
 
 
 def test_a_run_without_scores_says_so(tmp_path):
@@ -230,3 +236,21 @@ def test_a_card_outlives_the_folder_it_lies_in(tmp_path):
 def test_adapters_that_vllm_cannot_load_are_told(tmp_path, config):
     run = finished(tmp_path / "tickets", **config)
     assert "vLLM cannot serve this adapter" in card_text(read_run(run), run.path / "final", old=None)
+
+
+def test_gguf_files_are_told_with_what_they_keep(tmp_path):
+    run = finished(tmp_path / "tickets")
+    (run.path / "gguf").mkdir()
+    (run.path / "gguf" / "tickets-q8_0.gguf").write_bytes(b"GGUF")
+    file = {
+        "file": "tickets-q8_0.gguf",
+        "bytes": 144_000_000,
+        "bits_per_weight": 8.5,
+        "kl": 0.0012,
+        "same_choice": 0.996,
+    }
+    (run.path / "export" / "gguf.json").write_text(json.dumps({"files": [file]}))
+    text = card_text(read_run(run), run.path / "gguf", old=None)
+    assert "llama-server -m tickets-q8_0.gguf --jinja" in text
+    assert "| `tickets-q8_0.gguf` | 8.5 | 144 | 0.0012 | 99.6% |" in text
+    assert "Scores were measured before the conversion" in text
