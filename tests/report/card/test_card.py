@@ -65,11 +65,14 @@ def test_no_evidence_and_contamination_are_limits(tmp_path):
     run = finished(tmp_path / "tickets")
     [task] = json.loads((run.path / "eval" / "comparison.json").read_text())["tasks"]
     change(run, "eval/comparison.json", tasks=[{**task, "verdict": "no evidence", "p_value": 0.4}])
-    report = {"of_rows": 300, "against_rows": 60, "found": {"prompt": 7}, "sure": {"prompt": 5}, "dropped": 3}
-    change(run, "data/manifest.json", curated={"decontaminate": report, "later_step": {"dropped": {"too_long": 4}}, "filters": {
-        "settings": {"language": {"languages": ["en", "de"]}},
-        "stages": {"language": {"rows": 300, "dropped": 4, "changed": 0}, "pii": {"rows": 296, "dropped": 0, "changed": 9}},
-    }})  # fmt: skip
+    decontaminate = {"of_rows": 300, "against_rows": 60, "found": {"prompt": 7}, "sure": {"prompt": 5}, "dropped": 3}
+    stages = {
+        "language": {"rows": 300, "dropped": 4, "changed": 0},
+        "pii": {"rows": 296, "dropped": 0, "changed": 9},
+    }
+    filters = {"settings": {"language": {"languages": ["en", "de"]}}, "stages": stages}
+    curated = {"decontaminate": decontaminate, "later_step": {"dropped": {"too_long": 4}}, "filters": filters}
+    change(run, "data/manifest.json", curated=curated)
     text = card_text(read_run(run), run.path / "merged", old=None)
     assert "no evidence that the tuned model differs from its base (p = 0.4)" in text
     assert "Contamination: 4 training rows are like evaluation rows" in text
