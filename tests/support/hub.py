@@ -72,7 +72,8 @@ class Hub:
         self.received: Counter[str] = Counter()
         """Bytes of LFS objects that came in, by sha256."""
         self.calls: list[str] = []
-        self.tokens: set[str] = set()
+        self.ignored: set[str] = set()
+        """Names that a .gitignore in the repositories keeps out."""
         self.faults: list[tuple[str, int, dict[str, str], str]] = []
         """(pattern over `METHOD path`, status, headers, message): the first that matches answers, once."""
         self.first_done, self.hold = threading.Event(), False
@@ -235,7 +236,8 @@ class Handler(BaseHTTPRequestHandler):
             large = file["path"].endswith((".safetensors", ".gguf")) or file["size"] > 10 << 20
             oid = (old.sha256 or old.oid) if old else None
             mode = "lfs" if large else "regular"
-            answers.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+            answers.append({"path": file["path"], "uploadMode": mode, "oid": oid,
+                            "shouldIgnore": file["path"] in self.hub.ignored})  # fmt: skip
         self._send(200, {"files": answers})
 
     def batch(self, token: str, body: bytes, repo: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -50,10 +51,10 @@ def run(tmp_path):
     final, merged = made.path / "final", made.path / "merged"
     merged.mkdir()
     (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "smollm2-135m-instruct", "r": 8}))
-    (final / "adapter_model.safetensors").write_bytes(os.urandom(3_000))
+    (final / "adapter_model.safetensors").write_bytes(random.Random(0).randbytes(3_000))
     (merged / "config.json").write_text("{}")
     for number in (1, 2):
-        (merged / f"model-0000{number}-of-00002.safetensors").write_bytes(os.urandom(200_000))
+        (merged / f"model-0000{number}-of-00002.safetensors").write_bytes(random.Random(number).randbytes(200_000))
     (merged / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     write_record(final, kind="adapter", base=None)
     write_record(merged, kind="merged", base=None, merge={"base": "/home/joe/models/base"})
@@ -93,15 +94,16 @@ def test_pushed_downloaded_and_pushed_again(hub, run, tmp_path):
     assert {name for name in local if local[name] != there.get(name)} == {"luthier.json"}
     record = json.loads((tmp_path / "down" / "luthier.json").read_text())
     assert record["merge"]["base"] == "base"
-    assert "joe" not in b"".join(hub.files("me/tickets").values()).decode("latin-1")
+    assert "/home/joe" not in b"".join(hub.files("me/tickets").values()).decode("latin-1")
     card = (run.path / "merged" / "README.md").read_text()
     assert "from_pretrained('me/tickets'" in card
 
-    sent = dict(hub.received)
+    sent, calls = dict(hub.received), len(hub.calls)
     again = luthier(hub, tmp_path, "push", run.path, "me/tickets", "--json")
     result = json.loads(again.stdout)
     assert (result["changed"], result["sent"], result["unchanged"]) == (False, [], len(local))
     assert hub.commits("me/tickets") == 2 and hub.received == sent
+    assert not any("preupload" in call or "commit" in call for call in hub.calls[calls:])
     assert json.loads((run.path / "export" / "push.json").read_text())["merged"]["commit"] == result["commit"]
     for file in run.path.rglob("*"):
         assert not file.is_file() or WRITE.encode() not in file.read_bytes()
@@ -180,7 +182,7 @@ def test_words_written_on_the_hub_stay_and_old_shards_go(hub, run, tmp_path):
     repo.commit("next", files)
     for file in (run.path / "merged").glob("model*"):
         file.unlink()
-    (run.path / "merged" / "model.safetensors").write_bytes(os.urandom(1_000))
+    (run.path / "merged" / "model.safetensors").write_bytes(random.Random(3).randbytes(1_000))
     write_record(run.path / "merged", kind="merged", base=None)
     said = luthier(hub, tmp_path, "push", run.path, "me/tickets", "--revision", "next", "--json")
     assert said.returncode == 0, said.stdout + said.stderr
@@ -189,9 +191,25 @@ def test_words_written_on_the_hub_stay_and_old_shards_go(hub, run, tmp_path):
         "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json",
     ]  # fmt: skip
     there = hub.files("me/tickets", "next")
+    assert not set(result["removed"]) & set(there)
     assert there["README.md"].decode().endswith("\nWritten on the Hub.\n")
     assert (run.path / "merged" / "README.md").read_bytes() == there["README.md"]
     assert hub.commits("me/tickets") == 1, "main was not touched"
+
+
+def test_one_changed_byte_is_sent_and_a_file_that_does_not_arrive_is_told(hub, run, tmp_path):
+    assert luthier(hub, tmp_path, "push", run.path, "me/tickets").returncode == 0
+    shard = run.path / "merged" / "model-00002-of-00002.safetensors"
+    shard.write_bytes(b"!" + shard.read_bytes()[1:])
+    (run.path / "merged" / "config.json").write_text("[]")
+    write_record(run.path / "merged", kind="merged", base=None)
+    result = json.loads(luthier(hub, tmp_path, "push", run.path, "me/tickets", "--json").stdout)
+    assert result["sent"] == ["config.json", "luthier.json", shard.name]
+    assert hub.files("me/tickets")[shard.name] == shard.read_bytes()
+    (run.path / "merged" / "notes.txt").write_text("new")
+    hub.ignored.add("notes.txt")
+    said = luthier(hub, tmp_path, "push", run.path, "me/tickets", "--json")
+    assert (said.returncode, json.loads(said.stdout)["problems"][0]["code"]) == (1, "X658")
 
 
 def test_a_dry_run_contacts_nobody_and_writes_nothing(hub, run, tmp_path):
