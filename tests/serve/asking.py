@@ -55,9 +55,14 @@ def ask(prompt, *, new=20, stop_ids=(2,), tokenizer=TOKENIZER, sampling=None, on
 
     asked = Asked(
         Request(
-            prompt=tuple(prompt), max_new_tokens=new, sampling=sampling or Sampling(), tokenizer=tokenizer,
-            stop_ids=frozenset(stop_ids), on_piece=collect, **more,
-        )  # fmt: skip
+            prompt=tuple(prompt),
+            max_new_tokens=new,
+            sampling=sampling or Sampling(),
+            tokenizer=tokenizer,
+            stop_ids=frozenset(stop_ids),
+            on_piece=collect,
+            **more,
+        )
     )
     return asked
 

@@ -25,9 +25,7 @@ def prompts(n, *, seed=0, low=1, high=60):
 
 def alone(model, rows, new, stops=(2,)):
     """Greedy answers of `luthier.generation`, one prompt at a time."""
-    return [
-        generate(model, TOKENIZER, [row], max_new_tokens=new, stop_ids=stops, batch_size=1)[0] for row in rows
-    ]
+    return [generate(model, TOKENIZER, [row], max_new_tokens=new, stop_ids=stops, batch_size=1)[0] for row in rows]
 
 
 def stops_of(model, rows):

@@ -105,7 +105,7 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     return 0, 0
 
 
-class RowAdapters(nn.Module):
+class RowAdapters(nn.Module):  # type: ignore[misc]
     """A linear layer, and the thin products of the adapters in the batch."""
 
     def __init__(self, base: nn.Module, path: str, bank: AdapterBank) -> None:

@@ -85,6 +85,11 @@ class Engine:
             self._thread.join()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread works."""
+        return self._thread.is_alive()
+
+    @property
     def waiting(self) -> int:
         """Requests without a row."""
         return len(self._waiting)
@@ -173,7 +178,7 @@ class Engine:
         """A step that fails ends the requests in it, not the server."""
         try:
             work()
-        except (RuntimeError, MemoryError, ValueError, IndexError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a model raises must not leave others waiting for ever
             out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
             log.error("a step failed: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
             problem = "out of memory; lower --max-batch-size" if out else "the model failed on this batch"

@@ -22,7 +22,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = ()) -> None:
         self.tokenizer, self.stop = tokenizer, tuple(stop)
-        self.stopped = False
+        self.stopped: bool = False
         self._ids: list[int] = []
         self._start, self._shown = 0, 0
         """The window begins at `_start`; the text of ids before `_shown` is out."""
@@ -44,12 +44,10 @@ class TextStream:
         """What was held back, at the end of the answer."""
         if self.stopped:
             return ""
-        rest = self._decode(self._start, len(self._ids))[len(self._decode(self._start, self._shown)) :]
-        text = self._certain(rest) + self._held
-        if self.stopped:
-            return text[: len(text) - len(self._held)] if self._held else text
-        self._held = ""
-        return text
+        known = self._decode(self._start, self._shown)
+        text = self._certain(self._decode(self._start, len(self._ids))[len(known) :])
+        rest, self._held = self._held, ""
+        return text + rest
 
     def _decode(self, start: int, end: int) -> str:
         text: str = self.tokenizer.decode(
