@@ -16,6 +16,8 @@ from luthier.runtime.errors import EnvironmentProblem, RecipeError
 
 __all__ = ["Grammar", "GrammarState", "json_grammar", "supported"]
 
+# Between two signs of JSON: a line feed and an indentation, and no more. A model can write blanks without end.
+WHITE_SPACE = r"[ \n\t]{0,12}"
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 
@@ -76,7 +78,8 @@ def json_grammar(tokenizer: Any, schema: Mapping[str, Any] | None, stop_ids: Seq
         )  # fmt: skip
     from llguidance import LLMatcher
 
-    text = LLMatcher.grammar_from_json_schema(json.dumps(dict(ANY_OBJECT if schema is None else schema)))
+    wanted = json.dumps(dict(ANY_OBJECT if schema is None else schema))
+    text = LLMatcher.grammar_from_json_schema(wanted, overrides={"whitespace_pattern": WHITE_SPACE})
     wrapped = _wrapped(tokenizer, tuple(stop_ids))
     fault = LLMatcher.validate_grammar(text, wrapped)
     if fault and not fault.startswith("WARNING"):
