@@ -5,7 +5,8 @@
 Both servers run as processes of their own, with the same weights, type and threads. A round asks one
 server and then the other, for each number of streams, so that what else the machine does meets both.
 Prompts are questions of 12 to 60 words, each asked once; answers are greedy. Tokens are counted by the
-model's tokenizer from the text that came back. Prints one JSON line a measurement, and a table of medians.
+model's tokenizer from the text that came back. On a machine that others use, wall times move with their
+load; the processor time of the server's process (Linux) moves less. Prints one JSON line a measurement, and a table of medians.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(name: str, model: str, dtype: str, log: Path):
-    """Start a server; yields (url, name of the model in requests)."""
+    """Start a server; yields (url, name of the model in requests, process id)."""
     port = free_port()
     here = Path(sys.executable).parent
     if name == "luthier":
@@ -71,7 +72,7 @@ def server(name: str, model: str, dtype: str, log: Path):
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"{name} did not start; see {log}\n{log.read_text()[-2000:]}") from None
                 time.sleep(0.5)
-        yield url, asked
+        yield url, asked, process.pid
     finally:
         process.terminate()
         try:
@@ -80,7 +81,13 @@ def server(name: str, model: str, dtype: str, log: Path):
             process.kill()
 
 
-async def measure(url: str, model: str, texts: list[str], tokens: int, tokenizer) -> dict:
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(url: str, model: str, texts: list[str], tokens: int, tokenizer, pid: int) -> dict:
     from openai import AsyncOpenAI
 
     first: list[float] = []
@@ -107,12 +114,13 @@ async def measure(url: str, model: str, texts: list[str], tokens: int, tokenizer
             between.append((last - started - first[-1]) / (count - 1))
 
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", timeout=1200, max_retries=0) as client:
-        started = time.monotonic()
+        started, before = time.monotonic(), cpu_seconds(pid)
         await asyncio.gather(*(one(client, text) for text in texts))
         seconds = time.monotonic() - started
     return {
         "first_token_s": statistics.median(first), "per_token_s": statistics.median(between),
         "tokens": made, "seconds": seconds, "tokens_per_s": made / seconds,
+        "cpu_s_per_token": (cpu_seconds(pid) - before) / made,
     }  # fmt: skip
 
 
@@ -142,22 +150,24 @@ def main() -> None:
             name: stack.enter_context(server(name, folder, args.dtype, args.logs / f"{name.replace(' ', '_')}.log"))
             for name in args.servers
         }
-        for name, (url, model) in urls.items():  # warm: weights loaded, kernels chosen
-            asyncio.run(measure(url, model, prompts(1, 10**6), 4, tokenizer))
+        for name, (url, model, pid) in urls.items():  # warm: weights loaded, kernels chosen
+            asyncio.run(measure(url, model, prompts(1, 10**6), 4, tokenizer, pid))
             print(f"# {name} is warm", flush=True)
         for turn in range(args.rounds):
             for streams in args.streams:
                 for name in args.servers if turn % 2 == 0 else reversed(args.servers):
-                    url, model = urls[name]
-                    told = asyncio.run(measure(url, model, prompts(streams, turn * 100 + streams), args.tokens, tokenizer))
+                    url, model, pid = urls[name]
+                    told = asyncio.run(
+                        measure(url, model, prompts(streams, turn * 100 + streams), args.tokens, tokenizer, pid)
+                    )
                     found.setdefault((name, streams), []).append(told)
                     print(json.dumps({"server": name, "streams": streams, "round": turn, "load": os.getloadavg()[0],
                                       **told}), flush=True)  # fmt: skip
-    print("| streams | server | first token s | per token ms | tokens/s |\n|---|---|---|---|---|")
+    print("| streams | server | first token s | per token ms | tokens/s | CPU ms a token |\n|---|---|---|---|---|---|")
     for (name, streams), rows in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
         middle = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
         print(f"| {streams} | {name} | {middle['first_token_s']:.2f} | {middle['per_token_s'] * 1000:.0f} "
-              f"| {middle['tokens_per_s']:.1f} |")  # fmt: skip
+              f"| {middle['tokens_per_s']:.1f} | {middle['cpu_s_per_token'] * 1000:.0f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from luthier.runtime.errors import EnvironmentProblem
@@ -62,10 +64,18 @@ def run_server(app: Any, settings: ServeSettings, *, ready: Callable[[str], None
         EnvironmentProblem: the address cannot be used.
     """
     server, listening = make_server(app, settings, ready=ready)
+    # uvicorn raises the signal that stopped it once more, after everything is closed: that is no failure here.
+    old = {number: signal.signal(number, _nothing) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listening])
     finally:
         listening.close()
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _nothing(number: int, frame: FrameType | None) -> None:
+    """A handler that does nothing."""
 
 
 def _listen(settings: ServeSettings) -> socket.socket:
