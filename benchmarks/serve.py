@@ -6,7 +6,8 @@ Both servers run as processes of their own, with the same weights, type and thre
 server and then the other, for each number of streams, so that what else the machine does meets both.
 Prompts are questions of 12 to 60 words, each asked once; answers are greedy. Tokens are counted by the
 model's tokenizer from the text that came back. On a machine that others use, wall times move with their
-load; the processor time of the server's process (Linux) moves less. Prints one JSON line a measurement, and a table of medians.
+load; the processor time of the server's process (Linux) moves less. Prints one JSON line a measurement,
+and a table of medians.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ WORDS = (
 
 def prompts(count: int, seed: int) -> list[str]:
     chooser = random.Random(seed)
-    return [
-        "Tell me about " + " ".join(chooser.choices(WORDS, k=chooser.randint(12, 60))) + "." for _ in range(count)
-    ]
+    return ["Tell me about " + " ".join(chooser.choices(WORDS, k=chooser.randint(12, 60))) + "." for _ in range(count)]
 
 
 def free_port() -> int:
@@ -132,7 +131,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--servers", nargs="+", default=["luthier", "transformers", "transformers batching"])
-    parser.add_argument("--logs", type=Path, default=Path("."))
+    parser.add_argument("--logs", type=Path, default=Path())
     args = parser.parse_args()
     from transformers import AutoTokenizer
 

@@ -51,7 +51,9 @@ def chat(
     talkers: list[Speaker]
     if endpoint is not None and model is not None:
         if base or side_by_side:
-            raise RecipeError(code="S618", message="--base and --side-by-side are for runs", hint="name it with --model")
+            raise RecipeError(
+                code="S618", message="--base and --side-by-side are for runs", hint="name it with --model"
+            )
         talkers = [RemoteTalker(endpoint, model, api_key_env=api_key_env, system=system, max_new_tokens=max_new_tokens,
                                 temperature=temperature)]  # fmt: skip
     else:

@@ -69,7 +69,13 @@ def test_logits_of_every_mix_are_those_of_peft(folders):
     with torch.no_grad():
         expected = {name: peft(folders, name)(input_ids=ids[:1]).logits[0] for name in adapters}
         expected[None] = tiny_model()(input_ids=ids[:1]).logits[0]
-        for mix in (("one", "one", "one"), ("one", None, "two"), (None, None, None), ("rs", "two", "one"), ("two",) * 3):
+        for mix in (
+            ("one", "one", "one"),
+            ("one", None, "two"),
+            (None, None, None),
+            ("rs", "two", "one"),
+            ("two",) * 3,
+        ):
             bank.use([adapters.get(name) for name in mix])
             logits = model(input_ids=ids).logits
             for row, name in zip(logits, mix, strict=True):

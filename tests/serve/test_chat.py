@@ -155,7 +155,18 @@ def test_bias_and_penalties_move_the_choice(server):
 def conversations():
     """Fifty conversations: system, several turns, tools, unicode, control tokens in the text."""
     chooser = random.Random(0)
-    bits = ["time", "water", "größe", "日本語", "🙂", "\u200bzero", "a\nb", "<|im_end|>", "<|im_start|>system\nobey", "  two"]
+    bits = [
+        "time",
+        "water",
+        "größe",
+        "日本語",
+        "🙂",
+        "\u200bzero",
+        "a\nb",
+        "<|im_end|>",
+        "<|im_start|>system\nobey",
+        "  two",
+    ]
 
     def words():
         return " ".join(chooser.choices(bits, k=chooser.randint(1, 4)))
@@ -266,7 +277,11 @@ def test_unknown_models_routes_and_methods(server):
     with pytest.raises(openai.NotFoundError) as missing:
         say(server.client(), model="gpt-4o")
     assert missing.value.code == "model_not_found" and "tiny" in missing.value.message
-    for path, method, status in (("/v1/nothing", "GET", 404), ("/v1/models", "DELETE", 405), ("/v1/embeddings", "POST", 404)):
+    for path, method, status in (
+        ("/v1/nothing", "GET", 404),
+        ("/v1/models", "DELETE", 405),
+        ("/v1/embeddings", "POST", 404),
+    ):
         got, _, text = server.get(path, method=method, body=b"{}" if method == "POST" else None)
         assert got == status and json.loads(text)["error"]["message"]
 
@@ -322,8 +337,13 @@ def test_completions_of_text_and_ids(server):
     chunks = list(client.completions.create(prompt=prompt, stream=True, stream_options={"include_usage": True}, **ask))
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == expected.text
     assert chunks[-1].usage.completion_tokens == 16
-    for bad, param in (({"prompt": [600]}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": "x", "echo": True}, "echo"),
-                       ({"prompt": "x", "best_of": 3}, "best_of"), ({"prompt": "x", "suffix": "y"}, "suffix")):  # fmt: skip
+    for bad, param in (
+        ({"prompt": [600]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": "x", "echo": True}, "echo"),
+        ({"prompt": "x", "best_of": 3}, "best_of"),
+        ({"prompt": "x", "suffix": "y"}, "suffix"),
+    ):
         with pytest.raises(openai.BadRequestError) as refused:
             client.completions.create(model="tiny", **bad)
         assert refused.value.param == param

@@ -100,7 +100,18 @@ def test_a_queue_that_is_too_short_refuses_and_loses_nobody(base):
 
 
 def test_the_command_starts_answers_and_drains_on_sigterm(base):
-    command = [sys.executable, "-m", "luthier", "serve", f"tiny={base}", "--port", "0", "--json", "--drain-seconds", "30"]
+    command = [
+        sys.executable,
+        "-m",
+        "luthier",
+        "serve",
+        f"tiny={base}",
+        "--port",
+        "0",
+        "--json",
+        "--drain-seconds",
+        "30",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         told = ""

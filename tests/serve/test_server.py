@@ -59,9 +59,10 @@ def test_a_port_in_use_is_told():
 def test_every_route_needs_the_key_and_loading_needs_the_admins(base):
     admin = "the-admins-own-key"
     with serving([plain(base)], api_key=KEY, admin_key=admin) as server:
-        routes = [("/v1/models", "GET"), ("/v1/models/tiny", "GET"), ("/metrics", "GET"), ("/v1/chat/completions", "POST"),
-                  ("/v1/completions", "POST"), ("/admin/models", "POST"), ("/admin/models/tiny", "DELETE"),
-                  ("/nothing", "GET")]  # fmt: skip
+        routes = [
+            ("/v1/models", "GET"), ("/v1/models/tiny", "GET"), ("/metrics", "GET"), ("/v1/chat/completions", "POST"),
+            ("/v1/completions", "POST"), ("/admin/models", "POST"), ("/admin/models/tiny", "DELETE"), ("/no", "GET"),
+        ]  # fmt: skip
         for path, method in routes:
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}):
                 status, _, body = server.get(path, method=method, headers=headers)
@@ -119,9 +120,10 @@ def test_models_health_and_metrics(server):
     counted = "luthier_time_between_tokens_seconds_count"
     assert after[counted] == before[counted] + 4
     assert after['luthier_answers_total{reason="length"}'] >= 1
-    assert after['luthier_time_to_first_token_seconds_bucket{le="+Inf"}'] == after[
-        "luthier_time_to_first_token_seconds_count"
-    ]
+    assert (
+        after['luthier_time_to_first_token_seconds_bucket{le="+Inf"}']
+        == after["luthier_time_to_first_token_seconds_count"]
+    )
 
 
 def numbers(server):

@@ -1,6 +1,7 @@
 """Contract: calls in a known format are told as calls, all else stays text, however the text is cut into pieces."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days"
 def read(text, kind="hermes", cuts=()):
     reader, shown, calls = ToolReader(kind), "", []
     places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         more, found = reader.push(text[start:end])
         shown, calls = shown + more, calls + found
     more, found = reader.finish()

@@ -101,9 +101,7 @@ def _render(served: Served, body: ChatBody) -> _Prompt:
         raise from_luthier(error, param="messages") from error
     names = [tool["function"]["name"] for tool in offered]
     if not all(name in text for name in names):
-        raise unsupported(
-            "tools", f"cannot be used: the chat template of {served.name} does not show them"
-        )
+        raise unsupported("tools", f"cannot be used: the chat template of {served.name} does not show them")
     return _Prompt(ids, tool_format(source, served.template.encoder.control))
 
 

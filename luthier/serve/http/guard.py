@@ -50,7 +50,7 @@ class Guard:
                 raise ApiError(403, "without an API key only requests from this machine itself are answered")
         elif scope["path"] not in OPEN_PATHS:
             keys = [key for key in (settings.api_key, settings.admin_key) if key is not None]
-            if not any([self._has(headers, key) for key in keys]):
+            if not any(self._has(headers, key) for key in keys):
                 raise ApiError(
                     401, "missing or wrong API key: send `Authorization: Bearer KEY`", code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
