@@ -63,8 +63,9 @@ def serve(
         float, typer.Option(min=1, help="Time of one request, waiting included.", rich_help_panel=LIMITS)
     ] = 600.0,
     prefill_tokens: Annotated[
-        int, typer.Option(min=16, help="Prompt tokens read between two steps.", rich_help_panel=LIMITS)
-    ] = 256,
+        int | None,
+        typer.Option(min=16, help="Prompt tokens read between two steps; 256, on a GPU 4096.", rich_help_panel=LIMITS),
+    ] = None,
     drain_seconds: Annotated[
         float, typer.Option(min=1, help="Time for answers under way at shutdown.", rich_help_panel=LIMITS)
     ] = 30.0,
@@ -96,7 +97,7 @@ def serve(
     from luthier.serve.engine.scheduler import EngineLimits
     from luthier.serve.http.app import app
 
-    limits = EngineLimits(max_batch_size=max_batch_size, max_queue=max_queue, prefill_tokens=prefill_tokens)
+    limits = EngineLimits(max_batch_size=max_batch_size, max_queue=max_queue, prefill_tokens=prefill_tokens or 0)
     loaded = open_host(targets, limits=limits, dtype=None if dtype is Dtype.AUTO else dtype.value)
 
     def ready(url: str) -> None:

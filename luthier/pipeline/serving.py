@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from luthier.serve.host import Host, Target
 
 __all__ = ["open_host", "resolve", "resolve_all"]
+
+# Prompt tokens between two steps: what a device reads in about the time that a stream may pause.
+PREFILL_TOKENS = {"cpu": 256, "cuda": 4_096}
 
 
 def resolve(text: str, name: str | None = None) -> Target:
@@ -112,7 +116,7 @@ def open_host(targets: Sequence[Target], *, limits: EngineLimits, dtype: str | N
 
     Args:
         targets: From `resolve_all`.
-        limits: Of each engine.
+        limits: Of each engine; `prefill_tokens` 0: as many as suit the device.
         dtype: Of the weights; None: bfloat16 where the device computes with it, else float32.
     """
     from luthier.runtime.device import pick_device, set_threads
@@ -120,6 +124,8 @@ def open_host(targets: Sequence[Target], *, limits: EngineLimits, dtype: str | N
 
     device = pick_device()
     set_threads()
+    if not limits.prefill_tokens:
+        limits = replace(limits, prefill_tokens=PREFILL_TOKENS.get(device.type, PREFILL_TOKENS["cpu"]))
     host = Host(device=device, dtype=dtype or ("bfloat16" if device.native_bf16 else "float32"), limits=limits)
     try:
         for target in targets:

@@ -225,6 +225,8 @@ class Engine:
 
     def _say(self, rows: list[_Row], logits: torch.Tensor) -> None:
         """Choose a token for each row, tell its text, and let finished rows go."""
+        if logits.device.type == "mps":
+            logits = logits.cpu()  # no float64 there
         tokens, infos = choose(logits, [row.chooser for row in rows])
         for row, token, info in zip(rows, tokens, infos, strict=True):
             if token is None:

@@ -44,9 +44,8 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[str, str]) -> None:
         settings = self.settings
         if settings.api_key is None:
-            host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-            origin = urlsplit(headers.get("origin", "")).hostname
-            if not is_loopback(host) or ("origin" in headers and not is_loopback(origin or "")):
+            host, origin = _host_of(f"//{headers.get('host', '')}"), _host_of(headers.get("origin", ""))
+            if not is_loopback(host) or ("origin" in headers and not is_loopback(origin)):
                 raise ApiError(403, "without an API key only requests from this machine itself are answered")
         elif scope["path"] not in OPEN_PATHS:
             keys = [key for key in (settings.api_key, settings.admin_key) if key is not None]
@@ -80,6 +79,14 @@ def is_admin(scope: MutableMapping[str, Any]) -> None:
     """
     if not scope.get("luthier.admin"):
         raise ApiError(403, "this needs the admin key, or a request from the machine itself", code="admin_only")
+
+
+def _host_of(address: str) -> str:
+    """The host in an address; nothing for one that is none."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _too_large(limit: int) -> ApiError:
