@@ -1,4 +1,4 @@
-"""`luthier data show|check`: rows as the model will see them."""
+"""`luthier data ...`: rows as the model will see them, and as a set."""
 
 from __future__ import annotations
 
@@ -7,12 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.explore import data_map, stats
+from luthier.cli.label import label
+from luthier.cli.mix import mix
 from luthier.cli.output import emit_json, show
+from luthier.cli.synth import synth
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
-app.command("dedup")(dedup)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("dedup")(dedup)
+app.command("decontaminate")(decontaminate)
+app.command("mix", context_settings=OVERRIDES)(mix)
+app.command("label")(label)
+app.command("stats")(stats)
+app.command("map")(data_map)
+app.command("synth", context_settings=OVERRIDES)(synth)
 
 
 @app.command("show", context_settings=OVERRIDES)
@@ -62,6 +73,7 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
 
 
 def _check_lines(manifest: dict[str, Any]) -> list[str]:
+    from luthier.data.mixing import mix_lines
     from luthier.data.preference_stats import preference_lines
 
     lengths = manifest["lengths"]
@@ -73,6 +85,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
             f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
             f"{lengths['max']} longest",
         ]
+        lines += mix_lines(manifest["mix"])
         return lines + [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
     lines += [
         f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, "
@@ -87,8 +100,13 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"{manifest['train_validation_overlap']:,}",
     ]
     lines += curated_lines(manifest)
+    lines += mix_lines(manifest["mix"])
+    lines += contamination_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
     lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
+    if "streaming" in manifest:
+        size = manifest["streaming"]["bytes"] / 2**20
+        lines.append(f"kept on disk: {manifest['streaming']['rows']:,} rows, {size:,.1f} MiB")
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
     return lines
 

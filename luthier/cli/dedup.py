@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from luthier.recipe.objective_kind import RowKind
     from luthier.recipe.schema import DedupSection
 
-__all__ = ["curated_lines", "dedup"]
+__all__ = ["columns_of", "curated_lines", "dedup", "kind_for"]
 
 _UNCHANGED_SHOWN = 60
 
@@ -61,7 +61,7 @@ def dedup(
         numbers=numbers, ignore=[word for word in ignore.split(",") if word not in {"", "none"}],
         embedding_model=embedding_model,
     )  # fmt: skip
-    columns, kind = _columns(map or []), _kind(objective)
+    columns, kind = columns_of(map or []), kind_for(objective)
     if out is not None:
         check_target(files, out, force=force)
     found = find_in_files(
@@ -109,7 +109,12 @@ def _settings(**keys: Any) -> DedupSection:
     return settings
 
 
-def _kind(objective: str) -> RowKind:
+def kind_for(objective: str) -> RowKind:
+    """How the rows of an objective are read, from --objective.
+
+    Raises:
+        RecipeError: no such objective.
+    """
     from luthier.recipe.objective_kind import OBJECTIVES, read_as, row_kind
 
     known = [name for names in OBJECTIVES.values() for name in names]
@@ -118,7 +123,12 @@ def _kind(objective: str) -> RowKind:
     return read_as(row_kind(objective))
 
 
-def _columns(pairs: list[str]) -> dict[str, str]:
+def columns_of(pairs: list[str]) -> dict[str, str]:
+    """The pairs of --map.
+
+    Raises:
+        RecipeError: one is no pair.
+    """
     problems = [
         Problem(code="C120", message=f"--map {pair} has no `=`", hint="for instance user=question")
         for pair in pairs

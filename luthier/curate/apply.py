@@ -2,6 +2,7 @@
 
     data.dedup                        drop duplicates among the training rows of all sources
     data.validation.near_duplicates   keep near-duplicates on one side of the validation split
+    data.decontaminate                training rows that hold evaluation rows: report, drop or refuse them
 
 What was found is kept in Luthier's cache under the content of the rows and the settings, as tokenised rows are.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.curate import memory
+from luthier.curate.contamination.step import Evaluation, check
 from luthier.curate.dedup.across import groups_of_near_duplicates, near_held_out_rows
 from luthier.curate.dedup.clusters import Clusters
 from luthier.curate.dedup.embed import find_model
@@ -34,13 +36,21 @@ _LARGE_GROUP = 0.2
 _MODEL_FILES = ("*.safetensors", "*.json")
 
 
-def curator(section: DataSection, *, cache_dir: Path | None = None) -> Curate | None:
-    """The steps that a recipe asks for, in their order; None if it asks for none."""
+def curator(
+    section: DataSection, *, cache_dir: Path | None = None, evaluation: Evaluation | None = None
+) -> Curate | None:
+    """The steps that a recipe asks for, in their order; None if it asks for none.
+
+    Args:
+        evaluation: reads the evaluation tasks, if the recipe has any.
+    """
     steps: list[Step] = []
     if section.dedup is not None:
         steps.append(partial(_drop_duplicates, section=section, cache_dir=cache_dir))
     if section.validation.near_duplicates is not None:
         steps.append(partial(_divide, section=section))
+    if _compares(section, evaluation):
+        steps.append(partial(check, section=section, evaluation=evaluation, cache_dir=cache_dir))
     if not steps:
         return None
 
@@ -51,6 +61,12 @@ def curator(section: DataSection, *, cache_dir: Path | None = None) -> Curate | 
         return curation.done()
 
     return curate
+
+
+def _compares(section: DataSection, evaluation: Evaluation | None) -> bool:
+    if section.decontaminate is not None:
+        return section.decontaminate.action != "off"
+    return evaluation is not None or section.validation.path is not None
 
 
 def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DedupSection, Source
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
-__all__ = ["Found", "check_target", "find_in_files", "write_kept"]
+__all__ = ["Found", "check_target", "find_in_files", "places_of", "read_files", "write_files", "write_kept"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +43,24 @@ class Found:
         Raises:
             DataError: rows that begin on one line, some of which have nothing to train on.
         """
-        wanted: dict[int, set[int]] = defaultdict(set)
-        starts = [0]
-        for result in self.results:
-            starts.append(starts[-1] + len(result.conversations))
-        place_of = [_places(result) for result in self.results]
-        for item in self.found.dropped:
-            file = self.rows[item.row].ref.source
-            wanted[file].add(place_of[file][item.row - starts[file]])
-        return wanted
+        return places_of(self.results, [item.row for item in self.found.dropped])
+
+
+def places_of(results: Sequence[SourceResult], dropped: Sequence[int]) -> dict[int, set[int]]:
+    """`Found.places` for any rows: indices into the rows of all files, end to end.
+
+    Raises:
+        DataError: as `Found.places`.
+    """
+    wanted: dict[int, set[int]] = defaultdict(set)
+    starts = [0]
+    for result in results:
+        starts.append(starts[-1] + len(result.conversations))
+    place_of = [_places(result) for result in results]
+    for row in dropped:
+        file = bisect_right(starts, row) - 1
+        wanted[file].add(place_of[file][row - starts[file]])
+    return wanted
 
 
 def _places(result: SourceResult) -> list[int]:
@@ -82,6 +92,24 @@ def find_in_files(
         DataError: files or rows that cannot be read; all are told.
         EnvironmentProblem: a library or model that a stage needs is missing.
     """
+    files, sources, results = read_files(paths, format=format, map=map, kind=kind)
+    rows = [row for result in results for row in result.conversations]
+    found = find_duplicates(rows, dedup, sources, cache_dir=cache_dir)
+    return Found(rows=rows, files=files, results=results, found=found)
+
+
+def read_files(
+    paths: Sequence[str],
+    *,
+    format: str = "auto",  # noqa: A002 (the key is called so)
+    map: dict[str, str] | None = None,  # noqa: A002
+    kind: RowKind = "tokens",
+) -> tuple[list[DataFile], list[Source], list[SourceResult]]:
+    """Read files, folders and globs, in the order given.
+
+    Raises:
+        DataError: files or rows that cannot be read; all are told.
+    """
     files: list[DataFile] = []
     results: list[SourceResult] = []
     problems: list[Problem] = []
@@ -99,9 +127,7 @@ def find_in_files(
     problems += [_two_of_one(result) for result in results if len(result.conversations) > result.rows]
     if problems:
         raise DataError(problems=problems)
-    rows = [row for result in results for row in result.conversations]
-    found = find_duplicates(rows, dedup, sources, cache_dir=cache_dir)
-    return Found(rows=rows, files=files, results=results, found=found)
+    return files, sources, results
 
 
 def _two_of_one(result: SourceResult) -> Problem:
@@ -155,11 +181,19 @@ def write_kept(found: Found, out: Path) -> dict[str, int]:
     Raises:
         EnvironmentProblem: a file cannot be written.
     """
-    places = found.places()
+    return write_files(found.files, found.places(), out)
+
+
+def write_files(files: Sequence[DataFile], places: dict[int, set[int]], out: Path) -> dict[str, int]:
+    """`write_kept` for any rows to leave out (`places_of`).
+
+    Raises:
+        EnvironmentProblem: as `write_kept`.
+    """
     written: dict[str, int] = {}
-    for index, (file, target) in enumerate(zip(found.files, targets(found.files, out), strict=True)):
+    for index, (file, target) in enumerate(zip(files, targets(files, out), strict=True)):
         try:
-            written[str(target)] = write_without(file, places[index], target)
+            written[str(target)] = write_without(file, places.get(index, set()), target)
         except EnvironmentProblem as error:
             done = f"; written before: {', '.join(written)}" if written else ""
             first = error.problems[0]

@@ -167,7 +167,7 @@ def _mapped_preference(
 
 def _detect(sample: Sequence[Mapping[str, Any]], *, file: str, kind: RowKind | None) -> Layout:
     layouts = [Layout(name) for name in FORMATS]
-    if any("from" in turn for row in sample for turn in turns(row, Layout("messages"), "messages")):
+    if _most(sample, _has_from, Layout("messages")):
         layouts.append(Layout("sharegpt", {"conversations": "messages"}))
     found = _suiting([layout for layout in layouts if _most(sample, fits, layout)], kind)
     if not found:
@@ -187,6 +187,11 @@ def _detect(sample: Sequence[Mapping[str, Any]], *, file: str, kind: RowKind | N
     known = "; ".join(f"{name} ({', '.join(FIELDS[name][0])})" for name in FORMATS)
     message = f"{what}. Columns found: {', '.join(columns) or 'none'}. Formats known: {known}"
     raise DataError(problems=[Problem(code="D210", message=message, file=file, hint=hint)])
+
+
+def _has_from(layout: Layout, row: Mapping[str, Any]) -> bool:
+    """Whether `messages` are turns of `from` and `value`."""
+    return any("from" in turn for turn in turns(row, layout, "messages"))
 
 
 def _most(

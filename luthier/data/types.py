@@ -137,7 +137,9 @@ class Dropped:
     """A row that is not used, and why. Never silently: counted and listed in the data manifest."""
 
     ref: RowRef
-    reason: Literal["overlong", "empty", "equal", "duplicate", "unprovable", "control_token", "sampled_out"]
+    reason: Literal[
+        "overlong", "empty", "equal", "duplicate", "contaminated", "unprovable", "control_token", "sampled_out"
+    ]
     detail: str
 
 

@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
+from luthier.curate.contamination.step import STAGE as CONTAMINATION_STAGE
+from luthier.data.sources import hash_source
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import CODE_VERSION
 from luthier.recipe.objective_kind import row_kind
@@ -15,6 +17,7 @@ from luthier.runtime.console import note
 __all__ = ["data_depends", "prepare_data"]
 
 DUPLICATES_FILE = "data/duplicates.jsonl"
+CONTAMINATION_FILE = "data/contamination.jsonl"
 
 
 def data_depends(session: Session) -> dict[str, Any]:
@@ -29,7 +32,18 @@ def data_depends(session: Session) -> dict[str, Any]:
         "seed": session.recipe.train.seed,
         "kind": row_kind(session.recipe.objective.name),
         **_prompt_facts(session),
+        **_evaluation_facts(session),
     }
+
+
+def _evaluation_facts(session: Session) -> dict[str, Any]:
+    """Evaluation rows decide which training rows stay only where `data.decontaminate` drops or refuses some."""
+    section = session.recipe.data.decontaminate
+    if section is None or section.action not in {"drop", "error"}:
+        return {}
+    tasks = [session.task_hashes(task) for task in session.recipe.evaluate.tasks]
+    against = [hash_source(source.path, split=source.split, name=source.name) for source in section.against]
+    return {"evaluation": {"tasks": tasks, "against": against}}
 
 
 def _prompt_facts(session: Session) -> dict[str, Any]:
@@ -47,6 +61,7 @@ def prepare_data(session: Session) -> dict[str, Any]:
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
     _write_duplicates(session)
+    _write_contamination(session)
     dropped = sum(manifest["dropped"].values())
     if session.is_online:
         note(
@@ -78,10 +93,28 @@ def _write_duplicates(session: Session) -> None:
     """Each row that was dropped for another one; no file when duplicates were not looked for."""
     file = session.run.path / DUPLICATES_FILE
     curated = session.prepared.curated
-    if curated is None:
+    if curated is None or not {"dedup", "validation"} & set(curated.report):
         file.unlink(missing_ok=True)
         return
-    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in curated.records))
-    counts = Counter(record["stage"] for record in curated.records)
+    records = [record for record in curated.records if record["stage"] != CONTAMINATION_STAGE]
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    counts = Counter(record["stage"] for record in records)
     listed = ", ".join(f"{count:,} {stage}" for stage, count in counts.items()) or "none"
     note(f"  duplicates dropped: {listed}; each one is in {DUPLICATES_FILE}")
+
+
+def _write_contamination(session: Session) -> None:
+    """Each training row that holds an evaluation row, dropped or not; no file when none were looked for."""
+    file = session.run.path / CONTAMINATION_FILE
+    curated = session.prepared.curated
+    if curated is None or CONTAMINATION_STAGE not in curated.report:
+        file.unlink(missing_ok=True)
+        return
+    records = [record for record in curated.records if record["stage"] == CONTAMINATION_STAGE]
+    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    told = curated.report[CONTAMINATION_STAGE]
+    listed = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
+    dropped = f", {told['dropped']:,} dropped" if told["dropped"] else ""
+    note(
+        f"  training rows like one of {told['against_rows']:,} evaluation rows: {listed}{dropped}; {CONTAMINATION_FILE}"
+    )

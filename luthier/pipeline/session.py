@@ -30,6 +30,7 @@ from luthier.spectrum.select import Selection
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from luthier.curate.contamination.step import EvaluationSet
     from luthier.data.prepare import Prepared
     from luthier.data.prompts import Prompts
     from luthier.evaluate.tasks import Task
@@ -150,6 +151,10 @@ class Session:
     @cached_property
     def prepared(self) -> Prepared:
         """Rows as tokens with their masks; from the cache when nothing changed."""
+        return self.prepare()
+
+    def prepare(self, *, keep_rows: bool = False) -> Prepared:
+        """`prepared`, made anew; with `keep_rows` the rows themselves, too."""
         if self.is_online:
             return self.prompts.prepared
         from luthier.curate.apply import curator
@@ -162,8 +167,19 @@ class Session:
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
             kind=row_kind(self.recipe.objective.name),
-            curate=curator(self.recipe.data, cache_dir=read_env().cache_dir / "dedup"),
+            keep_rows=keep_rows,
+            curate=curator(
+                self.recipe.data,
+                cache_dir=read_env().cache_dir / "dedup",
+                evaluation=self._evaluation_sets if self.recipe.evaluate.tasks else None,
+            ),
         )
+
+    def _evaluation_sets(self) -> list[EvaluationSet]:
+        """The rows of the tasks, to look for among the training rows."""
+        from luthier.curate.contamination.step import EvaluationSet
+
+        return [EvaluationSet(task.name, [row.conversation for row in task.rows]) for task in self.tasks]
 
     @cached_property
     def resolved(self) -> Resolved:

@@ -10,6 +10,7 @@ from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
     DataSection,
+    DecontaminateSection,
     DedupSection,
     ExportSection,
     MethodSection,
@@ -54,6 +55,9 @@ def check_parts(document: Document) -> list[Problem]:
         sources=_valid_items(Source, below("data").get("train")),
         validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
         dedup=_valid(DedupSection, dedup) if "data" not in bad and (dedup := below("data").get("dedup")) else None,
+        decontaminate=_valid(DecontaminateSection, found)
+        if "data" not in bad and (found := below("data").get("decontaminate"))
+        else None,
         method=whole("method", MethodSection),
         objective=whole("objective", ObjectiveSection),
         train=whole("train", TrainSection),

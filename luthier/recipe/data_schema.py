@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from luthier.recipe.decontaminate_schema import DecontaminateSection
 from luthier.recipe.section import Section
 
-__all__ = ["DataSection", "DedupSection", "Source", "ValidationSection"]
+__all__ = ["DataSection", "DedupSection", "MixSection", "Source", "ValidationSection"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainFormat = Literal[
@@ -18,10 +19,11 @@ TrainFormat = Literal[
 
 
 class Source(Section):
-    """One file, folder or hub data set."""
+    """One file, folder, hub data set, or part of an object store."""
 
     path: str
-    """Local file (json, jsonl, csv, parquet, arrow; .gz), folder, glob, or hub data set id."""
+    """Local file (json, jsonl, csv, parquet, arrow; text kinds also .gz, .bz2, .xz, .zst), folder, glob, hub data set
+    id, or a URL of an object store (s3://, gs://, abfs://) or web server."""
     format: TrainFormat = "auto"
     """Shape of a row. `auto` looks at the rows and prints its verdict. The last four are preferences."""
     map: dict[str, str] = Field(default_factory=dict)
@@ -37,6 +39,20 @@ class Source(Section):
     """Use only the first rows (before any shuffle)."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """How often each row of this source is used in an epoch: 2 repeats each row, 0.5 takes a seeded half."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Part of the mixture that comes from this source, in what `data.mix.by` counts. All sources name one, or none."""
+
+
+class MixSection(Section):
+    """How sources with a `share` are mixed. Which rows are taken is decided by their content and the seed."""
+
+    by: Literal["trained_tokens", "tokens", "rows"] = "trained_tokens"
+    """What a share is a share of. Of the loss, a token share is a share of the trained tokens."""
+    stop: Literal["first_exhausted", "all_exhausted", "largest_once"] = "first_exhausted"
+    """How much is taken: as much as no row is used twice; as much as every row is used; or every row of the largest
+    source once."""
+    size: PositiveInt | None = None
+    """How much is taken, instead of `stop`: so many tokens or rows (see `by`); sources with fewer repeat theirs."""
 
 
 class ValidationSection(Section):
@@ -87,10 +103,17 @@ class DataSection(Section):
 
     train: Annotated[list[Source], Field(min_length=1)]
     """Sources of training rows."""
+    mix: MixSection | None = None
+    """How sources with a `share` are mixed; null: by trained tokens, no row twice."""
+    streaming: bool | None = None
+    """Read the rows once and keep them tokenised on disk instead of in memory, for sets larger than memory. null: where
+    the files are large for this machine and nothing asks for all rows at once."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
     dedup: DedupSection | None = None
     """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
+    decontaminate: DecontaminateSection | None = None
+    """Training rows against `evaluate.tasks` and `data.validation.path`; null: a quick look that only warns."""
     max_length: PositiveInt = 1024
     """Longest row, and size of a pack, in tokens. Of a pair: prompt with the longer answer; its packs hold twice that.
     """

@@ -192,6 +192,10 @@ def _duplicates(data: DataSection, locate: Locate) -> Iterator[Problem]:
     if data.dedup is not None:
         message = "`data.dedup` compares rows with their answers, and online RL asks prompts: it is not done there"
         yield locate("data.dedup", on="key").problem("C110", message, hint=hint)
+    if data.decontaminate is not None and data.decontaminate.action != "off":
+        message = "`data.decontaminate` is not done for online RL yet"
+        hint = "`luthier data decontaminate FILE --against TEST --out NEW` writes the rows that stay"
+        yield locate("data.decontaminate", on="key").problem("C110", message, hint=hint)
     if data.validation.near_duplicates != ValidationSection().near_duplicates:
         message = "`data.validation.near_duplicates` compares rows with their answers, and online RL asks prompts"
         yield locate("data.validation.near_duplicates", on="key").problem("C110", message, hint="remove it")

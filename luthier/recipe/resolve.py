@@ -26,8 +26,10 @@ from luthier.recipe.rates import found_line, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
 from luthier.recipe.unused import (
+    unused_in_decontaminate,
     unused_in_dedup,
     unused_in_method,
+    unused_in_mix,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -271,6 +273,14 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     _remove(value["data"]["validation"], unused_in_validation(validation))
     if recipe.data.dedup is not None:
         _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
+    if recipe.data.mix is not None:
+        _remove(value["data"]["mix"], unused_in_mix(recipe.data.mix))
+    if recipe.data.decontaminate is not None:
+        section = value["data"]["decontaminate"]
+        _remove(section, unused_in_decontaminate(recipe.data.decontaminate))
+        for place, entry in enumerate(section.get("against", [])):
+            other = recipe.data.decontaminate.against[place]
+            _remove(entry, unused_in_source(other, local=looks_local(other.path), folder=is_folder(other.path)))
     for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
         _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):

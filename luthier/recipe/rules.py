@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.data_rules import data_rules, store_rules
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
@@ -32,6 +33,7 @@ from luthier.recipe.paths import expand, is_folder, is_url, looks_local, missing
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import (
     DataSection,
+    DecontaminateSection,
     DedupSection,
     ExportSection,
     MethodSection,
@@ -46,6 +48,7 @@ from luthier.recipe.schema import (
 from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
 from luthier.recipe.unused import (
     contradictions_in_dedup,
+    unused_in_decontaminate,
     unused_in_dedup,
     unused_in_method,
     unused_in_objective,
@@ -72,6 +75,7 @@ class Parts:
     sources: Mapping[int, Source] = field(default_factory=dict)
     validation: ValidationSection | None = None
     dedup: DedupSection | None = None
+    decontaminate: DecontaminateSection | None = None
     method: MethodSection | None = None
     objective: ObjectiveSection | None = None
     train: TrainSection | None = None
@@ -84,7 +88,8 @@ class Parts:
         """All of a valid recipe."""
         return Parts(
             model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
-            validation=recipe.data.validation, dedup=recipe.data.dedup, method=recipe.method,
+            validation=recipe.data.validation, dedup=recipe.data.dedup,
+            decontaminate=recipe.data.decontaminate, method=recipe.method,
             objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
@@ -93,8 +98,8 @@ class Parts:
 def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
-        _model, _sources, _validation, _dedup, _method, _objective, _memory, _train, _needs_validation, _tasks,
-        _export,
+        _model, _sources, _validation, _dedup, _decontaminate, _method, _objective, _memory, _train,
+        _needs_validation, _tasks, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -115,11 +120,9 @@ def _file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
 
 
 def _rows_file(text: str, key: str, locate: Locate) -> Iterator[Problem]:
-    """Rows: a local path that must exist, or a hub id."""
+    """Rows: a local path that must exist, a hub id, or something in an object store."""
     if is_url(text):
-        yield locate(key).problem(
-            "C130", f"`{key}` is a URL; nothing is fetched by URL", hint="download it, and name the file"
-        )
+        yield from store_rules(text, key, locate)
     elif not text or looks_local(text):
         yield from _file(text, key, locate)
 
@@ -171,6 +174,9 @@ def _sources(parts: Parts, locate: Locate) -> Iterator[Problem]:
         yield from _rows_file(source.path, f"{prefix}.path", locate)
         yield from _unused(source, prefix, _unused_hub_keys(source), locate)
 
+    if parts.data is not None:
+        yield from data_rules(parts.data, parts.objective, locate)
+
 
 def _unused_hub_keys(source: Source) -> dict[str, str]:
     return unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path))
@@ -198,6 +204,28 @@ def _dedup(parts: Parts, locate: Locate) -> Iterator[Problem]:
     yield from _unused(dedup, "data.dedup", unused_in_dedup(dedup), locate)
     if dedup.semantic is not None and dedup.embedding_model != DedupSection().embedding_model:
         yield from _file(dedup.embedding_model, "data.dedup.embedding_model", locate)
+
+
+def _decontaminate(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    section = parts.decontaminate
+    if section is None:
+        return
+    prefix = "data.decontaminate"
+    yield from _unused(section, prefix, unused_in_decontaminate(section), locate)
+    given = section.against or parts.tasks or (parts.validation is not None and parts.validation.path)
+    if section.action != "off" and not given:
+        message = (
+            f"`{prefix}` has nothing to compare with: no `evaluate.tasks`, no `data.validation.path`, no `against`"
+        )
+        hint = "for instance against: [{path: test.jsonl}]"
+        yield locate(prefix, on="key").problem("C110", message, hint=hint)
+    for index, source in enumerate(section.against):
+        place = f"{prefix}.against.{index}"
+        yield from _rows_file(source.path, f"{place}.path", locate)
+        local, folder = looks_local(source.path), is_folder(source.path)
+        yield from _unused(source, place, unused_in_source(source, local=local, folder=folder), locate)
+    if section.embedding is not None and section.embedding_model != DecontaminateSection().embedding_model:
+        yield from _file(section.embedding_model, f"{prefix}.embedding_model", locate)
 
 
 def _method(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -11,17 +11,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
+from luthier.recipe.data_schema import DataSection, DedupSection, MixSection, Source, ValidationSection
+from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.section import Section
 
 __all__ = [
+    "AgainstSource",
     "DataSection",
+    "DecontaminateSection",
     "DedupSection",
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
+    "MixSection",
     "ModelSection",
     "ObjectiveSection",
     "Recipe",

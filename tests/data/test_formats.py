@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.reading import ANSWER, CHAT, USER, messages, problems, read, write
+from tests.data.reading import ANSWER, CHAT, USER, faults, messages, problems, read, write
 
 SHAREGPT = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
 ALPACA = {"instruction": "Add", "input": "1 2", "output": "3"}
@@ -103,6 +103,14 @@ def test_rows_that_fit_two_formats_are_not_guessed(tmp_path: Path, row: dict[str
     assert "more than one format" in problem.message
     chosen = (problem.hint or "").split("format: ")[1].strip("`")
     assert read(path, format=chosen).format == chosen
+
+
+def test_one_row_of_turns_among_messages_is_named_and_does_not_change_the_verdict(tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    turns = {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    found = faults(write(tmp_path / "a.jsonl", [good, turns, good]))
+    assert all(fault.startswith("2:") for fault in found) and "`format: sharegpt`" in found[0]
+    assert read(write(tmp_path / "b.jsonl", [turns, turns, turns])).format == "sharegpt"
 
 
 def test_half_one_format_and_half_another_is_not_guessed(tmp_path: Path) -> None:

@@ -305,6 +305,21 @@ def test_tool_calls_are_trained_with_the_text_the_template_gives_them():
     assert runs(got, template.tokenizer) == [text, "It is 42.<|im_end|>"]
 
 
+def test_arguments_in_a_text_are_trained_as_the_object_that_a_server_renders():
+    """vLLM and SGLang parse them; Qwen's template would make a quoted text of a text."""
+    template = template_for("qwen2_5")
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+
+    def trained(arguments, **keys):
+        call = {"type": "function", "function": {"name": "add", "arguments": arguments}, **keys}
+        return runs(run([user("Q"), assistant("", tool_calls=[call])], template, tools=tools), template.tokenizer)
+
+    text = '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": [1.5, "ü"]}}\n</tool_call><|im_end|>'
+    assert trained('{"b":2,"a":[1.5,"\\u00fc"]}') == trained({"b": 2, "a": [1.5, "ü"]}) == [text]
+    assert trained("") == trained({})
+    assert trained("not JSON") == [text.replace('{"b": 2, "a": [1.5, "ü"]}', '"not JSON"')]
+
+
 def test_a_conversation_that_starts_with_the_assistant_is_proven_by_sentinels():
     no_empty = own("{{ messages[0]['role'][:0] }}" + CHATML)
     conversation = chat([assistant("Welcome"), user("Q"), assistant("A")])

@@ -30,6 +30,8 @@ def recipe_with(section: str, key: str) -> dict:
     }
     if section.startswith("objective.grpo"):
         recipe["objective"] = {"name": "grpo", "grpo": {"rewards": [{"name": "number"}]}}
+    if section.startswith("data.decontaminate"):
+        recipe["data"]["decontaminate"] = {"against": [{"path": "rows.jsonl"}]}
     place = recipe
     for part in section.split(".") if section else []:
         place = place[0] if part == "*" else place.setdefault(part, {})

@@ -1,0 +1,266 @@
+"""`luthier data label`: judge rows in the terminal or in a page; say how far it is; write what was decided."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli.common import JsonOption
+from luthier.cli.output import emit_json, show
+from luthier.data.rows import number_of
+from luthier.runtime.console import note
+from luthier.runtime.errors import Problem, RecipeError
+
+if TYPE_CHECKING:
+    from luthier.annotate.items import Items
+    from luthier.annotate.session import Desk
+
+__all__ = ["label"]
+
+_LISTED = 20
+
+
+def label(
+    files: Annotated[list[str], typer.Argument(help="Files, folders or globs of rows.", show_default=False)],
+    page: Annotated[bool, typer.Option("--page", help="In a browser on this machine.")] = False,
+    port: Annotated[int, typer.Option(help="Port of the page; 0: a free one.", min=0, max=65535)] = 0,
+    annotator: Annotated[
+        str | None, typer.Option(help="Who decides (default: your login); of an export: whose decisions count.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Log of decisions; default: FILE.labels.")] = None,
+    order: Annotated[str, typer.Option(help="file, random, uncertain, low or high (by --score).")] = "file",
+    score: Annotated[str | None, typer.Option(help="Column with a number, for --order.")] = None,
+    around: Annotated[float, typer.Option(help="The least certain score, for --order uncertain.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of the random order, and of which answer stands left.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of the order.", min=1)] = None,
+    blind: Annotated[bool, typer.Option("--blind/--no-blind", help="Swap half of the answers of pairs.")] = True,
+    skipped: Annotated[bool, typer.Option("--skipped", help="Show skipped rows again.")] = False,
+    format: Annotated[str, typer.Option(help="Format of the rows, as in data.train.")] = "auto",  # noqa: A002
+    map: Annotated[list[str] | None, typer.Option(help="field=column, as in data.train; may be repeated.")] = None,  # noqa: A002
+    status: Annotated[bool, typer.Option("--status", help="Counts, speed, agreement, conflicts.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Write the rows decided for, as .jsonl.")] = None,
+    as_: Annotated[str, typer.Option("--as", help="sft, preference or openai_preference.")] = "sft",
+    resolve: Annotated[str, typer.Option(help="Where annotators differ: agree (left out) or majority.")] = "agree",
+    info: Annotated[str | None, typer.Option(help="Column to add to an export: decision, tags, notes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Accept, reject, edit or rank rows; every decision is on the disk before the next row is shown."""
+    from luthier.annotate.items import read_items
+    from luthier.annotate.labels import Labels
+    from luthier.annotate.log import read_log
+    from luthier.cli.dedup import columns_of
+
+    _check(order=order, score=score, as_=as_, resolve=resolve, info=info, export=export, status=status, page=page)
+    path = log if log is not None else _log_of(files)
+    items = read_items(files, format=format, map=columns_of(map or []))
+    if not status and export is None:
+        _work(items, path, page=page, port=port, annotator=annotator, skipped=skipped, as_json=as_json,
+              order=order, score=score, around=around, seed=seed, limit=limit, blind=blind)  # fmt: skip
+        return
+    records, told = read_log(path)
+    labels = Labels()
+    labels.add(records)
+    for line in told:
+        note(line, style="yellow")
+    if status:
+        _status(items, labels, as_json=as_json)
+    if export is not None:
+        _export(items, labels, export, shape=as_, annotator=annotator, how=resolve, info=info, force=force,
+                as_json=as_json)  # fmt: skip
+
+
+def _check(*, order: str, score: str | None, as_: str, resolve: str, info: str | None, export: Path | None,
+           status: bool, page: bool) -> None:  # fmt: skip
+    from luthier.annotate.export import SHAPES
+    from luthier.annotate.order import ORDERS
+
+    choices = (("order", order, ORDERS), ("as", as_, SHAPES), ("resolve", resolve, ("agree", "majority")))
+    wrong = [f"--{name} must be one of {', '.join(allowed)}; got {got}" for name, got, allowed in choices
+             if got not in allowed]  # fmt: skip
+    if (order in {"uncertain", "low", "high"}) != (score is not None):
+        wrong.append("--score names the column of --order uncertain, low and high; give both or none")
+    if sum((export is not None, status, page)) > 1:
+        wrong.append("--page, --status and --export are three things to do; give one")
+    if export is None and (as_ != "sft" or resolve != "agree" or info is not None):
+        wrong.append("--as, --resolve and --info are for --export")
+    if wrong:
+        raise RecipeError(problems=[Problem(code="D296", message=message) for message in wrong])
+
+
+def _log_of(files: list[str]) -> Path:
+    """Beside the first path. The ending is that of no file of rows, so a folder or a glob does not read it as rows."""
+    from luthier.data.files import is_local
+
+    first = Path(files[0].rstrip("/"))
+    if any(character in files[0] for character in "*?[") or not is_local(files[0]):
+        message = f"{files[0]} is no single path to put the log beside"
+        raise RecipeError(code="D296", message=message, hint="--log FILE")
+    return first.with_name(first.name + ".labels")
+
+
+def _work(items: Items, path: Path, *, page: bool, port: int, annotator: str | None, skipped: bool, as_json: bool,
+          order: Any, score: str | None, around: float, seed: int, limit: int | None, blind: bool) -> None:  # fmt: skip
+    from luthier.annotate.log import Log
+    from luthier.annotate.order import ordered
+    from luthier.annotate.session import Desk
+
+    first = set(items.distinct)
+    places = [place for place in ordered(items.all, order, seed=seed, score=score, around=around) if place in first]
+    log = Log(path)
+    desk = Desk(items, log, places[:limit], seed=seed, blind=blind)
+    for line in [*items.verdicts, *log.told, *_lost(desk)]:
+        note(line)
+    note(f"log of decisions: {path}")
+    if page:
+        _serve(desk, port=port, annotator=annotator or "", skipped=skipped)
+    else:
+        _terminal(desk, annotator or _login(), skipped=skipped, as_json=as_json)
+
+
+def _terminal(desk: Desk, annotator: str, *, skipped: bool, as_json: bool) -> None:
+    from luthier.annotate.session import Session
+    from luthier.annotate.terminal import run_keys, run_lines
+
+    session = Session(desk, annotator, skipped_too=skipped)
+    refused = 0
+    if sys.stdin.isatty() and not as_json:
+        run_keys(session, show)
+    else:
+        refused = run_lines(session, sys.stdin, sys.stderr if as_json else sys.stdout)
+    counts = session.counts()
+    if as_json:
+        emit_json({"annotator": session.annotator, "log": str(desk.log.path), **counts, "refused": refused})
+    else:
+        note(f"{counts['decided']:,} of {number_of(counts['rows'], 'row')} decided on by {session.annotator}")
+    if refused:
+        raise typer.Exit(2)
+
+
+def _serve(desk: Desk, *, port: int, annotator: str, skipped: bool) -> None:
+    from luthier.annotate.server import Page, serve
+
+    server, address = serve(Page(desk, annotator=annotator, skipped_too=skipped), port=port)
+    show(address)
+    sys.stdout.flush()
+    note("open it in a browser on this machine (another machine: ssh -L); the address is the key to it. Ctrl-C ends it")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        note("ended; every decision is in the log")
+    finally:
+        server.server_close()
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:
+        raise RecipeError(code="D294", message="your login has no name", hint="--annotator NAME") from error
+
+
+def _lost(desk: Desk) -> list[str]:
+    """What is to be told of decisions whose row changed or is gone."""
+    lines = [
+        f"{record.file}:{record.line} changed since {record.annotator} decided on it ({record.action}): shown again"
+        for record in list(desk.changed.values())[:_LISTED]
+    ]
+    if len(desk.changed) > _LISTED:
+        lines.append(f"{len(desk.changed):,} such rows in all")
+    if desk.gone:
+        lines.append(f"{number_of(len(desk.gone), 'decision')} on rows that are in the files no more; kept in the log")
+    return lines
+
+
+# --- what was decided ----------------------------------------------------------------------------------------------
+
+
+def _status(items: Items, labels: Any, *, as_json: bool) -> None:
+    from luthier.annotate.status import status
+    from luthier.annotate.terminal import printable
+
+    found = status(items, labels)
+    if as_json:
+        emit_json(found)
+        return
+    show(f"{found['distinct']:,} different rows ({found['rows']:,} in all): {found['decided']:,} decided on, "
+         f"{found['remaining']:,} remain")  # fmt: skip
+    if found["annotators"]:
+        show(_table(found["annotators"]))
+    for name, own in found["annotators"].items():
+        if "left" in own:
+            left = own["left"]
+            show(printable(f"{name} chose the left answer {left['chosen']} of {left['of']} times "
+                           f"(p = {left['p']:.3f} if the side does not matter, exact binomial test)"))  # fmt: skip
+    for pair in found["agreement"]:
+        kappa = "not defined" if pair["kappa"] is None else f"{pair['kappa']:.3f}"
+        show(printable(f"{' and '.join(pair['annotators'])}: {pair['equal']:,} of {pair['rows']:,} equal, "
+                       f"Cohen's kappa {kappa}"))  # fmt: skip
+    if len(found["agreement"]) > 1 and found["krippendorff_alpha"] is not None:
+        show(f"all annotators: Krippendorff's alpha (nominal) {found['krippendorff_alpha']:.3f}")
+    for conflict in found["conflicts"][:_LISTED]:
+        said = "; ".join(f"{name}: {text}" for name, text in conflict["said"].items())
+        show(printable(f"conflict {conflict['file']}:{conflict['line']}  {said}"))
+    if len(found["conflicts"]) > _LISTED:
+        show(f"{len(found['conflicts']):,} conflicts in all; --json lists them")
+    for row in found["changed"][:_LISTED]:
+        show(printable(f"changed {row['file']}:{row['line']}  {row['annotator']} had said {row['was']}"))
+    if found["gone"]:
+        show(f"{number_of(found['gone'], 'decision')} on rows that are in the files no more")
+
+
+def _table(annotators: dict[str, dict[str, Any]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from luthier.annotate.terminal import printable
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("annotator", "decided", "of these", "skipped", "remain", "seconds a row", "rows an hour", "time left"):
+        table.add_column(name, justify="left" if name in {"annotator", "of these"} else "right")
+    for name, own in annotators.items():
+        outcomes = ", ".join(f"{count:,} {what}" for what, count in own["outcomes"].items())
+        known = bool(own["median_seconds"])
+        table.add_row(
+            Text(printable(name)), f"{own['decided']:,}", outcomes, f"{own['skipped']:,}", f"{own['remaining']:,}",
+            f"{own['median_seconds']:.1f}" if known else "", f"{own['rows_per_hour'] or 0:,.0f}" if known else "",
+            f"{own['remaining_seconds'] / 60:,.0f} min" if known else "",
+        )  # fmt: skip
+    return table
+
+
+def _export(items: Items, labels: Any, out: Path, *, shape: Any, annotator: str | None, how: Any, info: str | None,
+            force: bool, as_json: bool) -> None:  # fmt: skip
+    from luthier.annotate.export import check_export, export
+    from luthier.annotate.terminal import printable
+    from luthier.runtime.atomic import write_text
+
+    check_export(out, items, force=force, info=info)
+    if annotator is not None and annotator not in labels.annotators:
+        known = ", ".join(labels.annotators) or "none"
+        raise RecipeError(code="D296", message=f"no decisions by {annotator}; annotators are: {known}")
+    done = export(items, labels, out, shape=shape, annotator=annotator, how=how, info=info)
+    listing = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".left_out.jsonl")
+    if done.left_out:
+        write_text(listing, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in done.left_out))
+    else:
+        listing.unlink(missing_ok=True)  # of an earlier export
+    if as_json:
+        emit_json({"written": str(out), "rows": done.written, "as": shape, "outcomes": dict(done.by_outcome),
+                   "left_out": done.reasons(), "left_out_rows": done.left_out, "listing": str(listing),
+                   "columns_left_out": dict(done.columns_left_out)})  # fmt: skip
+        return
+    show(f"{out}: {number_of(done.written, 'row')} ({_counted(done.by_outcome)})")
+    for name, count in done.columns_left_out.items():
+        show(printable(f"column `{name}` left out of {number_of(count, 'row')}: a format reads a column of that name"))
+    if done.left_out:
+        show(f"left out: {_counted(done.reasons())}; {listing} lists them")
+
+
+def _counted(counts: dict[str, int] | Any) -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())

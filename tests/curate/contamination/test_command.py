@@ -1,0 +1,83 @@
+"""`luthier data decontaminate`: shows before it drops; what stays, stays byte for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.calling import Caller, caller
+from tests.curate.contamination.support import clean, evaluation
+
+
+@pytest.fixture
+def luthier(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Caller:
+    return caller(monkeypatch, capfd)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """[a] in the name of the file; the second row is an evaluation row."""
+    monkeypatch.chdir(tmp_path)
+    own = [{"question": one.messages[0]["content"], "answer": one.messages[1]["content"]} for one in clean()[:5]]
+    tested = [{"question": one.messages[0]["content"], "answer": one.messages[1]["content"]} for one in evaluation()]
+    own.insert(1, tested[3])
+    (tmp_path / "train[a].jsonl").write_text("".join(json.dumps(row) + " \n" for row in own), "utf-8")
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tested), "utf-8")
+    return tmp_path
+
+
+MAPS = (
+    "--map",
+    "user=question",
+    "--map",
+    "assistant=answer",
+    "--against-map",
+    "user=question",
+    "--against-map",
+    "assistant=answer",
+)
+
+
+def test_it_shows_and_writes_nothing(luthier: Caller, rows: Path) -> None:
+    said = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS)
+    assert said.code == 0, said.err
+    assert "6 training rows against" in said.out and "1 copy" in said.out and "1 rows would go, 5 stay" in said.out
+    assert "train[a].jsonl:2" in said.out.replace("\n", "") and "certainty 1.00" in said.out
+    assert "nothing is written" in said.err
+    assert {file.name for file in rows.iterdir()} == {"train[a].jsonl", "test.jsonl"}
+
+
+def test_rows_that_stay_are_the_same_bytes(luthier: Caller, rows: Path) -> None:
+    said = luthier(
+        "data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS, "--out", "kept.jsonl", "--json"
+    )
+    assert said.code == 0, said.err
+    lines = (rows / "train[a].jsonl").read_bytes().splitlines(keepends=True)
+    assert (rows / "kept.jsonl").read_bytes() == b"".join([lines[0], *lines[2:]])
+    value = said.json
+    assert value["found"] == {"copy": 1} and value["would_go"] == 1 and value["rows"] == 6
+    match = value["matches"][0]
+    assert (match["line"], match["evaluation_row"], match["verdict"]) == (2, "test.jsonl:4", "copy")
+    listed = [json.loads(text) for text in (rows / "kept.contamination.jsonl").read_text("utf-8").splitlines()]
+    assert listed == value["matches"] and value["written"] == {"kept.jsonl": 5, "kept.contamination.jsonl": 1}
+    question = str(evaluation()[3].messages[0]["content"])
+    assert match["part"] == "prompt" and match["spans"][0][0] == 0 and match["spans"][-1][1] >= len(question) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--ngram", "2"), 2, "--ngram must be"),
+        (("--on", "all"), 2, "--on must be"),
+        (("--objective", "x"), 2, "--objective must be one of"),
+        (("--map", "user"), 2, "has no `=`"),
+        (("--against", "none.jsonl"), 3, "none.jsonl"),
+        (("--out", "train[a].jsonl"), 2, "is a source"),
+    ],
+)
+def test_bad_options(luthier: Caller, rows: Path, options: tuple[str, ...], code: int, words: str) -> None:
+    said = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS, *options)
+    assert said.code == code and words in said.err, said.err
+    assert {file.name for file in rows.iterdir()} == {"train[a].jsonl", "test.jsonl"}
