@@ -66,6 +66,9 @@ def serve(
         int | None,
         typer.Option(min=16, help="Prompt tokens read between two steps; 256, on a GPU 4096.", rich_help_panel=LIMITS),
     ] = None,
+    prefix_tokens: Annotated[
+        int, typer.Option(min=0, help="Tokens kept for prompts that begin alike.", rich_help_panel=LIMITS)
+    ] = 16_384,
     drain_seconds: Annotated[
         float, typer.Option(min=1, help="Time for answers under way at shutdown.", rich_help_panel=LIMITS)
     ] = 30.0,
@@ -97,7 +100,8 @@ def serve(
     from luthier.serve.engine.scheduler import EngineLimits
     from luthier.serve.http.app import app
 
-    limits = EngineLimits(max_batch_size=max_batch_size, max_queue=max_queue, prefill_tokens=prefill_tokens or 0)
+    limits = EngineLimits(max_batch_size=max_batch_size, max_queue=max_queue, prefill_tokens=prefill_tokens or 0,
+                          prefix_tokens=prefix_tokens)  # fmt: skip
     loaded = open_host(targets, limits=limits, dtype=None if dtype is Dtype.AUTO else dtype.value)
 
     def ready(url: str) -> None:

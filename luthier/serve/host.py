@@ -182,7 +182,8 @@ class Host:
 
         model.eval()
         capacity = min(token_capacity(model), self.limits.cache_tokens)
-        engine = Engine(model, replace(self.limits, cache_tokens=capacity))
+        kept = min(self.limits.prefix_tokens, capacity // 4)
+        engine = Engine(model, replace(self.limits, cache_tokens=capacity, prefix_tokens=kept))
         model.generation_config = model.generation_config or GenerationConfig()
         engine.start()
         self._engines.append(engine)

@@ -88,7 +88,7 @@ def host_of(targets, **limits) -> Host:
 def serving(targets, *, limits=None, **settings):
     """Serve until the end of the block, then drain."""
     settings = ServeSettings(**{"port": 0, "drain_seconds": 5.0, **settings})
-    host = host_of(targets, **(limits or {}))
+    host = host_of(targets, **{"prefix_tokens": 4096, **(limits or {})})
     found, ready = [], threading.Event()
 
     def on_ready(url):

@@ -63,7 +63,9 @@ def test_a_stream_says_the_same_piece_by_piece(server):
     whole = say(server.client(), max_tokens=40)
     chunks = list(say(server.client(), max_tokens=40, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert chunks[-1].choices == [] and chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    cached = chunks[-1].usage.prompt_tokens_details.cached_tokens
+    assert cached == whole.usage.prompt_tokens - 1, "the same prompt was read before"
     middle = chunks[:-1]
     assert "".join(chunk.choices[0].delta.content or "" for chunk in middle) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in middle][-1] == "length"

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from luthier.generation.generate import generate
 from luthier.runtime.errors import EnvironmentProblem
+from luthier.serve.engine.adapters import Adapter
+from luthier.serve.engine.prefixes import Kept, PrefixStore
 from luthier.serve.engine.request import Sampling
 from luthier.serve.engine.scheduler import EngineLimits, QueueFull, Waiting
 from luthier.serve.engine.slots import Slots
@@ -40,13 +42,16 @@ def stops_of(model, rows):
     batch=st.integers(1, 6),
     prefill=st.integers(1, 70),
     cache=st.sampled_from([1 << 40, 200]),
+    kept=st.sampled_from([0, 100, 1 << 20]),
 )
-def test_answers_do_not_depend_on_who_else_is_there(seed, batch, prefill, cache):
+def test_answers_do_not_depend_on_who_else_is_there(seed, batch, prefill, cache, kept):
     chooser = random.Random(seed)
     rows = prompts(9, seed=seed)
+    for index in (4, 5, 6):  # begin as an earlier one does
+        rows[index] = rows[index - 3][: chooser.randint(1, 60)] + rows[index]
     stops = stops_of(MODEL, rows)
     budgets = [chooser.randint(1, 30) for _ in rows]
-    with Running(MODEL, max_batch_size=batch, prefill_tokens=prefill, cache_tokens=cache) as engine:
+    with Running(MODEL, max_batch_size=batch, prefill_tokens=prefill, cache_tokens=cache, prefix_tokens=kept) as engine:
         asked = []
         for row, new in zip(rows, budgets, strict=True):
             asked.append(ask(row, new=new, stop_ids=stops))
@@ -216,3 +221,34 @@ def test_same_seed_same_answer_and_other_seeds_other_answers():
     assert [again[seed] for seed in (1, 2, 3, 4)] == first
     assert len(set(first)) == 4
     assert len(set(answers([None, None, None]))) == 3
+
+
+def test_a_talk_that_goes_on_reads_only_what_is_new():
+    talk = prompts(1, seed=4, low=60, high=60)[0]
+    with Running(MODEL, prefix_tokens=400) as engine:
+        for turn in range(4):
+            asked = ask(talk, new=10, stop_ids=())
+            engine.submit(asked.request)
+            assert asked.wait().ids == alone(MODEL, [talk], 10, ())[0].ids
+            assert asked.request.reused == (0 if turn == 0 else len(talk) - 6)
+            talk = [*talk, *asked.ids, *prompts(1, seed=turn, low=5, high=5)[0]]
+        assert engine.counters.prompt_tokens == 60 + 3 * 6, "the last token of an answer was never read"
+        assert engine.prefixes.tokens == len(talk) - 6, "earlier turns are covered by the last"
+        again = ask(talk[:50], new=3, stop_ids=())
+        engine.submit(again.request)
+        assert again.wait().ids == alone(MODEL, [talk[:50]], 3, ())[0].ids and again.request.reused == 49
+        long = ask(prompts(1, seed=9, low=350, high=350)[0], new=2, stop_ids=())
+        engine.submit(long.request)
+        long.wait()
+        assert engine.prefixes.tokens == 351, "the oldest went for the newest"
+
+
+def test_what_an_adapter_computed_is_not_used_for_another():
+    store = PrefixStore(1000)
+    one, two = Adapter("one", 1, {}), Adapter("two", 1, {})
+    store.keep(Kept(tuple(range(100)), one, []))
+    assert store.find(list(range(100)), None) is None and store.find(list(range(100)), two) is None
+    assert store.find(list(range(100)), one)[1] == 99
+    assert store.find([*range(40), 7, 8, 9], one)[1] == 40
+    assert store.find([*range(9), 7, 8, 9], one) is None
+    assert not store.wants(range(50), one) and store.wants(range(50), two) and not store.wants(range(5), two)

@@ -83,7 +83,9 @@ def server(base):
         yield running
 
 
-@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "[x"}])
+@pytest.mark.parametrize(
+    "headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "[x"}]
+)
 def test_without_a_key_pages_of_other_sites_reach_nothing(server, headers):
     assert server.get("/v1/models", headers=headers)[0] == 403
     assert server.get("/v1/models", headers={"Host": "localhost:1", "Origin": "http://localhost:3000"})[0] == 200

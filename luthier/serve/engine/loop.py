@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from luthier.serve.engine.adapters import AdapterBank
+from luthier.serve.engine.prefixes import Kept, PrefixStore
 from luthier.serve.engine.request import FinishReason, Piece, Request, TokenInfo
 from luthier.serve.engine.sampling import Chooser, choose
 from luthier.serve.engine.scheduler import EngineLimits, QueueFull, Waiting
@@ -28,6 +29,8 @@ class Counters:
     """What an engine has done so far."""
 
     prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """Prompt tokens found in the prefix store."""
     generated_tokens: int = 0
     steps: int = 0
     busy_seconds: float = 0.0
@@ -64,6 +67,7 @@ class Engine:
         self.model, self.limits = model, limits
         self.slots = Slots(model)
         self.bank = AdapterBank(model)
+        self.prefixes = PrefixStore(limits.prefix_tokens)
         self.counters = Counters()
         self._rows: list[_Row] = []
         """Row i has slot i; rows that decode stand before rows that are still being read."""
@@ -149,8 +153,14 @@ class Engine:
 
     def _enter(self, request: Request) -> None:
         row = _Row(request, Chooser(request.sampling, request.grammar), TextStream(request.tokenizer, request.stop))
-        self.slots.open()
+        slot = self.slots.open()
         self._rows.append(row)
+        found = self.prefixes.find(request.prompt, request.adapter)
+        if found is not None:
+            kept, row.read = found
+            self.slots.copy_in(slot, kept.layers, row.read)
+            request.reused = row.read
+            self.counters.reused_tokens += row.read
 
     def _drop_unwanted(self) -> None:
         """Requests that were cancelled, ran out of time, or all of them when the engine closes."""
@@ -238,6 +248,7 @@ class Engine:
             self.counters.generated_tokens += 1
             piece = self._piece(row, token, info)
             if piece.finish is not None:
+                self._keep(row)
                 self._leave(row)
             if piece.finish is not None or piece.text or piece.infos or piece.ids:
                 self._tell(row.request, piece)
@@ -251,6 +262,13 @@ class Engine:
             text += row.text.finish()
             return Piece(text=text, ids=(token,), infos=infos, finish="stop" if row.text.stopped else "length")
         return Piece(text=text, ids=(token,), infos=infos, finish="stop" if row.text.stopped else None)
+
+    def _keep(self, row: _Row) -> None:
+        """Keep what was read and said for prompts that go on from here."""
+        slot, request = self._rows.index(row), row.request
+        ids = (*request.prompt, *row.made)[: self.slots.lengths[slot]]
+        if self.prefixes.wants(ids, request.adapter):
+            self.prefixes.keep(Kept(ids, request.adapter, self.slots.copy_out(slot)))
 
     def _leave(self, row: _Row) -> None:
         """Free a row's slot and keep decoding rows in front, without holes."""

@@ -81,6 +81,8 @@ class Request:
     """`time.monotonic()` at which the request is given up."""
     number: int = field(default_factory=lambda: next(_numbers))
     cancelled: bool = False
+    reused: int = 0
+    """Prompt tokens that were not read again."""
 
     @property
     def width(self) -> int:

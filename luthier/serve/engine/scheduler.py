@@ -21,6 +21,8 @@ class EngineLimits:
     """Most requests that wait for a row."""
     prefill_tokens: int = 256
     """Most prompt tokens read between two steps of decoding."""
+    prefix_tokens: int = 0
+    """Most tokens of finished answers whose keys and values are kept for prompts that begin alike."""
     cache_tokens: int = 1 << 62
     """Most tokens in the cache: rows times the widest of them."""
 

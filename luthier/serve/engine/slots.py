@@ -41,16 +41,26 @@ class _SlotLayer(DynamicLayer):  # type: ignore[misc]
         """Write (R, H, T, D) keys and values of the rows at hand; returns all columns in view."""
         at, first, last, width = self._slots.at, self._slots.first, self._slots.last, self._slots.view
         if not self.buffers:
-            self.is_initialized = True
-            self.buffers = [self._new(key_states), self._new(value_states)]
+            self._begin(key_states[0], value_states[0])
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[first:last].transpose(1, 2)[at] = new.transpose(1, 2)
         keys, values = self.buffers
         return keys[first:last, :, :width], values[first:last, :, :width]
 
-    def _new(self, states: Tensor) -> Tensor:
+    def fill(self, slot: int, held: tuple[Tensor, Tensor], length: int) -> None:
+        """Write (H, >= length, D) keys and values to the beginning of a slot."""
+        if not self.buffers:
+            self._begin(*held)
+        for buffer, old in zip(self.buffers, held, strict=True):
+            buffer[slot, :, :length] = old[:, :length]
+
+    def _begin(self, *like: Tensor) -> None:
+        """Make the buffers for states of (H, any, D)."""
+        self.is_initialized = True
         # Zeros: what a mask hides is still multiplied by 0, and memory found could hold NaN.
-        return states.new_zeros(self._slots.rows, states.shape[1], self._slots.columns, states.shape[3])
+        self.buffers = [
+            states.new_zeros(self._slots.rows, states.shape[0], self._slots.columns, states.shape[2]) for states in like
+        ]
 
     def resize(self, rows: int, columns: int) -> None:
         """Keep what both sizes hold."""
@@ -114,6 +124,21 @@ class Slots:
             self.rows, self.columns = 0, 0
             for layer in self._layers:
                 layer.buffers = []
+
+    def copy_out(self, slot: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a slot, (H, C, D) a layer."""
+        length = self.lengths[slot]
+        return [
+            (layer.buffers[0][slot, :, :length].clone(), layer.buffers[1][slot, :, :length].clone())
+            for layer in self._layers
+        ]
+
+    def copy_in(self, slot: int, layers: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        """Begin an empty slot with the first `length` tokens of what `copy_out` gave."""
+        self._make_room(length)
+        for layer, held in zip(self._layers, layers, strict=True):
+            layer.fill(slot, held, length)
+        self.lengths[slot] = length
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two slots."""

@@ -216,4 +216,8 @@ def usage(answers: Answers, *, prompts: int = 1) -> dict[str, Any]:
     """Token counts; a prompt that is answered `n` times counts once."""
     each = len(answers.requests) // prompts
     read = sum(len(request.prompt) for request in answers.requests[::each])
-    return {"prompt_tokens": read, "completion_tokens": answers.made, "total_tokens": read + answers.made}
+    reused = sum(request.reused for request in answers.requests[::each])
+    return {
+        "prompt_tokens": read, "completion_tokens": answers.made, "total_tokens": read + answers.made,
+        "prompt_tokens_details": {"cached_tokens": reused},
+    }  # fmt: skip

@@ -89,6 +89,9 @@ class ListingRoutes:
             "luthier_prompt_tokens_total": (
                 "counter", "Prompt tokens read.", total(lambda e: e.counters.prompt_tokens),
             ),
+            "luthier_reused_tokens_total": (
+                "counter", "Prompt tokens that were not read again.", total(lambda e: e.counters.reused_tokens)
+            ),
             "luthier_generated_tokens_total": (
                 "counter", "Tokens generated.", total(lambda e: e.counters.generated_tokens)
             ),
