@@ -60,8 +60,9 @@ def test_a_chat_answer_is_that_of_luthiers_own_generation_and_counts_its_tokens(
 
 
 def test_a_stream_says_the_same_piece_by_piece(server):
-    whole = say(server.client(), max_tokens=40)
-    chunks = list(say(server.client(), max_tokens=40, stream=True, stream_options={"include_usage": True}))
+    text = "story of the house and the number of the water in the night"
+    whole = say(server.client(), text, max_tokens=40)
+    chunks = list(say(server.client(), text, max_tokens=40, stream=True, stream_options={"include_usage": True}))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices == [] and chunks[-1].usage.total_tokens == whole.usage.total_tokens
     cached = chunks[-1].usage.prompt_tokens_details.cached_tokens
