@@ -252,3 +252,24 @@ def test_what_an_adapter_computed_is_not_used_for_another():
     assert store.find([*range(40), 7, 8, 9], one)[1] == 40
     assert store.find([*range(9), 7, 8, 9], one) is None
     assert not store.wants(range(50), one) and store.wants(range(50), two) and not store.wants(range(5), two)
+
+
+def test_a_beginning_that_is_copied_in_gives_the_logits_of_one_that_is_read():
+    (prompt,) = prompts(1, seed=2, low=50, high=50)
+    slots = Slots(MODEL)
+    with torch.inference_mode():
+        slots.open()
+        whole = slots.forward(0, [prompt])
+        held = slots.copy_out(0)
+        slots.close(0)
+        for other in (0, 1):  # into an empty cache, and beside another row
+            for _ in range(other):
+                slots.open()
+                slots.forward(0, [[5, 6, 7]])
+            slot = slots.open()
+            slots.copy_in(slot, held, 20)
+            torch.testing.assert_close(slots.forward(slot, [prompt[20:]]), whole, atol=1e-5, rtol=1e-5)
+            slots.close(slot)
+    with torch.no_grad():
+        expected = MODEL(input_ids=torch.tensor([prompt])).logits[:, -1]
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=1e-5)
