@@ -15,8 +15,9 @@ from typing import Any
 from luthier.data import cache
 from luthier.data.branching import tokenize_preferences
 from luthier.data.content import content_hash
-from luthier.data.curated import Curate
+from luthier.data.curated import Curate, Curated
 from luthier.data.describe import build_manifest
+from luthier.data.losses import account, note_records
 from luthier.data.prepared import Prepared, mix_rows, pack_rows, require_targets, wanted_sources, warn, warn_raw
 from luthier.data.sources import SourceResult, is_raw, read_conversations
 from luthier.data.split import count_duplicates, overlapping, split_validation
@@ -80,11 +81,12 @@ def prepare(
         train_rows, contents = curated.rows, [content_hash(curated.rows), content_hash(own_validation)]
     outcomes, cache_state = _tokenize([*train_rows, *own_validation], template, section, kind, cache_dir, contents)
     by_row = {id(row): outcome for row, outcome in zip([*train_rows, *own_validation], outcomes, strict=True)}
+    dropped = [item for result in results for item in result.dropped] + (curated.dropped if curated else [])
     tally = Tally(section)
-    tally.drop_all(item for result in results for item in result.dropped)
-    tally.drop_all(curated.dropped if curated else ())
+    tally.drop_all(dropped)
     for outcome in outcomes:
         tally.add(outcome)
+    dropped += [outcome.result for outcome in outcomes if isinstance(outcome.result, Dropped)]
     tally.raise_refused()
 
     def usable(rows: Sequence[Conversation]) -> list[Conversation]:
@@ -110,12 +112,30 @@ def prepare(
     manifest["mix"] = mixed.report
     if curated:
         manifest["curated"] = curated.report
+    losses = account(
+        results, used=mixed.rows, held_out=validation_rows, dropped=[*dropped, *mixed.left_out],
+        full=curated.full if curated else {},
+        changes=_changes([*{id(row): row for row in mixed.rows}.values(), *validation_rows], by_row, curated),
+    )  # fmt: skip
+    manifest["losses"] = losses.summary
     warn(manifest)
     warn_raw(is_raw(train_rows), tokenizer)
     return Prepared(
-        train=train, validation=validation, packs=packs, manifest=manifest, curated=curated,
+        train=train, validation=validation, packs=packs, manifest=manifest, curated=curated, losses=losses.records,
         rows=mixed.rows if keep_rows else None,
     )  # fmt: skip
+
+
+def _changes(
+    rows: Sequence[Conversation], by_row: Mapping[int, Tokenized], curated: Curated | None
+) -> list[dict[str, Any]]:
+    """What is otherwise than in the files, of rows that are used: what curation changed, then what tokenising did."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        found += curated.changes.get(id(row), ()) if curated else ()
+        result = by_row[id(row)].result
+        found += [] if isinstance(result, Dropped) else note_records(row.ref, result.notes)
+    return found
 
 
 def _read(section: DataSection, kind: RowKind) -> tuple[list[SourceResult], SourceResult | None]:

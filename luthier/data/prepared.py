@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class Prepared:
     """What was read, used, dropped, cut and proven; JSON."""
     curated: Curated | None = None
     """What was decided over all rows as a set, before they were tokenised."""
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    """Each dropped row and each change, in full; of rows kept on disk the first ten thousand."""
     rows: Sequence[Conversation] | None = None
     """The rows behind `train`, one for each, where `keep_rows` asked for them."""
 

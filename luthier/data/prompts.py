@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data.describe import build_manifest
+from luthier.data.losses import account
 from luthier.data.pack import one_by_one
 from luthier.data.prepared import Prepared, mix_rows
 from luthier.data.rows import Row, show_value
@@ -309,4 +310,6 @@ def _as_prepared(
     manifest["hash"] = hash_json([manifest["hash"], answers])
     manifest["rows_are"] = "prompts"
     manifest["references"] = sum(row.reference is not None for row in train)
-    return Prepared(train=items, validation=held_out, packs=packs, manifest=manifest)
+    losses = account(results, used=train, held_out=validation, dropped=dropped, full={}, changes=[])
+    manifest["losses"] = losses.summary
+    return Prepared(train=items, validation=held_out, packs=packs, manifest=manifest, losses=losses.records)

@@ -40,7 +40,7 @@ __all__ = ["open_rows"]
 
 _KEPT_ENTRIES = 4
 _SAY_SECONDS = 10.0
-_COUNTERS = ("dropped", "notes", "methods", "terminators", "refused")
+_COUNTERS = ("dropped", "by_source", "notes", "methods", "terminators", "refused")
 _NUMBERS = ("truncated", "cut_tokens", "proven")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from luthier.data.curated import Curate
 from luthier.data.describe import build_manifest
+from luthier.data.losses import account_stored
 from luthier.data.mixing import choose_rows, mix_report
 from luthier.data.prepared import Prepared, left_out_row, pack_rows, require_targets, wanted_sources, warn, warn_raw
 from luthier.data.row_cache import open_rows
@@ -127,10 +128,17 @@ def prepare_streaming(
         template=template, cache_state=state, kind="tokens", capacity=capacity,
     )  # fmt: skip
     manifest["mix"] = used[1]
+    losses = account_stored(
+        results,
+        used=Counter(sources[np.unique(used[0])].tolist()),
+        held_out=Counter(sources[apart].tolist()),
+        tally=tally,
+    )
+    manifest["losses"] = losses.summary
     manifest["streaming"] = {"rows": len(store), "bytes": sum(said["bytes"] for said in about["files"].values())}
     warn(manifest)
     warn_raw(about["raw"], template.tokenizer)
-    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest)
+    return Prepared(train=train, validation=validation, packs=packs, manifest=manifest, losses=losses.records)
 
 
 def _mixed(

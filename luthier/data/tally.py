@@ -40,6 +40,8 @@ class Tally:
     """Rows that are not used, by reason."""
     dropped_rows: list[Dropped] = field(default_factory=list)
     """The first of them."""
+    by_source: Counter[str] = field(default_factory=Counter)
+    """The same, by `SOURCE:reason`; SOURCE counts the sources as `RowRef.source` does."""
     truncated: int = 0
     truncated_rows: list[tuple[RowRef, str]] = field(default_factory=list)
     """The first of them, and from how many tokens to how many."""
@@ -74,6 +76,7 @@ class Tally:
     def drop(self, item: Dropped) -> None:
         """Count a row that is not used."""
         self.dropped[item.reason] += 1
+        self.by_source[f"{item.ref.source}:{item.reason}"] += 1
         if len(self.dropped_rows) < _LISTED_ROWS:
             self.dropped_rows.append(item)
         if _is_refused(item, self.section):

@@ -171,6 +171,7 @@ class Session:
             curate=curator(
                 self.recipe.data,
                 cache_dir=read_env().cache_dir / "dedup",
+                tokenizer=self.tokenizer,
                 evaluation=self._evaluation_sets if self.recipe.evaluate.tasks else None,
             ),
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from luthier.recipe.decontaminate_schema import DecontaminateSection
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.section import Section
 
 __all__ = ["DataSection", "DedupSection", "MixSection", "Source", "ValidationSection"]
@@ -87,7 +88,8 @@ class DedupSection(Section):
     keep: Literal["first", "longest", "score"] = "first"
     """Which of several duplicates stays: the first, the one with most characters, the one with the highest `score`."""
     score: str | None = None
-    """Column with a number, for `keep: score`; dots reach into nested objects."""
+    """Column with a number, for `keep: score`; dots reach into nested objects. `@judge`: the score of
+    `data.filters.judge`."""
     numbers: Literal["same", "any"] = "same"
     """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
     ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = Field(
@@ -110,6 +112,8 @@ class DataSection(Section):
     the files are large for this machine and nothing asks for all rows at once."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
+    filters: FilterSection | None = None
+    """Mend, redact or leave out rows for what they say, each one listed, before `dedup`; null: nothing is looked at."""
     dedup: DedupSection | None = None
     """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
     decontaminate: DecontaminateSection | None = None

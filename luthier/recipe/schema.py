@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 Auto = Literal["auto"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+]  # fmt: skip
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -261,6 +265,8 @@ class ExportSection(Section):
     """Merge adapters into the original base and check the result against the adapter."""
     max_shard_size: str = "5GB"
     """Largest safetensors file."""
+    gguf: list[GgufType] = Field(default_factory=list)
+    """GGUF files for llama.cpp, Ollama and LM Studio, each read back and compared; needs `merge`."""
 
 
 class Recipe(Section):

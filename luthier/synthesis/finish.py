@@ -1,4 +1,4 @@
-"""The last steps: rows are read back as training reads them, deduplicated, judged.
+"""The last steps: rows are read back as training reads them, filtered, deduplicated, judged.
 
 What these steps take away becomes a rejected row with the reason. The steps of a recipe's `data` section that a spec
 has are in `_CURATED`; they run in `curate.apply.curator`, where their order is.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from luthier.curate.apply import curator
+from luthier.curate.filters.run import Tools, build
 from luthier.data.sources import read_conversations
 from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import DataSection, Source
@@ -23,10 +24,10 @@ from luthier.synthesis.score import Judge, build_judge
 from luthier.synthesis.spec import SynthSpec
 from luthier.synthesis.templates import Templates
 
-__all__ = ["Finished", "curate", "judge_rows", "row_of"]
+__all__ = ["Finished", "check_filters", "curate", "judge_rows", "row_of"]
 
 _CURATED = tuple(name for name in DataSection.model_fields if name in SynthSpec.model_fields)
-"""Keys of a spec that are keys of `data` in a recipe, with the same meaning: `dedup`."""
+"""Keys of a spec that are keys of `data` in a recipe, with the same meaning: `filters`, `dedup`."""
 
 
 @dataclass(slots=True)
@@ -43,11 +44,22 @@ def row_of(one: Candidate) -> dict[str, Any]:
     return {**one.value, "provenance": dict(one.provenance)}
 
 
+def check_filters(spec: SynthSpec) -> None:
+    """Whether the filters of the spec can run, before anything is asked.
+
+    Raises:
+        RecipeError, EnvironmentProblem: as `curate.filters.run.build`.
+    """
+    if spec.filters is not None:
+        build(spec.filters, Tools())
+
+
 def curate(spec: SynthSpec, rows: Sequence[Candidate], *, cache_dir: Path | None) -> Finished:
     """Read the rows as training reads them, and take away what the spec's sections of `data` say.
 
     Raises:
         EnvironmentProblem: a library or model that a step needs is missing.
+        RunFailed: a function of the user, as a filter, fails.
     """
     if not rows:
         return Finished([])
@@ -83,8 +95,17 @@ def _changed(one: Candidate, before: Conversation, after: Conversation) -> Candi
     """The row as a step left it."""
     if after == before:
         return one
-    assert after.kind == "chat", "steps change chats alone"
-    return replace(one, value={"messages": [dict(message) for message in after.messages]})
+    if after.kind == "chat":
+        return replace(one, value={"messages": _plain(after.messages)})
+    assert after.kind == "pair", "rows are chats or pairs of chats"
+    start = len(one.value["prompt"])
+    chosen, rejected = (answer.messages for answer in after.answers)
+    value = {"prompt": _plain(chosen[:start]), "chosen": _plain(chosen[start:]), "rejected": _plain(rejected[start:])}
+    return replace(one, value=value)
+
+
+def _plain(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(message) for message in messages]
 
 
 def judge_rows(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from pydantic import BaseModel
 
+from luthier.recipe.filter_rules import filter_rules
 from luthier.recipe.positions import Locate
 from luthier.recipe.unused import contradictions_in_dedup, unused_in_dedup
 from luthier.runtime.errors import Problem
@@ -16,12 +17,13 @@ __all__ = ["check_spec"]
 
 _OWN_KEYS = {"messages", "model", "max_tokens", "temperature", "top_p", "seed", "response_format", "n", "stream"}
 _MODES = ("documents", "seeds", "evolve", "rejection")
+_OF_ANSWERS = ("echo", "endings", "refusals", "boilerplate", "repetition")
 
 
 def check_spec(spec: SynthSpec, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[SynthSpec, Locate], Iterator[Problem]], ...] = (
-        _models, _sections, _documents, _rejection, _judge, _dedup, _out,
+        _models, _sections, _documents, _rejection, _judge, _filters, _dedup, _out,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(spec, locate)]
 
@@ -141,11 +143,35 @@ def _judge(spec: SynthSpec, locate: Locate) -> Iterator[Problem]:
         yield locate("judge", on="key").problem("C110", "`judge` scores answers, and `seeds.answer: false` makes none")
 
 
+def _filters(spec: SynthSpec, locate: Locate) -> Iterator[Problem]:
+    filters = spec.filters
+    if filters is None:
+        return
+    pairs = spec.mode == "rejection" and spec.rejection is not None and spec.rejection.keep == "pairs"
+    yield from filter_rules(filters, locate, kind="pairs" if pairs else "tokens", prefix="filters")
+    if filters.judge is not None:
+        message = "`filters.judge` would ask past the spec's journal and budgets"
+        hint = "judge: {rubric: ..., accept: 4}, a section of the spec"
+        yield locate("filters.judge", on="key").problem("C110", message, hint=hint)
+    if filters.length is not None and filters.length.unit == "tokens":
+        message = "`filters.length` counts tokens, and a spec has no tokenizer of the model to be trained"
+        yield locate("filters.length", on="key").problem("C110", message, hint="unit: words, or unit: characters")
+    if spec.mode == "seeds" and spec.seeds is not None and not spec.seeds.answer:
+        reason = "it looks at answers, and `seeds.answer: false` makes none"
+        yield from _no_effect(filters, "filters", dict.fromkeys(_OF_ANSWERS, reason), locate)
+        if filters.length is not None:
+            unused = dict.fromkeys(("min_answer", "max_answer"), "`seeds.answer: false` makes no answers")
+            yield from _no_effect(filters.length, "filters.length", unused, locate)
+
+
 def _dedup(spec: SynthSpec, locate: Locate) -> Iterator[Problem]:
     if spec.dedup is not None:
         yield from _no_effect(spec.dedup, "dedup", unused_in_dedup(spec.dedup), locate)
         for key, message, hint in contradictions_in_dedup(spec.dedup):
             yield locate(f"dedup.{key}" if key else "dedup").problem("C110", message, hint=hint)
+        if spec.dedup.score == "@judge":
+            message = "`dedup.score: @judge` is a score of `data.filters.judge`, which a spec does not have"
+            yield locate("dedup.score").problem("C110", message, hint="keep: longest or first")
 
 
 def _out(spec: SynthSpec, locate: Locate) -> Iterator[Problem]:

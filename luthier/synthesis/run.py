@@ -1,6 +1,6 @@
 """A whole job, from the spec to the files. Read `synthesize` from top to bottom.
 
-mode --works--> driver (server or local model, journal) --rows--> read back, dedup --> judge --> files
+mode --works--> driver (server or local model, journal) --rows--> read back, filters, dedup --> judge --> files
 
 OUT.jsonl            rows: `messages` (or `prompt`, `chosen`, `rejected`) and `provenance`
 OUT.rejected.jsonl   whatever became no row, with the reason and the model's words
@@ -25,7 +25,7 @@ from luthier.runtime.env import read_env
 from luthier.runtime.errors import Problem, RecipeError
 from luthier.runtime.signals import stop_on_signals
 from luthier.synthesis.asking import OUTCOMES, Candidate, Made, Rejected
-from luthier.synthesis.finish import Finished, curate, judge_rows, row_of
+from luthier.synthesis.finish import Finished, check_filters, curate, judge_rows, row_of
 from luthier.synthesis.journal import Journal
 from luthier.synthesis.local import Local
 from luthier.synthesis.modes.base import Mode
@@ -84,8 +84,9 @@ def plan(spec: SynthSpec) -> dict[str, Any]:
     """What a job would ask, without asking: requests, the first of them, the most it can cost.
 
     Raises:
-        LuthierError: sources that cannot be used.
+        LuthierError: sources or filters that cannot be used.
     """
+    check_filters(spec)
     mode = build_mode(spec, load_templates(Path(spec.prompts) if spec.prompts else None))
     fewest, most = mode.requests()
     first = mode.first()
@@ -108,6 +109,7 @@ def synthesize(spec: SynthSpec, files: Files, *, force: bool = False) -> dict[st
     """
     started = time.monotonic()
     files.check(force=force)
+    check_filters(spec)
     templates = load_templates(Path(spec.prompts) if spec.prompts else None)
     mode = build_mode(spec, templates)
     with Journal(files.journal) as journal, stop_on_signals(_SAID) as stop:

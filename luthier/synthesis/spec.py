@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from luthier.recipe.data_schema import DedupSection, Source
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.section import Section
 
 __all__ = [
@@ -218,6 +219,9 @@ class SynthSpec(Section):
     """How often an answer that is not valid is asked for again, with what was wrong."""
     prompts: str | None = None
     """YAML file with prompt templates that replace some of `luthier/synthesis/prompts.yaml`."""
+    filters: FilterSection | None = None
+    """Mend, redact or leave out rows for what they say, as in a recipe, before `dedup`; null: nothing is looked at. Not
+    `judge`, which is a section of the spec, and no length in tokens."""
     dedup: DedupSection | None = None
     """Leave out rows that say what another says, as in a recipe; null: only equal answers to one prompt are."""
     judge: JudgeSpec | None = None

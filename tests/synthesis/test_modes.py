@@ -6,7 +6,8 @@ import pytest
 
 from luthier.data.sources import read_conversations
 from luthier.recipe.schema import Source
-from tests.synthesis.support import DOCUMENT, SMALL, Server, examples, mill, problems, rows_of, run, without_times
+from luthier.runtime.errors import RecipeError
+from tests.synthesis.support import DOCUMENT, SMALL, Server, draw, examples, mill, problems, rows_of, run, without_times
 
 
 def test_documents_give_rows_whose_quotation_stands_in_the_source(tmp_path):
@@ -169,3 +170,56 @@ def test_duplicates_are_dropped_as_in_a_recipe(tmp_path):
     assert all(row["provenance"]["document"].endswith("mill.md") for row in rows), "the first stays"
     assert all(one["provenance"]["document"].endswith("copy.md") for one in rejected)
     assert told["curated"]["dedup"]["dropped"] == {"exact": len(rejected)}
+
+
+def test_filters_drop_and_redact_rows_as_in_a_recipe(tmp_path):
+    bad = "They have four legs. As an AI language model, I have none."
+    personal = "Four. Write to otto.brandt@muehle-anker.de for more."
+
+    def plant(body, _):
+        asked = str(body["messages"])
+        return bad if "have 1 chairs" in asked else personal if "have 2 chairs" in asked else None
+
+    code = tmp_path / "own.py"
+    code.write_text("def all_good(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
+    section = {"source": problems(tmp_path), "n": 1, "scorer": {"python": f"{code}:all_good", "accept": 0.5}}
+    with Server(plant) as server:
+        told, rows, rejected = run(
+            tmp_path, server, "rejection", section, filters={"pii": {"kinds": ["email"]}, "boilerplate": {}}
+        )
+    assert told["outcomes"] == {"ok": 3, "filtered": 1} and [one["outcome"] for one in rejected] == ["filtered"]
+    assert rejected[0]["detail"].startswith("boilerplate: ") and rejected[0]["row"]["messages"][-1]["content"] == bad
+    stages = told["curated"]["filters"]["stages"]
+    assert stages["boilerplate"]["dropped"] == 1 and stages["pii"]["changed"] == 1
+    said = [row["messages"][-1]["content"] for row in rows]
+    assert personal.replace("otto.brandt@muehle-anker.de", "[EMAIL_1]") in said and bad not in said
+
+
+def test_filters_redact_both_answers_of_a_pair(tmp_path):
+    right, wrong = "2, says anna@muehle-anker.de", "none, says otto@muehle-anker.de"
+
+    def plant(body, _):
+        return right if draw(body["seed"]) % 2 else wrong
+
+    code = tmp_path / "own.py"
+    code.write_text("def two(prompts, completions, **columns):\n"
+                    "    return [float(said[0]['content'].startswith('2')) for said in completions]\n")  # fmt: skip
+    section = {"source": problems(tmp_path), "n": 6, "keep": "pairs",
+               "scorer": {"python": f"{code}:two", "accept": 0.5}}  # fmt: skip
+    with Server(plant) as server:
+        told, rows, _ = run(tmp_path, server, "rejection", section, filters={"pii": {"kinds": ["email"]}})
+    assert rows and told["curated"]["filters"]["stages"]["pii"]["changed"] == len(rows)
+    for row in rows:
+        assert [message["role"] for message in row["prompt"]] == ["user"]
+        assert row["chosen"] == [{"role": "assistant", "content": row["chosen"][0]["content"]}]
+        assert row["chosen"][0]["content"].startswith("2, says [EMAIL_")
+        assert row["rejected"][0]["content"].startswith("none, says [EMAIL_")
+
+
+def test_filters_that_cannot_run_are_refused_before_anything_is_asked(tmp_path):
+    code = tmp_path / "own.py"
+    code.write_text("def other(row):\n    return True\n")
+    with Server() as server:
+        with pytest.raises(RecipeError) as caught:
+            run(tmp_path, server, "documents", {"paths": [mill(tmp_path)]}, filters={"python": [f"{code}:mine"]})
+        assert caught.value.problems[0].code == "D254" and server.seen == []

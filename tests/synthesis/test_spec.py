@@ -178,3 +178,26 @@ def test_the_schema_for_the_server_is_strict():
     inner = schema["$defs"]["_Pair"]
     assert inner["additionalProperties"] is False and inner["required"] == ["question", "answer", "quote"]
     assert "minLength" not in json.dumps(schema) and "default" not in json.dumps(SCORE.request_keys("json_schema"))
+
+
+SEEDS = """mode: seeds
+endpoint: {base_url: "http://localhost:1/v1", model: m}
+seeds: {examples: {path: a.jsonl}, rows: 3, answer: false}
+"""
+
+
+@pytest.mark.parametrize(("text", "overrides", "code", "said"), [
+    (BASE, ["filters.answers=chosen"], "C110", "`filters` names no filter"),
+    (BASE, ["filters.length.max_answer=9"], "C110", "no tokenizer"),
+    (BASE, ["filters.length.unit=words"], "C110", "`filters.length` has no bound"),
+    (BASE, ["filters.refusals.patterns=['(']"], "C103", "`filters.refusals.patterns.0` is not a regular expression"),
+    (BASE, ["filters.judge={rubric: r, min_score: 5, endpoint: {base_url: 'http://h/v1', model: m}}"],
+     "C110", "past the spec's journal"),
+    (BASE, ["filters.echo={}", "filters.answers=chosen"], "C111", "`filters.answers` would have no effect"),
+    (BASE, ["dedup.keep=score", "dedup.score='@judge'"], "C110", "a spec does not have"),
+    (SEEDS, ["filters.echo={}"], "C111", "`filters.echo` would have no effect"),
+    (SEEDS, ["filters.length={unit: words, max_answer: 5}"], "C111", "`filters.length.max_answer` would have no"),
+])  # fmt: skip
+def test_faults_of_filters_in_a_spec(tmp_path, text, overrides, code, said):
+    found = faults(tmp_path, text, *overrides)
+    assert any(one[0] == code and said in one[2] for one in found), found
