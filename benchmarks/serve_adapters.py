@@ -1,4 +1,4 @@
-"""What rows with different adapters cost a step of decoding: Luthier's side-by-side products against PEFT's mixed batch.
+"""What rows with different adapters cost a step of decoding: Luthier's products side by side, PEFT's mixed batch.
 
     OMP_NUM_THREADS=1 python benchmarks/serve_adapters.py [--rows 8] [--adapters 1 4 8] [--rank 16]
 
