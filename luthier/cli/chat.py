@@ -45,7 +45,7 @@ def chat(
 
     if (target is None) == (endpoint is None) or (endpoint is None) != (model is None):
         raise RecipeError(
-            code="S618", message="give a run or model to load, or --endpoint together with --model",
+            code="S618", message="give a TARGET (run or model) to load, or --endpoint together with --model",
             hint="`luthier chat RUN`, or `luthier chat --endpoint http://localhost:8000/v1 --model NAME`",
         )  # fmt: skip
     talkers: list[Speaker]
