@@ -31,6 +31,7 @@ from luthier.cli import (
     run,
     runs,
     schema,
+    serve,
     spectrum,
     sweep,
 )
@@ -80,6 +81,7 @@ app.command("export", rich_help_panel=STAGES)(export.export)
 app.command("card", rich_help_panel=STAGES)(card.card)
 app.command("push", rich_help_panel=STAGES)(push.push)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)
+app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)

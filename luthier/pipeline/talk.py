@@ -80,13 +80,13 @@ class RemoteTalker:
         """
         from luthier.endpoint.reply import ChatRequest
 
-        self.messages.append({"role": "user", "content": text})
-        request = ChatRequest(messages=self.messages, max_tokens=self.max_new_tokens, temperature=self.temperature)
+        asked = [*self.messages, {"role": "user", "content": text}]
+        request = ChatRequest(messages=asked, max_tokens=self.max_new_tokens, temperature=self.temperature)
         pieces = []
         for piece in self.endpoint.stream(request):
             pieces.append(piece)
             yield piece
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
 
 def open_remote(
