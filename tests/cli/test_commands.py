@@ -132,6 +132,10 @@ def test_chat_answers_once_with_one_model_or_both(finished, ok):
     both = ok("chat", finished, "-p", "time", "--side-by-side", "--max-new-tokens", "3", "--json").json
     assert both["prompt"] == "time" and set(both["answers"]) == {"base", "tuned"}
     merged = ok("chat", finished / "merged", "-p", "time", "--max-new-tokens", "3", "--json").json
+    every = ok("chat", finished, "-p", "time", "--side-by-side", "--merged", "--beside", finished / "merged",
+               "--max-new-tokens", "3", "--json").json["answers"]  # fmt: skip
+    assert list(every) == ["base", "tuned", "merged", str(finished / "merged")]
+    assert every["merged"] == every[str(finished / "merged")]
     assert list(merged["answers"].values()) == [both["answers"]["tuned"]]
 
 
