@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from luthier.data.files import DataFile, find_files, kind_of
 from luthier.data.sources import SourceResult, read_conversations
 from luthier.data.types import Conversation
 from luthier.recipe.objective_kind import RowKind
+from luthier.recipe.paths import glob_paths
 from luthier.recipe.schema import DedupSection, Source
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
@@ -157,7 +157,7 @@ def refuse_sources(out: Path, paths: Iterable[str]) -> None:
         return
     for path in paths:
         shown = Path(path)
-        files = shown.rglob("*") if shown.is_dir() else [shown] if shown.is_file() else map(Path, glob(path))
+        files = shown.rglob("*") if shown.is_dir() else [shown] if shown.is_file() else glob_paths(shown)
         if any(file.is_file() and out.samefile(file) for file in files):
             raise RecipeError(
                 code="C165", message=f"{out} is a source; it is not replaced", hint="choose another --out"
