@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
-from luthier.cli.decontaminate import contamination_lines, decontaminate
+from luthier.cli.decontaminate import decontaminate
 from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.explore import data_map, stats
 from luthier.cli.filter import filter_, filter_lines
@@ -83,6 +83,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
     from luthier.data.losses import loss_lines
     from luthier.data.mixing import mix_lines
     from luthier.data.preference_stats import preference_lines
+    from luthier.report.loss_view import contamination_lines
 
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from luthier.data.types import Conversation
     from luthier.recipe.schema import DecontaminateSection
 
-__all__ = ["contamination_lines", "decontaminate"]
+__all__ = ["decontaminate"]
 
 _UNMATCHED_SHOWN = 60
 
@@ -132,17 +132,6 @@ def _summary(found: Decontaminated, taken: int) -> list[str]:
     if found.embedded:
         lines.append(f"texts embedded, of doubtful pairs: {found.embedded:,}")
     return [*lines, f"{taken:,} rows would go, {found.rows - taken:,} stay"]
-
-
-def contamination_lines(manifest: dict[str, Any]) -> list[str]:
-    """What `data check` says of evaluation rows, from the manifest."""
-    told = manifest.get("curated", {}).get("decontaminate")
-    if told is None:
-        return []
-    counts = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
-    looked = "" if told["rows"] == told["of_rows"] else f" ({told['rows']:,} of {told['of_rows']:,} looked at)"
-    dropped = f"; {told['dropped']:,} dropped" if told["dropped"] else ""
-    return [f"training rows like one of {told['against_rows']:,} evaluation rows{looked}: {counts}{dropped}"]
 
 
 def _chosen(matches: Sequence[Match], taken: Sequence[Match], count: int) -> list[tuple[str, Match]]:
