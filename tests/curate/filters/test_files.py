@@ -167,14 +167,14 @@ def test_tables_are_written_without_rows_and_refused_with_changed_ones(luthier: 
 
 def test_words_that_stand_inside_what_is_redacted_stay_elsewhere(luthier: Caller, tmp_path: Path) -> None:
     """The role `user` and the column `shop` are parts of the address, not pieces that a text was joined from."""
-    said = "Write to user0@shop.example.com, or to user17@shop.example.com."
+    said = "Write to user1@shop.example.com, or to user2@shop.example.com."
     turns = [{"role": "user", "content": "Whom do I ask?"}, {"role": "assistant", "content": said}]
-    file = write(tmp_path / "a.jsonl", [{"messages": turns, "topic": "shop", "assistant": "user0"}])
+    file = write(tmp_path / "a.jsonl", [{"messages": turns, "topic": "shop", "assistant": "user"}])
     result = luthier("data", "filter", file, "--use", "pii", "--out", tmp_path / "b.jsonl")
     assert result.code == 0, result.err
     turns[1]["content"] = "Write to [EMAIL_1], or to [EMAIL_2]."
     written = json.loads((tmp_path / "b.jsonl").read_text("utf-8"))
-    assert written == {"messages": turns, "topic": "shop", "assistant": "user0"}
+    assert written == {"messages": turns, "topic": "shop", "assistant": "user"}
 
 
 def test_columns_that_make_one_question_are_redacted_each(luthier: Caller, tmp_path: Path) -> None:
