@@ -29,6 +29,7 @@ from luthier.cli import (
     run,
     runs,
     schema,
+    serve,
     spectrum,
     sweep,
 )
@@ -76,6 +77,7 @@ app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
 app.command("export", rich_help_panel=STAGES)(export.export)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)
+app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
