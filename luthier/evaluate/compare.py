@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.results import HIGHER_IS_BETTER, TaskResult, read_results
+from luthier.evaluate.results import TaskResult, read_results
 from luthier.evaluate.stats import PairedTest, Verdict, paired_means, paired_proportions, verdict
 from luthier.runtime.errors import Problem, RunFailed
 
@@ -28,6 +28,8 @@ BINDING = {
     "fewshot_hash": "worked examples",
     "data_hash": "content of the rows",
     "pattern": "`pattern`",
+    "grader": "grader",
+    "harness": "task, or version, of lm-evaluation-harness",
     "inputs_hash": "tokens of the prompts (tokenizer)",
 }
 """Settings that must be equal, and how they are called in a message. Batch size, device and dtype may differ."""
@@ -107,7 +109,7 @@ def compare_results(
 
 def _compare(before: TaskResult, after: TaskResult, confidence: float) -> TaskComparison:
     first, second = _scores(before), _scores(after)
-    higher = HIGHER_IS_BETTER[before.metric]
+    higher = before.higher_is_better
     test = _test(before, after, first, second, confidence)
     better = sum(1 for a, b in zip(first, second, strict=True) if (b > a if higher else b < a))
     changed = tuple(index for index, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.evaluate.results import HIGHER_IS_BETTER, TaskResult, read_results
+from luthier.evaluate.results import TaskResult, read_results
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -117,7 +117,7 @@ def _side_by_side(task: Mapping[str, Any], before: TaskResult, after: TaskResult
             str(old["ref"]).rpartition("/")[2], _last_turn(old), old["reference"], _answer(old), _answer(new)
         )
         for cell, row in zip(cells[3:], (old, new), strict=True):
-            gained = (new["score"] > old["score"]) == HIGHER_IS_BETTER[before.metric]
+            gained = (new["score"] > old["score"]) == before.higher_is_better
             cell.stylize("green" if (row is new) == gained else "red")
         table.add_row(*cells)
     return table

@@ -8,17 +8,20 @@ system message. Everything that makes a row unusable is found here, before a mod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import SourceResult, read_conversations
-from luthier.data.types import Conversation, RowRef
+from luthier.data.types import Conversation
 from luthier.evaluate.library import LibraryTask, SecondaryMetric, library_names, library_task
+from luthier.evaluate.task import Task, TaskRow
 from luthier.recipe.schema import Source, TaskSpec
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
 from luthier.scoring.extract import compile_pattern
 from luthier.scoring.metrics import check_reference
+
+if TYPE_CHECKING:
+    from luthier.evaluate.harness.load import HarnessTask
 
 __all__ = ["DEFAULT_NEW_TOKENS", "Task", "TaskRow", "load_task", "load_tasks"]
 
@@ -26,48 +29,22 @@ DEFAULT_NEW_TOKENS = 256
 """Longest answer when neither recipe nor task file says."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow:
-    """One question."""
-
-    ref: RowRef
-    conversation: Conversation
-    """The row as read; the reference is still in it."""
-    messages: Sequence[Mapping[str, Any]]
-    """Prompt: worked examples and all turns before the reference; empty for raw rows."""
-    reference: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What to ask and how to score it."""
-
-    name: str
-    version: int
-    """Of the task file; 0 for a task that only the recipe describes."""
-    metric: str
-    pattern: str | None
-    secondary: tuple[SecondaryMetric, ...]
-    rows: tuple[TaskRow, ...]
-    max_new_tokens: int
-    num_fewshot: int
-    fewshot_hash: str | None
-    """Hash of the worked examples."""
-    data_hash: str
-    """Hash of the rows as read."""
-
-
-def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:
-    """Load several tasks; what is wrong with any of them is raised at once.
+def load_tasks(specs: Sequence[TaskSpec]) -> list[Task | HarnessTask]:
+    """Load several tasks, those of lm-evaluation-harness among them; what is wrong with any of them is raised at once.
 
     Raises:
         LuthierError: of the class of the first failure, with the problems of all.
     """
-    tasks: list[Task] = []
+    tasks: list[Task | HarnessTask] = []
     failures: list[LuthierError] = []
     for spec in specs:
         try:
-            tasks.append(load_task(spec))
+            if spec.lm_eval is not None:
+                from luthier.evaluate.harness.load import load_harness
+
+                tasks.append(load_harness(spec))
+            else:
+                tasks.append(load_task(spec))
         except LuthierError as failure:
             failures.append(failure)
     if failures:

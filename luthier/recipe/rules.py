@@ -339,6 +339,13 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = f'two tasks are called "{task.name}": evaluate.tasks.{seen[task.name]} and {prefix}'
             yield locate(f"{prefix}.name").problem("C110", message, hint="names must differ")
         seen.setdefault(task.name, index)
+        if task.lm_eval is not None:
+            if task.lm_eval.endswith((".yaml", ".yml")) and not expand(task.lm_eval).is_file():
+                yield locate(f"{prefix}.lm_eval").problem("C130", f"there is no file {task.lm_eval}")
+            if task.include_path is not None and not expand(task.include_path).is_dir():
+                yield locate(f"{prefix}.include_path").problem("C130", f"there is no folder {task.include_path}")
+            yield from _unused(task, prefix, unused_in_task(task), locate)
+            continue
         if task.path is not None:
             yield from _rows_file(task.path, f"{prefix}.path", locate)
         elif task.name not in (known := builtin_tasks()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
 from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
@@ -216,6 +216,10 @@ class TrainSection(Section):
 class TaskSpec(Section):
     """What to ask the model and how to score the answer."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["name"]}, {"required": ["lm_eval"]}], "required": []}
+    )
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name in tables and files; with no `path`, a task that ships with Luthier (`gsm8k`)."""
     path: str | None = None
@@ -238,6 +242,23 @@ class TaskSpec(Section):
     """Rows to take the worked examples from; never the scored ones."""
     max_new_tokens: PositiveInt | None = None
     """Longest answer, in tokens."""
+    lm_eval: str | None = None
+    """A task or group of lm-evaluation-harness: its name, or the path of a YAML file; takes the place of `path`."""
+    include_path: str | None = None
+    """Folder of more tasks for lm-evaluation-harness."""
+    apply_chat_template: bool | None = None
+    """Of `lm_eval`: ask through the chat template of the run; null: when the tokenizer has one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_harness(cls, value: Any) -> Any:
+        """`{lm_eval: gsm8k}` needs no name of its own."""
+        named = value.get("lm_eval") if isinstance(value, dict) and "name" not in value else None
+        return (
+            {**value, "name": named.rpartition("/")[2].rpartition(".y")[0] or named}
+            if isinstance(named, str)
+            else value
+        )
 
 
 class EvaluateSection(Section):

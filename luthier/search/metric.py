@@ -81,6 +81,11 @@ def read_metric(name: str, recipes: Sequence[Recipe]) -> Metric:
                 code="C164", message=f'the recipe has no task "{task}" (tasks: {known})',
                 hint=f"did you mean task:{close[0]}?" if close else "add it to `evaluate.tasks`",
             )  # fmt: skip
+        if any(spec.lm_eval is not None for spec in recipe.evaluate.tasks if spec.name == task):
+            raise RecipeError(
+                code="C164", message=f"task {task} is one of lm-evaluation-harness, which may give several scores",
+                hint="rank by eval_loss, or by a task of our own",
+            )  # fmt: skip
         metrics.add(tasks[task])
     if len(metrics) > 1:
         raise RecipeError(code="C164", message=f"the metric of task {task} differs between trials: nothing to rank by")
