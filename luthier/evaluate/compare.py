@@ -34,6 +34,9 @@ BINDING = {
 }
 """Settings that must be equal, and how they are called in a message. Batch size, device and dtype may differ."""
 
+UNKNOWN_OF_A_SERVER = ("stop_ids", "template_hash", "template_kwargs", "inputs_hash")
+"""What a server does with its messages: part of the model that is compared, not of the setting."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskComparison:
@@ -161,18 +164,20 @@ def _unmatched(before: Sequence[str], after: Sequence[str]) -> list[Problem]:
 
 def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
     """Everything that makes two results incomparable, one problem each."""
+    served = any("server" in result.settings for result in (before, after))
+    binding = {key: what for key, what in BINDING.items() if not (served and key in UNKNOWN_OF_A_SERVER)}
     found = [
         (what, mine, theirs)
         for what, mine, theirs in (
             ("version of the task", before.version, after.version),
             ("metric", before.metric, after.metric),
             ("number of rows", before.n, after.n),
-            *((what, before.settings.get(key), after.settings.get(key)) for key, what in BINDING.items()),
+            *((what, before.settings.get(key), after.settings.get(key)) for key, what in binding.items()),
         )
         if mine != theirs
     ]
     if not found:
-        found = _row_differences(before.rows, after.rows)
+        found = _row_differences(before.rows, after.rows, ("messages",) if served else ("prompt",))
     return [
         Problem(
             code="E541",
@@ -184,11 +189,11 @@ def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
 
 
 def _row_differences(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], asked: tuple[str, ...]
 ) -> list[tuple[str, Any, Any]]:
     """The first row that is not the same question, whatever the hashes say."""
     for index, (mine, theirs) in enumerate(zip(before, after, strict=True)):
-        for key in ("prompt", "reference"):
+        for key in (*asked, "reference"):
             if mine[key] != theirs[key]:
                 return [(f"{key} of row {index} ({mine['ref']})", mine[key], theirs[key])]
         weights = [row.get("secondary", {}).get("weight") for row in (mine, theirs)]

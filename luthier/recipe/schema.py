@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
@@ -215,10 +215,6 @@ class TrainSection(Section):
 
 class TaskSpec(Section):
     """What to ask the model and how to score the answer."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"anyOf": [{"required": ["name"]}, {"required": ["lm_eval"]}], "required": []}
-    )
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     """Name in tables and files; with no `path`, a task that ships with Luthier (`gsm8k`)."""

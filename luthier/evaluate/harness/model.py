@@ -15,7 +15,7 @@ from lm_eval.api.model import LM
 
 from luthier.data.template import ChatTemplate
 from luthier.endpoint.client import Endpoint
-from luthier.endpoint.reply import ChatRequest
+from luthier.endpoint.reply import ChatRequest, completion_tokens
 from luthier.evaluate.harness.likelihood import Pair, log_likelihoods
 from luthier.generation.decode import inner_model
 from luthier.generation.generate import generate, token_capacity
@@ -231,7 +231,7 @@ class EndpointModel(_Asked):
         ]
         with progress(self.label, len(requests)) as bar:
             replies = self.endpoint.chat_many(requests, on_answer=lambda: bar.advance(1))
-        return [(reply.text, reply.finish_reason, _completion_tokens(reply.raw)) for reply in replies]
+        return [(reply.text, reply.finish_reason, completion_tokens(reply)) for reply in replies]
 
 
 def _longest(kwargs: Any) -> int:
@@ -246,9 +246,3 @@ def _split_begun(messages: Any) -> tuple[list[Any], str]:
     """The messages before a begun answer, and that beginning."""
     *before, last = messages
     return before, str(last["content"])
-
-
-def _completion_tokens(raw: Any) -> int:
-    usage = raw.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else 0

@@ -1,0 +1,79 @@
+"""Contract: `luthier eval` scores base, tuned, checkpoints and endpoints in one table, with corrected tests."""
+
+import json
+
+import pytest
+
+from tests.cli.calling import caller, make_world, write_recipe
+from tests.endpoint.server import ScriptedServer, says
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = make_world(tmp_path_factory.mktemp("eval_models"))
+    task = {"name": "words", "path": str(folder / "test.jsonl"), "metric": "exact", "max_new_tokens": 3}
+    write_recipe(folder / "recipe.yaml", folder, evaluate={"tasks": [task], "compare_with_base": False})
+    (folder / "tasks.yaml").write_text(json.dumps({"tasks": [task]}), "utf-8")
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capfd, tmp_path):
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    return caller(monkeypatch, capfd)
+
+
+def test_base_tuned_checkpoint_and_endpoint_in_one_table(world, call, tmp_path):
+    recipe = world / "recipe.yaml"
+    assert call("train", recipe).code == 0
+    (checkpoint,) = sorted((world / "run" / "checkpoints").iterdir())[-1:]
+    with ScriptedServer(always=says("never right")) as server:
+        said = call(
+            "eval", recipe, "--base", "--tuned", "--checkpoint", checkpoint, "--endpoint", server.url, "--model", "far",
+            "--json", "--out", tmp_path / "scores.json",
+        )  # fmt: skip
+    assert said.code == 0, said.err
+    value = said.json
+    assert [model["model"] for model in value["models"]] == ["base", "tuned", str(checkpoint), "far"]
+    assert value["comparison"]["tests"] == len(value["comparison"]["pairs"]) == 6
+    tuned, kept = value["models"][1]["tasks"][0], value["models"][2]["tasks"][0]
+    assert [row["output"] for row in tuned["rows"]] == [row["output"] for row in kept["rows"]], "the last step is final"
+    assert value["models"][3]["usage"]["requests"] > 0
+    assert json.loads((tmp_path / "scores.json").read_text()) == value
+
+
+def test_a_file_of_tasks_and_two_models_of_one_endpoint(world, call):
+    def reply(body):
+        return "good" if body["model"] == "a" else "bad"
+
+    with ScriptedServer(always=says(reply)) as server:
+        names = ("--endpoint", server.url, "--model", "a", "--model", "b")
+        prices = ("--input-price", "1", "--output-price", "2", "--budget", "5")
+        said = call("eval", world / "tasks.yaml", *names, *prices)
+    assert said.code == 0, said.err
+    for part in ("words", "p, Holm", "a: ", "b: ", "$0.00", "corrected by Holm"):
+        assert part in said.out, part
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--endpoint", "http://localhost:1/v1"), "each endpoint needs the name of its model"),
+        (("--endpoint", "localhost", "--model", "a"), "is no http(s) URL"),
+        (("--endpoint", "http://localhost:1/v1", "--model", "a", "--model", "a"), "scored twice"),
+        (("--budget", "1"), "--budget is for --endpoint"),
+        (("--checkpoint", "nowhere"), "there is no checkpoint nowhere"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(world, call, arguments, said):
+    answer = call("eval", world / "recipe.yaml", *arguments)
+    assert answer.code == 2, answer
+    assert said in answer.err
+
+
+def test_a_file_of_tasks_alone_needs_an_endpoint(world, call, tmp_path):
+    answer = call("eval", world / "tasks.yaml")
+    assert answer.code == 2 and "the file has tasks only" in answer.err
+    (tmp_path / "bad.yaml").write_text("tasks:\n  - {name: a, path: nowhere.jsonl, metric: exact, mtric: 1}\n")
+    answer = call("eval", tmp_path / "bad.yaml", "--endpoint", "http://localhost:1/v1", "--model", "m")
+    assert answer.code == 2 and "bad.yaml:2" in answer.err and "mtric" in answer.err
