@@ -38,6 +38,9 @@ def evaluate(
     input_price: Annotated[float | None, typer.Option(help="US dollars a million prompt tokens.", min=0.0)] = None,
     output_price: Annotated[float | None, typer.Option(help="US dollars a million completion tokens.", min=0.0)] = None,
     budget_usd: Annotated[float | None, typer.Option("--budget", help="Most to spend at each endpoint.")] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Let `evaluate.judge` compare the first model's answers with each other's.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(help="Requests in flight at once.", min=1)] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for scores and every answer (JSON).")] = None,
     as_json: JsonOption = False,
@@ -45,6 +48,7 @@ def evaluate(
     """Score the untouched base of a recipe on its tasks, or other models; several are compared pair by pair."""
     from luthier.evaluate.versus import compare_many
     from luthier.pipeline.contest import contest
+    from luthier.pipeline.judging import require_judge
     from luthier.runtime.atomic import write_json
 
     section, loaded = _tasks(recipe, overrides)
@@ -53,18 +57,44 @@ def evaluate(
         budget_usd=budget_usd, concurrency=concurrency,
     )  # fmt: skip
     contestants = _contestants(loaded, servers, model or [], base=base, tuned=tuned, checkpoints=checkpoint or [])
+    if judge:
+        require_judge(section)
+        if len(contestants) < 2:
+            raise RecipeError(code="E556", message="--judge compares models, and one is named", hint="add --tuned")
     scored = contest(section, contestants, recipe=loaded)
     value: dict[str, Any] = scored[0].to_json()
     comparison = None
     if len(scored) > 1:
         comparison = compare_many(scored, confidence=section.confidence)
         value = {"models": [one.to_json() for one in scored], "comparison": comparison}
+    verdicts = [_judged(section, scored[0], other) for other in scored[1:]] if judge else []
+    if verdicts:
+        value["judged"] = verdicts
     if out:
         write_json(out, value)
     if as_json:
         emit_json(value)
         return
     _show(scored, comparison)
+    _show_verdicts(verdicts)
+
+
+def _judged(section: EvaluateSection, first: Scored, second: Scored) -> dict[str, Any]:
+    from luthier.pipeline.judging import judged
+
+    value = judged(section, first.results, second.results, confidence=section.confidence)
+    return {"first": first.name, "second": second.name, **value}
+
+
+def _show_verdicts(verdicts: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    from luthier.evaluate.judge.run import judge_lines
+
+    for value in verdicts:
+        show(Text(f"{value['second']} against {value['first']}:"))
+        for line in judge_lines(value):
+            show(Text(f"  {line}"))
 
 
 def _tasks(path: Path, overrides: list[str] | None) -> tuple[EvaluateSection, Recipe | None]:

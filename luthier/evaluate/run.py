@@ -18,6 +18,7 @@ from luthier.generation.generate import default_batch_size, generate, token_capa
 from luthier.model.stops import stop_ids as find_stop_ids
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
+from luthier.scoring.graders.models import Ask
 
 if TYPE_CHECKING:
     from luthier.evaluate.harness.load import HarnessTask
@@ -35,6 +36,7 @@ def run_tasks(
     template_kwargs: Mapping[str, Any] | None = None,
     stop_ids: Sequence[int] | None = None,
     control_tokens: ControlTokens = "text",
+    ask: Ask | None = None,
 ) -> list[TaskResult]:
     """Score a model on tasks, in their order.
 
@@ -51,6 +53,7 @@ def run_tasks(
         stop_ids: Tokens that end an answer; by default `model.stops.stop_ids`. Give both models of a
             comparison the same.
         control_tokens: As `data.control_tokens`.
+        ask: How graders ask models; see `asking.JudgeServer`.
 
     Raises:
         RecipeError: two tasks of one name.
@@ -70,7 +73,7 @@ def run_tasks(
         room=context_length(model),
     )
     size = default_batch_size(inner_model(model).device.type) if batch_size == "auto" else batch_size
-    scorer = _Scorer(model, tokenizer, renderer, stop_ids=stops, batch_size=size, confidence=confidence)
+    scorer = _Scorer(model, tokenizer, renderer, stop_ids=stops, batch_size=size, confidence=confidence, ask=ask)
     return scorer.run(tasks)
 
 
@@ -86,7 +89,9 @@ class _Scorer:
         stop_ids: list[int],
         batch_size: int,
         confidence: float,
+        ask: Ask | None,
     ) -> None:
+        self.ask = ask
         self.model, self.tokenizer, self.renderer = model, tokenizer, renderer
         self.stop_ids, self.batch_size, self.confidence = stop_ids, batch_size, confidence
 
@@ -146,6 +151,7 @@ class _Scorer:
             settings={**settings, **self._settings(task, [prompt.ids for prompt in prompts])},
             seconds=seconds,
             confidence=self.confidence,
+            ask=self.ask,
         )
 
     def _loss(self, task: Task, examples: list[Any]) -> TaskResult:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.evaluate.graded import grade_rows
 from luthier.evaluate.results import TaskResult
 from luthier.evaluate.stats import Interval, proportion, ratio
 from luthier.evaluate.task import Task, TaskRow
 from luthier.scoring.extract import compile_pattern
+from luthier.scoring.graders.models import Ask
 from luthier.scoring.json_score import FieldCounts
 from luthier.scoring.metrics import Score, score_answer
 
@@ -33,6 +35,7 @@ def answered(
     settings: Mapping[str, Any],
     seconds: float,
     confidence: float,
+    ask: Ask | None = None,
 ) -> TaskResult:
     """The result of a task whose rows were all answered.
 
@@ -43,8 +46,9 @@ def answered(
         settings: Everything besides the model that the score depends on.
         seconds: Time the answers took.
         confidence: Level of the interval.
+        ask: How grading models are asked.
     """
-    scores = score_rows(task, [answer.text for answer in answers])
+    scores = score_rows(task, [answer.text for answer in answers], ask=ask)
     values = [score.value for score in scores]
     interval = mean_interval(values, confidence=confidence)
     new_tokens = sum(answer.new_tokens for answer in answers)
@@ -73,8 +77,10 @@ def mean_interval(values: Sequence[float], *, confidence: float) -> Interval:
     return ratio(values, [1.0] * len(values), confidence=confidence)
 
 
-def score_rows(task: Task, answers: Sequence[str]) -> list[Score]:
+def score_rows(task: Task, answers: Sequence[str], *, ask: Ask | None = None) -> list[Score]:
     """Main score of every answer, with the task's secondary scores beside it."""
+    if task.metric == "grader":
+        return grade_rows(task, answers, ask)
     pattern = compile_pattern(task.pattern) if task.pattern else None
     more = [(second, compile_pattern(second.pattern) if second.pattern else None) for second in task.secondary]
     scores = []
@@ -113,4 +119,5 @@ def _row(row: TaskRow, prompt: str, answer: Answer, score: Score) -> dict[str, A
         "secondary": dict(score.secondary),
         "finish_reason": answer.finish_reason,
         "new_tokens": answer.new_tokens,
+        **({"grader_error": score.fault} if score.fault else {}),
     }

@@ -18,6 +18,7 @@ from luthier.evaluate.task import Task
 from luthier.runtime.console import progress
 from luthier.runtime.errors import Problem, RecipeError
 from luthier.runtime.hashing import hash_json
+from luthier.scoring.graders.models import Ask
 
 if TYPE_CHECKING:
     from luthier.evaluate.harness.load import HarnessTask
@@ -26,7 +27,7 @@ __all__ = ["run_served"]
 
 
 def run_served(
-    endpoint: Endpoint, tasks: Sequence[Task | HarnessTask], *, confidence: float = 0.95
+    endpoint: Endpoint, tasks: Sequence[Task | HarnessTask], *, confidence: float = 0.95, ask: Ask | None = None
 ) -> list[TaskResult]:
     """Scores of all tasks, in their order.
 
@@ -34,6 +35,7 @@ def run_served(
         endpoint: One model; its cache, budget and counts are its own.
         tasks: From `load_tasks`.
         confidence: Level of the intervals.
+        ask: How graders ask models.
 
     Raises:
         RecipeError: tasks that a chat server cannot be asked, all of them.
@@ -45,7 +47,7 @@ def run_served(
     results: list[TaskResult] = []
     for task in tasks:
         if isinstance(task, Task):
-            results.append(_run(endpoint, task, confidence))
+            results.append(_run(endpoint, task, confidence, ask))
         else:
             from luthier.evaluate.harness.model import EndpointModel
             from luthier.evaluate.harness.run import run_harness
@@ -69,7 +71,7 @@ def _unaskable(task: Task | HarnessTask) -> list[Problem]:
     return []
 
 
-def _run(endpoint: Endpoint, task: Task, confidence: float) -> TaskResult:
+def _run(endpoint: Endpoint, task: Task, confidence: float, ask: Ask | None) -> TaskResult:
     requests = [ChatRequest(messages=row.messages, max_tokens=task.max_new_tokens) for row in task.rows]
     started = time.monotonic()
     with progress(f"{task.name}, {endpoint.settings.model}", len(requests)) as bar:
@@ -92,4 +94,6 @@ def _run(endpoint: Endpoint, task: Task, confidence: float) -> TaskResult:
         "cached_answers": sum(reply.cached for reply in replies),
     }
     seconds = time.monotonic() - started
-    return answered(task, [""] * len(answers), answers, settings=settings, seconds=seconds, confidence=confidence)
+    return answered(
+        task, [""] * len(answers), answers, settings=settings, seconds=seconds, confidence=confidence, ask=ask
+    )

@@ -20,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 __all__ = [
-    "Interval", "PairedTest", "Verdict", "holm", "paired_means", "paired_proportions", "proportion", "ratio", "verdict",
+    "Interval", "PairedTest", "Verdict", "holm", "paired_means", "paired_proportions", "proportion", "ratio",
+    "sign_test", "verdict",
 ]  # fmt: skip
 
 Verdict = Literal["better", "no evidence", "worse"]
@@ -112,6 +113,13 @@ def paired_means(
     )
     interval = _bootstrap((differences, scale), _ratio_of_sums, delta, confidence)
     return PairedTest(delta=delta, interval=interval, test="paired permutation", p_value=float(result.pvalue))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of the exact sign test: wins and losses are equally likely; 1 without any."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

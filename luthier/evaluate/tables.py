@@ -79,7 +79,8 @@ def contest_table(models: Sequence[Mapping[str, Any]]) -> Table:
         for model in models:
             task = model["tasks"][index]
             table.add_row(*_texts(
-                first["name"] if model is models[0] else "", str(model["model"]), task["metric"], f"{task['score']:.3f}",
+                first["name"] if model is models[0] else "", str(model["model"]), task["metric"],
+                f"{task['score']:.3f}",
                 f"[{task['low']:.3f}, {task['high']:.3f}]", f"{task['n']:,}", f"{task['tokens_per_second']:.0f}",
             ))  # fmt: skip
             for name, value in task["secondary"].items():

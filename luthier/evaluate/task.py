@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.data.types import Conversation, RowRef
@@ -22,6 +22,8 @@ class TaskRow:
     messages: Sequence[Mapping[str, Any]]
     """Prompt: worked examples and all turns before the reference; empty for raw rows."""
     reference: str
+    item: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of the row as they stand in the file; only read for graders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

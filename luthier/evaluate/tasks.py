@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import SourceResult, read_conversations
 from luthier.data.types import Conversation
+from luthier.evaluate.columns import with_columns
 from luthier.evaluate.library import LibraryTask, SecondaryMetric, library_names, library_task
 from luthier.evaluate.task import Task, TaskRow
 from luthier.recipe.schema import Source, TaskSpec
@@ -67,8 +68,10 @@ def load_task(spec: TaskSpec) -> Task:
     result = _read(spec, shipped, spec.path, limit=spec.limit)
     shots, fewshot_hash = _worked_examples(spec, shipped, result)
     # A metric of the recipe's own replaces the extraction of the library, its secondary scores included.
-    secondary = tuple(shipped.secondary) if shipped and spec.metric is None and spec.pattern is None else ()
+    secondary = tuple(shipped.secondary) if shipped and not (spec.metric or spec.pattern or spec.grader) else ()
     rows = _rows(result.conversations, metric, pattern, secondary, shots)
+    if spec.grader is not None:
+        rows = with_columns(rows, _source(spec, shipped, spec.path, limit=spec.limit))
     return Task(
         name=spec.name,
         version=shipped.version if shipped else 0,
@@ -80,6 +83,7 @@ def load_task(spec: TaskSpec) -> Task:
         num_fewshot=len(shots) // 2,
         fewshot_hash=fewshot_hash,
         data_hash=result.hash,
+        grader=spec.grader,
     )
 
 
@@ -89,8 +93,8 @@ def _metric(spec: TaskSpec, shipped: LibraryTask | None) -> tuple[str, str | Non
     if spec.path is None and shipped is None:
         names = ", ".join(library_names())
         problems.append(_of_task(spec, "E510", f"has no `path` and is none of the tasks that ship ({names})"))
-    metric = spec.metric or (shipped.metric if shipped else None)
-    pattern = spec.pattern or (shipped.pattern if shipped and not spec.metric else None)
+    metric = "grader" if spec.grader else spec.metric or (shipped.metric if shipped else None)
+    pattern = spec.pattern or (shipped.pattern if shipped and not spec.metric and not spec.grader else None)
     if metric is None:
         hint = "metric: exact | contains | regex | number | json_exact | loss"
         problems.append(_of_task(spec, "E511", "has no `metric`", hint=hint))
@@ -109,7 +113,7 @@ def _metric(spec: TaskSpec, shipped: LibraryTask | None) -> tuple[str, str | Non
     return metric, pattern
 
 
-def _read(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limit: int | None) -> SourceResult:
+def _source(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limit: int | None) -> Source:
     columns, system = dict(spec.map), spec.system
     if shipped is not None:
         columns = columns or (dict(shipped.map) if spec.format == "auto" else {})
@@ -118,7 +122,11 @@ def _read(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limi
     if path is None:
         assert shipped is not None
         where = {"path": shipped.rows.path, "name": shipped.rows.name, "split": shipped.rows.split}
-    source = Source(**where, format=spec.format, map=columns, system=system, limit=limit)
+    return Source(**where, format=spec.format, map=columns, system=system, limit=limit)
+
+
+def _read(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limit: int | None) -> SourceResult:
+    source = _source(spec, shipped, path, limit=limit)
     return read_conversations(source, 0, on_empty="error", loss_on="last_assistant")
 
 
@@ -199,7 +207,7 @@ def _rows(
     shots: Sequence[Mapping[str, Any]],
 ) -> tuple[TaskRow, ...]:
     """Prompt and reference of every row; all unusable rows at once."""
-    checks = [(metric, pattern, False)] if metric != "loss" else []
+    checks = [(metric, pattern, False)] if metric not in ("loss", "grader") else []
     checks += [(second.metric, second.pattern, True) for second in secondary]
     compiled = [(name, compile_pattern(text) if text else None, bare) for name, text, bare in checks]
     rows, problems = [], []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.endpoint.client import Endpoint
 from luthier.endpoint.settings import EndpointSettings
+from luthier.pipeline.judging import asking
 from luthier.pipeline.score import load_local, require_tasks
 from luthier.recipe.schema import EvaluateSection, Recipe
 from luthier.runtime.console import note
@@ -18,6 +19,7 @@ from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from luthier.evaluate.versus import Scored
+    from luthier.scoring.graders.models import Ask
 
 __all__ = ["Contestant", "contest", "names"]
 
@@ -82,11 +84,19 @@ def contest(
         message = f"{local[0].name} is a model of this machine, and the file has tasks only"
         raise RecipeError(code="E550", message=message, hint="give a recipe, or --endpoint and --model")
     tasks = load_tasks(section.tasks)
-    return [_scored(one, label, tasks, section, recipe) for one, label in zip(contestants, labels, strict=True)]
+    with asking(section) as ask:
+        return [
+            _scored(one, label, tasks, section, recipe, ask) for one, label in zip(contestants, labels, strict=True)
+        ]
 
 
 def _scored(
-    one: Contestant, label: str, tasks: Sequence[Any], section: EvaluateSection, recipe: Recipe | None
+    one: Contestant,
+    label: str,
+    tasks: Sequence[Any],
+    section: EvaluateSection,
+    recipe: Recipe | None,
+    ask: Ask | None,
 ) -> Scored:
     from luthier.evaluate.versus import Scored
 
@@ -95,7 +105,7 @@ def _scored(
         from luthier.evaluate.served import run_served
 
         with Endpoint(one.endpoint, cache_dir=read_env().cache_dir / "answers") as endpoint:
-            results = run_served(endpoint, tasks, confidence=section.confidence)
+            results = run_served(endpoint, tasks, confidence=section.confidence, ask=ask)
             return Scored(name=label, results=results, usage=endpoint.usage().to_json())
     assert recipe is not None
     from luthier.evaluate.run import run_tasks
@@ -109,6 +119,7 @@ def _scored(
         confidence=section.confidence,
         template_kwargs=recipe.model.chat_template_kwargs,
         control_tokens=recipe.data.control_tokens,
+        ask=ask,
     )
     del model
     gc.collect()

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import Parts, apply_rules
 from luthier.recipe.schema import (
@@ -62,6 +63,7 @@ def check_parts(document: Document) -> list[Problem]:
         objective=whole("objective", ObjectiveSection),
         train=whole("train", TrainSection),
         tasks=_valid_items(TaskSpec, below("evaluate").get("tasks")),
+        judge=_valid(EvaluationJudge, judge) if (judge := below("evaluate").get("judge")) else None,
         export=whole("export", ExportSection),
         output_dir=output_dir if isinstance(output_dir, str) else None,
     )

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.judge_rules import grader_rules, judge_rules
+from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
@@ -79,6 +81,7 @@ class Parts:
     objective: ObjectiveSection | None = None
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
+    judge: EvaluationJudge | None = None
     export: ExportSection | None = None
     output_dir: str | None = None
 
@@ -90,7 +93,8 @@ class Parts:
             validation=recipe.data.validation, dedup=recipe.data.dedup,
             decontaminate=recipe.data.decontaminate, method=recipe.method,
             objective=recipe.objective, train=recipe.train,
-            tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
+            tasks=dict(enumerate(recipe.evaluate.tasks)), judge=recipe.evaluate.judge,
+            export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
         _model, _sources, _validation, _dedup, _decontaminate, _method, _objective, _memory, _train,
-        _needs_validation, _tasks, _export,
+        _needs_validation, _tasks, _judge, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -354,7 +358,9 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             close = near(task.name, known)
             hint = f'did you mean "{close[0]}"?' if close else "add path: the rows to score"
             yield locate(f"{prefix}.name").problem("C110", message, hint=hint)
-        if task.metric is None and task.name not in builtin_tasks():
+        if task.grader is not None:
+            yield from grader_rules(task, prefix, locate)
+        elif task.metric is None and task.name not in builtin_tasks():
             message = f'task "{task.name}" has no `metric`: how an answer is scored'
             hint = "add metric: exact, contains, regex, number, json_exact or loss"
             yield locate(f"{prefix}.name").problem("C110", message, hint=hint)
@@ -369,6 +375,10 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = f"num_fewshot: {task.num_fewshot} needs `fewshot_path`, the rows to take worked examples from"
             yield locate(f"{prefix}.num_fewshot", on="key").problem("C110", message)
         yield from _unused(task, prefix, unused_in_task(task), locate)
+
+
+def _judge(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    yield from judge_rules(parts.judge, list(parts.tasks.values()), locate)
 
 
 def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
+from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.section import Section
@@ -238,6 +239,8 @@ class TaskSpec(Section):
     """Rows to take the worked examples from; never the scored ones."""
     max_new_tokens: PositiveInt | None = None
     """Longest answer, in tokens."""
+    grader: dict[str, Any] | None = None
+    """Score by a grader in place of `metric`, written as OpenAI's API takes it (docs/graders.md)."""
     lm_eval: str | None = None
     """A task or group of lm-evaluation-harness: its name, or the path of a YAML file; takes the place of `path`."""
     include_path: str | None = None
@@ -266,6 +269,8 @@ class EvaluateSection(Section):
     """Score the untouched model first."""
     batch_size: PositiveInt | Auto = "auto"
     """Prompts generated at once."""
+    judge: EvaluationJudge | None = None
+    """Server of grading models, and a judge of the answers of base and tuned model (docs/judge.md)."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Level of the intervals; 1 - confidence is the level of the tests."""
 

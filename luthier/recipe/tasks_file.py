@@ -38,7 +38,8 @@ def load_tasks_file(path: Path) -> EvaluateSection:
     except ValidationError as error:
         raise RecipeError(problems=document.in_order(_problems(document, error))) from error
     problems = apply_rules(
-        Parts(tasks=dict(enumerate(section.tasks))), lambda key, *, on="value": document.locate(_below(key), on=on)
+        Parts(tasks=dict(enumerate(section.tasks)), judge=section.judge),
+        lambda key, *, on="value": document.locate(_below(key), on=on),
     )
     if problems:
         raise RecipeError(problems=document.in_order(problems))

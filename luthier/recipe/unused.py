@@ -177,7 +177,7 @@ def unused_in_task(task: TaskSpec) -> dict[str, str]:
     """Keys of generation beside a loss; keys of worked examples without any."""
     unused: dict[str, str] = {}
     if task.lm_eval is not None:
-        keys = ("path", "format", "map", "metric", "pattern", "fewshot_path")
+        keys = ("path", "format", "map", "metric", "pattern", "grader", "fewshot_path")
         return dict.fromkeys(keys, "lm_eval: its task says what is read and how it is scored")
     unused |= dict.fromkeys(("include_path", "apply_chat_template"), "it is for tasks with lm_eval")
     if task.metric == "loss":

@@ -77,3 +77,34 @@ def test_a_file_of_tasks_alone_needs_an_endpoint(world, call, tmp_path):
     (tmp_path / "bad.yaml").write_text("tasks:\n  - {name: a, path: nowhere.jsonl, metric: exact, mtric: 1}\n")
     answer = call("eval", tmp_path / "bad.yaml", "--endpoint", "http://localhost:1/v1", "--model", "m")
     assert answer.code == 2 and "bad.yaml:2" in answer.err and "mtric" in answer.err
+
+
+def prefers_longer(body):
+    material = body["messages"][1]["content"]
+    a, b = (len(material.split(f"answer {name}]\n")[1].split("\n[")[0]) for name in "AB")
+    return json.dumps({"reason": "longer", "winner": "A" if a > b else "B" if b > a else "tie"})
+
+
+def judge_of(server):
+    return {"base_url": server.url, "model": "j", "compare": ["pairwise"], "rubric": "Longer is better."}
+
+
+def test_a_run_and_eval_ask_the_judge(world, call, tmp_path):
+    task = {"name": "words", "path": str(world / "test.jsonl"), "metric": "exact", "max_new_tokens": 3}
+    with ScriptedServer(always=says(prefers_longer)) as server:
+        judged = {"tasks": [task], "judge": judge_of(server)}
+        recipe = write_recipe(tmp_path / "recipe.yaml", world, evaluate=judged, output_dir=str(tmp_path / "run"))
+        said = call("run", recipe)
+        assert said.code == 0, said.err
+        value = json.loads((tmp_path / "run" / "eval" / "judge.json").read_text())
+        pairs = value["tasks"][0]["pairwise"]
+        assert pairs["n"] == len(pairs["rows"]) and "judged in pairs" in said.err
+        again = call("eval", recipe, "--base", "--tuned", "--judge", "--json")
+    verdict = again.json["judged"][0]
+    assert (verdict["first"], verdict["second"]) == ("base", "tuned")
+    assert verdict["tasks"][0]["pairwise"] == pairs and verdict["usage"]["requests"] == 0, "all from the cache"
+
+
+def test_a_judge_is_refused_without_a_section_or_a_second_model(world, call):
+    answer = call("eval", world / "recipe.yaml", "--base", "--tuned", "--judge")
+    assert answer.code == 2 and "evaluate.judge" in answer.err
