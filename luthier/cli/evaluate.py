@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.baseline import run_baseline, show_scores
 from luthier.cli.common import JsonOption, OverridesArgument, load_with_overrides
 from luthier.cli.output import emit_json, show
 from luthier.runtime.errors import RecipeError
@@ -41,6 +42,21 @@ def evaluate(
     judge: Annotated[
         bool, typer.Option("--judge", help="Let `evaluate.judge` compare the first model's answers with each other's.")
     ] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline", help="Before tuning: score each model with several prompts, and say what that means."
+        ),
+    ] = False,
+    shots: Annotated[
+        list[int] | None, typer.Option(help="Of --baseline: worked examples to try besides none; 4 if left out.", min=1)
+    ] = None,
+    shots_from: Annotated[
+        str | None, typer.Option(help="Of --baseline: file of worked examples; the first training file if left out.")
+    ] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Of --baseline: a system message to try. Repeatable.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(help="Requests in flight at once.", min=1)] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for scores and every answer (JSON).")] = None,
     as_json: JsonOption = False,
@@ -57,6 +73,16 @@ def evaluate(
         budget_usd=budget_usd, concurrency=concurrency,
     )  # fmt: skip
     contestants = _contestants(loaded, servers, model or [], base=base, tuned=tuned, checkpoints=checkpoint or [])
+    if baseline:
+        if judge:
+            raise RecipeError(code="C122", message="--judge compares models, --baseline prompts: give one of them")
+        run_baseline(
+            section, contestants, loaded, shots=shots or [4], shots_from=shots_from, systems=system or [], out=out,
+            as_json=as_json,
+        )  # fmt: skip
+        return
+    if shots or shots_from or system:
+        raise RecipeError(code="C122", message="--shots, --shots-from and --system are for --baseline")
     if judge:
         require_judge(section)
         if len(contestants) < 2:
@@ -75,7 +101,7 @@ def evaluate(
     if as_json:
         emit_json(value)
         return
-    _show(scored, comparison)
+    show_scores(scored, comparison)
     _show_verdicts(verdicts)
 
 
@@ -151,22 +177,3 @@ def _contestants(
 
 def _base_name(recipe: Recipe | None) -> str:
     return str(recipe.model.name_or_path) if recipe is not None else "base"
-
-
-def _show(scored: list[Scored], comparison: dict[str, Any] | None) -> None:
-    from rich.text import Text
-
-    from luthier.evaluate.tables import contest_table, pairs_table
-
-    show(contest_table([one.to_json() for one in scored]))
-    if comparison is not None:
-        show(pairs_table(comparison))
-        false = 1 - comparison["confidence"]
-        show(Text(f"{comparison['tests']} tests, p corrected by Holm: the chance of any false word is {false:.2g}"))
-    for one in scored:
-        if one.usage is not None:
-            used = one.usage
-            cost = "cost unknown (no prices given)" if used["cost_usd"] is None else f"${used['cost_usd']:.4f}"
-            counts = f"{used['requests']:,} requests, {used['cached']:,} from the cache"
-            tokens = f"{used['prompt_tokens']:,} + {used['completion_tokens']:,} tokens"
-            show(Text(f"{one.name}: {counts}, {tokens}, {cost}"))

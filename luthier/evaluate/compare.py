@@ -37,6 +37,9 @@ BINDING = {
 UNKNOWN_OF_A_SERVER = ("stop_ids", "template_hash", "template_kwargs", "inputs_hash")
 """What a server does with its messages: part of the model that is compared, not of the setting."""
 
+OF_PROMPTS = ("num_fewshot", "fewshot_hash", "data_hash", "inputs_hash")
+"""What differs between two prompts for the same rows (a system message counts as part of the rows as read)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskComparison:
@@ -88,7 +91,11 @@ def compare_files(before: Path, after: Path, *, confidence: float = 0.95) -> dic
 
 
 def compare_results(
-    before: Sequence[TaskResult], after: Sequence[TaskResult], *, confidence: float = 0.95
+    before: Sequence[TaskResult],
+    after: Sequence[TaskResult],
+    *,
+    confidence: float = 0.95,
+    prompts_differ: bool = False,
 ) -> Comparison:
     """Compare two models task by task, in the order of `before`.
 
@@ -96,6 +103,7 @@ def compare_results(
         before: Scores of the first model.
         after: Scores of the second, on the same tasks.
         confidence: Level of the intervals; 1 - confidence is the level of the tests, each task by itself.
+        prompts_differ: The prompts are what is compared: the rows must be the same, what was made of them need not.
 
     Raises:
         RunFailed: something besides the model differs; all differences are named.
@@ -104,7 +112,7 @@ def compare_results(
     problems = _unmatched([result.name for result in before], [result.name for result in after])
     for result in before:
         if result.name in second:
-            problems += _differences(result, second[result.name])
+            problems += _differences(result, second[result.name], prompts_differ=prompts_differ)
     if problems:
         raise RunFailed(problems=problems)
     return Comparison(tuple(_compare(result, second[result.name], confidence) for result in before))
@@ -162,10 +170,11 @@ def _unmatched(before: Sequence[str], after: Sequence[str]) -> list[Problem]:
     return problems
 
 
-def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
+def _differences(before: TaskResult, after: TaskResult, *, prompts_differ: bool) -> list[Problem]:
     """Everything that makes two results incomparable, one problem each."""
     served = any("server" in result.settings for result in (before, after))
-    binding = {key: what for key, what in BINDING.items() if not (served and key in UNKNOWN_OF_A_SERVER)}
+    free = (*(UNKNOWN_OF_A_SERVER if served else ()), *(OF_PROMPTS if prompts_differ else ()))
+    binding = {key: what for key, what in BINDING.items() if key not in free}
     found = [
         (what, mine, theirs)
         for what, mine, theirs in (
@@ -177,7 +186,8 @@ def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
         if mine != theirs
     ]
     if not found:
-        found = _row_differences(before.rows, after.rows, ("messages",) if served else ("prompt",))
+        asked = "ref" if prompts_differ else "messages" if served else "prompt"
+        found = _row_differences(before.rows, after.rows, asked)
     return [
         Problem(
             code="E541",
@@ -189,11 +199,11 @@ def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
 
 
 def _row_differences(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], asked: tuple[str, ...]
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], asked: str
 ) -> list[tuple[str, Any, Any]]:
     """The first row that is not the same question, whatever the hashes say."""
     for index, (mine, theirs) in enumerate(zip(before, after, strict=True)):
-        for key in (*asked, "reference"):
+        for key in (asked, "reference"):
             if mine[key] != theirs[key]:
                 return [(f"{key} of row {index} ({mine['ref']})", mine[key], theirs[key])]
         weights = [row.get("secondary", {}).get("weight") for row in (mine, theirs)]

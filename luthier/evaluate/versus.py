@@ -37,12 +37,13 @@ class Scored:
         return value if self.usage is None else {**value, "usage": self.usage}
 
 
-def compare_many(models: Sequence[Scored], *, confidence: float = 0.95) -> dict[str, Any]:
+def compare_many(models: Sequence[Scored], *, confidence: float = 0.95, prompts_differ: bool = False) -> dict[str, Any]:
     """Every pair of models on every task.
 
     Args:
         models: At least two, scored on the same tasks.
         confidence: Level of the intervals and, after the correction, of all words together.
+        prompts_differ: As `compare_results`.
 
     Returns:
         `{correction, tests, confidence, pairs: [{first, second, ..., p_value, p_adjusted, verdict}]}`.
@@ -51,7 +52,11 @@ def compare_many(models: Sequence[Scored], *, confidence: float = 0.95) -> dict[
         RunFailed: two of them cannot be compared; see `compare_results`.
     """
     found: list[tuple[str, str, Comparison]] = [
-        (one.name, other.name, compare_results(one.results, other.results, confidence=confidence))
+        (
+            one.name,
+            other.name,
+            compare_results(one.results, other.results, confidence=confidence, prompts_differ=prompts_differ),
+        )
         for one, other in combinations(models, 2)
     ]
     pairs = [(first, second, task) for first, second, comparison in found for task in comparison.tasks]

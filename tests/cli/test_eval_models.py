@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from tests.cli.calling import caller, make_world, write_recipe
+from tests.cli.calling import caller, make_world, write_recipe, write_rows
 from tests.endpoint.server import ScriptedServer, says
+from tests.support.tiny import conversations
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +109,31 @@ def test_a_run_and_eval_ask_the_judge(world, call, tmp_path):
 def test_a_judge_is_refused_without_a_section_or_a_second_model(world, call):
     answer = call("eval", world / "recipe.yaml", "--base", "--tuned", "--judge")
     assert answer.code == 2 and "evaluate.judge" in answer.err
+
+
+def test_baseline_tries_prompts_on_every_model_and_says_what_follows(world, call, tmp_path):
+    """The served model is right only when it sees examples: the advice is to prompt first."""
+    rows = conversations(16, seed=77)
+    task = {"name": "words", "path": str(write_rows(tmp_path / "rows.jsonl", rows)), "metric": "exact"}
+    recipe = write_recipe(tmp_path / "recipe.yaml", world, evaluate={"tasks": [task | {"max_new_tokens": 3}]})
+    right = {row["messages"][-2]["content"]: row["messages"][-1]["content"] for row in rows}
+
+    def reply(body):
+        turns = body["messages"]
+        return right[turns[-1]["content"]] if sum(turn["role"] == "assistant" for turn in turns) else "no"
+
+    with ScriptedServer(always=says(reply)) as server:
+        arguments = ("--endpoint", server.url, "--model", "far", "--base", "--baseline", "--shots", "2")
+        said = call("eval", recipe, *arguments, "--json")
+        table = call("eval", recipe, *arguments)
+    assert said.code == 0, said.err
+    value = said.json
+    names = ["base, 0-shot", "base, 2-shot", "far, 0-shot", "far, 2-shot"]
+    assert [model["model"] for model in value["models"]] == names
+    scores = {model["model"]: model["tasks"][0]["score"] for model in value["models"]}
+    assert (scores["far, 0-shot"], scores["far, 2-shot"]) == (0.0, 1.0)
+    texts = [one["text"] for one in value["advice"] if one["rule"] == 1]
+    assert len(texts) == 1 and texts[0].startswith("far: 2-shot reaches 1.000")
+    assert "Try prompting first" in table.out and "(rule 1)" in table.out
+    refused = call("eval", world / "recipe.yaml", "--shots", "2")
+    assert refused.code == 2 and "are for --baseline" in refused.err
