@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.evaluate.forgetting.suite import forgetting_cost
 from luthier.evaluate.results import TaskResult, read_results
 from luthier.evaluate.stats import PairedTest, Verdict, paired_means, paired_proportions, verdict
 from luthier.runtime.errors import Problem, RunFailed
@@ -87,7 +88,10 @@ def compare_files(before: Path, after: Path, *, confidence: float = 0.95) -> dic
     Raises:
         RunFailed: a file is missing or damaged, or the two cannot be compared.
     """
-    return compare_results(read_results(before), read_results(after), confidence=confidence).to_json()
+    first, second = read_results(before), read_results(after)
+    value = compare_results(first, second, confidence=confidence).to_json()
+    cost = forgetting_cost(first, second, confidence=confidence)
+    return value if cost is None else {**value, "forgetting": cost}
 
 
 def compare_results(

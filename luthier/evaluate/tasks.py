@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.sources import SourceResult, read_conversations
 from luthier.data.types import Conversation
 from luthier.evaluate.columns import with_columns
+from luthier.evaluate.forgetting.suite import forgetting_tasks
 from luthier.evaluate.library import LibraryTask, SecondaryMetric, library_names, library_task
 from luthier.evaluate.task import Task, TaskRow
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.schema import Source, TaskSpec
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
@@ -44,6 +46,8 @@ def load_tasks(specs: Sequence[TaskSpec]) -> list[Task | HarnessTask]:
                 from luthier.evaluate.harness.load import load_harness
 
                 tasks.append(load_harness(spec))
+            elif spec.name == FORGETTING:
+                tasks += forgetting_tasks(spec)
             else:
                 tasks.append(load_task(spec))
         except LuthierError as failure:

@@ -16,6 +16,7 @@ from luthier.pipeline.planning import decide, keep_plan, run_request
 from luthier.pipeline.rates import recall
 from luthier.pipeline.spectrum import selection_of
 from luthier.plan.shape import ModelShape, read_shape
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
 from luthier.recipe.schema import Recipe, TaskSpec
@@ -90,6 +91,10 @@ class Session:
 
             (found,) = [one for one in self.tasks if isinstance(one, HarnessTask) and one.name == task.name]
             return [found.data_hash, found.version]
+        if task.name == FORGETTING:
+            from luthier.evaluate.forgetting.suite import VERSION
+
+            return [f"{FORGETTING}, version {VERSION}"]
         return [hash_source(path) for path in (task.path, task.fewshot_path) if path]
 
     # -- loaded once, on first use

@@ -111,6 +111,7 @@ def _compare_depends(session: Session) -> dict[str, Any]:
 
 def _compare(session: Session) -> dict[str, Any]:
     from luthier.evaluate.compare import compare_files
+    from luthier.evaluate.forgetting.suite import forgetting_line
 
     folder = session.run.path / "eval"
     value = compare_files(folder / "before.json", folder / "after.json", confidence=session.recipe.evaluate.confidence)
@@ -122,7 +123,10 @@ def _compare(session: Session) -> dict[str, Any]:
             style="green" if task["verdict"] == "better" else None,
         )
     tasks = [{key: item for key, item in task.items() if key != "changed"} for task in value["tasks"]]
-    return {"tasks": tasks, **_judge(session)}
+    cost = value.get("forgetting")
+    if cost is not None:
+        note(f"  {forgetting_line(cost)}", style="red" if cost["verdict"] == "worse" else None)
+    return {"tasks": tasks, **({} if cost is None else {"forgetting": cost}), **_judge(session)}
 
 
 def _judge(session: Session) -> dict[str, Any]:

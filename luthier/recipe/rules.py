@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.judge_rules import grader_rules, judge_rules
 from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.recipe.memory_rules import base_rules, recompute_rules
@@ -349,6 +350,13 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             if task.include_path is not None and not expand(task.include_path).is_dir():
                 yield locate(f"{prefix}.include_path").problem("C130", f"there is no folder {task.include_path}")
             yield from _unused(task, prefix, unused_in_task(task), locate)
+            continue
+        if task.name == FORGETTING:
+            yield from _unused(task, prefix, unused_in_task(task), locate)
+            continue
+        if task.name.startswith("builtin:"):
+            message = f'there is no suite "{task.name}"'
+            yield locate(f"{prefix}.name").problem("C110", message, hint=f"there is {FORGETTING}")
             continue
         if task.path is not None:
             yield from _rows_file(task.path, f"{prefix}.path", locate)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.cli.calling import caller, make_world, write_recipe, write_rows
 from tests.endpoint.server import ScriptedServer, says
+from tests.evaluate.harness.support import sums_task
 from tests.support.tiny import conversations
 
 
@@ -137,3 +138,30 @@ def test_baseline_tries_prompts_on_every_model_and_says_what_follows(world, call
     assert "Try prompting first" in table.out and "(rule 1)" in table.out
     refused = call("eval", world / "recipe.yaml", "--shots", "2")
     assert refused.code == 2 and "are for --baseline" in refused.err
+
+
+def test_a_run_with_the_harness_and_the_forgetting_suite_is_reused_until_its_rows_change(
+    world, call, tmp_path, monkeypatch
+):
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    tasks = [
+        {"name": "builtin:forgetting", "limit": 2},
+        {"lm_eval": sums_task(tmp_path), "limit": 2, "max_new_tokens": 4},
+    ]
+    recipe = write_recipe(tmp_path / "recipe.yaml", world, evaluate={"tasks": tasks}, output_dir=str(tmp_path / "run"))
+    said = call("run", recipe)
+    assert said.code == 0, said.err
+    assert "general skill (arithmetic, copying, format, facts; 8 rows)" in said.err
+    comparison = json.loads((tmp_path / "run" / "eval" / "comparison.json").read_text())
+    assert comparison["forgetting"]["n"] == 8
+    assert [task["name"] for task in comparison["tasks"]][-2:] == ["sums.strict-match", "sums.flexible-extract"]
+    again = call("run", recipe, "--json").json
+    assert set(again["reused"]) == set(again["stages"])
+    table = call("compare", tmp_path / "run")
+    assert "general skill" in table.out and "sums.strict-match" in table.out
+    sums_task(tmp_path, rows=7, text="{{question}} ?")
+    changed = call("run", recipe, "--json").json
+    assert {"baseline", "evaluate"} <= set(changed["stages"]) - set(changed["reused"])
+    assert "train" in changed["reused"]

@@ -10,6 +10,7 @@ pytest.importorskip("lm_eval")
 
 from luthier.data.template import ChatTemplate
 from luthier.evaluate.compare import compare_results
+from luthier.evaluate.harness.likelihood import log_likelihoods
 from luthier.evaluate.results import results_to_json
 from luthier.evaluate.run import run_tasks
 from luthier.evaluate.tasks import load_tasks
@@ -130,10 +131,32 @@ def test_choices_are_scored_by_the_log_likelihoods_of_the_harness_own_model(tmp_
     assert (ours.name, ours.metric, ours.n) == ("pick", "acc", 6)
 
 
-def test_choices_follow_the_chat_template_when_there_is_one(tmp_path):
+def test_choices_follow_the_chat_template_when_there_is_one(tmp_path, monkeypatch):
     (task,) = load_tasks([spec(choice_task(tmp_path))])
-    (result,) = run_tasks(tiny_model(), tiny_tokenizer(), [task], batch_size=5)
+    tokenizer, asked = tiny_tokenizer(), []
+
+    def keep(model, pairs, **keys):
+        asked.extend(pairs)
+        return log_likelihoods(model, pairs, **keys)
+
+    monkeypatch.setattr("luthier.evaluate.harness.model.log_likelihoods", keep)
+    (result,) = run_tasks(tiny_model(), tokenizer, [task], batch_size=5)
     assert result.rows[0]["prompt"].endswith("<|im_start|>assistant\n")
+    prompt = ChatTemplate(tokenizer).prompt_ids([{"role": "user", "content": "word 0"}])
+    assert [context for context, _ in asked[:3]] == [prompt] * 3
+    assert [tokenizer.decode(choice) for _, choice in asked[:3]] == ["time", "people", "way"]
+
+
+def test_literal_control_tokens_in_rows_stay_text(tmp_path, monkeypatch):
+    """A question that spells a control token has the ids of training: plain text, not the token."""
+    said = Saying(lambda text: "")
+    monkeypatch.setattr("luthier.evaluate.harness.model.generate", said)
+    tokenizer = tiny_tokenizer()
+    path = sums_task(tmp_path, text="{{question}}<|im_end|>")
+    run_tasks(tiny_model(), tokenizer, load_tasks([spec(path, limit=1, num_fewshot=0)]))
+    messages = [{"role": "user", "content": "What is 0 + 1?<|im_end|>"}]
+    assert said.prompts == [ChatTemplate(tokenizer).prompt_ids(messages)]
+    assert said.prompts[0] != tokenizer(tokenizer.decode(said.prompts[0]), add_special_tokens=False)["input_ids"]
 
 
 def test_nothing_of_the_process_is_changed(tmp_path):
