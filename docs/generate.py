@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "plan_page", "recipe_page"]
+__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "plan_page", "recipe_page", "synthesis_page"]
 
 FOLDER = Path(__file__).parent / "reference"
 PLAN = Path(__file__).parent / "plan.md"
@@ -23,6 +23,19 @@ WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false"
 NESTED = {
     "Source": "data.train[]",
     "ValidationSection": "data.validation",
+    "MixSection": "data.mix",
+    "FilterSection": "data.filters",
+    "EncodingFilter": "data.filters.encoding",
+    "PersonalFilter": "data.filters.pii",
+    "LengthFilter": "data.filters.length",
+    "EchoFilter": "data.filters.echo",
+    "EndingFilter": "data.filters.endings",
+    "RefusalFilter": "data.filters.refusals",
+    "BoilerplateFilter": "data.filters.boilerplate",
+    "RepetitionFilter": "data.filters.repetition",
+    "LanguageFilter": "data.filters.language",
+    "JudgeFilter": "data.filters.judge",
+    "JudgeEndpoint": "data.filters.judge.endpoint",
     "DedupSection": "data.dedup",
     "DecontaminateSection": "data.decontaminate",
     "AgainstSource": "data.decontaminate.against[]",
@@ -34,10 +47,21 @@ NESTED = {
 }
 
 
+# The same for `SynthSpec`.
+SYNTH_NESTED = {
+    "EndpointSection": "endpoint",
+    **{name: path.removeprefix("data.") for name, path in NESTED.items() if path.startswith("data.filters")},
+    "DedupSection": "dedup",
+    "Source": "rejection.source",
+    "ScorerSpec": "rejection.scorer",
+}
+
+
 def pages() -> dict[Path, str]:
     """Every generated page: where it goes, and its text."""
     return {
         FOLDER / "recipe.md": recipe_page(),
+        FOLDER / "synthesis.md": synthesis_page(),
         FOLDER / "cli.md": cli_page(),
         FOLDER.parent / "hardware.md": hardware_page(),
         PLAN: plan_page(PLAN.read_text("utf-8")),
@@ -51,47 +75,66 @@ def recipe_page() -> str:
     """All keys of a recipe as tables, from the JSON Schema that `luthier schema` prints."""
     from luthier.recipe.json_schema import json_schema
 
-    schema = json_schema()
-    definitions = schema["$defs"]
-    lines = [
-        HEAD,
+    head = [
         "# Recipe keys\n",
         "Every key that a recipe may have. Anything else is an error that names the nearest key.",
         "`key.sub=value` on the command line sets a key, `data.train.0.path=...` one of an entry of a list.",
         "The prose is in [data](../data.md), [training](../training.md), [methods](../methods.md), "
         "[evaluation](../evaluation.md) and [merge](../merge.md).\n",
     ]
-    order = _sections(schema)
+    return _keys_page(json_schema(), head, NESTED)
+
+
+def synthesis_page() -> str:
+    """All keys of a spec of `luthier data synth`, from the JSON Schema that `luthier schema synth` prints."""
+    from luthier.synthesis.load import spec_schema
+
+    head = [
+        "# Keys of a synthesis spec\n",
+        "Every key that a spec of `luthier data synth` may have; the prose is in [synthesis](../synthesis.md).",
+        "Sections that stand in several places (`endpoint`, also below `judge`; sources of rows, also",
+        "`seeds.examples` and `evolve.source`) are shown once.\n",
+    ]
+    return _keys_page(spec_schema(), head, SYNTH_NESTED)
+
+
+def _keys_page(schema: Mapping[str, Any], head: list[str], nested: Mapping[str, str]) -> str:
+    definitions = schema["$defs"]
+    lines = [HEAD, *head]
+    order = _sections(schema, nested)
     simple = [(name, field) for name, field in schema["properties"].items() if not _section(field)]
     required = schema.get("required", [])
-    lines += ["## Top level\n", *_table(dict(simple), required)]
+    lines += ["## Top level\n", *_table(dict(simple), required, nested)]
     lines += ["", "The other keys are sections:\n"]
     lines += [f"- [`{path}`](#{_anchor(path)}): {definitions[name]['description']}" for path, name in order]
     for path, name in order:
         definition = definitions[name]
         lines += ["", f"## {path}\n", f"{definition['description']}\n"]
-        lines += _table(definition["properties"], definition.get("required", []))
+        lines += _table(definition["properties"], definition.get("required", []), nested)
     return "\n".join(lines) + "\n"
 
 
-def _sections(schema: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(path in a recipe, name of the definition), each section followed by those inside it."""
+def _sections(schema: Mapping[str, Any], nested: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(path in a file, name of the definition), each section once, followed by those inside it."""
     found: list[tuple[str, str]] = []
     for key, field in schema["properties"].items():
         name = _section(field)
         if name:
             found.append((key, name))
-            found += _inside(schema["$defs"], name)
-    return found
+            found += _inside(schema["$defs"], name, nested)
+    first: dict[str, tuple[str, str]] = {}
+    for path, name in found:
+        first.setdefault(name, (path, name))
+    return list(first.values())
 
 
-def _inside(definitions: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+def _inside(definitions: Mapping[str, Any], name: str, nested: Mapping[str, str]) -> list[tuple[str, str]]:
     """Sections below a section, at any depth."""
     found: list[tuple[str, str]] = []
     for field in definitions[name]["properties"].values():
         below = _section(field)
         if below:
-            found += [(NESTED[below], below), *_inside(definitions, below)]
+            found += [(nested[below], below), *_inside(definitions, below, nested)]
     return found
 
 
@@ -103,21 +146,21 @@ def _section(field: Mapping[str, Any]) -> str:
     return ""
 
 
-def _table(fields: Mapping[str, Any], required: list[str]) -> list[str]:
+def _table(fields: Mapping[str, Any], required: list[str], nested: Mapping[str, str]) -> list[str]:
     rows = ["| key | allowed | default | meaning |", "|---|---|---|---|"]
     for key, field in fields.items():
         default = "required" if key in required else _default(field)
-        rows.append(f"| `{key}` | {_allowed(field)} | {default} | {_cell(field['description'])} |")
+        rows.append(f"| `{key}` | {_allowed(field, nested)} | {default} | {_cell(field['description'])} |")
     return rows
 
 
-def _allowed(field: Mapping[str, Any]) -> str:
+def _allowed(field: Mapping[str, Any], nested: Mapping[str, str]) -> str:
     if "anyOf" in field:
-        return " or ".join(_allowed(option) for option in field["anyOf"] if option.get("type") != "null") + (
+        return " or ".join(_allowed(option, nested) for option in field["anyOf"] if option.get("type") != "null") + (
             " or `null`" if any(option.get("type") == "null" for option in field["anyOf"]) else ""
         )
     if "$ref" in field:
-        path = NESTED.get(_section(field), "")
+        path = nested.get(_section(field), "")
         return f"[section](#{_anchor(path)})" if path else "section"
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
@@ -126,11 +169,11 @@ def _allowed(field: Mapping[str, Any]) -> str:
     if field["type"] == "array":
         inner = field["items"]
         if "$ref" in inner:
-            return f"list of [sections](#{_anchor(NESTED[_section(field)])})"
-        return f"list of {_allowed(inner)}"
+            return f"list of [sections](#{_anchor(nested[_section(field)])})"
+        return f"list of {_allowed(inner, nested)}"
     if field["type"] == "object":
         values = field.get("additionalProperties")
-        return f"mapping of text to {_allowed(values)}" if isinstance(values, dict) else "mapping"
+        return f"mapping of text to {_allowed(values, nested)}" if isinstance(values, dict) else "mapping"
     if "pattern" in field:
         return "text that matches `" + field["pattern"].replace("|", "\\|") + "`"
     bounds = " and ".join(f"{sign} {field[name]:g}" for name, sign in SIGNS.items() if name in field)

@@ -1,4 +1,4 @@
-"""`luthier data show|check`: rows as the model will see them."""
+"""`luthier data ...`: rows as the model will see them, and as a set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import typer
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
 from luthier.cli.decontaminate import contamination_lines, decontaminate
 from luthier.cli.dedup import curated_lines, dedup
+from luthier.cli.explore import data_map, stats
+from luthier.cli.filter import filter_, filter_lines
 from luthier.cli.label import label
+from luthier.cli.mix import mix
 from luthier.cli.output import emit_json, show
+from luthier.cli.synth import synth
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
-app.command("dedup")(dedup)
-app.command("decontaminate")(decontaminate)
-app.command("label")(label)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command("dedup")(dedup)
+app.command("filter")(filter_)
+app.command("decontaminate")(decontaminate)
+app.command("mix", context_settings=OVERRIDES)(mix)
+app.command("label")(label)
+app.command("stats")(stats)
+app.command("map")(data_map)
+app.command("synth", context_settings=OVERRIDES)(synth)
 
 
 @app.command("show", context_settings=OVERRIDES)
@@ -66,6 +75,8 @@ def check(recipe: RecipeArgument, overrides: OverridesArgument = None, as_json: 
 
 
 def _check_lines(manifest: dict[str, Any]) -> list[str]:
+    from luthier.data.losses import loss_lines
+    from luthier.data.mixing import mix_lines
     from luthier.data.preference_stats import preference_lines
 
     lengths = manifest["lengths"]
@@ -77,7 +88,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
             f"length in tokens: {lengths['min']} shortest, {lengths['p50']} median, {lengths['p95']} at 95%, "
             f"{lengths['max']} longest",
         ]
-        return lines + [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
+        return lines + mix_lines(manifest["mix"]) + loss_lines(manifest)
     lines += [
         f"{manifest['rows_read']:,} rows read, {manifest['rows_used']:,} to train, "
         f"{manifest['validation_rows']:,} to validate",
@@ -90,10 +101,14 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
         f"exact duplicates: {manifest['duplicates']:,}; rows in both train and validation: "
         f"{manifest['train_validation_overlap']:,}",
     ]
-    lines += curated_lines(manifest)
+    lines += filter_lines(manifest) + curated_lines(manifest)
+    lines += mix_lines(manifest["mix"])
     lines += contamination_lines(manifest)
     lines += preference_lines(manifest["preferences"]) if "preferences" in manifest else []
-    lines += [f"dropped, {reason}: {count:,}" for reason, count in manifest["dropped"].items()]
+    lines += loss_lines(manifest)
+    if "streaming" in manifest:
+        size = manifest["streaming"]["bytes"] / 2**20
+        lines.append(f"kept on disk: {manifest['streaming']['rows']:,} rows, {size:,.1f} MiB")
     lines += [f"note, {text}: {count:,} rows" for text, count in manifest["notes"].items()]
     return lines
 

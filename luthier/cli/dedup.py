@@ -124,10 +124,10 @@ def kind_for(objective: str) -> RowKind:
 
 
 def columns_of(pairs: list[str]) -> dict[str, str]:
-    """The pairs of --map.
+    """--map field=column, as in `data.train`.
 
     Raises:
-        RecipeError: one is no pair.
+        RecipeError: all that have no `=`.
     """
     problems = [
         Problem(code="C120", message=f"--map {pair} has no `=`", hint="for instance user=question")

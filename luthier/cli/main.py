@@ -19,6 +19,7 @@ from luthier.cli import (
     data,
     doctor,
     evaluate,
+    export,
     init,
     lr_find,
     merge,
@@ -28,6 +29,7 @@ from luthier.cli import (
     run,
     runs,
     schema,
+    serve,
     spectrum,
     sweep,
 )
@@ -73,7 +75,9 @@ app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate
 app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
+app.command("export", rich_help_panel=STAGES)(export.export)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)
+app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)

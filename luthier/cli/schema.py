@@ -1,12 +1,23 @@
-"""`luthier schema`: JSON Schema of the recipe, for editors."""
+"""`luthier schema`: JSON Schema of the recipe, or of a synthesis spec, for editors."""
 
 from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
 
 from luthier.cli.output import emit_json
 
 
-def schema() -> None:
-    """Print the JSON Schema of a recipe: every key with its meaning, default and allowed values."""
+def schema(
+    of: Annotated[Literal["recipe", "synth"], typer.Argument(help="`synth`: the spec of `data synth`.")] = "recipe",
+) -> None:
+    """Print a JSON Schema: every key of a recipe (or spec) with its meaning, default and allowed values."""
+    if of == "synth":
+        from luthier.synthesis.load import spec_schema
+
+        emit_json(spec_schema())
+        return
     from luthier.recipe.json_schema import json_schema
 
     emit_json(json_schema())

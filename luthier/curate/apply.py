@@ -1,5 +1,6 @@
 """The curated steps of a recipe: what `prepare` calls between reading and tokenising.
 
+    data.filters                      mend, redact or drop rows for what they say
     data.dedup                        drop duplicates among the training rows of all sources
     data.validation.near_duplicates   keep near-duplicates on one side of the validation split
     data.decontaminate                training rows that hold evaluation rows: report, drop or refuse them
@@ -21,30 +22,44 @@ from luthier.curate.dedup.clusters import Clusters
 from luthier.curate.dedup.embed import find_model
 from luthier.curate.dedup.minhash import bands_for
 from luthier.curate.dedup.run import Deduplicated, Duplicate, deduplicate
+from luthier.curate.filters.run import Tools, filter_rows
 from luthier.curate.scores import read_scores
 from luthier.curate.steps import Curation, Step
 from luthier.data.content import content_hash, group_hash
 from luthier.data.curated import Curate, Curated
 from luthier.data.types import Conversation, Dropped, RowRef
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.schema import DataSection, DedupSection, Source
 from luthier.runtime.console import note
 from luthier.runtime.hashing import hash_folder, hash_json
 
 __all__ = ["curator", "find_duplicates", "in_words"]
 
+JUDGED = "@judge"
+"""As `dedup.score`: the score of `data.filters.judge`."""
 _LARGE_GROUP = 0.2
 _MODEL_FILES = ("*.safetensors", "*.json")
 
 
 def curator(
-    section: DataSection, *, cache_dir: Path | None = None, evaluation: Evaluation | None = None
+    section: DataSection,
+    *,
+    cache_dir: Path | None = None,
+    tokenizer: Any = None,
+    evaluation: Evaluation | None = None,
 ) -> Curate | None:
     """The steps that a recipe asks for, in their order; None if it asks for none.
 
     Args:
+        section: `data` of the recipe.
+        cache_dir: where found duplicates are kept; a judge's answers are kept beside it. None: nowhere.
+        tokenizer: for `data.filters.length` in tokens.
         evaluation: reads the evaluation tasks, if the recipe has any.
     """
     steps: list[Step] = []
+    if section.filters is not None:
+        tools = Tools(tokenizer=tokenizer, cache_dir=cache_dir.with_name("judge") if cache_dir else None)
+        steps.append(partial(_filter, section=section.filters, tools=tools))
     if section.dedup is not None:
         steps.append(partial(_drop_duplicates, section=section, cache_dir=cache_dir))
     if section.validation.near_duplicates is not None:
@@ -69,10 +84,15 @@ def _compares(section: DataSection, evaluation: Evaluation | None) -> bool:
     return evaluation is not None or section.validation.path is not None
 
 
+def _filter(curation: Curation, *, section: FilterSection, tools: Tools) -> None:
+    filter_rows(curation, section, tools)
+
+
 def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Path | None) -> None:
     assert section.dedup is not None
     rows = curation.train
-    found = find_duplicates(rows, section.dedup, section.train, cache_dir=cache_dir)
+    scores = _judged(curation, section) if section.dedup.score == JUDGED else None
+    found = find_duplicates(rows, section.dedup, section.train, cache_dir=cache_dir, scores=scores)
     curation.drop(
         {
             item.row: (Dropped(rows[item.row].ref, "duplicate", in_words(item, rows)), item.to_json(rows))
@@ -83,11 +103,27 @@ def _drop_duplicates(curation: Curation, *, section: DataSection, cache_dir: Pat
                                 "kept": len(found.kept), "stages": found.stages}  # fmt: skip
 
 
+def _judged(curation: Curation, section: DataSection) -> dict[RowRef, float]:
+    """The judge's score of each row; undesired answers, which it is not asked about, have the lowest."""
+    assert section.filters is not None and section.filters.judge is not None
+    lowest = section.filters.judge.lowest
+    return {row.ref: curation.scores.get(id(row), lowest) for row in curation.train}
+
+
 def find_duplicates(
-    rows: Sequence[Conversation], dedup: DedupSection, sources: Sequence[Source], *, cache_dir: Path | None = None
+    rows: Sequence[Conversation],
+    dedup: DedupSection,
+    sources: Sequence[Source],
+    *,
+    cache_dir: Path | None = None,
+    scores: dict[RowRef, float] | None = None,
 ) -> Deduplicated:
-    """`deduplicate`, from the cache when rows, scores and settings are those of an earlier time."""
-    scores = read_scores(sources, dedup.score) if dedup.score is not None else None
+    """`deduplicate`, from the cache when rows, scores and settings are those of an earlier time.
+
+    Without `scores` they are read from the column `dedup.score`.
+    """
+    if scores is None and dedup.score is not None:
+        scores = read_scores(sources, dedup.score)
     parts = {
         "rows": content_hash(rows),
         "settings": dedup.model_dump(mode="json"),

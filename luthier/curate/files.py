@@ -19,7 +19,10 @@ from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import DedupSection, Source
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
-__all__ = ["Found", "check_target", "find_in_files", "places_of", "read_files", "write_files", "write_kept"]
+__all__ = [
+    "Found", "check_target", "find_in_files", "places_in", "places_of", "read_files", "targets", "write_files",
+    "write_kept",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +59,19 @@ def places_of(results: Sequence[SourceResult], dropped: Sequence[int]) -> dict[i
     starts = [0]
     for result in results:
         starts.append(starts[-1] + len(result.conversations))
-    place_of = [_places(result) for result in results]
+    place_of = [places_in(result) for result in results]
     for row in dropped:
         file = bisect_right(starts, row) - 1
         wanted[file].add(place_of[file][row - starts[file]])
     return wanted
 
 
-def _places(result: SourceResult) -> list[int]:
-    """Place in the file of each conversation: rows with nothing to train on stand between them."""
+def places_in(result: SourceResult) -> list[int]:
+    """Place in the file of each conversation: rows with nothing to train on stand between them.
+
+    Raises:
+        DataError: rows that begin on one line, some of which have nothing to train on.
+    """
     if not result.dropped:
         return list(range(result.rows))
     lines = [row.ref.line for row in result.conversations] + [row.ref.line for row in result.dropped]
@@ -105,7 +112,7 @@ def read_files(
     map: dict[str, str] | None = None,  # noqa: A002
     kind: RowKind = "tokens",
 ) -> tuple[list[DataFile], list[Source], list[SourceResult]]:
-    """Read files, folders and globs, in the order given.
+    """The files behind paths (files, folders and globs), in the order given, each as a source, and its rows.
 
     Raises:
         DataError: files or rows that cannot be read; all are told.

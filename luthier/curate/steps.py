@@ -26,7 +26,17 @@ class Curation:
     """Rows of `data.validation.path`; a yardstick: no step drops or changes them."""
     dropped: list[Dropped] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Each dropped or changed row in full, for `data/duplicates.jsonl`."""
+    """Each dropped row in full, and what a step only reports."""
+    full: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """id of an item of `dropped` -> its record, for `data/losses.jsonl`."""
+    changes: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    """id of a row in `train` -> what was changed in it, in order."""
+    origin: dict[int, Conversation] = field(default_factory=dict)
+    """id of a changed row in `train` -> the row as it was read."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """id of a row in `train` -> the score a judge gave it."""
+    scored: list[dict[str, Any]] = field(default_factory=list)
+    """Every score with the place of its row, dropped ones too, for `data/scores.jsonl`."""
     groups: Mapping[str, str] | None = None
     """As in `Curated`."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +51,11 @@ class Curation:
         for index in sorted(taken):
             why, record = taken[index]
             self.dropped.append(why)
-            self.records.append(record)
+            self.records.append({**record, "detail": record.get("detail", why.detail)})
+            self.full[id(why)] = self.records[-1]
+            self.changes.pop(id(self.train[index]), None)
+            self.scores.pop(id(self.train[index]), None)
+            self.origin.pop(id(self.train[index]), None)
         self.train = [row for index, row in enumerate(self.train) if index not in taken]
 
     def change(self, changed: Mapping[int, tuple[Conversation, dict[str, Any]]]) -> None:
@@ -51,13 +65,17 @@ class Curation:
             changed: Index in `train` -> the new row, and the record in full.
         """
         for index in sorted(changed):
-            self.train[index], record = changed[index]
-            self.records.append(record)
+            old, (new, record) = self.train[index], changed[index]
+            self.train[index] = new
+            self.changes[id(new)] = [*self.changes.pop(id(old), []), record]
+            self.origin[id(new)] = self.origin.pop(id(old), old)
+            if id(old) in self.scores:
+                self.scores[id(new)] = self.scores.pop(id(old))
 
     def done(self) -> Curated:
         """What `prepare` goes on with."""
-        return Curated(rows=self.train, dropped=self.dropped, records=self.records, groups=self.groups,
-                       report=self.report)  # fmt: skip
+        return Curated(rows=self.train, dropped=self.dropped, records=self.records, full=self.full,
+                       changes=self.changes, scored=self.scored, groups=self.groups, report=self.report)  # fmt: skip
 
 
 Step = Callable[[Curation], None]

@@ -1,4 +1,4 @@
-"""Write a file again without some of its rows, everything else as it was.
+"""Write a file again without some of its rows, or with some of them edited, everything else as it was.
 
 JSON Lines, CSV and TSV: the bytes of the other lines are copied. JSON: the text of the other elements is copied, with
 what stood between them. Parquet and Arrow: the other rows with the same schema (their bytes are packed anew).
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["write_without"]
 
 
-def write_without(file: DataFile, places: Collection[int], out: Path) -> int:
+def write_without(
+    file: DataFile, places: Collection[int], out: Path, *, edits: Mapping[int, Callable[[str], str]] | None = None
+) -> int:
     """Copy a file without the rows at `places` (from 0, in the order of the file).
 
     The copy is complete or absent.
@@ -35,6 +37,7 @@ def write_without(file: DataFile, places: Collection[int], out: Path) -> int:
         file: A file that reads without an error.
         places: Rows to leave out.
         out: The file to write, of the same kind.
+        edits: Place of a row -> its JSON text otherwise; for `.jsonl` and `.json` files only.
 
     Returns:
         Rows written.
@@ -44,20 +47,23 @@ def write_without(file: DataFile, places: Collection[int], out: Path) -> int:
     """
     assert kind_of(out) == file.kind
     left_out = set(places)
+    assert not edits or file.kind in {"jsonl", "json"}
     if file.kind in {"parquet", "arrow"}:
         data, rows = _table_without(file, left_out)
     else:
         with open_bytes(file.path, file.shown) as stream:
             data = stream.read()
         if file.kind == "json" and not _is_lines(text := data.decode("utf-8-sig")):
-            data, rows = _json_without(text, left_out)
+            data, rows = _json_without(text, left_out, edits or {})
         else:
-            data, rows = _lines_without(data, file, left_out)
+            data, rows = _lines_without(data, file, left_out, edits or {})
     write_bytes(out, gzip.compress(data, mtime=0) if out.suffix == ".gz" else data)
     return rows
 
 
-def _lines_without(data: bytes, file: DataFile, left_out: set[int]) -> tuple[bytes, int]:
+def _lines_without(
+    data: bytes, file: DataFile, left_out: set[int], edits: Mapping[int, Callable[[str], str]]
+) -> tuple[bytes, int]:
     """A row goes from its line to that of the next row: cells with line breaks, and blank lines behind it."""
     rows = [row.ref.line for row in read_rows([file], 0, notes=Counter()) if isinstance(row, Row)]
     place_of = {line: place for place, line in enumerate(rows)}
@@ -66,6 +72,9 @@ def _lines_without(data: bytes, file: DataFile, left_out: set[int]) -> tuple[byt
     for number, line in enumerate(_lines(data), start=1):
         if number in place_of:
             keep = place_of[number] not in left_out
+            edit = edits.get(place_of[number])
+            if edit is not None:
+                line = edit(line.decode("utf-8")).encode("utf-8")
         if keep:
             kept.append(line)
     return b"".join(kept), len(rows) - len(left_out)
@@ -87,14 +96,15 @@ def _is_lines(text: str) -> bool:
     return end is not None and text[skip_space(text, end) :][:1] == "{"
 
 
-def _json_without(text: str, left_out: set[int]) -> tuple[bytes, int]:
+def _json_without(text: str, left_out: set[int], edits: Mapping[int, Callable[[str], str]]) -> tuple[bytes, int]:
     spans = list(_elements(text, _list_start(text)))
     pieces: list[str] = []
     for place, (start, end) in enumerate(spans):
         if place not in left_out:
             # What stands before the first element that stays is what stood before the first of all.
             before = text[spans[place - 1][1] : start] if pieces else text[: spans[0][0]]
-            pieces += [before, text[start:end]]
+            own = text[start:end]
+            pieces += [before, edits[place](own) if place in edits else own]
     return "".join([*pieces, text[spans[-1][1] :]]).encode("utf-8"), len(spans) - len(left_out)
 
 

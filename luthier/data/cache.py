@@ -34,7 +34,7 @@ from luthier.runtime.atomic import atomic_folder, sweep
 from luthier.runtime.errors import DataError
 from luthier.runtime.hashing import hash_bytes, hash_folder, hash_json
 
-__all__ = ["key_parts", "load", "save", "why_missing"]
+__all__ = ["entries", "key_parts", "load", "save", "why_missing"]
 
 _KEPT_ENTRIES = 16
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
@@ -148,7 +148,7 @@ def save(folder: Path, parts: dict[str, Any], rows: Sequence[Tokenized]) -> None
         np.save(temporary / "weights.npy", weights, allow_pickle=False)
         (temporary / "rows.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
     sweep(folder)
-    for old in _entries(folder)[_KEPT_ENTRIES:]:
+    for old in entries(folder)[_KEPT_ENTRIES:]:
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -167,7 +167,7 @@ def _arrays_hash(ids: Any, weights: Any) -> str:
     return hash_bytes(np.asarray(ids, np.int32).tobytes() + np.asarray(weights, np.float32).tobytes())
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
     """Entries, newest first."""
     found = [(path.stat().st_mtime, path) for path in folder.glob("*/rows.json")] if folder.is_dir() else []
     return [path.parent for _, path in sorted(found, reverse=True)]
@@ -176,7 +176,7 @@ def _entries(folder: Path) -> list[Path]:
 def why_missing(folder: Path, parts: dict[str, Any]) -> str:
     """In words, what differs from the most similar entry."""
     best: list[str] | None = None
-    for entry in _entries(folder):
+    for entry in entries(folder):
         if entry.name == hash_json(parts):
             return "the stored rows are damaged"
         try:

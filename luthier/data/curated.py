@@ -20,7 +20,13 @@ class Curated:
     dropped: list[Dropped]
     """The others."""
     records: list[dict[str, Any]] = field(default_factory=list)
-    """Each dropped row in full, for `data/duplicates.jsonl`."""
+    """Each dropped row in full, and what a step only reports."""
+    full: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    """id of an item of `dropped` -> its record, for `data/losses.jsonl`."""
+    changes: Mapping[int, Sequence[dict[str, Any]]] = field(default_factory=dict)
+    """id of a row in `rows` -> what was changed in it, each in full."""
+    scored: list[dict[str, Any]] = field(default_factory=list)
+    """Scores that a judge gave, with the places of their rows, for `data/scores.jsonl`."""
     groups: Mapping[str, str] | None = None
     """`group_hash` of a row -> key of its group; rows of a group are held out together, other rows alone."""
     report: dict[str, Any] = field(default_factory=dict)

@@ -18,10 +18,10 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from luthier.data.direct import Direct, Encoded
 from luthier.runtime.errors import DataError, Problem
 
 __all__ = ["LONG_PREFIX", "Encoded", "Encoder", "Interval"]
@@ -29,20 +29,10 @@ __all__ = ["LONG_PREFIX", "Encoded", "Encoder", "Interval"]
 LONG_PREFIX = 8_000
 """Characters up to which a prompt is always encoded as a whole."""
 
+_MOST_TAILS = 8
+
 Interval = tuple[int, int]
 """Half-open range of characters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids of a text, and for each the end of its characters in it (non-decreasing)."""
-
-    ids: list[int]
-    ends: list[int]
-
-    def shifted(self, offset: int) -> Encoded:
-        """The same tokens in a longer text that has `offset` characters in front."""
-        return Encoded(self.ids, [end + offset for end in self.ends]) if offset else self
 
 
 class Encoder:
@@ -59,6 +49,7 @@ class Encoder:
             raise DataError(problems=[Problem(code="D240", message=message, hint=hint)])
         self.tokenizer = tokenizer
         self._ready: dict[str, Encoded] = {}
+        self._tails: dict[str, Encoded] = {}
 
     # --- vocabulary -----------------------------------------------------------------------------------------------
 
@@ -93,6 +84,21 @@ class Encoder:
         return frozenset(self.tokenizer.convert_tokens_to_ids(sorted(self.control)))
 
     @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of the added tokens."""
+        return frozenset(self.added.values())
+
+    @cached_property
+    def bos(self) -> tuple[str | None, int | None]:
+        """BOS token and its id."""
+        return self.tokenizer.bos_token, self.tokenizer.bos_token_id
+
+    @cached_property
+    def unknown(self) -> tuple[str | None, int | None]:
+        """Token for what is not in the vocabulary, and its id."""
+        return self.tokenizer.unk_token, self.tokenizer.unk_token_id
+
+    @cached_property
     def default_prefix(self) -> list[int]:
         """What the tokenizer itself puts in front of a plain text: usually the BOS token or nothing."""
         bare = self.tokenizer("x", add_special_tokens=False)["input_ids"]
@@ -110,7 +116,7 @@ class Encoder:
 
     def prepare(self, texts: Iterable[str]) -> None:
         """Tokenise many texts at once, several times faster than one by one; `encode` then finds them."""
-        wanted = list(dict.fromkeys(text for text in texts if text))
+        wanted = list(dict.fromkeys(text for text in texts if text and text not in self._tails))
         self._ready = dict(zip(wanted, self._tokenise(wanted), strict=True)) if wanted else {}
 
     def encode(self, text: str, literals: Sequence[Interval] = (), *, continued: bool = False) -> Encoded:
@@ -143,8 +149,8 @@ class Encoder:
             whole = next(self._tokenise(["\n" + text], spelled=spelled))
             if whole.ids[: len(lead)] == lead:
                 return Encoded(whole.ids[len(lead) :], [end - 1 for end in whole.ends[len(lead) :]])
-        if not spelled and text in self._ready:
-            return self._ready[text]
+        if not spelled and (known := self._ready.get(text) or self._tails.get(text)) is not None:
+            return known
         return next(self._tokenise([text], spelled=spelled))
 
     def encode_cut(
@@ -172,13 +178,20 @@ class Encoder:
                 whole = self._piece(text, base, len(text), literals)
         return Encoded(ids + whole.ids, ends + whole.ends), cuts
 
+    def has_known_tail(self, text: str, start: int) -> bool:
+        """Whether text[:start] ends with what is proven to stand for itself, so that it need not be encoded."""
+        return any(text.endswith(tail, 0, start) for tail in self._tails)
+
     def _before(self, text: str, base: int, start: int, literals: Sequence[Interval], whole: Encoded) -> Encoded:
         """Tokens of text[base:start] alone.
 
         Encoding every prefix of a long conversation would take the square of its length. Added
-        tokens split a text before anything else happens to it, so far into a text only the part
-        behind the last of them is encoded anew; what stands before it is as in `whole`.
+        tokens split a text before anything else happens to it, so only the part from the last of
+        them on, the tail, is encoded anew; what stands before it is as in `whole`. A tail (`<|im_start|>assistant\n`
+        is nearly always the only one) must first be shown to give what the whole prefix gives.
         """
+        if not literals and self.seamless and start - base <= LONG_PREFIX:
+            return self._before_by_tail(text, base, start, whole)
         anchor = base
         if self.seamless and start - base > LONG_PREFIX:
             matches = self.added_pattern.finditer(text, max(base, start - LONG_PREFIX), start)
@@ -189,30 +202,44 @@ class Encoder:
         rest = self._piece(text, anchor, start, literals)
         return Encoded(whole.ids[:known] + rest.ids, whole.ends[:known] + rest.ends)
 
+    def _before_by_tail(self, text: str, base: int, start: int, whole: Encoded) -> Encoded:
+        known = bisect_right(whole.ends, start)
+        if not known or whole.ends[known - 1] != start:
+            return self._piece(text, base, start, ())
+        known -= 1
+        while known and whole.ids[known] not in self.added_ids:
+            known -= 1
+        place = whole.ends[known - 1] if known else 0  # where the added token begins
+        tail = text[place:start]
+        if not known or place < base or whole.ids[known] not in self.added_ids:
+            return self._piece(text, base, start, ())
+        encoded = self._tails.get(tail)
+        if encoded is None:
+            full = self._piece(text, base, start, ())
+            alone = self._one(tail, continued=False)
+            joined = whole.ids[:known] + alone.ids
+            if base == 0 and joined == full.ids and len(self._tails) < _MOST_TAILS:
+                self._tails[tail] = alone
+            return full
+        return Encoded(whole.ids[:known] + encoded.ids, whole.ends[:known] + encoded.shifted(place).ends)
+
     def _piece(self, text: str, start: int, end: int, literals: Sequence[Interval]) -> Encoded:
         inside = [(a - start, b - start) for a, b in literals if a >= start and b <= end]
         return self.encode(text[start:end], inside, continued=start > 0).shifted(start)
 
     def _tokenise(self, texts: list[str], *, spelled: bool = False) -> Iterator[Encoded]:
         """`spelled`: control tokens in the text become plain-text tokens."""
-        batch = self.tokenizer(
-            texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False,
-            return_token_type_ids=False, split_special_tokens=spelled, verbose=False,
-        )  # fmt: skip
-        for ids, offsets in zip(batch["input_ids"], batch["offset_mapping"], strict=True):
-            ends: list[int] = []
-            last = 0
-            for _, end in offsets:  # an end never goes back: some tokenizers report (0, 0) for what they add
-                last = max(last, end)
-                ends.append(last)
-            yield Encoded(ids, ends)
+        return self._direct.encode(texts, spelled=spelled)
+
+    @cached_property
+    def _direct(self) -> Direct:
+        return Direct(self.tokenizer, "".join(sorted(self.control)[:3]))
 
     # --- the way back ---------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, nothing skipped, nothing cleaned up."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+        return self._direct.decode(ids)
 
     def decodes_to(self, encoded: Encoded, first: int, last: int, text: str) -> str | None:
         """Whether tokens [first, last) are exactly `text`.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from luthier.recipe.paths import glob_paths, is_url
 from luthier.runtime.errors import DataError, Problem
 
-__all__ = ["KINDS", "DataFile", "find_files", "is_local", "kind_of", "local_file"]
+__all__ = [
+    "KINDS", "PACKED", "DataFile", "find_files", "is_local", "kind_of", "known_kind", "local_file", "rows_among",
+]  # fmt: skip
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -22,7 +25,9 @@ KINDS = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-"""Kind of a file by its ending; the text kinds may end in `.gz` as well."""
+"""Kind of a file by its ending; the text kinds may end in one of `PACKED` as well."""
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of compressed files; how a file is packed is told by its first bytes (`streams.py`)."""
 _TEXT_KINDS = {"jsonl", "json", "csv", "tsv"}
 _SPLITS = {"train": "train", "training": "train", "test": "test", "validation": "validation", "valid": "validation",
            "val": "validation", "dev": "validation", "eval": "validation"}  # fmt: skip
@@ -49,32 +54,43 @@ def local_file(path: Path) -> DataFile:
     return DataFile(path, kind_of(path), str(path))
 
 
-def kind_of(path: Path) -> str:
-    """Kind of a file by its name.
+def kind_of(path: PurePath, shown: str | None = None) -> str:
+    """Kind of a file by its name; `shown` is how a message calls it.
 
     Raises:
         DataError: the ending is not known.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-    if suffixes[-1:] == [".gz"]:
-        kind = KINDS.get(suffixes[0]) if len(suffixes) == 2 else None
-        kind = kind if kind in _TEXT_KINDS else None
-    else:
-        kind = KINDS.get(suffixes[-1]) if suffixes else None
+    kind = known_kind(path)
     if kind is None:
-        raise _error(path, f"unknown kind of file; known are: {', '.join(KINDS)} (text kinds also with .gz)")
+        raise _error(
+            shown or str(path),
+            f"unknown kind of file; known are: {', '.join(KINDS)} (text kinds also with {', '.join(PACKED)})",
+        )
     return kind
+
+
+def known_kind(path: PurePath) -> str | None:
+    """Kind of a file by its name; None for other files, and for the descriptions that lie beside data sets."""
+    if path.name in _METADATA:
+        return None
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    if suffixes and suffixes[-1] in PACKED:
+        kind = KINDS.get(suffixes[0]) if len(suffixes) == 2 else None
+        return kind if kind in _TEXT_KINDS else None
+    return KINDS.get(suffixes[-1]) if suffixes else None
 
 
 def is_local(path: str) -> bool:
     """Whether a path can only mean something on this disk, and not the id of a data set on the hub."""
+    if is_url(path):
+        return False
     if Path(path).exists() or any(character in path for character in "*?[\\~"):
         return True
     if path.startswith((".", "/")) or path.count("/") > 1:
         return True
     if "/" in path and Path(path).parent.is_dir():  # `data/tickets` beside a folder `data`: a slip, not an owner
         return True
-    return Path(path).suffix.lower() in {*KINDS, ".gz", ".txt", ".zip", ".tar", ".xlsx", ".yaml", ".pkl"}
+    return Path(path).suffix.lower() in {*KINDS, *PACKED, ".txt", ".zip", ".tar", ".xlsx", ".yaml", ".pkl"}
 
 
 def find_files(path: str, *, split: str = "train", notes: Counter[str] | None = None) -> list[DataFile]:
@@ -91,9 +107,7 @@ def find_files(path: str, *, split: str = "train", notes: Counter[str] | None = 
         return [local_file(given)]
     if given.is_dir():
         return _in_folder(given, split, notes)
-    # Not Path.glob: a pattern may be absolute.
-    matches = [Path(name) for name in sorted(glob.glob(str(given), recursive=True))]  # noqa: PTH207
-    found = [match for match in matches if match.is_file()]
+    found = [match for match in sorted(glob_paths(given)) if match.is_file()]
     if not found:
         raise _error(
             given, "no such file or folder", hint="check the path: it counts from the folder luthier was started in"
@@ -109,21 +123,38 @@ def _in_folder(folder: Path, split: str, notes: Counter[str]) -> list[DataFile]:
         folder = folder / split
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _saved_files(folder)
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not _hidden(file, folder)]
-    found = [file for file in files if _known(file)]
-    other = len(files) - len(found)
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    chosen = rows_among([file.relative_to(folder) for file in files], str(folder), split, notes)
+    return [local_file(folder / name) for name in chosen]
+
+
+def rows_among(names: Sequence[PurePath], folder: str, split: str, notes: Counter[str]) -> list[PurePath]:
+    """Of the files below a folder, those that hold rows. Hidden ones are passed over, others counted in `notes`.
+
+    Args:
+        names: Relative to the folder, in order.
+        folder: How messages call it.
+        split: Named in the hint when the files are of several splits.
+        notes: Gets the number of files of other kinds.
+
+    Raises:
+        DataError: no file of a known kind, or files of several splits.
+    """
+    seen = [name for name in names if not any(part.startswith((".", "__")) for part in name.parts)]
+    found = [name for name in seen if known_kind(name)]
+    other = len(seen) - len(found)
     if not found:
         raise _error(folder, f"no file of a known kind in this folder ({other} others); known are: {', '.join(KINDS)}")
-    splits = {name for file in found if (name := _split_of(file, folder))}
+    splits = {word for name in found if (word := _split_of(name))}
     if len(splits) > 1:
         raise _error(
             folder,
             f"the folder holds files of several splits: {', '.join(sorted(splits))}; they would be mixed",
-            hint=f"name the files, for instance `path: {folder}/*{split}*`",
+            hint=f"name the files, for instance `path: {folder.rstrip('/')}/*{split}*`",
         )
     if other:
         notes["files of other kinds in the folder not read"] += other
-    return [local_file(file) for file in found]
+    return found
 
 
 def _saved_files(folder: Path) -> list[DataFile]:
@@ -144,23 +175,10 @@ def _saved_files(folder: Path) -> list[DataFile]:
     return [local_file(file) for file in files]
 
 
-def _known(file: Path) -> bool:
-    if file.name in _METADATA:
-        return False
-    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
-    if suffixes[-1:] == [".gz"]:
-        return len(suffixes) == 2 and KINDS.get(suffixes[0]) in _TEXT_KINDS
-    return bool(suffixes) and suffixes[-1] in KINDS
-
-
-def _hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__")) for part in file.relative_to(folder).parts)
-
-
-def _split_of(file: Path, folder: Path) -> str | None:
-    words = re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())
+def _split_of(file: PurePath) -> str | None:
+    words = re.split(r"[^a-z]+", str(file).lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), None)
 
 
-def _error(path: Path, message: str, *, hint: str | None = None) -> DataError:
+def _error(path: Path | str, message: str, *, hint: str | None = None) -> DataError:
     return DataError(problems=[Problem(code="D200", message=message, file=str(path), hint=hint)])

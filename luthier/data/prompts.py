@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.data.describe import build_manifest
+from luthier.data.losses import account
 from luthier.data.pack import one_by_one
-from luthier.data.prepare import Prepared, weigh
+from luthier.data.prepared import Prepared, mix_rows
 from luthier.data.rows import Row, show_value
 from luthier.data.sources import SourceResult, read_conversations, read_rows, source_files
-from luthier.data.split import split_validation
+from luthier.data.split import count_duplicates, overlapping, split_validation
+from luthier.data.tally import Tally
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import Tokenized, raw_prompt_ids
 from luthier.data.types import Conversation, Dropped, Example, RowRef, TrainRow
@@ -117,16 +119,17 @@ def prepare_prompts(
         kept, validation_rows = split_validation(
             [row for row in rows if id(row) in outcomes.used], section.validation, seed=seed
         )
-    train_rows, left_out = weigh(kept, section, seed)
-    train = [outcomes.used[id(row)] for row in train_rows]
+    mixed = mix_rows(kept, [_as_example(outcomes.used[id(row)]) for row in kept], section, seed)
+    train = [outcomes.used[id(row)] for row in mixed.rows]
     validation = [outcomes.used[id(row)] for row in validation_rows if id(row) in outcomes.used]
     if not train:
         counts = Counter(item.reason for item in outcomes.dropped)
         told = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         raise DataError(code="D225", message=f"no prompt is left of {len(rows):,} rows ({told or 'none'})")
     prepared = _as_prepared(
-        train, validation, results, [*outcomes.dropped, *left_out], (rows, kept, validation_rows), wanted
+        train, validation, results, [*outcomes.dropped, *mixed.left_out], (rows, kept, validation_rows), wanted
     )
+    prepared.manifest["mix"] = mixed.report
     return Prompts(train=train, validation=validation, prepared=prepared)
 
 
@@ -276,25 +279,37 @@ def _at(ref: RowRef, problem: Problem) -> Problem:
 # -- after reading
 
 
+def _as_example(row: PromptRow) -> Example:
+    """The prompt as a row of which nothing is trained."""
+    return Example(ids=row.ids, weights=[0.0] * len(row.ids), ref=row.ref)
+
+
 def _as_prepared(
     train: Sequence[PromptRow], validation: Sequence[PromptRow], results: Sequence[SourceResult],
     dropped: Sequence[Dropped], rows: tuple[Sequence[Conversation], Sequence[Conversation], Sequence[Conversation]],
     wanted: _Wanted,
 ) -> Prepared:  # fmt: skip
     """Prompts as rows of which nothing is trained, with a manifest of the usual form."""
-    examples = {id(row): Example(ids=row.ids, weights=[0.0] * len(row.ids), ref=row.ref) for row in train}
-    held_out: list[TrainRow] = [Example(ids=row.ids, weights=[0.0] * len(row.ids), ref=row.ref) for row in validation]
+    examples = {id(row): _as_example(row) for row in train}
+    held_out: list[TrainRow] = [_as_example(row) for row in validation]
     once = list(examples.values())
     items: list[TrainRow] = [examples[id(row)] for row in train]
     packs = one_by_one([len(item) for item in items])
+    tally = Tally(wanted.section)
+    tally.drop_all(dropped)
+    for item in [*once, *held_out]:
+        tally.add(Tokenized(result=item, full_tokens=len(item)))
+    everything, kept, validated = rows
     manifest = build_manifest(
-        sources=results, train=items, validation=held_out, packs=packs,
-        outcomes=[Tokenized(result=item, full_tokens=len(item)) for item in [*once, *held_out]], dropped=dropped,
-        rows=rows, section=wanted.section, template=wanted.template, cache_state="none: prompts are rendered anew",
-        kind="prompts", capacity=pack_capacity("prompts", wanted.section.max_length),
+        sources=results, train=items, validation=held_out, packs=packs, tally=tally,
+        duplicates=count_duplicates(everything), overlap=len(overlapping(kept, validated)), template=wanted.template,
+        cache_state="none: prompts are rendered anew", kind="prompts",
+        capacity=pack_capacity("prompts", wanted.section.max_length),
     )  # fmt: skip
     answers = [[row.reference, dict(row.columns)] for row in (*train, *validation)]
     manifest["hash"] = hash_json([manifest["hash"], answers])
     manifest["rows_are"] = "prompts"
     manifest["references"] = sum(row.reference is not None for row in train)
-    return Prepared(train=items, validation=held_out, packs=packs, manifest=manifest)
+    losses = account(results, used=train, held_out=validation, dropped=dropped, full={}, changes=[])
+    manifest["losses"] = losses.summary
+    return Prepared(train=items, validation=held_out, packs=packs, manifest=manifest, losses=losses.records)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from luthier.data.content import content_hash
+from luthier.data.content import row_hash
 from luthier.data.delimited import read_delimited
 from luthier.data.files import DataFile, find_files, is_local
 from luthier.data.formats import SAMPLE_ROWS, choose_layout, verdict
@@ -23,14 +23,24 @@ from luthier.data.layout import Layout
 from luthier.data.normalise import Empty, normalise
 from luthier.data.preferences import as_rated
 from luthier.data.rows import Faults, Row
+from luthier.data.stores import find_store_files, is_store
 from luthier.data.tables import read_table, table_schema, typed_problems
 from luthier.data.types import Conversation, Dropped
 from luthier.recipe.objective_kind import RowKind
 from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError, Problem
-from luthier.runtime.hashing import hash_file, hash_json
+from luthier.runtime.hashing import Hasher, hash_file, hash_json
 
-__all__ = ["SourceResult", "hash_source", "is_raw", "read_conversations", "read_rows", "source_files"]
+__all__ = [
+    "Reading",
+    "SourceResult",
+    "hash_files",
+    "hash_source",
+    "is_raw",
+    "read_conversations",
+    "read_rows",
+    "source_files",
+]
 
 _READERS: Mapping[str, Callable[..., Iterator[Row | Problem]]] = {
     "jsonl": read_jsonl,
@@ -84,71 +94,135 @@ def read_conversations(
             unknown, or no row is left.
         AccessError: a hub data set that cannot be reached.
     """
-    notes: Counter[str] = Counter()
-    faults = Faults()
-    files = source_files(source, notes)
-    rows = itertools.islice(read_rows(files, index, notes=notes), source.limit)
-    head = list(itertools.islice(rows, SAMPLE_ROWS))
-    sample = [row.value for row in head if isinstance(row, Row)]
-    if not sample:
-        _refuse_without_rows(source, itertools.chain(head, rows), faults)
-    try:
-        layout = choose_layout(source.format, source.map, sample, file=source.path, kind=kind)
-    except DataError as error:
-        # The broken lines are told together with the format; they may be the reason for it.
-        faults.add(row for row in itertools.chain(head, rows) if isinstance(row, Problem))
-        faults.add(error.problems)
+    reading = Reading(source, index, on_empty=on_empty, loss_on=loss_on, kind=kind)
+    conversations = list(reading)
+    return reading.result(conversations)
+
+
+class Reading:
+    """The rows of a source, read one after the other: iterate once, then ask for the `result`.
+
+    Holds a sample of the first rows and what is wrong with the others, however many they are.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: int,
+        *,
+        on_empty: Literal["error", "drop", "keep"],
+        loss_on: Literal["assistant", "last_assistant", "all"],
+        kind: RowKind = "tokens",
+    ) -> None:
+        self.source, self.index, self.kind = source, index, kind
+        self.on_empty, self.loss_on = on_empty, loss_on
+        self.notes: Counter[str] = Counter()
+        self.faults = Faults()
+        self.dropped: list[Dropped] = []
+        self.rows = 0
+        self.is_raw = False
+        """Preferences in plain text, by the first row."""
+        self.row_hash = ""
+        """Hash of the conversation that was given last."""
+        self._conversations = self._open = 0
+        self._digest = Hasher()
+        self._columns: set[str] = set()
+        self._layout: Layout | None = None
+
+    def __iter__(self) -> Iterator[Conversation]:
+        """The conversations, in order; what is wrong with any row is raised behind the last one.
+
+        Raises:
+            DataError, AccessError: as `read_conversations`.
+        """
+        for row in self._rows():
+            self.rows += 1
+            if isinstance(row, Problem):
+                self.faults.add(row)
+            else:
+                yield from self._read(row)
+        self.faults.raise_if_any()
+
+    def _rows(self) -> Iterator[Row | Problem]:
+        """Rows and problems, once the layout is known."""
+        source, faults = self.source, self.faults
+        files = source_files(source, self.notes)
+        rows = itertools.islice(read_rows(files, self.index, notes=self.notes), source.limit)
+        head = list(itertools.islice(rows, SAMPLE_ROWS))
+        sample = [row.value for row in head if isinstance(row, Row)]
+        if not sample:
+            _refuse_without_rows(source, itertools.chain(head, rows), faults)
+        try:
+            self._layout = choose_layout(source.format, source.map, sample, file=source.path, kind=self.kind)
+        except DataError as error:
+            # The broken lines are told together with the format; they may be the reason for it.
+            faults.add(row for row in itertools.chain(head, rows) if isinstance(row, Problem))
+            faults.add(error.problems)
+            faults.raise_if_any()
+            raise
+        _refuse_system(source, self._layout)
+        for file in files:
+            if file.kind in {"parquet", "arrow"}:
+                faults.add(typed_problems(table_schema(file), self._layout, file=file.shown))
         faults.raise_if_any()
-        raise
-    _refuse_system(source, layout)
-    for file in files:
-        if file.kind in {"parquet", "arrow"}:
-            faults.add(typed_problems(table_schema(file), layout, file=file.shown))
-    faults.raise_if_any()
-    conversations: list[Conversation] = []
-    empty: list[Empty] = []
-    columns: set[str] = set()
-    count = 0
-    for row in itertools.chain(head, rows):
-        count += 1
-        if isinstance(row, Problem):
-            faults.add(row)
-            continue
-        columns.update(row.value)
-        outcome = normalise(row, layout, system=source.system, loss_on=loss_on)
+        yield from itertools.chain(head, rows)
+
+    def _read(self, row: Row) -> Iterator[Conversation]:
+        assert self._layout is not None
+        self._columns.update(row.value)
+        outcome = normalise(row, self._layout, system=self.source.system, loss_on=self.loss_on)
         if isinstance(outcome, Conversation):
-            conversations += as_rated(outcome) if kind == "rated" and outcome.kind == "pair" else [outcome]
+            paired = self.kind == "rated" and outcome.kind == "pair"
+            for conversation in as_rated(outcome) if paired else [outcome]:
+                yield self._count(conversation)
         elif not isinstance(outcome, Empty):
-            faults.add(outcome)
-        elif on_empty == "keep":
-            conversations.append(outcome.conversation)
-        elif on_empty == "drop":
-            empty.append(outcome)
+            self.faults.add(outcome)
+        elif self.on_empty == "keep":
+            yield self._count(outcome.conversation)
+        elif self.on_empty == "drop":
+            self.dropped.append(Dropped(outcome.ref, outcome.reason, outcome.detail))
         else:
-            faults.add(outcome.problem)
-    faults.raise_if_any()
-    notes["conversations end with a user or tool turn, which is context only"] += sum(map(_ends_open, conversations))
-    if (layout.kind, kind) == ("pairs", "rated"):
-        notes["pairs read as two rated answers each: chosen is desired, rejected is not"] += len(conversations) // 2
-    return SourceResult(
-        path=source.path,
-        conversations=conversations,
-        dropped=[Dropped(row.ref, row.reason, row.detail) for row in empty],
-        format=layout.name,
-        verdict=verdict(layout, count, sorted(columns - layout.used(sorted(columns))), raw=is_raw(conversations)),
-        hash=content_hash(conversations),
-        rows=count,
-        notes=tuple(f"{number:,} {what}" for what, number in notes.items() if number),
-    )
+            self.faults.add(outcome.problem)
+
+    def _count(self, conversation: Conversation) -> Conversation:
+        if not self._conversations:
+            self.is_raw = is_raw([conversation])
+        self._conversations += 1
+        self.row_hash = row_hash(conversation)
+        self._digest.update(self.row_hash.encode("ascii"))
+        self._open += _ends_open(conversation)
+        return conversation
+
+    def result(self, conversations: list[Conversation]) -> SourceResult:
+        """What the source gave, with the conversations that were kept of it."""
+        assert self._layout is not None
+        notes = Counter(self.notes)
+        notes["conversations end with a user or tool turn, which is context only"] += self._open
+        if (self._layout.kind, self.kind) == ("pairs", "rated"):
+            halves = self._conversations // 2
+            notes["pairs read as two rated answers each: chosen is desired, rejected is not"] += halves
+        unused = sorted(self._columns - self._layout.used(sorted(self._columns)))
+        return SourceResult(
+            path=self.source.path,
+            conversations=conversations,
+            dropped=self.dropped,
+            format=self._layout.name,
+            verdict=verdict(self._layout, self.rows, unused, raw=self.is_raw),
+            hash=self._digest.hash(),
+            rows=self.rows,
+            notes=tuple(f"{number:,} {what}" for what, number in notes.items() if number),
+        )
 
 
 def source_files(source: Source, notes: Counter[str]) -> list[DataFile]:
-    """The files behind a source: on this disk, or downloaded from the hub.
+    """The files behind a source: on this disk, or downloaded from an object store or the hub.
 
     Raises:
         DataError: nothing there, or nothing that can be read.
-        AccessError: a hub data set that cannot be reached.
+        AccessError: a hub data set or store that cannot be reached.
     """
+    if is_store(source.path):
+        return find_store_files(source.path, split=source.split, notes=notes)
     if is_local(source.path):
         return find_files(source.path, split=source.split, notes=notes)
     return find_hub_files(source.path, name=source.name, split=source.split, notes=notes)
@@ -174,7 +248,11 @@ def hash_source(path: str, *, split: str = "train", name: str | None = None) -> 
         DataError: nothing is there.
         AccessError: a hub data set that cannot be reached.
     """
-    files = source_files(Source(path=path, split=split, name=name), Counter())
+    return hash_files(source_files(Source(path=path, split=split, name=name), Counter()))
+
+
+def hash_files(files: Sequence[DataFile]) -> str:
+    """Hash of names and bytes of files."""
     return hash_json([[file.path.name, hash_file(file.path)] for file in files])
 
 

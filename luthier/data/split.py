@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from luthier.data.content import group_hash, row_hash
 from luthier.data.types import Conversation
 from luthier.recipe.schema import ValidationSection
 from luthier.runtime.errors import DataError, Problem
 
-__all__ = ["count_duplicates", "expand_by_weight", "overlapping", "split_validation"]
+__all__ = ["count_duplicates", "draw", "expand_by_weight", "held_out", "overlapping", "split_validation"]
 
 
 def split_validation(
@@ -45,29 +45,40 @@ def split_validation(
         return list(conversations), []
     own = map(group_hash, conversations)
     hashes = [groups.get(key, key) for key in own] if groups else list(own)
-    held_out = _held_out(hashes, section.fraction, section.max_rows, seed)
-    train = [row for row, key in zip(conversations, hashes, strict=True) if key not in held_out]
-    validation = [row for row, key in zip(conversations, hashes, strict=True) if key in held_out]
-    if not validation or not train:
-        side = "every" if validation else "no"
+    apart = held_out(hashes, section, seed)
+    train = [row for row, key in zip(conversations, hashes, strict=True) if key not in apart]
+    validation = [row for row, key in zip(conversations, hashes, strict=True) if key in apart]
+    return train, validation
+
+
+def held_out(hashes: Collection[str], section: ValidationSection, seed: int) -> set[str]:
+    """Of the hashes of all rows, those that `fraction` and `max_rows` hold out.
+
+    Raises:
+        DataError: a fraction above 0 holds out no row, or every row.
+    """
+    fraction, max_rows = section.fraction, section.max_rows
+    copies = Counter(key for key in hashes if draw(key, seed) < fraction)
+    drawn = sorted((draw(key, seed), key) for key in copies)
+    apart = set(copies) if max_rows is None else _up_to(max_rows, drawn, copies)
+    count = sum(copies[key] for key in apart)
+    if count in (0, len(hashes)):
+        side = "every" if count else "no"
         raise DataError(
             problems=[
                 Problem(
                     code="D215",
-                    message=f"`data.validation.fraction: {section.fraction:g}` holds out {side} row "
-                    f"of {len(conversations):,} ({len(set(hashes)):,} different ones)",
+                    message=f"`data.validation.fraction: {fraction:g}` holds out {side} row "
+                    f"of {len(hashes):,} ({len(set(hashes)):,} different ones)",
                     hint="choose another fraction, or give validation rows of their own with `data.validation.path`",
                 )
             ]
         )
-    return train, validation
+    return apart
 
 
-def _held_out(hashes: Sequence[str], fraction: float, max_rows: int | None, seed: int) -> set[str]:
-    drawn = sorted((draw, key) for key in set(hashes) if (draw := _draw(key, seed)) < fraction)
-    if max_rows is None:
-        return {key for _, key in drawn}
-    copies = Counter(hashes)
+def _up_to(max_rows: int, drawn: Sequence[tuple[float, str]], copies: Counter[str]) -> set[str]:
+    """Those with the smallest draws, copies of a row together, as long as the rows are at most `max_rows`."""
     kept: set[str] = set()
     rows = 0
     for _, key in drawn:
@@ -78,7 +89,7 @@ def _held_out(hashes: Sequence[str], fraction: float, max_rows: int | None, seed
     return kept
 
 
-def _draw(key: str, seed: int) -> float:
+def draw(key: str, seed: int) -> float:
     """Uniform number in [0, 1), a function of the row and the seed alone."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53
@@ -111,4 +122,4 @@ def expand_by_weight(n: int, weight: float, seed: int, *, hashes: Sequence[str] 
     whole, part = divmod(weight, 1.0)
     indices = [index for _ in range(int(whole)) for index in range(n)]
     keys = hashes if hashes is not None else [str(index) for index in range(n)]
-    return indices + [index for index in range(n) if _draw(f"weight:{keys[index]}", seed) < part]
+    return indices + [index for index in range(n) if draw(f"weight:{keys[index]}", seed) < part]

@@ -1,20 +1,19 @@
-"""Bytes of a file, plain or gzip, and its lines, in bounded memory.
+"""Bytes of a file, plain or compressed, and its lines, in bounded memory.
 
-A gzip file may claim any size. Expanding stops as soon as it has gone past an absolute limit, or
+A compressed file may claim any size. Expanding stops as soon as it has gone past an absolute limit, or
 past a ratio no real text reaches: text packs 3 to 30 times, a file of zeros 1,030 times.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from luthier.data.packed import MAGIC_BYTES, Packed, packed_as
 from luthier.data.rows import MAX_LINE_BYTES, row_problem
 from luthier.data.types import RowRef
 from luthier.runtime.errors import DataError, Problem
@@ -22,20 +21,20 @@ from luthier.runtime.errors import DataError, Problem
 __all__ = ["MAX_EXPANDED_BYTES", "MAX_RATIO", "RATIO_FREE_BYTES", "open_bytes", "split_lines"]
 
 MAX_EXPANDED_BYTES = 64 * 2**30
-"""Most bytes one gzip file may expand to."""
+"""Most bytes one compressed file may expand to."""
 MAX_RATIO = 200
-"""Most times a gzip file may grow, once it has passed `RATIO_FREE_BYTES`."""
+"""Most times a compressed file may grow, once it has passed `RATIO_FREE_BYTES`."""
 RATIO_FREE_BYTES = 64 * 2**20
 """Below this size no ratio is suspicious: small repetitive files pack well."""
 _BOM = b"\xef\xbb\xbf"
 
 
 class _Guarded(io.RawIOBase):
-    """Reads through `gzip`, counting what goes in and what comes out."""
+    """Reads through a decompressor, counting what goes in and what comes out."""
 
-    def __init__(self, shown: str, raw: IO[bytes]) -> None:
-        self._shown, self._raw = shown, raw
-        self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
+    def __init__(self, shown: str, raw: IO[bytes], packed: Packed) -> None:
+        self._shown, self._raw, self._packed = shown, raw, packed
+        self._stream = packed.open(raw)
         self._expanded = 0
 
     def readable(self) -> bool:
@@ -44,19 +43,20 @@ class _Guarded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._stream.read(len(buffer))
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise _gzip_error(
-                self._shown, f"broken gzip data after {self._expanded:,} bytes: {error}", "download or pack it again"
+        except self._packed.faults as error:
+            name = self._packed.name
+            raise _packed_error(
+                self._shown, f"broken {name} data after {self._expanded:,} bytes: {error}", "download or pack it again"
             ) from error
         buffer[: len(data)] = data
         self._expanded += len(data)
         packed = max(1, self._raw.tell())
         if self._expanded > MAX_EXPANDED_BYTES:
-            raise _gzip_error(
+            raise _packed_error(
                 self._shown, f"expands to more than {MAX_EXPANDED_BYTES:,} bytes", "unpack it yourself if you trust it"
             )
         if self._expanded > RATIO_FREE_BYTES and self._expanded > MAX_RATIO * packed:
-            raise _gzip_error(
+            raise _packed_error(
                 self._shown,
                 f"expands more than {MAX_RATIO} times ({packed:,} to {self._expanded:,} bytes so far)",
                 "this looks like a compression bomb; unpack it yourself if you trust it",
@@ -64,16 +64,17 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
 
-def _gzip_error(shown: str, what: str, hint: str) -> DataError:
+def _packed_error(shown: str, what: str, hint: str) -> DataError:
     return DataError(problems=[Problem(code="D213", message=what, file=shown, hint=hint)])
 
 
 @contextmanager
 def open_bytes(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
-    """Open a file for reading bytes; gzip data is known by its first bytes and expanded on the way, within limits.
+    """Open a file for reading bytes; compressed data, known by its first bytes, is expanded on the way, within limits.
 
     Raises:
-        DataError: the file cannot be opened; the gzip data is broken or expands without bounds.
+        DataError: the file cannot be opened; the compressed data is broken or expands without bounds.
+        EnvironmentProblem: `.zst` without the package that reads it.
     """
     try:
         raw = path.open("rb")
@@ -89,8 +90,9 @@ def open_bytes(path: Path, shown: str | None = None) -> Iterator[IO[bytes]]:
             ]
         ) from error
     with raw:
-        if raw.peek(2)[:2] == b"\x1f\x8b":
-            yield io.BufferedReader(_Guarded(shown or str(path), raw), 1 << 20)
+        packed = packed_as(raw.peek(MAGIC_BYTES))
+        if packed is not None:
+            yield io.BufferedReader(_Guarded(shown or str(path), raw, packed), 1 << 20)
         else:
             yield raw
 

@@ -10,6 +10,7 @@ compared with `tokenizer.apply_chat_template`, which servers use. A difference i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from luthier.data.encode import Encoder, Interval
@@ -48,7 +49,12 @@ class ChatTemplate:
         self.encoder = Encoder(tokenizer)
         self._compiled: dict[str, BoundedTemplate] = {}
         self._compared: set[Any] = set()
+        self._sources: dict[bool, str] = {}
         self._aliases: bool | None = None
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, Any]:
+        return dict(self.tokenizer.special_tokens_map)
 
     def source(self, tools: Sequence[Any] | None = None) -> str:
         """The template's text; some tokenizers have a second one for conversations with tools.
@@ -56,6 +62,9 @@ class ChatTemplate:
         Raises:
             DataError: the tokenizer has no chat template.
         """
+        known = self._sources.get(bool(tools))
+        if known is not None:
+            return known
         try:
             text: str = self.tokenizer.get_chat_template(None, tools)
         except ValueError as error:
@@ -63,6 +72,7 @@ class ChatTemplate:
             message = f"the tokenizer of {name} has no chat template, so conversations cannot be rendered"
             hint = "give one: `model.chat_template: path/to/template.jinja`; or use an instruct model"
             raise DataError(problems=[Problem(code="D241", message=message, hint=hint)]) from error
+        self._sources[bool(tools)] = text
         return text
 
     def render(
@@ -78,7 +88,7 @@ class ChatTemplate:
         template = self._template(self.source(tools))
         plain = [as_served({key: value for key, value in message.items() if value is not None}) for message in messages]
         seen = self._with_aliases(plain)
-        variables = {**self.tokenizer.special_tokens_map, **self.kwargs}
+        variables = {**self._special_tokens, **self.kwargs}
         variables |= {"messages": seen, "tools": list(tools) if tools else None, "documents": None}
         variables["add_generation_prompt"] = add_generation_prompt
         try:
@@ -168,8 +178,10 @@ class Rendering:
         self._masked: list[dict[str, Any]] | None = None
         pattern = template.encoder.control_pattern
         strings = [*_strings(messages), *_strings(tools)]
-        self._has_control = any(pattern.search(text) for text in strings)
-        self._placeholder = next((c for c in _PLACEHOLDERS if not any(c in text for text in strings)), None)
+        self._has_control = any(map(pattern.search, strings))
+        self._placeholder: str | None = None
+        if self._has_control:
+            self._placeholder = next((c for c in _PLACEHOLDERS if not any(c in text for text in strings)), None)
 
     def upto(self, count: int) -> str:
         """Text of the first `count` messages, without a generation prompt."""

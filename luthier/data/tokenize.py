@@ -92,7 +92,7 @@ def tokenize_all(
     rows = iter(conversations)
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         plans = [_plan(conversation, template, section) for conversation in chunk]
-        template.encoder.prepare(_texts(plans))
+        template.encoder.prepare(_texts(plans, template.encoder))
         for conversation, plan in zip(chunk, plans, strict=True):
             if isinstance(plan, Dropped):
                 yield Tokenized(result=plan)
@@ -116,11 +116,13 @@ def raw_prompt_ids(prompt: str, template: ChatTemplate) -> list[int]:
     return [*_prefix(encoder, prompt, as_text), *encoded.ids]
 
 
-def _texts(plans: Sequence[_Plan | Dropped]) -> Iterator[str]:
+def _texts(plans: Sequence[_Plan | Dropped], encoder: Encoder) -> Iterator[str]:
     for plan in plans:
         if isinstance(plan, _Plan) and not plan.literals:
             yield plan.text
-            yield from (plan.text[:start] for start in plan.starts if start <= LONG_PREFIX)
+            for start in plan.starts:
+                if start <= LONG_PREFIX and not encoder.has_known_tail(plan.text, start):
+                    yield plan.text[:start]
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def _plan_chat(conversation: Conversation, template: ChatTemplate, section: Data
     literals = proof.literals if section.control_tokens == "text" else []
     if proof.literals:
         notes.append("control tokens in the data kept as text" if literals else "control tokens in the data allowed")
-    if template.encoder.default_prefix and not proof.text.startswith(template.tokenizer.bos_token or "\0"):
+    if template.encoder.default_prefix and not proof.text.startswith(template.encoder.bos[0] or "\0"):
         notes.append("template writes no BOS token, though the tokenizer adds one to plain text")
     return _Plan(
         text=proof.text, starts=proof.starts, literals=literals, weights=proof.weights, notes=notes,
@@ -270,13 +272,15 @@ def _check(encoded: Encoded, plan: _Plan, encoder: Encoder, notes: list[str]) ->
         Unprovable: with the first thing that is not as it should be.
     """
     text, ids = plan.text, encoded.ids
-    bos = encoder.tokenizer.bos_token_id
-    if bos is not None and [*plan.prefix, *ids][:2] == [bos, bos]:
-        raise Unprovable(f"the row begins with two {encoder.tokenizer.bos_token!r} tokens")
-    unknown = encoder.tokenizer.unk_token_id
-    written = [m.span() for m in encoder.control_pattern.finditer(text) if m.span() not in set(plan.literals)]
-    spelled = sum(1 for token in ids if token in encoder.control_ids and token != unknown)
-    expected = sum(1 for a, b in written if text[a:b] != encoder.tokenizer.unk_token)
+    begin, bos = encoder.bos
+    if bos is not None and [*plan.prefix, *ids[:2]][:2] == [bos, bos]:
+        raise Unprovable(f"the row begins with two {begin!r} tokens")
+    unknown_text, unknown = encoder.unknown
+    literals = set(plan.literals)
+    written = [m.span() for m in encoder.control_pattern.finditer(text) if m.span() not in literals]
+    control = encoder.control_ids
+    spelled = len([token for token in ids if token in control and token != unknown])
+    expected = sum(1 for a, b in written if text[a:b] != unknown_text)
     if spelled != expected:
         raise Unprovable(
             f"{spelled} control tokens where the template writes {expected}: the tokenizer changes the text"

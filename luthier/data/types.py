@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Branched", "Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment", "TrainRow"]
+__all__ = ["Branched", "Changed", "Conversation", "Dropped", "Example", "Pack", "RowRef", "Segment", "TrainRow"]
 
 Kind = Literal["chat", "prompt_completion", "text", "segments", "pair", "rated"]
 
@@ -132,13 +132,26 @@ TrainRow = Example | Branched
 """A tokenised row, of either kind."""
 
 
+Changed = Literal["redacted", "fixed", "trimmed", "cut", "template"]
+"""What happened to a row that is used otherwise than it stands in its file: personal data replaced, damaged text
+mended, a shared ending cut off, cut at `max_length`, text that the template altered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that is not used, and why. Never silently: counted and listed in the data manifest."""
+    """A row that is not used, and why. Never silently: counted in the manifest, listed in `data/losses.jsonl`."""
 
     ref: RowRef
     reason: Literal[
-        "overlong", "empty", "equal", "duplicate", "contaminated", "unprovable", "control_token", "sampled_out"
+        "overlong",
+        "empty",
+        "equal",
+        "duplicate",
+        "filtered",
+        "contaminated",
+        "unprovable",
+        "control_token",
+        "sampled_out",
     ]
     detail: str
 

@@ -7,18 +7,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from luthier.endpoint.reply import BadReply, text_of
 from luthier.runtime.atomic import write_json
 from luthier.runtime.hashing import hash_json
 
-__all__ = ["AnswerCache", "request_key"]
+__all__ = ["AnswerCache", "Answers", "request_key"]
 
 
 def request_key(url: str, body: dict[str, Any], *, variant: int) -> str:
     """Name of a request. `variant` tells apart several answers to the same one (sampling)."""
     return hash_json({"url": url, "body": body, "variant": variant})
+
+
+class Answers(Protocol):
+    """Where answers are kept."""
+
+    def get(self, key: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The kept answer to a request, or None."""
+        ...
+
+    def put(self, key: str, body: dict[str, Any], answer: dict[str, Any]) -> None:
+        """Keep an answer; on the disk when this returns."""
+        ...
 
 
 class AnswerCache:

@@ -1,13 +1,12 @@
 """A client of one model: `chat` asks once, `chat_many` asks many at the same time.
 
-    cache (disk) -> equal request in flight? -> budget -> gate -> attempt -> retry -> cache
+    cache (disk) -> equal request in flight? -> budget -> gate -> pace -> attempt -> retry -> cache
 
 Threads, not coroutines: callers are plain functions, and the work is waiting.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -15,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from luthier.endpoint.cache import AnswerCache, request_key
+from luthier.endpoint.cache import AnswerCache, Answers, request_key
+from luthier.endpoint.pace import Pace, tokens_at_most
 from luthier.endpoint.reply import BadReply, ChatRequest, Reply, error_of, read_reply, text_of
 from luthier.endpoint.retry import Gate, asked_wait, backoff, worth_retrying
 from luthier.endpoint.settings import EndpointSettings
 from luthier.endpoint.transport import Answer, Fault, post_json
-from luthier.endpoint.usage import Meter, Usage
+from luthier.endpoint.usage import Meter, Spent, Usage, body_bytes, spent_by
 from luthier.runtime.console import note
 from luthier.runtime.env import read_secret
 from luthier.runtime.errors import AccessError, RecipeError, RunFailed
@@ -36,18 +36,24 @@ class Endpoint:
     Args:
         settings: server, model, limits.
         cache_dir: where answers are kept; None: nowhere.
+        answers: instead of `cache_dir`, what keeps them.
+        earlier: what earlier sessions of the same work have used of the budgets.
 
     Raises:
         RecipeError: settings that cannot be right.
         AccessError: the variable that should hold the API key is not set.
     """
 
-    def __init__(self, settings: EndpointSettings, *, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self, settings: EndpointSettings, *, cache_dir: Path | None = None, answers: Answers | None = None,
+        earlier: Spent | None = None,
+    ) -> None:  # fmt: skip
         settings.require_valid()
         self.settings = settings
         self._key = _api_key(settings)
-        self._cache = AnswerCache(cache_dir)
-        self._meter = Meter(settings)
+        self._cache: Answers = answers or AnswerCache(cache_dir)
+        self._meter = Meter(settings, earlier=earlier)
+        self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self._gate = Gate()
         self._lock = threading.Lock()
         self._flying: dict[str, Future[dict[str, Any]]] = {}
@@ -65,6 +71,10 @@ class Endpoint:
         """Send nothing more; threads that wait stop waiting."""
         self._gate.closed_for_good.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def send_no_more(self) -> None:
+        """Nothing new is sent and nobody waits for another attempt; what is in flight is waited for, and kept."""
+        self._gate.closed_for_good.set()
 
     def usage(self) -> Usage:
         """Counts and cost so far."""
@@ -138,21 +148,23 @@ class Endpoint:
 
     def _ask(self, body: dict[str, Any], max_tokens: int, given_up: threading.Event) -> dict[str, Any]:
         """Attempts until an answer is good, within the budget."""
-        size = len(json.dumps(body, ensure_ascii=False).encode("utf-8"))
+        size = body_bytes(body)
         reserved = self._meter.reserve(request_bytes=size, max_tokens=max_tokens)
         try:
-            value = self._attempts(body, given_up)
+            value = self._attempts(body, given_up, tokens=tokens_at_most(size, max_tokens))
         except BaseException:
             self._meter.release(reserved)
             raise
         self._meter.settle(reserved, value.get("usage"))
         return value
 
-    def _attempts(self, body: dict[str, Any], given_up: threading.Event) -> dict[str, Any]:
+    def _attempts(self, body: dict[str, Any], given_up: threading.Event, *, tokens: float) -> dict[str, Any]:
         settings = self.settings
         pause = 0.0
         for attempt in range(settings.max_retries + 1):
-            if not self._gate.wait(given_up, at_least=pause):
+            open_now = self._gate.wait(given_up, at_least=pause)
+            sent = self._pace.wait(tokens, given_up, self._gate.closed_for_good) if open_now else None
+            if sent is None:
                 raise AccessError(code="R760", message=f"{settings.host}: given up, or the client was closed")
             if attempt:
                 self._meter.count_retry()
@@ -160,7 +172,10 @@ class Endpoint:
             try:
                 answer = post_json(settings.url, body, headers=self._headers(), timeout=settings.timeout_seconds)
                 if answer.status == 200:
-                    return read_reply(answer.body)
+                    value = read_reply(answer.body)
+                    used = spent_by(body, value.get("usage")).tokens if isinstance(value.get("usage"), dict) else tokens
+                    self._pace.correct(sent, used)
+                    return value
                 self._refuse_hopeless(answer)
                 asked = asked_wait(answer.headers)
                 reason = f"status {answer.status}: {self._hide(error_of(answer.body)[0])}"

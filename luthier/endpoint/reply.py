@@ -39,7 +39,7 @@ class Reply:
 
     text: str
     finish_reason: str | None
-    """`length`: it was cut at `max_tokens`."""
+    """`length`: it was cut at `max_tokens`; `refusal`: the model refused, in its own field of the answer."""
     cached: bool
     raw: Mapping[str, Any]
     """The whole JSON answer."""
@@ -73,7 +73,7 @@ def read_reply(body: bytes) -> dict[str, Any]:
 
 
 def text_of(value: Mapping[str, Any]) -> tuple[str, str | None]:
-    """(text, finish reason) of a parsed answer.
+    """(text, finish reason) of a parsed answer; of a refusal its words, and `refusal`.
 
     Raises:
         BadReply: there is no text in it.
@@ -84,7 +84,9 @@ def text_of(value: Mapping[str, Any]) -> tuple[str, str | None]:
     content = message.get("content") if isinstance(message, dict) else None
     if not isinstance(first, dict) or not isinstance(content, str):
         refusal = message.get("refusal") if isinstance(message, dict) else None
-        raise BadReply("the answer holds no choices[0].message.content" + (f": {refusal}" if refusal else ""))
+        if isinstance(refusal, str) and refusal:
+            return refusal, "refusal"  # asking again would be refused, and paid, again
+        raise BadReply("the answer holds no choices[0].message.content")
     reason = first.get("finish_reason")
     return content, reason if isinstance(reason, str) else None
 

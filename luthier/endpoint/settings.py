@@ -36,6 +36,12 @@ class EndpointSettings:
     """US dollars a million completion tokens."""
     budget_usd: float | None = None
     """Most that may be spent by this client; needs both prices."""
+    budget_tokens: int | None = None
+    """Most tokens, of prompts and answers together, that may be used by this client."""
+    requests_per_minute: float | None = None
+    """Attempts sent in any minute; None: any number."""
+    tokens_per_minute: float | None = None
+    """Tokens, of prompts and answers together, in any minute; None: any number."""
 
     @property
     def url(self) -> str:
@@ -69,6 +75,10 @@ class EndpointSettings:
         for name in ("timeout_seconds", "first_wait_seconds", "max_wait_seconds", "concurrency"):
             if getattr(self, name) <= 0:
                 faults.append((f"{name} must be above 0, got {getattr(self, name)}", None))
+        for name in ("budget_tokens", "requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                faults.append((f"{name} must be 1 or more, got {value}", None))
         if self.max_retries < 0:
             faults.append((f"max_retries must be 0 or more, got {self.max_retries}", None))
         if self.budget_usd is not None and (self.input_price is None or self.output_price is None):

@@ -1,4 +1,4 @@
-"""Batched greedy generation: many prompts in, many answers out, in the caller's order.
+"""Batched generation: many prompts in, many answers out, in the caller's order.
 
     prompts --sort by length, longest first--> batches --read--> [ decode 16 tokens; drop finished rows ] ...
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,8 +60,9 @@ def generate(
     label: str = "generate",
     max_batch_tokens: int | None = None,
     share_prefix: bool = True,
+    sampling: Mapping[str, Any] | None = None,
 ) -> list[Generation]:
-    """Greedy answers to all prompts.
+    """Answers to all prompts, greedy unless `sampling` says otherwise.
 
     Args:
         model: Causal language model of transformers, with or without PEFT adapters. Training mode and
@@ -74,6 +75,8 @@ def generate(
         label: Shown beside the progress bar.
         max_batch_tokens: Most tokens (padding and answers included) at once; bounds the cache of keys and values.
         share_prefix: Compute a common beginning of all prompts once, where the model allows it.
+        sampling: Keys of a generation_config, for instance `{"do_sample": True, "temperature": 0.7, "top_k": 0}`;
+            draws are from torch's global random state.
 
     Raises:
         RecipeError: an empty prompt, or one that leaves no room for the answer.
@@ -81,7 +84,7 @@ def generate(
     """
     _check(model, prompts, max_new_tokens)
     stops = frozenset(stop_ids)
-    config = settings(stop_ids=stop_ids, pad_id=_pad_id(tokenizer, stop_ids))
+    config = settings(stop_ids=stop_ids, pad_id=_pad_id(tokenizer, stop_ids), **(sampling or {}))
     answers: list[tuple[int, ...]] = [()] * len(prompts)
     hint = f"lower `evaluate.batch_size` (now {batch_size}) or the task's `max_new_tokens` (now {max_new_tokens})"
     with (

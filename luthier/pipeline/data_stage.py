@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from luthier.curate.contamination.step import STAGE as CONTAMINATION_STAGE
@@ -11,12 +11,15 @@ from luthier.data.sources import hash_source
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import CODE_VERSION
 from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.online_rules import split_python
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
+from luthier.runtime.hashing import hash_file
 
 __all__ = ["data_depends", "prepare_data"]
 
-DUPLICATES_FILE = "data/duplicates.jsonl"
+LOSSES_FILE = "data/losses.jsonl"
+SCORES_FILE = "data/scores.jsonl"
 CONTAMINATION_FILE = "data/contamination.jsonl"
 
 
@@ -31,9 +34,17 @@ def data_depends(session: Session) -> dict[str, Any]:
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
         "kind": row_kind(session.recipe.objective.name),
+        **_filter_facts(session),
         **_prompt_facts(session),
         **_evaluation_facts(session),
     }
+
+
+def _filter_facts(session: Session) -> dict[str, Any]:
+    """Code of the user that decides which rows stay."""
+    filters = session.recipe.data.filters
+    files = [split_python(one)[0] for one in filters.python] if filters is not None else []
+    return {"filter_code": [hash_file(Path(file).expanduser()) for file in files]} if files else {}
 
 
 def _evaluation_facts(session: Session) -> dict[str, Any]:
@@ -57,10 +68,10 @@ def _prompt_facts(session: Session) -> dict[str, Any]:
 
 
 def prepare_data(session: Session) -> dict[str, Any]:
-    """Rows as tokens, their manifest, and what was dropped as a duplicate."""
+    """Rows as tokens, their manifest, and what was lost on the way."""
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
-    _write_duplicates(session)
+    _write_losses(session)
     _write_contamination(session)
     dropped = sum(manifest["dropped"].values())
     if session.is_online:
@@ -89,20 +100,6 @@ def _say_rows(manifest: dict[str, Any], dropped: int) -> None:
             note(f"  {line}")
 
 
-def _write_duplicates(session: Session) -> None:
-    """Each row that was dropped for another one; no file when duplicates were not looked for."""
-    file = session.run.path / DUPLICATES_FILE
-    curated = session.prepared.curated
-    if curated is None or not {"dedup", "validation"} & set(curated.report):
-        file.unlink(missing_ok=True)
-        return
-    records = [record for record in curated.records if record["stage"] != CONTAMINATION_STAGE]
-    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    counts = Counter(record["stage"] for record in records)
-    listed = ", ".join(f"{count:,} {stage}" for stage, count in counts.items()) or "none"
-    note(f"  duplicates dropped: {listed}; each one is in {DUPLICATES_FILE}")
-
-
 def _write_contamination(session: Session) -> None:
     """Each training row that holds an evaluation row, dropped or not; no file when none were looked for."""
     file = session.run.path / CONTAMINATION_FILE
@@ -110,11 +107,34 @@ def _write_contamination(session: Session) -> None:
     if curated is None or CONTAMINATION_STAGE not in curated.report:
         file.unlink(missing_ok=True)
         return
-    records = [record for record in curated.records if record["stage"] == CONTAMINATION_STAGE]
-    write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    _write_lines(file, [record for record in curated.records if record["stage"] == CONTAMINATION_STAGE])
     told = curated.report[CONTAMINATION_STAGE]
     listed = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
     dropped = f", {told['dropped']:,} dropped" if told["dropped"] else ""
     note(
         f"  training rows like one of {told['against_rows']:,} evaluation rows: {listed}{dropped}; {CONTAMINATION_FILE}"
     )
+
+
+def _write_losses(session: Session) -> None:
+    """Each dropped or changed row, and the scores of a judge; what an earlier run left is replaced."""
+    prepared, folder = session.prepared, session.run.path
+    _write_lines(folder / LOSSES_FILE, prepared.losses)
+    _write_lines(folder / SCORES_FILE, prepared.curated.scored if prepared.curated else [], keep_empty=False)
+    (folder / "data" / "duplicates.jsonl").unlink(missing_ok=True)  # the list of an older Luthier
+    for what in ("dropped", "changed"):
+        told = prepared.manifest["losses"][what]
+        counts = [(", ".join(filter(None, pair)), n) for reason in told for pair, n in _pairs(reason, told[reason])]
+        if counts:
+            note(f"  {what}: {'; '.join(f'{n:,} {name}' for name, n in counts)}; each one is in {LOSSES_FILE}")
+
+
+def _pairs(reason: str, stages: dict[str, int]) -> list[tuple[tuple[str, str], int]]:
+    return [((reason, stage), count) for stage, count in stages.items()]
+
+
+def _write_lines(file: Path, records: list[dict[str, Any]], *, keep_empty: bool = True) -> None:
+    if records or keep_empty:
+        write_text(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    else:
+        file.unlink(missing_ok=True)

@@ -163,6 +163,10 @@ class Session:
     @cached_property
     def prepared(self) -> Prepared:
         """Rows as tokens with their masks; from the cache when nothing changed."""
+        return self.prepare()
+
+    def prepare(self, *, keep_rows: bool = False) -> Prepared:
+        """`prepared`, made anew; with `keep_rows` the rows themselves, too."""
         if self.is_online:
             return self.prompts.prepared
         from luthier.curate.apply import curator
@@ -175,9 +179,11 @@ class Session:
             template_kwargs=self.recipe.model.chat_template_kwargs,
             cache_dir=read_env().cache_dir / "data",
             kind=row_kind(self.recipe.objective.name),
+            keep_rows=keep_rows,
             curate=curator(
                 self.recipe.data,
                 cache_dir=read_env().cache_dir / "dedup",
+                tokenizer=self.tokenizer,
                 evaluation=self._evaluation_sets if self.recipe.evaluate.tasks else None,
             ),
         )

@@ -184,6 +184,34 @@ def _merge(session: Session) -> dict[str, Any]:
     return value
 
 
+def _gguf_depends(session: Session) -> dict[str, Any]:
+    merged = session.run.stage("merge")
+    return {
+        "code": CODE_VERSION["gguf"],
+        "merged": merged.finished_at if merged else None,
+        "types": session.recipe.export.gguf,
+        "name": _model_name(session),
+    }
+
+
+def _model_name(session: Session) -> str:
+    return session.run.path.resolve().name
+
+
+def _gguf(session: Session) -> dict[str, Any]:
+    from luthier.export.gguf.check import report_lines
+    from luthier.export.gguf.export import export_gguf
+
+    run = session.run.path
+    reports = export_gguf(run / "merged", run / "gguf", session.recipe.export.gguf, name=_model_name(session))
+    value = {"files": [report.to_json() for report in reports]}
+    write_json(run / "export" / "gguf.json", value)
+    for report in reports:
+        for line in report_lines(report.to_json()):
+            note(f"  {line}")
+    return value
+
+
 def _report_depends(session: Session) -> dict[str, Any]:
     done = {stage.name: session.run.stage(stage.name) for stage in STAGES[:-1]}
     return {name: record.finished_at for name, record in done.items() if record is not None}
@@ -221,6 +249,8 @@ STAGES: tuple[Stage, ...] = (
           action=_compare, outputs=("eval/comparison.json",)),
     Stage(name="merge", title="into the original base", wanted=lambda recipe: recipe.export.merge,
           depends_on=_merge_depends, action=_merge, outputs=("merged", "export/merge.json")),
+    Stage(name="gguf", title="files for llama.cpp, read back", wanted=lambda recipe: bool(recipe.export.gguf),
+          depends_on=_gguf_depends, action=_gguf, outputs=("export/gguf.json", "gguf")),
     Stage(name="report", title="one page", wanted=_always, depends_on=_report_depends, action=_report,
           outputs=("report.html",)),
 )  # fmt: skip

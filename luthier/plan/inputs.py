@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.data.files import DataFile, find_files, is_local
+from luthier.data.mixing import passes
 from luthier.data.sources import read_conversations
 from luthier.data.types import Conversation
 from luthier.model.locate import locate_model
@@ -15,7 +16,7 @@ from luthier.plan.known import known_model
 from luthier.plan.shape import ModelShape, read_shape
 from luthier.plan.work import Documents, assumed_documents, documents_from_lengths, documents_from_manifest
 from luthier.recipe.objective_kind import pack_capacity, read_as, row_kind
-from luthier.recipe.schema import DataSection, Recipe, Source
+from luthier.recipe.schema import DataSection, MixSection, Recipe, Source
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import LuthierError
 
@@ -84,11 +85,11 @@ def _finished_stage(recipe: Recipe) -> Documents | None:
 def _estimated(recipe: Recipe) -> Documents:
     """Lengths of the first rows of each source, by their words and digits."""
     data, kind = recipe.data, read_as(row_kind(recipe.objective.name))
-    lengths: list[tuple[int, int, float]] = []
+    sources: list[list[tuple[int, int, float]]] = []
     exact = True
     for index, source in enumerate(data.train):
         if not is_local(source.path):
-            raise _NotCheap(f"{source.path} is on the hub")
+            raise _NotCheap(f"{source.path} is not on this disk")
         files = find_files(source.path, split=source.split)
         if sum(file.path.stat().st_size for file in files) > CHEAP_BYTES:
             raise _NotCheap(f"{source.path} is larger than {CHEAP_BYTES >> 20} MiB")
@@ -100,13 +101,29 @@ def _estimated(recipe: Recipe) -> Documents:
         exact = exact and sample.rows < limit
         used = [size for row in sample.conversations if (size := _size(row, data)) is not None]
         factor = source.weight * count / max(1, sample.rows)
-        lengths += [(total, trained, factor) for total, trained in used]
+        sources.append([(total, trained, factor) for total, trained in used])
+    lengths = [row for own, times in zip(sources, _times(data, sources), strict=True) for row in _repeated(own, times)]
     share = _trained_share(data, sum(times for _, _, times in lengths))
     lengths = [(total, trained, times * share) for total, trained, times in lengths]
     return documents_from_lengths(
         lengths, max_length=pack_capacity(kind, data.max_length), packing=data.packing, overlong=data.overlong,
         how=f"estimated from words and digits of {'all rows' if exact else f'the first {SAMPLE:,} rows'}",
     )  # fmt: skip
+
+
+def _times(data: DataSection, sources: Sequence[Sequence[tuple[int, int, float]]]) -> list[float]:
+    """How often each source is used in a mixture by shares; 1 without shares (weights are in the factors)."""
+    shares = [source.share for source in data.train if source.share is not None]
+    if not shares:
+        return [1.0] * len(sources)
+    mix = data.mix or MixSection()
+    place = {"tokens": 0, "trained_tokens": 1}.get(mix.by)
+    totals = [sum((1 if place is None else row[place]) * row[2] for row in own) for own in sources]
+    return passes(mix, shares, totals) if all(totals) else [1.0] * len(sources)
+
+
+def _repeated(rows: Sequence[tuple[int, int, float]], times: float) -> list[tuple[int, int, float]]:
+    return [(total, trained, factor * times) for total, trained, factor in rows]
 
 
 def _trained_share(data: DataSection, rows: float) -> float:

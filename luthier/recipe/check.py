@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.judge_schema import EvaluationJudge
+from luthier.recipe.parts import Parts
 from luthier.recipe.positions import Document, Locate
-from luthier.recipe.rules import Parts, apply_rules
+from luthier.recipe.rules import apply_rules
 from luthier.recipe.schema import (
     DataSection,
     DecontaminateSection,
@@ -55,6 +57,7 @@ def check_parts(document: Document) -> list[Problem]:
         data=_valid(DataSection, value.get("data", {})) if "data" not in bad else None,
         sources=_valid_items(Source, below("data").get("train")),
         validation=_valid(ValidationSection, below("data").get("validation", {})) if "data" not in bad else None,
+        filters=_valid(FilterSection, found) if "data" not in bad and (found := below("data").get("filters")) else None,
         dedup=_valid(DedupSection, dedup) if "data" not in bad and (dedup := below("data").get("dedup")) else None,
         decontaminate=_valid(DecontaminateSection, found)
         if "data" not in bad and (found := below("data").get("decontaminate"))

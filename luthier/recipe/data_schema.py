@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from luthier.recipe.decontaminate_schema import DecontaminateSection
+from luthier.recipe.filter_schema import FilterSection
 from luthier.recipe.section import Section
 
-__all__ = ["DataSection", "DedupSection", "Source", "ValidationSection"]
+__all__ = ["DataSection", "DedupSection", "MixSection", "Source", "ValidationSection"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 TrainFormat = Literal[
@@ -19,10 +20,11 @@ TrainFormat = Literal[
 
 
 class Source(Section):
-    """One file, folder or hub data set."""
+    """One file, folder, hub data set, or part of an object store."""
 
     path: str
-    """Local file (json, jsonl, csv, parquet, arrow; .gz), folder, glob, or hub data set id."""
+    """Local file (json, jsonl, csv, parquet, arrow; text kinds also .gz, .bz2, .xz, .zst), folder, glob, hub data set
+    id, or a URL of an object store (s3://, gs://, abfs://) or web server."""
     format: TrainFormat = "auto"
     """Shape of a row. `auto` looks at the rows and prints its verdict. The last four are preferences."""
     map: dict[str, str] = Field(default_factory=dict)
@@ -38,6 +40,20 @@ class Source(Section):
     """Use only the first rows (before any shuffle)."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """How often each row of this source is used in an epoch: 2 repeats each row, 0.5 takes a seeded half."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Part of the mixture that comes from this source, in what `data.mix.by` counts. All sources name one, or none."""
+
+
+class MixSection(Section):
+    """How sources with a `share` are mixed. Which rows are taken is decided by their content and the seed."""
+
+    by: Literal["trained_tokens", "tokens", "rows"] = "trained_tokens"
+    """What a share is a share of. Of the loss, a token share is a share of the trained tokens."""
+    stop: Literal["first_exhausted", "all_exhausted", "largest_once"] = "first_exhausted"
+    """How much is taken: as much as no row is used twice; as much as every row is used; or every row of the largest
+    source once."""
+    size: PositiveInt | None = None
+    """How much is taken, instead of `stop`: so many tokens or rows (see `by`); sources with fewer repeat theirs."""
 
 
 class ValidationSection(Section):
@@ -72,7 +88,8 @@ class DedupSection(Section):
     keep: Literal["first", "longest", "score"] = "first"
     """Which of several duplicates stays: the first, the one with most characters, the one with the highest `score`."""
     score: str | None = None
-    """Column with a number, for `keep: score`; dots reach into nested objects."""
+    """Column with a number, for `keep: score`; dots reach into nested objects. `@judge`: the score of
+    `data.filters.judge`."""
     numbers: Literal["same", "any"] = "same"
     """`same`: rows are no fuzzy or semantic duplicates if each has a number that the other lacks. `any`: they may."""
     ignore: list[Literal["unicode", "case", "whitespace", "punctuation"]] = Field(
@@ -88,8 +105,15 @@ class DataSection(Section):
 
     train: Annotated[list[Source], Field(min_length=1)]
     """Sources of training rows."""
+    mix: MixSection | None = None
+    """How sources with a `share` are mixed; null: by trained tokens, no row twice."""
+    streaming: bool | None = None
+    """Read the rows once and keep them tokenised on disk instead of in memory, for sets larger than memory. null: where
+    the files are large for this machine and nothing asks for all rows at once."""
     validation: ValidationSection = Field(default_factory=ValidationSection)
     """Held-out rows for the validation loss."""
+    filters: FilterSection | None = None
+    """Mend, redact or leave out rows for what they say, each one listed, before `dedup`; null: nothing is looked at."""
     dedup: DedupSection | None = None
     """Leave out duplicate rows, each one listed; null: leave none out. `{}` is exact and fuzzy."""
     decontaminate: DecontaminateSection | None = None

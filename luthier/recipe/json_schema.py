@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from luthier.recipe.schema import Recipe
 
 __all__ = ["SCHEMA_ID", "json_schema"]
@@ -12,12 +14,14 @@ SCHEMA_ID = "luthier-recipe-1.schema.json"
 """Relative on purpose: `luthier schema > luthier-recipe-1.schema.json` puts it beside the recipes."""
 
 
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of version 1 of the recipe.
+def json_schema(
+    model: type[BaseModel] = Recipe, *, schema_id: str = SCHEMA_ID, title: str = "Luthier recipe"
+) -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of version 1 of the recipe, or of another file made of sections.
 
     A section may be left empty (`train:` and nothing below), so optional sections take null as well.
     """
-    schema = Recipe.model_json_schema()
+    schema = model.model_json_schema()
     for definition in (schema, *schema["$defs"].values()):
         for name, field in definition["properties"].items():
             field.pop("title", None)
@@ -29,9 +33,9 @@ def json_schema() -> dict[str, Any]:
             )
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": SCHEMA_ID,
+        "$id": schema_id,
         **schema,
-        "title": "Luthier recipe",
+        "title": title,
     }
 
 

@@ -23,7 +23,7 @@ from luthier.recipe.validate import validate
 from luthier.recipe.yaml12 import MAX_BYTES, parse_yaml, whole_text
 from luthier.runtime.errors import Problem, RecipeError
 
-__all__ = ["LoadedRecipe", "dump_yaml", "load_recipe", "recipe_from_dict"]
+__all__ = ["LoadedRecipe", "dump_yaml", "load_recipe", "read_document", "recipe_from_dict"]
 
 _INIT = "`luthier init DATA` writes a recipe to start from"
 
@@ -49,13 +49,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises:
         RecipeError: with every problem, in file order.
     """
-    origin = os.fspath(path)
-    text = _read(Path(path), origin)
-    document = parse_yaml(text, origin=origin)
+    document = read_document(path)
     if document.readable and document.value is None and not document.problems:
-        raise RecipeError(problems=[Problem(code="C101", message="the recipe is empty", file=origin, hint=_INIT)])
+        problem = Problem(code="C101", message="the recipe is empty", file=document.origin, hint=_INIT)
+        raise RecipeError(problems=[problem])
+    text = document.text
     recipe = _finish(document, overrides)
     return LoadedRecipe(recipe=recipe, path=Path(path), text=text, overrides=tuple(overrides))
+
+
+def read_document(path: Path) -> Document:
+    """The plain values of a YAML 1.2 file and where they stand; what is wrong with the YAML is in its `problems`.
+
+    Raises:
+        RecipeError: no file, or none that is text.
+    """
+    origin = os.fspath(path)
+    return parse_yaml(_read(Path(path), origin), origin=origin)
 
 
 def recipe_from_dict(value: Mapping[str, Any], *, origin: str) -> Recipe:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from functools import cache
 
+from pydantic import BaseModel
+
 from luthier.recipe.describe import item_type, section_of
 from luthier.recipe.schema import Recipe
 
@@ -162,8 +164,8 @@ OTHER_NAMES: dict[str, str] = {
 
 
 @cache
-def sections() -> dict[str, tuple[str, ...]]:
-    """Every section with its keys: `""` is the top, `data.train.*` an item of a list."""
+def sections(model: type[BaseModel] = Recipe) -> dict[str, tuple[str, ...]]:
+    """Every section of a model with its keys: `""` is the top, `data.train.*` an item of a list."""
     found: dict[str, tuple[str, ...]] = {}
 
     def walk(prefix: str, model: type) -> None:
@@ -175,7 +177,7 @@ def sections() -> dict[str, tuple[str, ...]]:
                 many = item_type(field.annotation) is not None
                 walk(f"{prefix}.{name}".lstrip(".") + (".*" if many else ""), section)
 
-    walk("", Recipe)
+    walk("", model)
     return found
 
 
@@ -209,29 +211,31 @@ def near(word: str, candidates: tuple[str, ...] | list[str]) -> list[str]:
     return difflib.get_close_matches(word, candidates, n=1, cutoff=0.72)
 
 
-def suggest(key: str, section: str) -> str:
+def suggest(key: str, section: str, model: type[BaseModel] = Recipe) -> str:
     """The hint for an unknown key.
 
     Args:
         key: as written.
-        section: one of `sections()`, where it was written.
+        section: one of `sections(model)`, where it was written.
+        model: what the file holds; other tools' names are known for a recipe alone.
     """
     if key == "<<":
         return "YAML 1.2 has no merge keys: write the keys out"
-    here, plain = sections()[section], key.strip().lower().replace("-", "_")
-    named = OTHER_NAMES.get(plain)
+    known = sections(model)
+    here, plain = known[section], key.strip().lower().replace("-", "_")
+    named = OTHER_NAMES.get(plain) if model is Recipe else None
     if named is not None:
         return _belongs(named, section)
     close = near(key, here)
     if close and edit_distance(plain, close[0], limit=1) <= 1:
         return _did_you_mean(close)
     # Sections before list items, so that `limit` and the like point at `data.train` first.
-    elsewhere = [f"{other}.{plain}".lstrip(".") for other, keys in sections().items() if plain in keys]
+    elsewhere = [f"{other}.{plain}".lstrip(".") for other, keys in known.items() if plain in keys]
     if elsewhere:
         return f'"{plain}" belongs in {_spoken(elsewhere[0].rpartition(".")[0])}'
     if close:
         return _did_you_mean(close)
-    for other, keys in sections().items():
+    for other, keys in known.items():
         if other != section and len(plain) > 3 and (found := near(key, keys)):
             return f'did you mean "{found[0]}" in {_spoken(other)}?'
     return "allowed here: " + ", ".join(here)

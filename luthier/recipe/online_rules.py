@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from luthier.recipe.names import takes_from_base
-from luthier.recipe.online_schema import GrpoSection, RewardSpec
+from luthier.recipe.online_schema import GrpoSection, JudgeSection, RewardSpec
 from luthier.recipe.positions import Locate
 from luthier.recipe.schedules import FEEDBACK
 from luthier.recipe.schema import DataSection, MethodSection, ModelSection, TrainSection, ValidationSection
 from luthier.runtime.errors import Problem
 
 __all__ = [
-    "grpo_rules", "grpo_values", "label_of", "split_python", "surroundings", "unused_in_data", "unused_in_grpo",
-    "unused_in_reward",
+    "endpoint_rules", "grpo_rules", "grpo_values", "label_of", "split_python", "surroundings", "unused_in_data",
+    "unused_in_grpo", "unused_in_reward",
 ]  # fmt: skip
 
 _OF_KIND = {
@@ -110,7 +110,7 @@ def grpo_rules(grpo: GrpoSection, locate: Locate) -> Iterator[Problem]:
             yield locate(f"{place}.name").problem("C110", message, hint="give each a `label`")
         seen.add(label_of(reward))
     if any(reward.name == "judge" for reward in grpo.rewards):
-        yield from _judge(grpo, locate)
+        yield from endpoint_rules(grpo.judge, f"{prefix}.judge", locate, what="a judge reward")
     if grpo.use_vllm and grpo.vllm_mode == "server" and grpo.vllm_server_base_url is None:
         message = "vllm_mode server needs `vllm_server_base_url`"
         yield locate(f"{prefix}.vllm_mode").problem("C110", message, hint="for instance http://localhost:8000")
@@ -153,11 +153,11 @@ def _length(reward: RewardSpec, grpo: GrpoSection, place: str, locate: Locate) -
         yield locate(f"{place}.max_tokens").problem("C110", message, hint="lower max_tokens")
 
 
-def _judge(grpo: GrpoSection, locate: Locate) -> Iterator[Problem]:
-    judge, prefix = grpo.judge, "objective.grpo.judge"
+def endpoint_rules(judge: JudgeSection, prefix: str, locate: Locate, *, what: str) -> Iterator[Problem]:
+    """The server that is asked; `what` asks it."""
     for key in ("base_url", "model"):
         if not getattr(judge, key):
-            yield locate(prefix).problem("C110", f"a judge reward needs `{prefix}.{key}`")
+            yield locate(prefix).problem("C110", f"{what} needs `{prefix}.{key}`")
     if judge.base_url and not judge.base_url.startswith(("http://", "https://")):
         message = f'`{prefix}.base_url` is no http(s) URL: "{judge.base_url}"'
         yield locate(f"{prefix}.base_url").problem("C103", message, hint="for instance http://localhost:8000/v1")

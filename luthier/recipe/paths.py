@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import difflib
 import glob
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["expand", "is_folder", "is_url", "looks_local", "missing_path", "near_names"]
+__all__ = ["expand", "glob_paths", "is_folder", "is_url", "looks_local", "missing_path", "near_names"]
 
 DATA_SUFFIXES = (
-    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".txt",
-    ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl",
+    ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".bz2", ".xz", ".zst",
+    ".txt", ".zip", ".tar", ".xlsx", ".yaml", ".yml", ".pkl",
 )  # fmt: skip
 _GLOB = re.compile(r"[*?\[]")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -30,7 +32,7 @@ def expand(text: str) -> Path:
 
 
 def is_url(text: str) -> bool:
-    """`scheme://...`; nothing is fetched by URL."""
+    """`scheme://...`."""
     return _URL.match(text) is not None
 
 
@@ -39,11 +41,26 @@ def looks_local(text: str, *, suffixes: tuple[str, ...] = DATA_SUFFIXES) -> bool
 
     Without `suffixes` it is a model or tokenizer, which is never a single file.
     """
+    if suffixes and is_url(text):
+        return False
     if "\0" in text or text.startswith((".", "/", "~")) or text.lower().endswith(suffixes) or _GLOB.search(text):
         return True
     if suffixes and "/" in text and expand(text).parent.is_dir():
         return True  # `data/tickets` beside a folder `data`: a slip, not the data set of an owner called data
     return _HUB_ID.match(text) is None or _exists(expand(text))
+
+
+def glob_paths(pattern: Path) -> Iterator[Path]:
+    """What a glob matches, in no order. `**` goes into folders, not through links to them: those may go in circles."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.iglob(str(pattern)))  # noqa: PTH207 - `Path.glob` takes no absolute patterns
+        return
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    rest = pattern.parts[len(fixed) :]
+    dotted = any(part.startswith(".") for part in rest)
+    for path in Path(*fixed).glob(str(Path(*rest))):
+        if dotted or not any(part.startswith(".") for part in path.parts[len(fixed) :]):
+            yield path
 
 
 def is_folder(text: str) -> bool:
@@ -82,8 +99,8 @@ def near_names(path: Path, *, suffixes: tuple[str, ...] = ()) -> list[str]:
 
 
 def _matches(path: Path, text: str) -> bool:
-    """Whether a glob matches anything. `Path.glob` takes no absolute patterns."""
-    return _GLOB.search(text) is not None and next(glob.iglob(str(path), recursive=True), None) is not None  # noqa: PTH207
+    """Whether a glob matches anything."""
+    return _GLOB.search(text) is not None and next(glob_paths(path), None) is not None
 
 
 def _exists(path: Path) -> bool:

@@ -18,7 +18,9 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
+from luthier.recipe.filter_rules import filter_values
 from luthier.recipe.objective import default_values, objective_values
+from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online import choose_completions, online_rate, online_steps
 from luthier.recipe.online_rules import unused_in_data
 from luthier.recipe.paths import is_folder, looks_local
@@ -29,6 +31,7 @@ from luthier.recipe.unused import (
     unused_in_decontaminate,
     unused_in_dedup,
     unused_in_method,
+    unused_in_mix,
     unused_in_source,
     unused_in_task,
     unused_in_train,
@@ -262,23 +265,25 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     `recipe_from_dict` and `load_recipe` take it back, and later defaults do not change it.
     """
     value = recipe.model_dump(mode="json")
-    validation = recipe.data.validation
-    validates = validation.path is not None or validation.fraction > 0
+    data, own = recipe.data, value["data"]
+    sources: list[tuple[Any, Any]] = list(zip(data.train, own["train"], strict=True))
+    validates = data.validation.path is not None or data.validation.fraction > 0
     _remove(value["method"], unused_in_method(recipe.method))
     if recipe.objective.name == "grpo":
-        _remove(value["data"], unused_in_data())
+        _remove(own, unused_in_data())
     value["objective"] = objective_values(recipe.objective)
     _remove(value["train"], unused_in_train(recipe.train, validates=validates))
-    _remove(value["data"]["validation"], unused_in_validation(validation))
-    if recipe.data.dedup is not None:
-        _remove(value["data"]["dedup"], unused_in_dedup(recipe.data.dedup))
-    if recipe.data.decontaminate is not None:
-        section = value["data"]["decontaminate"]
-        _remove(section, unused_in_decontaminate(recipe.data.decontaminate))
-        for place, entry in enumerate(section.get("against", [])):
-            other = recipe.data.decontaminate.against[place]
-            _remove(entry, unused_in_source(other, local=looks_local(other.path), folder=is_folder(other.path)))
-    for source, entry in zip(recipe.data.train, value["data"]["train"], strict=True):
+    _remove(own["validation"], unused_in_validation(data.validation))
+    if data.filters is not None:
+        own["filters"] = filter_values(data.filters, row_kind(recipe.objective.name))
+    if data.dedup is not None:
+        _remove(own["dedup"], unused_in_dedup(data.dedup))
+    if data.mix is not None:
+        _remove(own["mix"], unused_in_mix(data.mix))
+    if data.decontaminate is not None:
+        _remove(own["decontaminate"], unused_in_decontaminate(data.decontaminate))
+        sources += zip(data.decontaminate.against, own["decontaminate"].get("against", []), strict=False)
+    for source, entry in sources:
         _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
     for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):
         _remove(entry, unused_in_task(task))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from luthier.recipe.data_schema import DataSection, DedupSection, Source, ValidationSection
+from luthier.recipe.data_schema import DataSection, DedupSection, MixSection, Source, ValidationSection
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
 from luthier.recipe.evaluate_schema import EvaluateSection, TaskSpec
 from luthier.recipe.names import OptimName, ScheduleName, StartName
@@ -26,6 +26,7 @@ __all__ = [
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
+    "MixSection",
     "ModelSection",
     "ObjectiveSection",
     "Recipe",
@@ -36,6 +37,10 @@ __all__ = [
 ]
 
 Auto = Literal["auto"]
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k",
+]  # fmt: skip
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -221,6 +226,8 @@ class ExportSection(Section):
     """Merge adapters into the original base and check the result against the adapter."""
     max_shard_size: str = "5GB"
     """Largest safetensors file."""
+    gguf: list[GgufType] = Field(default_factory=list)
+    """GGUF files for llama.cpp, Ollama and LM Studio, each read back and compared; needs `merge`."""
 
 
 class Recipe(Section):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from luthier.recipe.parts import Parts
 from luthier.recipe.positions import Document
-from luthier.recipe.rules import Parts, apply_rules
+from luthier.recipe.rules import apply_rules
 from luthier.recipe.schema import EvaluateSection
 from luthier.recipe.yaml12 import parse_yaml
 from luthier.runtime.errors import Problem, RecipeError

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.optimizers import OPTIMIZERS
+from luthier.recipe.paths import is_url
 from luthier.recipe.schedules import NO_WARMUP
 from luthier.recipe.schema import (
     AgainstSource,
     DecontaminateSection,
     DedupSection,
     MethodSection,
+    MixSection,
     ObjectiveSection,
     Source,
     TaskSpec,
@@ -21,7 +23,7 @@ from luthier.recipe.schema import (
 )
 
 __all__ = [
-    "contradictions_in_dedup", "unused_in_decontaminate", "unused_in_dedup", "unused_in_method",
+    "contradictions_in_dedup", "unused_in_decontaminate", "unused_in_dedup", "unused_in_method", "unused_in_mix",
     "unused_in_objective", "unused_in_source", "unused_in_task", "unused_in_train", "unused_in_validation",
 ]  # fmt: skip
 
@@ -136,6 +138,11 @@ def unused_in_dedup(dedup: DedupSection) -> dict[str, str]:
     return unused
 
 
+def unused_in_mix(mix: MixSection) -> dict[str, str]:
+    """The rule for how much is taken beside a number that says it."""
+    return {"stop": "data.mix.size says how much is taken"} if mix.size is not None else {}
+
+
 def unused_in_decontaminate(section: DecontaminateSection) -> dict[str, str]:
     """Keys of evidence that is not looked for, and of a look that is not taken."""
     if section.action == "off":
@@ -168,7 +175,9 @@ def contradictions_in_dedup(dedup: DedupSection) -> list[tuple[str, str, str]]:
 
 
 def unused_in_source(source: Source | AgainstSource, *, local: bool, folder: bool) -> dict[str, str]:
-    """Hub keys beside a local file; a local folder may hold a saved data set with splits."""
+    """Hub keys beside a local file or a store; a local folder may hold a saved data set with splits."""
+    if is_url(source.path):
+        return dict.fromkeys(("split", "name"), "it is for hub data sets, and the path is in an object store")
     if folder:
         return {"name": "it is for hub data sets, and the path is a local one"}
     return dict.fromkeys(("split", "name"), "it is for hub data sets, and the path is a local one") if local else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,13 +14,14 @@ from luthier.recipe.positions import Document, KeyPath, dotted
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import Problem
 
-__all__ = ["MAX_PROBLEMS", "fill_empty_sections", "schema_problems", "validate"]
+__all__ = ["MAX_PROBLEMS", "fill_empty_sections", "schema_problems", "validate", "validate_as"]
 
 MAX_PROBLEMS = 100
 """Shown at once; a file with more is not a recipe."""
 
 _YES_NO = {"no": False, "off": False, "n": False, "yes": True, "on": True, "y": True}
 _Wrong = dict[KeyPath, list[dict[str, Any]]]
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def fill_empty_sections(value: dict[str, Any], model: type[BaseModel] = Recipe) -> dict[str, Any]:
@@ -43,14 +44,21 @@ def validate(document: Document) -> tuple[Recipe | None, list[Problem]]:
         place = document.place(())
         hint = "`luthier init DATA` writes a recipe to start from"
         return None, [place.problem("C103", message, hint=hint)]
-    value = fill_empty_sections(document.value)
+    return validate_as(Recipe, document)
+
+
+def validate_as(model: type[_Model], document: Document) -> tuple[_Model | None, list[Problem]]:
+    """The same for any file of our own that is made of sections; `document.value` is a mapping."""
+    value = fill_empty_sections(document.value, model)
     try:
-        return Recipe.model_validate(value), []
+        return model.model_validate(value), []
     except ValidationError as error:
-        return None, schema_problems(document, value, error)
+        return None, schema_problems(document, value, error, model)
 
 
-def schema_problems(document: Document, value: Mapping[str, Any], error: ValidationError) -> list[Problem]:
+def schema_problems(
+    document: Document, value: Mapping[str, Any], error: ValidationError, model: type[BaseModel] = Recipe
+) -> list[Problem]:
     """pydantic's errors, one for each wrong value, in our words."""
     wrong: _Wrong = {}
     for entry in error.errors(include_url=False, include_input=False):
@@ -59,9 +67,9 @@ def schema_problems(document: Document, value: Mapping[str, Any], error: Validat
             wrong.setdefault(path, []).append(dict(entry))
     # Of a union, the branch that was followed deepest is the one that was meant.
     parents = {path[:depth] for path in wrong for depth in range(len(path))}
-    deepest = [path for path in wrong if path not in parents or _is_section_path(path)]
+    deepest = [path for path in wrong if path not in parents or _is_section_path(path, model)]
     unknown = [path for path in deepest if _kind(wrong[path]) == "extra_forbidden"][:MAX_PROBLEMS]
-    taken = {(*path[:-1], meant) for path in unknown if (meant := _meant(path)) is not None}
+    taken = {(*path[:-1], meant) for path in unknown if (meant := _meant(path, model)) is not None}
     problems: list[Problem] = []
     for path in deepest:
         if _kind(wrong[path]) == "missing" and path in taken:
@@ -72,7 +80,7 @@ def schema_problems(document: Document, value: Mapping[str, Any], error: Validat
                 Problem(code="C101", message=message, file=document.origin, line=document.text.count("\n") + 1)
             )
             break
-        problems.append(_problem(document, value, path, wrong[path]))
+        problems.append(_problem(document, value, path, wrong[path], model))
     return problems
 
 
@@ -80,8 +88,8 @@ def _kind(entries: list[dict[str, Any]]) -> str:
     return str(entries[0]["type"])
 
 
-def _is_section_path(path: KeyPath) -> bool:
-    annotation, _ = field_at(Recipe, path)
+def _is_section_path(path: KeyPath, model: type[BaseModel]) -> bool:
+    annotation, _ = field_at(model, path)
     return section_of(annotation) is not None
 
 
@@ -107,31 +115,33 @@ def _section_name(path: KeyPath) -> str:
     return ".".join("*" if isinstance(part, int) else part for part in path)
 
 
-def _meant(path: KeyPath) -> str | None:
+def _meant(path: KeyPath, model: type[BaseModel]) -> str | None:
     """The key of the same section that an unknown key is nearest to."""
-    found = near(str(path[-1]), sections().get(_section_name(path[:-1]), ()))
+    found = near(str(path[-1]), sections(model).get(_section_name(path[:-1]), ()))
     return found[0] if found else None
 
 
-def _problem(document: Document, value: Mapping[str, Any], path: KeyPath, entries: list[dict[str, Any]]) -> Problem:
+def _problem(
+    document: Document, value: Mapping[str, Any], path: KeyPath, entries: list[dict[str, Any]], model: type[BaseModel]
+) -> Problem:
     kind, parent = _kind(entries), dotted(path[:-1])
     if kind == "extra_forbidden":
         place = document.place(path, on="key")
         message = f'unknown key "{path[-1]}"' + (f" in {parent}" if parent else "")
-        return place.problem("C102", message, hint=suggest(str(path[-1]), _section_name(path[:-1])))
-    annotation, field = field_at(Recipe, path)
+        return place.problem("C102", message, hint=suggest(str(path[-1]), _section_name(path[:-1]), model))
+    annotation, field = field_at(model, path)
     if kind == "missing":
         message = f'missing key "{path[-1]}"' + (f" in {parent}" if parent else "") + f": {allowed(annotation)}"
         description = (field.description if field else None) or ""
         return document.place(path[:-1], on="key").problem("C104", message, hint=description.split("; ")[0] or None)
-    return _wrong_value(document, value, path)
+    return _wrong_value(document, value, path, model)
 
 
-def _wrong_value(document: Document, value: Any, path: KeyPath) -> Problem:
+def _wrong_value(document: Document, value: Any, path: KeyPath, model: type[BaseModel]) -> Problem:
     current = value
     for part in path:
         current = current[part]
-    annotation, field = field_at(Recipe, path)
+    annotation, field = field_at(model, path)
     words = allowed(annotation, field.metadata if field else [])
     if isinstance(current, list) and not current:
         words += ", not empty"

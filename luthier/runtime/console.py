@@ -18,7 +18,7 @@ from luthier.runtime.env import read_env
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Bar", "console", "note", "progress", "set_quiet"]
+__all__ = ["Bar", "console", "note", "progress", "quiet_progress", "set_quiet"]
 
 _quiet = False
 
@@ -41,6 +41,17 @@ def note(text: str = "", *, style: str | None = None) -> None:
     """Print one line for people, from rank 0 only. The text is data: markup in it is not interpreted."""
     if not _quiet and read_env().rank == 0:
         console().print(text, style=style, markup=False)
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Print nothing for people inside: for work that has a bar of its own around it."""
+    before = _quiet
+    set_quiet(True)
+    try:
+        yield
+    finally:
+        set_quiet(before)
 
 
 class Bar:

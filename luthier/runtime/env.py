@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "read_env", "read_secret"]
+__all__ = ["Env", "read_env", "read_secret", "variable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,20 @@ def read_env() -> Env:
         force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")),
         no_color="NO_COLOR" in os.environ,
     )
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable for the libraries and processes inside; what it was is put back."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def read_secret(name: str) -> str | None:

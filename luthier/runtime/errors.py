@@ -39,7 +39,8 @@ class Problem:
     """One thing that is wrong, where it is, and the smallest change that mends it."""
 
     code: str
-    """Stable code: C1xx recipe, D2xx data, M3xx model, T4xx training, E5xx evaluation, X6xx export, R7xx runtime."""
+    """Stable code: C1xx recipe, D2xx data, M3xx model, T4xx training, E5xx evaluation, X6xx export, S6xx serving,
+    R7xx runtime."""
     message: str
     """What was got and what is allowed, in one sentence."""
     file: str | None = None

@@ -7,9 +7,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["hash_bytes", "hash_file", "hash_folder", "hash_json"]
+__all__ = ["Hasher", "hash_bytes", "hash_file", "hash_folder", "hash_json"]
 
 _BLOCK_BYTES = 1 << 22
+
+
+class Hasher:
+    """`hash_bytes` of pieces that come one after the other."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def update(self, data: bytes) -> None:
+        """Add a piece."""
+        self._digest.update(data)
+
+    def hash(self) -> str:
+        """Hash of the pieces so far, end to end."""
+        return self._digest.hexdigest()
 
 
 def hash_bytes(data: bytes) -> str:

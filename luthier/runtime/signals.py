@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from luthier.runtime.console import note
+from luthier.runtime.console import console, note
 
 __all__ = ["Stop", "stop_on_signals"]
 
@@ -25,8 +25,9 @@ EXIT_INTERRUPTED = 130
 class Stop:
     """A flag that a signal raises."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: str = "saving a checkpoint, then stopping") -> None:
         self.signal: signal.Signals | None = None
+        self.said = said
 
     @property
     def requested(self) -> bool:
@@ -38,19 +39,20 @@ class Stop:
         if self.requested:
             os._exit(EXIT_INTERRUPTED)
         self.signal = signal.Signals(number)
-        note(f"{self.signal.name}: saving a checkpoint, then stopping (once more to stop at once)")
+        note(f"{self.signal.name}: {self.said} (once more to stop at once)")
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """Yield the flag; the handlers found are put back at the end.
+def stop_on_signals(said: str = "saving a checkpoint, then stopping") -> Iterator[Stop]:
+    """Yield the flag; the handlers found are put back at the end. `said` is told when the first signal comes.
 
     Outside the main thread Python allows no handlers: then the flag stays down.
     """
-    stop = Stop()
+    stop = Stop(said)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    console()  # a handler that came while it is being imported for the first time could not print
     old: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,6 +6,7 @@ rows gets some here, drawn by the recipe's seed; its own training uses all rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,8 @@ def _before_training(recipe: Recipe) -> dict[str, Any]:
     return run_recipe(recipe, only=only).stages["data"]
 
 
-def held_out_rows(rows: list[TrainRow], most: int) -> list[TrainRow]:
+def held_out_rows(rows: Sequence[TrainRow], most: int) -> list[TrainRow]:
     """At most `most` of the validation rows, evenly spaced, so that long sets cost no more than they tell."""
     if len(rows) <= most:
-        return rows
+        return list(rows)
     return [rows[index * len(rows) // most] for index in range(most)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.stored import StoredRows
 from luthier.data.types import Branched, TrainRow
 from luthier.objective.base import Objective
 from luthier.runs.folder import RunFolder
@@ -52,7 +53,7 @@ def prepare_rows(
         RunFailed, OutOfMemory: see `with_reference`.
     """
     objective = trainer.objective
-    _require_kind(objective, [*data.train, *data.validation])
+    _require_kind(objective, [*_looked_at(data.train), *_looked_at(data.validation)])
     if objective is None:
         return Rows(train=data.train, validation=data.validation)
     train, validation = _branched(data.train), _branched(data.validation)
@@ -104,6 +105,11 @@ def write_held_out(trainer: Trainer, rows: Rows, run: RunFolder) -> None:
 
 def _branched(rows: Sequence[TrainRow]) -> list[Branched]:
     return [row for row in rows if isinstance(row, Branched)]
+
+
+def _looked_at(rows: Sequence[TrainRow]) -> Sequence[TrainRow]:
+    """Rows on disk are all of one kind: one is read, not all of them."""
+    return rows[:1] if isinstance(rows, StoredRows) else rows
 
 
 def _require_kind(objective: Objective | None, rows: Sequence[TrainRow]) -> None:

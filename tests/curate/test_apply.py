@@ -146,7 +146,7 @@ def test_a_run_keeps_the_list_and_a_later_one_without_the_step_removes_it(files:
             "output_dir": str(files / "run"),
         }
         run_recipe(recipe_from_dict(value, origin="test"), only=("data",))
-        file = files / "run" / "data" / "duplicates.jsonl"
+        file = files / "run" / "data" / "losses.jsonl"
         manifest = json.loads((files / "run" / "data" / "manifest.json").read_text("utf-8"))
         return manifest, [json.loads(text) for text in file.read_text("utf-8").splitlines()] if file.exists() else None
 
@@ -154,4 +154,4 @@ def test_a_run_keeps_the_list_and_a_later_one_without_the_step_removes_it(files:
     assert manifest["dropped"] == {"duplicate": 3} and listed is not None and len(listed) == 3
     assert {record["duplicate_of"] for record in listed} == {str(files / f"a.jsonl:{number}") for number in (1, 2, 3)}
     manifest, listed = go()
-    assert manifest["dropped"] == {} and listed is None
+    assert manifest["dropped"] == {} and listed == []

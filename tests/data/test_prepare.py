@@ -12,7 +12,8 @@ import pytest
 from tokenizers import AddedToken
 
 from luthier.data.batch import collate
-from luthier.data.prepare import _raise_for, prepare
+from luthier.data.prepare import prepare
+from luthier.data.tally import Tally
 from luthier.data.types import Dropped, RowRef
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError
@@ -212,10 +213,13 @@ def test_rows_found_empty_only_as_tokens_follow_on_empty_but_a_cut_the_recipe_as
         Dropped(RowRef("f", 1), "empty", "no trained token"),
         Dropped(RowRef("f", 2), "empty", "cut at 9 tokens"),
     )
+    strict, lenient = Tally(section({"path": "x"})), Tally(section({"path": "x"}, on_empty="drop"))
+    strict.drop_all([empty, cut])
+    lenient.drop_all([empty, cut])
     with pytest.raises(DataError, match="no trained token") as caught:
-        _raise_for([empty, cut], section({"path": "x"}))
+        strict.raise_refused()
     assert len(caught.value.problems) == 1
-    _raise_for([empty, cut], section({"path": "x"}, on_empty="drop"))
+    lenient.raise_refused()
 
 
 @pytest.mark.parametrize("packing", [True, False])

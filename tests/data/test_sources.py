@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from luthier.data.files import is_local
+from luthier.data.files import find_files, is_local
 from luthier.data.sources import hash_source, read_conversations
+from luthier.recipe.paths import missing_path
 from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError
 from tests.data.reading import ANSWER, CHAT, USER, faults, messages, problems, read, write
@@ -69,6 +71,24 @@ def test_a_loop_of_links_in_a_folder_ends(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", [CHAT])
     (tmp_path / "again").symlink_to(tmp_path)
     assert read(tmp_path).rows == 1
+
+
+def test_a_glob_over_folders_does_not_go_in_circles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F12: two loops of links are 2 to the 40 paths for `glob.glob`, and one is each row forty times."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / f"{name}.jsonl", [CHAT])
+        (tmp_path / name / "up").symlink_to(tmp_path)
+        (tmp_path / name / "again").symlink_to(tmp_path / name)
+    write(tmp_path / "a" / ".hidden.jsonl", [CHAT])
+    started = time.monotonic()
+    found = find_files(f"{tmp_path}/**/*.jsonl")
+    assert [file.path.name for file in found] == ["a.jsonl", "b.jsonl"]
+    monkeypatch.chdir(tmp_path)
+    assert [str(file.path) for file in find_files("**/*.jsonl")] == ["a/a.jsonl", "b/b.jsonl"]
+    assert [str(file.path) for file in find_files("a*/**/a.jsonl")] == ["a/a.jsonl"]
+    assert missing_path("**/*.jsonl") is None and "no file matches" in missing_path("**/*.csv")[0]  # type: ignore[index]
+    assert time.monotonic() - started < 2
 
 
 def test_a_glob_gives_its_files_sorted(tmp_path: Path) -> None:

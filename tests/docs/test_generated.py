@@ -15,7 +15,7 @@ def generator():
     return module
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "cli.md", "hardware.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "synthesis.md", "cli.md", "hardware.md"])
 def test_the_page_is_up_to_date(name):
     generate = generator()
     path, wanted = next((path, text) for path, text in generate.pages().items() if path.name == name)
@@ -29,6 +29,19 @@ def test_every_recipe_key_is_there():
     schema = json_schema()
     for definition in schema["$defs"].values():
         for key, field in definition["properties"].items():
+            assert f"| `{key}` |" in text
+            assert " ".join(field["description"].split()).replace("|", "\\|") in text
+
+
+def test_every_key_of_a_spec_is_there():
+    from luthier.synthesis.load import spec_schema
+
+    text, schema = generator().synthesis_page(), spec_schema()
+    for definition in (schema, *schema["$defs"].values()):
+        for key, field in definition["properties"].items():
+            if "$ref" in str(field) and definition is schema:
+                assert f"\n## {key}\n" in text
+                continue
             assert f"| `{key}` |" in text
             assert " ".join(field["description"].split()).replace("|", "\\|") in text
 
@@ -58,4 +71,4 @@ def test_check_names_a_stale_page(tmp_path, monkeypatch, capsys):
     assert "stale: " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert generate.main([]) == 0
-    assert {path.name for path in tmp_path.rglob("*.md")} == {"recipe.md", "cli.md", "hardware.md"}
+    assert {path.name for path in tmp_path.rglob("*.md")} == {"recipe.md", "synthesis.md", "cli.md", "hardware.md"}

@@ -9,7 +9,9 @@ from luthier.recipe.load import load_recipe
 from luthier.runtime.errors import RecipeError
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "recipes").rglob("*.yml")])
+FILES = sorted([*(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "recipes").rglob("*.yml")])
+SPECS = [path for path in FILES if path.name.startswith("synth-")]
+RECIPES = [path for path in FILES if path not in SPECS]
 NOT_SHIPPED = ("data/", "../shared/")
 
 
@@ -55,10 +57,22 @@ def test_the_recipe_checks_whole_where_its_data_is_there(path, tmp_path, monkeyp
     assert recipe.name
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
+def test_the_synthesis_spec_loads_and_checks(path):
+    from luthier.synthesis.load import load_spec
+
+    spec = load_spec(path)
+    assert getattr(spec, spec.mode) is not None and spec.out.startswith("data/")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_files_of_the_repository_that_comments_name_exist(path):
     named = re.findall(r"\b(?:docs|benchmarks|recipes|tests)/[\w./-]+\.\w+", path.read_text("utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_all_specs_are_found():
+    assert {path.stem for path in SPECS} >= {"synth-documents", "synth-seeds", "synth-gsm8k-rejection"}
 
 
 def test_a_broken_recipe_is_noticed(tmp_path, monkeypatch):

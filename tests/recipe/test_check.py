@@ -219,8 +219,46 @@ def test_globs_folders_and_home_are_found(work, monkeypatch):
     assert "no file matches" in missing_path("*.csv")[0]
 
 
-def test_urls_are_refused():
-    assert "URL" in problem_of(BASE.replace("rows.jsonl", "https://example.org/rows.jsonl"), base=False).message
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/rows.jsonl", "s3://bucket/folder", "gs://bucket/*.jsonl.gz",
+        "abfs://container@account.dfs.core.windows.net/rows.parquet", "memory://rows.jsonl",
+    ],
+)  # fmt: skip
+def test_urls_of_stores_are_read_and_their_hub_keys_are_not(url):
+    assert load(BASE.replace("rows.jsonl", f"'{url}'"), base=False).data.train[0].path == url
+    found = problem_of(BASE.replace("path: rows.jsonl", f"path: '{url}', name: main"), base=False)
+    assert (found.code, "object store" in found.message) == ("C111", True)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("ftp://example.org/rows.jsonl", "s3://"),
+        ("file:///etc/passwd.jsonl", "not read from file://"),
+        ("hf://datasets/a/b/rows.jsonl", "not read from hf://"),
+        ("https://example.org/*.jsonl", "does not list"),
+        ("s3://", "names nothing"),
+        ("https://example.org/a.zip::file:///etc/passwd.jsonl", "chains"),
+    ],
+)
+def test_other_urls_are_refused(url, says):
+    found = problem_of(BASE.replace("rows.jsonl", f"'{url}'"), base=False)
+    assert (found.code, says in found.message) == ("C130", True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIAHUNTER2:hunter2@bucket/rows.jsonl", "https://user:hunter2@example.org/rows.jsonl",
+        "https://hunter2@example.org/rows.jsonl", "https://b.s3.amazonaws.com/rows.jsonl?X-Amz-Signature=hunter2",
+        "https://example.org/rows.jsonl?a=1&api_key=hunter2", "https://a.blob.core.windows.net/c/r.jsonl?sig=hunter2",
+    ],
+)  # fmt: skip
+def test_a_credential_in_a_path_is_refused_and_not_repeated(url):
+    found = problem_of(BASE.replace("rows.jsonl", f"'{url}'"), base=False)
+    assert found.code == "C130" and "hunter2" not in found.render().lower()
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,27 @@ def test_names_of_tasks_and_fields_stay_text_too(run):
     assert PAYLOADS[1] in page.text
 
 
+def test_losses_by_reason_and_source_with_examples(run):
+    file = run.path / "data" / "manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    manifest["dropped"] = {"filtered": 3}
+    source = {"path": PAYLOADS[0], "rows_read": 1300, "pairs_split": 7, "used": 1297, "validation": 7}
+    manifest["losses"] = {
+        "dropped": {"filtered": {"pii": 2, "refusals": 1}}, "changed": {"fixed": {"encoding": 4}},
+        "sources": [{**source, "dropped": {"filtered": 3}, "changed": {"fixed": 4}}],
+        "examples": [{"file": "a.jsonl", "line": 17, "reason": "filtered", "stage": "pii", "detail": PAYLOADS[1]}],
+    }  # fmt: skip
+    file.write_text(json.dumps(manifest))
+    page = page_of(run)
+    assert_harmless(page)
+    for expected in ("Lost and changed", "refusals", "pairs split", "1,300", "3 filtered", "4 fixed", "a.jsonl:17",
+                     "filtered, pii", PAYLOADS[0], PAYLOADS[1], "data/losses.jsonl"):  # fmt: skip
+        assert expected in page.text, expected
+    manifest["losses"] = {"dropped": {}, "changed": {}, "sources": [], "examples": []}
+    file.write_text(json.dumps(manifest))
+    assert "No row was dropped or changed." in page_of(run).text
+
+
 def test_invisible_characters_become_visible(run):
     file = run.path / "eval" / "after.json"
     after = json.loads(file.read_text("utf-8"))

@@ -177,7 +177,8 @@ def record_of(match: Match, rows: Sequence[Conversation], against: Sequence[Conv
     ref, of = rows[match.row].ref, against[match.of].ref
     return {
         "file": ref.file, "line": ref.line, "source": ref.source, "reason": "contaminated", "stage": STAGE,
-        "verdict": match.verdict, "evaluation": name, "evaluation_row": str(of), "found": match.side,
+        "detail": in_words(match, against), "verdict": match.verdict,
+        "evaluation": name, "evaluation_row": str(of), "found": match.side,
         "evidence": list(match.kinds), "scores": match.scores, "certainty": match.certainty,
         "part": part_name(rows[match.row], match.part), "spans": [list(span) for span in match.spans],
         "evaluation_spans": [list(span) for span in match.of_spans], "other_evaluation_rows": match.others,

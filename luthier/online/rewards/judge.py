@@ -8,8 +8,6 @@ for once more, with what was wrong; then the run ends. No failure becomes a numb
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from luthier.endpoint.reply import ChatRequest, Reply
 from luthier.online.rewards.base import Completions, Value
 from luthier.runtime.errors import RunFailed
 from luthier.runtime.hashing import hash_json
+from luthier.scoring.judged import read_score
 
 __all__ = ["JudgeReward", "read_score"]
 
@@ -33,8 +32,6 @@ says. Answer with one JSON object and nothing else: {{"reason": "at most one sen
 _AGAIN = (
     'That was no usable score: {fault}. Answer with one JSON object only: {{"score": NUMBER}}, {low:g} to {high:g}.'
 )
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
-_SHOWN = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +124,3 @@ def _said(prompt: Sequence[Mapping[str, Any]] | str) -> str:
 
 def _text(content: Any) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-
-
-def read_score(text: str, *, low: float, high: float) -> float | str:
-    """The score in a judge's answer, or what is wrong with it.
-
-    Taken are a JSON object with a finite number `score` within the bounds, alone or in a code fence. Nothing is
-    searched for in prose, and nothing is clipped.
-    """
-    bare = text.strip()
-    fenced = _FENCE.match(bare)
-    try:
-        value = json.loads(fenced[1] if fenced else bare)
-    except (ValueError, RecursionError):
-        return f"not JSON: {bare[:_SHOWN]!r}"
-    score = value.get("score") if isinstance(value, dict) else None
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        return f"no number under `score`: {bare[:_SHOWN]!r}"
-    if not low <= score <= high:
-        return f"score {score:g} is not within {low:g} to {high:g}"
-    return float(score)

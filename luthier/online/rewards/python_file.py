@@ -12,19 +12,17 @@ the file; nothing it does becomes a silent 0.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from luthier.data.prompts import PromptRow
 from luthier.online.rewards.base import Completions, Value, one_answer
+from luthier.runtime import user_code
 from luthier.runtime.errors import LuthierError, Problem, RecipeError, RunFailed
+from luthier.runtime.user_code import deepest_line, first_line
 
 __all__ = ["PythonReward", "load_function"]
 
@@ -100,17 +98,15 @@ class PythonReward:
 
     def _raised(self, error: Exception) -> Problem:
         """The deepest line of the user's file, else where the function begins."""
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename) == Path(self.file).expanduser().resolve()]
-        line = own[-1].lineno if own else _first_line(self.function)
-        source = own[-1].line if own else None
+        line, source = deepest_line(error, self.file)
+        line = line or first_line(self.function)
         message = f"reward `{self.label}` raised {type(error).__name__}: {error}"
         return Problem(code="T491", message=message, file=self.file, line=line, source=source)
 
     def _wrong(self, what: str) -> Problem:
         message = f"reward `{self.label}` {what}"
         hint = "it is called as function(prompts, completions, **columns) and returns one number a completion"
-        return Problem(code="T491", message=message, file=self.file, line=_first_line(self.function), hint=hint)
+        return Problem(code="T491", message=message, file=self.file, line=first_line(self.function), hint=hint)
 
 
 def load_function(text: str, file: str, name: str) -> Callable[..., Any]:
@@ -124,37 +120,15 @@ def load_function(text: str, file: str, name: str) -> Callable[..., Any]:
     Raises:
         RecipeError: the file cannot be imported, has no such function, or one that takes no further columns.
     """
-    path = Path(file).expanduser().resolve()
-    module_name = f"luthier_reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise RecipeError(code="T490", message=f"{file} is no Python file", hint="its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickling look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise RecipeError(problems=[_not_imported(error, file, path)]) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        there = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "none"
-        message = f"{file} has no function `{name}`; its functions: {there}"
-        raise RecipeError(code="T490", message=message, hint=f"check `python: {text}`")
+    function = user_code.load_function(text, file, name, code="T490", prefix="luthier_reward")
     parameters = inspect.signature(function).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         problem = Problem(
             code="T490", message=f"`{name}` takes no further columns, and TRL passes all of them", file=file,
-            line=_first_line(function), hint="end its parameters with **columns",
+            line=first_line(function), hint="end its parameters with **columns",
         )  # fmt: skip
         raise RecipeError(problems=[problem])
-    return function  # type: ignore[no-any-return]
-
-
-def _not_imported(error: Exception, file: str, path: Path) -> Problem:
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    said = error.msg if isinstance(error, SyntaxError) else str(error)
-    return Problem(code="T490", message=f"cannot be imported: {type(error).__name__}: {said}", file=file, line=line)
+    return function
 
 
 def _tried(fault: Problem, row: PromptRow) -> Problem:
@@ -162,8 +136,3 @@ def _tried(fault: Problem, row: PromptRow) -> Problem:
     return Problem(
         code=fault.code, message=message, file=fault.file, line=fault.line, source=fault.source, hint=fault.hint
     )
-
-
-def _first_line(function: Callable[..., Any]) -> int | None:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code.co_firstlineno if code is not None else None

@@ -72,6 +72,7 @@ def test_a_report_drops_nothing(files: Path, capfd: pytest.CaptureFixture[str]) 
     told = json.loads(json.dumps(prepared.manifest["curated"]["decontaminate"]))
     assert told["dropped"] == 0 and told["rows"] == told["of_rows"] == 23 and sum(told["found"].values()) == 3
     assert told["against"] == [{"name": str(files / "test.jsonl"), "rows": len(evaluation())}]
+    assert prepared.losses == [], "what is only reported is not lost"
     assert "training rows give evaluation rows away" in capfd.readouterr().err
 
 
@@ -82,6 +83,9 @@ def test_drop_leaves_variants_unless_told(files: Path) -> None:
     assert sorted(records(prepared)) == [2, 4, 6]
     details = [item["detail"] for item in prepared.manifest["dropped_rows"]]
     assert all(text.startswith("contaminated: ") and "test.jsonl:" in text for text in details)
+    assert [(one["reason"], one["stage"], one["line"]) for one in prepared.losses] == [
+        ("contaminated", "decontaminate", 2), ("contaminated", "decontaminate", 4),
+    ]  # fmt: skip
     every = run(section(files, decontaminate=against(files, action="drop", variants=True)))
     assert every.manifest["dropped"] == {"contaminated": 3}
 

@@ -1,0 +1,27 @@
+"""Memory of this host that is free for us."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+__all__ = ["free_memory_bytes"]
+
+
+def free_memory_bytes() -> int:
+    """Bytes that can be used without swapping: `MemAvailable` of Linux, less where the container has a smaller limit.
+
+    Elsewhere half of the memory that is built in.
+    """
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("ascii"))
+    except OSError:
+        found = None
+    free = int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return max(0, min(free, int(limit) - int(used))) if limit.isdigit() else free
