@@ -1,5 +1,6 @@
 """Contract: `luthier eval` scores base, tuned, checkpoints and endpoints in one table, with corrected tests."""
 
+import html
 import json
 
 import pytest
@@ -101,6 +102,8 @@ def test_a_run_and_eval_ask_the_judge(world, call, tmp_path):
         value = json.loads((tmp_path / "run" / "eval" / "judge.json").read_text())
         pairs = value["tasks"][0]["pairwise"]
         assert pairs["n"] == len(pairs["rows"]) and "judged in pairs" in said.err
+        page = (tmp_path / "run" / "report.html").read_text()
+        assert all(line.split(";")[0] in html.unescape(page) for line in value["said"])
         again = call("eval", recipe, "--base", "--tuned", "--judge", "--json")
     verdict = again.json["judged"][0]
     assert (verdict["first"], verdict["second"]) == ("base", "tuned")
@@ -155,6 +158,7 @@ def test_a_run_with_the_harness_and_the_forgetting_suite_is_reused_until_its_row
     assert said.code == 0, said.err
     assert "general skill (arithmetic, copying, format, facts; 8 rows)" in said.err
     comparison = json.loads((tmp_path / "run" / "eval" / "comparison.json").read_text())
+    assert comparison["forgetting"]["said"] in html.unescape((tmp_path / "run" / "report.html").read_text())
     assert comparison["forgetting"]["n"] == 8
     assert [task["name"] for task in comparison["tasks"]][-2:] == ["sums.strict-match", "sums.flexible-extract"]
     again = call("run", recipe, "--json").json

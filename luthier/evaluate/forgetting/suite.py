@@ -82,11 +82,12 @@ def forgetting_cost(
     if not first or len(first) != len(second):
         return None
     test = paired_proportions(first, second, confidence=confidence)
-    return {
+    cost = {
         "n": len(first), "before": sum(first) / len(first), "after": sum(second) / len(second), "delta": test.delta,
         "low": test.interval.low, "high": test.interval.high, "confidence": confidence, "test": test.test,
         "p_value": test.p_value, "verdict": verdict(test, confidence=confidence, higher_is_better=True),
     }  # fmt: skip
+    return {**cost, "said": forgetting_line(cost)}
 
 
 def forgetting_line(cost: Mapping[str, Any]) -> str:

@@ -41,13 +41,14 @@ def judge_results(
     if not tasks:
         message = "no task has answers that a judge could read"
         raise RecipeError(code="E556", message=message, hint="add a task that generates text, or mend judge.tasks")
-    return {
+    value = {
         "judge": judge.section.model,
         "base_url": judge.section.base_url,
         "confidence": confidence,
         "tasks": tasks,
         "usage": judge.client.usage().to_json(),
     }
+    return {**value, "said": judge_lines(value)}
 
 
 def _wanted(judge: Judge, result: TaskResult) -> bool:
