@@ -44,6 +44,7 @@ NESTED = {
     "GrpoSection": "objective.grpo",
     "RewardSpec": "objective.grpo.rewards[]",
     "JudgeSection": "objective.grpo.judge",
+    "PushSection": "export.push_to_hub",
 }
 
 

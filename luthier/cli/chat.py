@@ -1,10 +1,10 @@
-"""`luthier chat`: talk to a run's tuned model, its base, or any model folder."""
+"""`luthier chat`: talk to a run's tuned model, its base, any model folder, or any OpenAI-compatible server."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Protocol
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,14 +12,8 @@ from luthier.cli.common import JsonOption
 from luthier.cli.output import emit_json
 from luthier.runtime.errors import RecipeError
 
-
-class Speaker(Protocol):
-    """Somebody to talk to."""
-
-    name: str
-
-    def say(self, text: str) -> Iterator[str]:
-        """Pieces of the answer."""
+if TYPE_CHECKING:
+    from luthier.pipeline.talk import Speaker
 
 
 def chat(
@@ -29,60 +23,94 @@ def chat(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Ask once and stop.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Talk to the untouched base of a run.")] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Talk to the merged model of a run.")] = False,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="Answers of base and tuned model.")] = False,
+    beside: Annotated[list[str] | None, typer.Option(help="A further run or model; repeat.")] = None,
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="URL of a server, such as http://localhost:8000/v1; repeat.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Model of each --endpoint, in order.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable with the key of the servers; none: no key is sent.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
-    endpoint: Annotated[
-        str | None, typer.Option(help="URL of an OpenAI-compatible server, such as http://localhost:8000/v1.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Name of its model.")] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Variable that holds its API key.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Talk to a model; an empty line or Ctrl-D ends the talk."""
-    from luthier.pipeline.talk import open_talkers
-    from luthier.pipeline.talk_endpoint import RemoteTalker
+    """Talk to a model, or to several at once; an empty line or Ctrl-D ends the talk."""
+    from luthier.pipeline.talk import open_remote, open_talkers
 
-    if (target is None) == (endpoint is None) or (endpoint is None) != (model is None):
-        raise RecipeError(
-            code="S618", message="give a TARGET (run or model) to load, or --endpoint together with --model",
-            hint="`luthier chat RUN`, or `luthier chat --endpoint http://localhost:8000/v1 --model NAME`",
-        )  # fmt: skip
-    talkers: list[Speaker]
-    if endpoint is not None and model is not None:
-        if base or side_by_side:
-            raise RecipeError(
-                code="S618", message="--base and --side-by-side are for runs", hint="name it with --model"
-            )
-        talkers = [RemoteTalker(endpoint, model, api_key_env=api_key_env, system=system, max_new_tokens=max_new_tokens,
-                                temperature=temperature)]  # fmt: skip
-    else:
-        which = ("base", "tuned") if side_by_side else ("base",) if base else ("tuned",)
-        talkers = list(
-            open_talkers(target or "", which, system=system, max_new_tokens=max_new_tokens, temperature=temperature)
-        )
-
-    def answer(talker: Speaker, text: str, *, stream: bool) -> str:
-        if stream and len(talkers) > 1:
-            sys.stdout.write(f"[{talker.name}] ")
-        pieces = []
-        for piece in talker.say(text):
-            pieces.append(piece)
-            if stream:
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-        if stream:
-            sys.stdout.write("\n")
-        return "".join(pieces)
-
+    servers = _pairs(target, endpoint or [], model or [], api_key_env)
+    how = {"system": system, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    # Servers first: a key that is missing is told before a model is loaded.
+    remote = [open_remote(url, name, api_key_env=api_key_env, **how) for url, name in servers]  # type: ignore[arg-type]
+    chosen = ["base"] * (base or side_by_side) + ["tuned"] * side_by_side + ["merged"] * merged
+    talkers: list[Speaker] = []
+    for place in [target, *(beside or [])] if target else beside or []:
+        found = open_talkers(place, chosen or ["tuned"] if place == target else ["tuned"], **how)  # type: ignore[arg-type]
+        for local in found:
+            local.name = local.name if place == target else str(place)
+        talkers += found
+    talkers += remote
+    _name_apart(talkers)
     if prompt is not None:
-        answers = {talker.name: answer(talker, prompt, stream=not as_json) for talker in talkers}
+        answers = {
+            talker.name: _answer(talker, prompt, stream=not as_json, named=len(talkers) > 1) for talker in talkers
+        }
         if as_json:
             emit_json({"prompt": prompt, "answers": answers})
         return
+    if as_json:
+        raise RecipeError(code="X643", message="--json gives the answers to one prompt", hint="add --prompt TEXT")
     while (text := _ask()) is not None:
         for talker in talkers:
-            answer(talker, text, stream=True)
+            _answer(talker, text, stream=True, named=len(talkers) > 1)
+
+
+def _pairs(target: str | None, urls: list[str], models: list[str], key: str | None) -> list[tuple[str, str]]:
+    """Each server with its model.
+
+    Raises:
+        RecipeError: nobody to talk to, or servers and models that do not pair.
+    """
+    if target is None and not urls:
+        raise RecipeError(
+            code="X643", message="nobody to talk to: no target (a run or model folder), no --endpoint",
+            hint="luthier chat runs/NAME, or --endpoint URL --model NAME",
+        )  # fmt: skip
+    if len(urls) != len(models):
+        raise RecipeError(
+            code="X643", message=f"{len(urls)} --endpoint and {len(models)} --model: each server needs its model",
+            hint="--endpoint http://localhost:8000/v1 --model NAME",
+        )  # fmt: skip
+    if key is not None and not urls:
+        raise RecipeError(code="X643", message="--api-key-env without --endpoint", hint="remove it, or add --endpoint")
+    return list(zip(urls, models, strict=True))
+
+
+def _name_apart(talkers: list[Speaker]) -> None:
+    """Two of one name get numbers."""
+    counts = Counter(talker.name for talker in talkers)
+    seen: Counter[str] = Counter()
+    for talker in talkers:
+        if counts[talker.name] > 1:
+            name = talker.name
+            seen[name] += 1
+            talker.name = f"{name} ({seen[name]})"
+
+
+def _answer(talker: Speaker, text: str, *, stream: bool, named: bool) -> str:
+    if stream and named:
+        sys.stdout.write(f"[{talker.name}] ")
+    pieces = []
+    for piece in talker.say(text):
+        pieces.append(piece)
+        if stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if stream:
+        sys.stdout.write("\n")
+    return "".join(pieces)
 
 
 def _ask() -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
-from luthier.cli.decontaminate import contamination_lines, decontaminate
+from luthier.cli.decontaminate import decontaminate
 from luthier.cli.dedup import curated_lines, dedup
 from luthier.cli.explore import data_map, stats
 from luthier.cli.filter import filter_, filter_lines
@@ -15,6 +15,7 @@ from luthier.cli.label import label
 from luthier.cli.mix import mix
 from luthier.cli.output import emit_json, show
 from luthier.cli.synth import synth
+from luthier.runtime.errors import RecipeError
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -47,6 +48,10 @@ def show_rows(
         if packed
         else row_records(prepared, session.tokenizer, start=start, count=rows)
     )
+    if not records:
+        what, count = ("packs", len(prepared.packs)) if packed else ("rows", len(prepared.train))
+        message = f"--start {start}: there are {count:,} {what} to train, counted from 0"
+        raise RecipeError(code="C103", message=message, hint=f"--start {max(count - rows, 0)}")
     if as_json:
         emit_json({"rows": records, "dropped_rows": prepared.manifest["dropped_rows"]})
         return
@@ -78,6 +83,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
     from luthier.data.losses import loss_lines
     from luthier.data.mixing import mix_lines
     from luthier.data.preference_stats import preference_lines
+    from luthier.report.loss_view import contamination_lines
 
     lengths = manifest["lengths"]
     lines = [f"{source['path']}: {source['verdict']}" for source in manifest["sources"]]

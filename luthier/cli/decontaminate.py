@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from luthier.data.types import Conversation
     from luthier.recipe.schema import DecontaminateSection
 
-__all__ = ["contamination_lines", "decontaminate"]
+__all__ = ["decontaminate"]
 
 _UNMATCHED_SHOWN = 60
 
@@ -61,7 +61,8 @@ def decontaminate(
 ) -> None:
     """Show training rows that hold evaluation rows, and write the files without them: the rest byte for byte."""
     from luthier.curate.contamination.step import found_in, read_against, record_of
-    from luthier.curate.files import check_target, places_of, read_files, write_files
+    from luthier.curate.files import check_target, places_of, read_files, refuse_sources, targets, write_files
+    from luthier.data.files import find_files
     from luthier.recipe.schema import AgainstSource
     from luthier.runtime.env import read_env
 
@@ -72,6 +73,8 @@ def decontaminate(
     columns, their_columns, kind = columns_of(map or []), columns_of(against_map or []), kind_for(objective)
     if out is not None:
         check_target(files, out, force=force)
+        for target in targets([file for path in files for file in find_files(path)], out):
+            refuse_sources(target, against)
     sets = read_against([AgainstSource(path=path, map=their_columns) for path in against])
     evaluation = [row for one in sets for row in one.rows]
     names = [one.name for one in sets for _ in one.rows]
@@ -79,11 +82,14 @@ def decontaminate(
     rows = [row for result in results for row in result.conversations]
     found = found_in(rows, evaluation, settings, cache_dir=read_env().cache_dir / "dedup")
     taken = [match for match in found.matches if match.verdict != "variant" or settings.variants]
-    records = [record_of(match, rows, evaluation, names[match.of]) for match in found.matches]
+    gone = {match.row for match in taken}
+    records = [
+        record_of(match, rows, evaluation, names[match.of], dropped=match.row in gone) for match in found.matches
+    ]
     if not as_json:
         for line in [*(f"{result.path}: {result.verdict}" for result in results), *_summary(found, len(taken))]:
             show(line)
-        for title, match in _chosen(found.matches, examples):
+        for title, match in _chosen(found.matches, taken, examples):
             show(_example(title, match, rows, evaluation))
     written: dict[str, int] = {}
     if out is not None and not dry_run:
@@ -128,23 +134,15 @@ def _summary(found: Decontaminated, taken: int) -> list[str]:
     return [*lines, f"{taken:,} rows would go, {found.rows - taken:,} stay"]
 
 
-def contamination_lines(manifest: dict[str, Any]) -> list[str]:
-    """What `data check` says of evaluation rows, from the manifest."""
-    told = manifest.get("curated", {}).get("decontaminate")
-    if told is None:
-        return []
-    counts = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
-    looked = "" if told["rows"] == told["of_rows"] else f" ({told['rows']:,} of {told['of_rows']:,} looked at)"
-    dropped = f"; {told['dropped']:,} dropped" if told["dropped"] else ""
-    return [f"training rows like one of {told['against_rows']:,} evaluation rows{looked}: {counts}{dropped}"]
-
-
-def _chosen(matches: Sequence[Match], count: int) -> list[tuple[str, Match]]:
-    """The surest, then the most doubtful; variants come after the others; no row twice."""
-    ordered = sorted(matches, key=lambda match: (match.verdict == "variant", -match.certainty, match.row))
-    surest = ordered[:count]
-    doubtful = ordered[max(count, len(ordered) - count) :]
-    return [("surest", match) for match in surest] + [("doubtful", match) for match in doubtful]
+def _chosen(matches: Sequence[Match], taken: Sequence[Match], count: int) -> list[tuple[str, Match]]:
+    """Of the rows that would go the surest, then the most doubtful; then the surest of those that stay; none twice."""
+    goes = {match.row for match in taken}
+    ordered = sorted(matches, key=lambda match: (-match.certainty, match.row))
+    going = [match for match in ordered if match.row in goes]
+    surest, doubtful = going[:count], going[max(count, len(going) - count) :]
+    staying = [match for match in ordered if match.row not in goes][:count]
+    titles = (("surest", surest), ("doubtful", doubtful), ("stays", staying))
+    return [(title, match) for title, some in titles for match in some]
 
 
 def _example(title: str, match: Match, rows: Sequence[Conversation], against: Sequence[Conversation]) -> Any:

@@ -14,6 +14,7 @@ from typing import IO, Protocol, runtime_checkable
 import typer
 
 from luthier.cli import (
+    card,
     chat,
     compare,
     data,
@@ -24,6 +25,7 @@ from luthier.cli import (
     lr_find,
     merge,
     plan,
+    push,
     quickstart,
     rerun,
     run,
@@ -76,6 +78,8 @@ app.command("spectrum", rich_help_panel=STAGES)(spectrum.spectrum)
 app.command("compare", rich_help_panel=STAGES)(compare.compare)
 app.command("merge", rich_help_panel=STAGES)(merge.merge)
 app.command("export", rich_help_panel=STAGES)(export.export)
+app.command("card", rich_help_panel=STAGES)(card.card)
+app.command("push", rich_help_panel=STAGES)(push.push)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)
 app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from luthier.data.files import DataFile, find_files, kind_of
 from luthier.data.sources import SourceResult, read_conversations
 from luthier.data.types import Conversation
 from luthier.recipe.objective_kind import RowKind
+from luthier.recipe.paths import glob_paths
 from luthier.recipe.schema import DedupSection, Source
 from luthier.runtime.errors import DataError, EnvironmentProblem, Problem, RecipeError
 
 __all__ = [
-    "Found", "check_target", "find_in_files", "places_in", "places_of", "read_files", "targets", "write_files",
-    "write_kept",
+    "Found", "check_target", "find_in_files", "places_in", "places_of", "read_files", "refuse_sources", "targets",
+    "write_files", "write_kept",
 ]  # fmt: skip
 
 
@@ -140,6 +141,27 @@ def read_files(
 def _two_of_one(result: SourceResult) -> Problem:
     message = "each row is a pair, which gives two rated answers; a row is kept or dropped as a whole"
     return Problem(code="D232", message=message, file=result.path, hint="compare them as pairs: --objective dpo")
+
+
+def refuse_sources(out: Path, paths: Iterable[str]) -> None:
+    """Rows that were read are never replaced by what was made of them, with `--force` neither.
+
+    Args:
+        out: The file to be written.
+        paths: Files, folders and globs on this disk; other addresses are passed over.
+
+    Raises:
+        RecipeError: the file is there and is one of them.
+    """
+    if not out.exists():
+        return
+    for path in paths:
+        shown = Path(path)
+        files = shown.rglob("*") if shown.is_dir() else [shown] if shown.is_file() else glob_paths(shown)
+        if any(file.is_file() and out.samefile(file) for file in files):
+            raise RecipeError(
+                code="C165", message=f"{out} is a source; it is not replaced", hint="choose another --out"
+            )
 
 
 def check_target(paths: Sequence[str], out: Path, *, force: bool) -> None:

@@ -8,18 +8,19 @@ Threads, not coroutines: callers are plain functions, and the work is waiting.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from luthier.endpoint.cache import AnswerCache, Answers, request_key
+from luthier.endpoint.events import pieces_of
 from luthier.endpoint.pace import Pace, tokens_at_most
 from luthier.endpoint.reply import BadReply, ChatRequest, Reply, error_of, read_reply, text_of
 from luthier.endpoint.retry import Gate, asked_wait, backoff, worth_retrying
 from luthier.endpoint.settings import EndpointSettings
-from luthier.endpoint.transport import Answer, Fault, post_json
+from luthier.endpoint.transport import Answer, Fault, Stream, open_stream, post_json
 from luthier.endpoint.usage import Meter, Spent, Usage, body_bytes, spent_by
 from luthier.runtime.console import note
 from luthier.runtime.env import read_secret
@@ -114,6 +115,49 @@ class Endpoint:
             wait(waiting)
             failed[0].result()
         return [future.result() for future in futures]
+
+    def stream(self, request: ChatRequest) -> Iterator[str]:
+        """Ask once, and yield the answer as it comes; nothing is cached. Retried only while no piece has come.
+
+        Raises:
+            AccessError, RecipeError, RunFailed: as `chat`; also in the middle of an answer.
+        """
+        body = {**request.body(self.settings.model), "stream": True}
+        reserved = self._meter.reserve(request_bytes=body_bytes(body), max_tokens=request.max_tokens)
+        try:
+            yield from self._streamed(body)
+        except BaseException:
+            self._meter.release(reserved)
+            raise
+        self._meter.settle(reserved, None)
+
+    def _streamed(self, body: dict[str, Any]) -> Iterator[str]:
+        settings, waiting, pause, reason = self.settings, threading.Event(), 0.0, ""
+        for attempt in range(settings.max_retries + 1):
+            if not self._gate.wait(waiting, at_least=pause):
+                raise AccessError(code="R760", message=f"{settings.host}: given up, or the client was closed")
+            asked, begun = None, False
+            try:
+                with open_stream(
+                    settings.url, body, headers=self._headers(), timeout=settings.timeout_seconds
+                ) as answer:
+                    if isinstance(answer, Stream):
+                        for piece in pieces_of(answer.lines, answer.content_type):
+                            begun = True
+                            yield piece
+                        return
+                    self._refuse_hopeless(answer)
+                    asked, reason = asked_wait(answer.headers), f"status {answer.status}"
+            except Fault as fault:
+                reason = fault.reason
+                if begun or not fault.again:
+                    raise self._unreachable(reason, attempts=attempt + 1) from fault
+            except BadReply as error:
+                message = f"{settings.host} sends what is no answer: {self._hide(str(error))}"
+                raise RunFailed(code="R763", message=message, hint="check base_url, and the server's log") from error
+            self._meter.count_retry()
+            pause = self._pause(attempt, asked, reason)
+        raise self._unreachable(reason, attempts=settings.max_retries + 1)
 
     # -- one request, in a thread of the pool
 

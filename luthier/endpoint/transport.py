@@ -13,12 +13,13 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any
 
-__all__ = ["Answer", "Fault", "post_json"]
+__all__ = ["Answer", "Fault", "Stream", "open_stream", "post_json"]
 
 MAX_ANSWER_BYTES = 64 << 20
 _BLOCK = 1 << 16
@@ -79,6 +80,57 @@ def post_json(url: str, value: Any, *, headers: Mapping[str, str], timeout: floa
             return _read(error, error.code, deadline, timeout)
     except urllib.error.URLError as error:
         raise _fault(error.reason, timeout) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _fault(error, timeout) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer of status 200 whose body is read as it comes."""
+
+    content_type: str
+    lines: Iterator[bytes]
+    """Raises `Fault` if the connection fails, or nothing comes for `timeout` seconds."""
+
+
+@contextmanager
+def open_stream(url: str, value: Any, *, headers: Mapping[str, str], timeout: float) -> Iterator[Stream | Answer]:
+    """Send a JSON value and read the answer line by line; a refusal comes as a whole `Answer`.
+
+    Args:
+        url: http or https.
+        value: what to send.
+        headers: besides the content type.
+        timeout: longest pause in seconds, up to the first byte and between two.
+
+    Raises:
+        Fault: the connection failed.
+    """
+    data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    accepted = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json", **headers}
+    request = urllib.request.Request(url, data=data, headers=accepted)
+    try:
+        response = _OPENER.open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            yield _read(error, error.code, time.monotonic() + timeout, timeout)
+        return
+    except urllib.error.URLError as error:
+        raise _fault(error.reason, timeout) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _fault(error, timeout) from error
+    with response:
+        yield Stream(response.headers.get("Content-Type", ""), _lines(response, timeout))
+
+
+def _lines(response: Any, timeout: float) -> Iterator[bytes]:
+    size = 0
+    try:
+        while line := response.readline(MAX_ANSWER_BYTES):
+            size += len(line)
+            if size > MAX_ANSWER_BYTES:
+                raise Fault(f"the answer is larger than {MAX_ANSWER_BYTES >> 20} MiB", again=False)
+            yield line
     except (OSError, http.client.HTTPException) as error:
         raise _fault(error, timeout) from error
 

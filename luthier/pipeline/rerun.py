@@ -11,6 +11,7 @@ from typing import Any
 from luthier.pipeline.run import RunResult, run_recipe
 from luthier.recipe.load import recipe_from_dict
 from luthier.recipe.paths import missing_path
+from luthier.recipe.push_rules import unpublished
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import library_versions, read_manifest
@@ -89,7 +90,7 @@ def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
     recipe = recipe_of_run(folder, to_run=True).model_copy(update={"output_dir": str(output_dir)})
     old = RunFolder(folder)
     text = (folder / "recipe.yaml").read_text("utf-8")
-    result = run_recipe(recipe, recipe_text=text, restart=True, command=command)
+    result = run_recipe(unpublished(recipe), recipe_text=text, restart=True, command=command)
     new = RunFolder(output_dir)
     found = [f"metrics {line}" for line in differences(_metrics(old), _metrics(new))]
     found += [f"scores {line}" for line in differences(_scores(old), _scores(new))]

@@ -6,6 +6,7 @@
     evaluate  score the tuned model on the same rows
     compare   paired test: better, no evidence, worse
     merge     adapters into the original base, checked against the adapter
+    push      to the Hub, where the recipe asks for it
     report    one page
 
 Each stage says what its result depends on. A finished stage is reused when none of that has
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.export.hub.upload import require_token
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import Stage
 from luthier.pipeline.stages import STAGES
@@ -38,6 +40,7 @@ from luthier.runtime.errors import EnvironmentProblem, LuthierError
 __all__ = ["RunResult", "run_recipe"]
 
 BEFORE_SCORES = ("data", "baseline", "train")
+SHOW_MANIFEST = ("merge", "push", "report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,8 @@ def run_recipe(
     with run.lock():
         session = Session(recipe, run, restart=restart)
         refuse_changed_resume(session, wanted=_wanted(recipe, only))
+        if any(stage.name == "push" for stage in _wanted(recipe, only)):
+            require_token()  # not after hours of training
         if any(stage.name == "train" for stage in _wanted(recipe, only)):
             require_optimizer(recipe.train)
         write_text(
@@ -92,8 +97,8 @@ def run_recipe(
         reused: list[str] = []
         try:
             for stage in _wanted(recipe, only):
-                if stage.name == "report":
-                    _write_manifest(session, command)  # the page shows it
+                if stage.name in SHOW_MANIFEST:
+                    _write_manifest(session, command)  # card and page show it
                 record, fresh = _run_stage(stage, session)
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]

@@ -12,7 +12,7 @@ from luthier.recipe.schema import Recipe
 __all__ = ["CODE_VERSION", "Stage"]
 
 # Raised when a change of the code changes results: finished stages of older runs are then redone.
-CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1, "gguf": 1}
+CODE_VERSION = {"data": 1, "evaluate": 1, "train": 1, "merge": 1, "gguf": 1, "push": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -165,8 +165,10 @@ def _merge_depends(session: Session) -> dict[str, Any]:
 
 def _merge(session: Session) -> dict[str, Any]:
     from luthier.export.merge import merge
+    from luthier.report.card.write import keep_cards, write_cards
 
     run = session.run.path
+    keep_cards(session.run)
     report = merge(
         session.recipe.model,
         run / "final",
@@ -181,6 +183,7 @@ def _merge(session: Session) -> dict[str, Any]:
         f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, "
         f"same first choice on {value['argmax_agreement']:.1%}"
     )
+    write_cards(session.run)
     return value
 
 
@@ -212,14 +215,37 @@ def _gguf(session: Session) -> dict[str, Any]:
     return value
 
 
+def _push_depends(session: Session) -> dict[str, Any]:
+    push = session.recipe.export.push_to_hub
+    assert push is not None
+    done = {name: record.finished_at for name in ("train", "compare", "merge", "gguf")
+            if (record := session.run.stage(name)) is not None}  # fmt: skip
+    return {"code": CODE_VERSION["push"], "push": push.model_dump(mode="json"), "done": done}
+
+
+def _push(session: Session) -> dict[str, Any]:
+    from luthier.export.hub.upload import require_token
+    from luthier.pipeline.push import plan_push, push, result_lines
+
+    section = session.recipe.export.push_to_hub
+    assert section is not None
+    token = require_token()
+    result = push(session.run, plan_push(session.run, section, token=token), token=token)
+    for line in result_lines(result):
+        note(f"  {line}")
+    return result.to_json()
+
+
 def _report_depends(session: Session) -> dict[str, Any]:
     done = {stage.name: session.run.stage(stage.name) for stage in STAGES[:-1]}
     return {name: record.finished_at for name, record in done.items() if record is not None}
 
 
 def _report(session: Session) -> dict[str, Any]:
+    from luthier.report.card.write import write_cards
     from luthier.report.write import write_report
 
+    write_cards(session.run)
     path = write_report(session.run)
     note(f"  {path}")
     return {"file": path.name}
@@ -251,6 +277,8 @@ STAGES: tuple[Stage, ...] = (
           depends_on=_merge_depends, action=_merge, outputs=("merged", "export/merge.json")),
     Stage(name="gguf", title="files for llama.cpp, read back", wanted=lambda recipe: bool(recipe.export.gguf),
           depends_on=_gguf_depends, action=_gguf, outputs=("export/gguf.json", "gguf")),
+    Stage(name="push", title="to the Hub", wanted=lambda recipe: recipe.export.push_to_hub is not None,
+          depends_on=_push_depends, action=_push, outputs=("export/push.json",)),
     Stage(name="report", title="one page", wanted=_always, depends_on=_report_depends, action=_report,
           outputs=("report.html",)),
 )  # fmt: skip

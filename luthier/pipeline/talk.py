@@ -1,19 +1,33 @@
-"""Models to talk to: base and tuned model of a run, or any model. The prompt goes through the model's own template."""
+"""Models to talk to: base, tuned and merged model of a run, any model, or any OpenAI-compatible server.
+
+The prompt of a local model goes through its own template; a server has its own. Each remembers its own turns.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.pipeline.rerun import recipe_of_run
 from luthier.recipe.schema import ModelSection
+from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from luthier.data.template import ChatTemplate
+    from luthier.endpoint.client import Endpoint
 
-__all__ = ["Talker", "open_talkers"]
+__all__ = ["RemoteTalker", "Speaker", "Talker", "open_remote", "open_talkers"]
+
+
+class Speaker(Protocol):
+    """Somebody in conversation, who remembers the turns."""
+
+    name: str
+
+    def say(self, text: str) -> Iterator[str]:
+        """Add a user turn and yield the pieces of the answer as they come."""
 
 
 @dataclass(kw_only=True)
@@ -48,14 +62,68 @@ class Talker:
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
 
+@dataclass(kw_only=True)
+class RemoteTalker:
+    """One model behind a server."""
+
+    name: str
+    endpoint: Endpoint
+    max_new_tokens: int
+    temperature: float
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def say(self, text: str) -> Iterator[str]:
+        """Add a user turn and yield the pieces of the answer as they come.
+
+        Raises:
+            AccessError, RecipeError, RunFailed: as `Endpoint.stream`.
+        """
+        from luthier.endpoint.reply import ChatRequest
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        request = ChatRequest(messages=asked, max_tokens=self.max_new_tokens, temperature=self.temperature)
+        pieces = []
+        for piece in self.endpoint.stream(request):
+            pieces.append(piece)
+            yield piece
+        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def open_remote(
+    url: str, model: str, *, api_key_env: str | None, system: str | None, max_new_tokens: int, temperature: float
+) -> RemoteTalker:
+    """A model behind an OpenAI-compatible server.
+
+    Args:
+        url: up to and with the version, for instance `http://localhost:8000/v1`.
+        model: name the server knows it by.
+        api_key_env: variable that holds the key; None: no key is sent.
+        system: First message of the conversation.
+        max_new_tokens: Longest answer.
+        temperature: 0 for greedy.
+
+    Raises:
+        RecipeError: no such kind of URL.
+        AccessError: the variable is not set.
+    """
+    from luthier.endpoint.client import Endpoint
+    from luthier.endpoint.settings import EndpointSettings
+
+    settings = EndpointSettings(base_url=url, model=model, api_key_env=api_key_env, max_retries=2, concurrency=1)
+    start = [{"role": "system", "content": system}] if system else []
+    return RemoteTalker(
+        name=model, endpoint=Endpoint(settings), max_new_tokens=max_new_tokens, temperature=temperature, messages=start
+    )
+
+
 def open_talkers(
     target: str, which: Sequence[str], *, system: str | None, max_new_tokens: int, temperature: float
 ) -> list[Talker]:
     """Load the models to talk to.
 
     Args:
-        target: Run folder (then `which` of its `base` and `tuned` model), model folder or hub id.
-        which: Subset of `("base", "tuned")`; ignored for plain models.
+        target: Run folder (then `which` of its `base`, `tuned` and `merged` model), model folder or hub id.
+        which: Subset of `("base", "tuned", "merged")`; ignored for plain models.
         system: First message of the conversation.
         max_new_tokens: Longest answer.
         temperature: 0 for greedy.
@@ -77,6 +145,9 @@ def open_talkers(
     for name in which if is_run else ("model",):
         if name == "tuned":
             model = load_tuned(section, folder / "final", device=device, dtype=dtype, quantization=quantization)
+        elif name == "merged":
+            merged = _merged_section(section, folder)
+            model = load_base(merged, device=device, dtype=dtype, quantization="none")
         else:
             model = load_base(section, device=device, dtype=dtype, quantization=quantization)
         talkers.append(
@@ -91,3 +162,11 @@ def open_talkers(
             )
         )
     return talkers
+
+
+def _merged_section(section: ModelSection, run: Path) -> ModelSection:
+    """The merged model of a run, with its own tokenizer."""
+    folder = run / "merged"
+    if not folder.is_dir():
+        raise RecipeError(code="X643", message=f"{run} has no merged model", hint=f"`luthier merge {run}` makes it")
+    return section.model_copy(update={"name_or_path": str(folder), "revision": None, "new_tokens": []})

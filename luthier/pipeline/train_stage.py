@@ -130,6 +130,9 @@ def tuned_model(session: Session) -> Tuned:
 
 def train_model(session: Session) -> dict[str, Any]:
     """Train, and write `final/`."""
+    from luthier.report.card.write import keep_cards
+
+    keep_cards(session.run)
     if session.is_online:
         return train_online(
             session,

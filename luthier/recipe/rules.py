@@ -28,6 +28,7 @@ from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.parts import Parts
 from luthier.recipe.paths import expand, looks_local
 from luthier.recipe.positions import Locate
+from luthier.recipe.push_rules import push_rules
 from luthier.recipe.row_rules import (
     decontaminate_rules,
     dedup_rules,
@@ -257,6 +258,8 @@ def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.export is not None and parts.export.gguf and parts.objective and parts.objective.name == "reward":
         message = "`export.gguf` writes models that answer; a reward model has no head for words"
         yield locate("export.gguf").problem("C110", message, hint="remove it")
+    if parts.export is not None and parts.export.push_to_hub is not None:
+        yield from push_rules(parts.export, parts.method, locate)
     if parts.output_dir is not None:
         if not parts.output_dir.strip() or "\0" in parts.output_dir:
             yield locate("output_dir").problem("C103", "`output_dir` is empty", hint="for instance runs/first")

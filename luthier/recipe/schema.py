@@ -16,6 +16,7 @@ from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSect
 from luthier.recipe.evaluate_schema import EvaluateSection, TaskSpec
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
+from luthier.recipe.push_schema import PushSection
 from luthier.recipe.section import Section
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MixSection",
     "ModelSection",
     "ObjectiveSection",
+    "PushSection",
     "Recipe",
     "Source",
     "TaskSpec",
@@ -228,6 +230,8 @@ class ExportSection(Section):
     """Largest safetensors file."""
     gguf: list[GgufType] = Field(default_factory=list)
     """GGUF files for llama.cpp, Ollama and LM Studio, each read back and compared; needs `merge`."""
+    push_to_hub: PushSection | None = None
+    """Publish the result with its model card when everything else is done; null: nothing leaves this machine."""
 
 
 class Recipe(Section):

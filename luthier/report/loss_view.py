@@ -1,11 +1,11 @@
-"""The losses of the data as tables: by reason, by source, and examples."""
+"""The losses of the data as tables: by reason, by source, and examples; evaluation rows among the training rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["loss_view"]
+__all__ = ["contamination_lines", "loss_view"]
 
 
 def loss_view(data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -30,3 +30,18 @@ def loss_view(data: Mapping[str, Any]) -> dict[str, Any] | None:
     ]
     altered = any(source["changed"] for source in sources)
     return {"rows": rows, "sources": sources, "examples": examples, "altered": altered}
+
+
+def contamination_lines(data: Mapping[str, Any]) -> list[str]:
+    """What the data manifest says of evaluation rows among the training rows; nothing if none were looked for."""
+    told = data.get("curated", {}).get("decontaminate")
+    if told is None:
+        return []
+    counts = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
+    looked = "" if told["rows"] == told["of_rows"] else f" ({told['rows']:,} of {told['of_rows']:,} looked at)"
+    dropped = f"; {told['dropped']:,} dropped" if told["dropped"] else ""
+    lines = [f"training rows like one of {told['against_rows']:,} evaluation rows{looked}: {counts}{dropped}"]
+    sure = sum(count for verdict, count in told.get("sure", {}).items() if verdict != "variant")
+    if sure and not told["dropped"]:
+        lines.append(f"{sure:,} of them for sure, and trained on: scores on those evaluation rows may be memory")
+    return lines

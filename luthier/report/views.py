@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from luthier.data.preference_stats import preference_lines
 from luthier.report.diff import word_diff
-from luthier.report.loss_view import loss_view
+from luthier.report.loss_view import contamination_lines, loss_view
 from luthier.report.preference_view import preference_charts, preference_sentence
 from luthier.report.read import RunFiles
 from luthier.report.reward_view import is_online, reward_curves
@@ -155,6 +155,7 @@ def data_view(run: RunFiles) -> dict[str, Any] | None:
         ],
         "dropped_total": sum(run.data.get("dropped", {}).values()),
         "loss_view": loss_view(run.data),
+        "contamination": contamination_lines(run.data),
     }
 
 

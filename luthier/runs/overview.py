@@ -10,9 +10,9 @@ from luthier.runs.manifest import read_manifest
 from luthier.runtime.console import note
 from luthier.runtime.errors import RecipeError, RunFailed
 
-__all__ = ["describe_run", "find_runs"]
+__all__ = ["describe_run", "find_runs", "require_run"]
 
-STAGE_ORDER = ("data", "baseline", "train", "evaluate", "compare", "merge", "report")
+STAGE_ORDER = ("data", "baseline", "train", "evaluate", "compare", "merge", "gguf", "push", "report")
 
 
 def find_runs(root: Path) -> list[dict[str, Any]]:
@@ -37,13 +37,7 @@ def describe_run(folder: Path) -> dict[str, Any]:
     Raises:
         RecipeError: `folder` is no run folder.
     """
-    if not (folder / "recipe.yaml").is_file():
-        raise RecipeError(
-            code="R730",
-            message=f"{folder} is no run folder (it has no recipe.yaml)",
-            hint="`luthier runs ls` lists them",
-        )
-    run = RunFolder(folder)
+    run = require_run(folder)
     records = {name: run.stage(name) for name in STAGE_ORDER}
     stages = {
         name: {"seconds": record.seconds, "finished_at": record.finished_at, "result": record.result}
@@ -51,6 +45,21 @@ def describe_run(folder: Path) -> dict[str, Any]:
         if record is not None
     }
     return {**_overview(folder), "stages": stages, "manifest": read_manifest(folder)}
+
+
+def require_run(folder: Path) -> RunFolder:
+    """The run in a folder.
+
+    Raises:
+        RecipeError: `folder` is no run folder.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise RecipeError(
+            code="R730",
+            message=f"{folder} is no run folder (it has no recipe.yaml)",
+            hint="`luthier runs ls` lists them",
+        )
+    return RunFolder(folder)
 
 
 def _overview(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "read_env", "read_secret", "variable"]
+__all__ = ["Env", "read_env", "read_secret", "secret_values", "variable"]
+
+_SECRET_NAMES = (
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "API_KEY",
+    "APIKEY",
+    "ACCESS_KEY",
+    "CREDENTIAL",
+    "PRIVATE_KEY",
+)
+_SHORTEST_SECRET = 8
+"""Shorter values would be found in ordinary words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +81,18 @@ def variable(name: str, value: str) -> Iterator[None]:
 def read_secret(name: str) -> str | None:
     """A key that a recipe names by its variable; None if it is not set. Never printed, never stored."""
     return os.environ.get(name)
+
+
+def secret_values() -> list[tuple[str, str]]:
+    """(name, value) of every variable named like a secret, to keep its value out of what is written or sent."""
+    return [
+        (name, value)
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST_SECRET
+        and any(word in name.upper() for word in _SECRET_NAMES)
+        and not value.startswith(("/", "~"))
+        and value.lower() not in {"disabled", "unlimited"}
+    ]
 
 
 def _truthy(value: str) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from luthier.pipeline.run import run_recipe
 from luthier.recipe.emit import scalar
 from luthier.recipe.load import load_recipe
+from luthier.recipe.push_rules import unpublished
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import Interrupted, LuthierError, Problem, RecipeError
@@ -106,7 +107,7 @@ def run_trial(
     """
     folder = trial.recipe.output_dir
     try:
-        done = run_recipe(trial.recipe, only=only, restart=restart, command=command)
+        done = run_recipe(unpublished(trial.recipe), only=only, restart=restart, command=command)
         value = metric.value(done.stages)
     except Interrupted:
         raise

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.curate.files import refuse_sources
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import Bar, note, progress
 from luthier.runtime.env import read_env
@@ -80,6 +81,13 @@ class Files:
             raise RecipeError(problems=[Problem(code="C165", message=message, hint="another --out, or --force")])
 
 
+def _read_from(spec: SynthSpec) -> list[str]:
+    """Files that hold somebody's rows."""
+    named = (spec.seeds and spec.seeds.examples, spec.evolve and spec.evolve.source,
+             spec.rejection and spec.rejection.source)  # fmt: skip
+    return [source.path for source in named if source]
+
+
 def plan(spec: SynthSpec) -> dict[str, Any]:
     """What a job would ask, without asking: requests, the first of them, the most it can cost.
 
@@ -108,6 +116,7 @@ def synthesize(spec: SynthSpec, files: Files, *, force: bool = False) -> dict[st
         Interrupted: Ctrl-C; the same command goes on.
     """
     started = time.monotonic()
+    refuse_sources(files.rows, _read_from(spec))
     files.check(force=force)
     check_filters(spec)
     templates = load_templates(Path(spec.prompts) if spec.prompts else None)

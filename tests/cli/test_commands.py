@@ -81,7 +81,7 @@ def test_plan_counts_every_part(world, ok):
     assert value["fits"] is True and value["trainable"] > 0
 
 
-def test_data_check_and_show(world, ok):
+def test_data_check_and_show(world, ok, monkeypatch, capfd):
     said = ok("data", "check", world / "recipe.yaml").out
     assert "16 rows read, 16 to train" in said.replace("\n", " ") and "masks proven: 16 turns" in said
     manifest = ok("data", "check", world / "recipe.yaml", "--json").json
@@ -90,6 +90,8 @@ def test_data_check_and_show(world, ok):
     assert [row["row"] for row in rows] == [3, 4]
     source = [json.loads(line) for line in (world / "rows.jsonl").read_text().splitlines()]
     assert rows[0]["trained_text"] == [source[3]["messages"][1]["content"] + "<|im_end|>"]
+    beyond = caller(monkeypatch, capfd)("data", "show", world / "recipe.yaml", "--start", "1000")
+    assert beyond.code == 2 and "C103" in beyond.err and "--start 1000: there are" in beyond.err
     text = ok("data", "show", world / "recipe.yaml", "-n", "1").out
     assert source[0]["messages"][1]["content"].split()[0] in text and "rows.jsonl:1" in text
     packs = ok("data", "show", world / "recipe.yaml", "--packed", "--json", "-n", "99").json["rows"]
@@ -132,6 +134,10 @@ def test_chat_answers_once_with_one_model_or_both(finished, ok):
     both = ok("chat", finished, "-p", "time", "--side-by-side", "--max-new-tokens", "3", "--json").json
     assert both["prompt"] == "time" and set(both["answers"]) == {"base", "tuned"}
     merged = ok("chat", finished / "merged", "-p", "time", "--max-new-tokens", "3", "--json").json
+    every = ok("chat", finished, "-p", "time", "--side-by-side", "--merged", "--beside", finished / "merged",
+               "--max-new-tokens", "3", "--json").json["answers"]  # fmt: skip
+    assert list(every) == ["base", "tuned", "merged", str(finished / "merged")]
+    assert every["merged"] == every[str(finished / "merged")]
     assert list(merged["answers"].values()) == [both["answers"]["tuned"]]
 
 

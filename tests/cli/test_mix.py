@@ -60,3 +60,10 @@ def test_what_cannot_be_written_leaves_nothing(world, call, tmp_path, overrides,
     said = call("data", "mix", world / "recipe.yaml", *overrides, "--out", tmp_path / out)
     assert said.code in (2, 3) and says in said.err.replace("\n", " ")
     assert not (tmp_path / out).exists()
+
+
+def test_a_source_is_never_replaced(world, call):
+    before = (world / "a.jsonl").read_bytes()
+    said = call("data", "mix", world / "recipe.yaml", "--out", world / "a.jsonl", "--force")
+    assert said.code == 2 and "C165" in said.err and "is a source" in said.err
+    assert (world / "a.jsonl").read_bytes() == before

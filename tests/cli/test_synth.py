@@ -74,3 +74,16 @@ def test_the_schema_of_a_spec(call):
     schema = call("schema", "synth").json
     assert schema["properties"]["mode"]["enum"] == ["documents", "seeds", "evolve", "rejection"]
     assert call("schema", "poem").code == 2
+
+
+def test_the_rows_it_starts_from_are_never_replaced(call, tmp_path, server):
+    source = tmp_path / "rows.jsonl"
+    source.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    before = source.read_bytes()
+    (tmp_path / "rows.journal.jsonl").write_text("")  # as if the rows had been made here
+    file = tmp_path / "spec.yaml"
+    file.write_text(spec_text(server.url, "evolve", {"source": {"path": str(source)}}))
+    for more in ((), ("--force",)):
+        said = call("data", "synth", file, "--out", source, *more)
+        assert said.code == 2 and "C165" in said.err and "is a source" in said.err.replace("\n", " ")
+    assert source.read_bytes() == before and server.seen == []

@@ -124,7 +124,9 @@ def test_every_command_in_an_example_exists(page):
             if command is None:
                 wrong.append(line)
                 continue
-            known = {option for parameter in command.params for option in parameter.opts} | {"--help", "--debug"}
+            known = {
+                option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+            } | {"--help", "--debug"}
             sets_keys = any(parameter.name == "overrides" for parameter in command.params)
             given = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
             wrong += [f"{line}: {word}" for word in given if word not in known and not (sets_keys and "." in word)]

@@ -128,3 +128,27 @@ def break_off(handler: Handler, body: dict[str, Any]) -> None:
     handler.wfile.write(data[: len(data) // 2])
     handler.wfile.flush()
     handler.close_connection = True
+
+
+def streams(*pieces: str, end: bool = True, pause: float = 0.0, error: str | None = None) -> Act:
+    """Server-sent events: a role, one event a piece, an error or the end."""
+
+    def act(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream; charset=utf-8")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        events: list[Any] = [{"choices": [{"delta": {"role": "assistant", "content": None}, "finish_reason": None}]}]
+        events += [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
+        events += [{"error": {"message": error}}] if error else []
+        events += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}] if end else []
+        for event in events:
+            data = json.dumps(event, ensure_ascii=False)
+            handler.wfile.write(f": still here\n\ndata: {data}\n\n".encode())
+            handler.wfile.flush()
+            time.sleep(pause)
+        if end:
+            handler.wfile.write(b"data: [DONE]\n\n")
+        handler.close_connection = True
+
+    return act

@@ -44,7 +44,7 @@ def _recipe(folder, **changes):
         "output_dir": str(folder / "run"),
     }
     for key, change in changes.items():
-        value[key] = {**value[key], **change} if isinstance(change, dict) else change
+        value[key] = {**value.get(key, {}), **change} if isinstance(change, dict) else change
     return recipe_from_dict(value, origin="test")
 
 
@@ -190,3 +190,16 @@ def test_a_task_that_cannot_be_read_is_told_before_training(world, tmp_path):
     with pytest.raises(LuthierError, match=r"bad\.jsonl"):
         run_recipe(_recipe(folder, evaluate=tasks, output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_models_carry_their_cards_and_keep_what_people_wrote(world):
+    folder, _ = world
+    cards = [folder / "run" / name / "README.md" for name in ("final", "merged")]
+    for card in cards:
+        text = card.read_text("utf-8")
+        assert "| words |" in text and "## Limits" in text and "blake2b-128" in text
+        assert str(folder) not in text, "no place of this machine"
+    cards[1].write_text(cards[1].read_text("utf-8") + "\nMine.\n", "utf-8")
+    again = run_recipe(_recipe(folder, export={"merge": True, "max_shard_size": "1GB"}))
+    assert "merge" not in again.reused
+    assert cards[1].read_text("utf-8").endswith("\nMine.\n")

@@ -66,6 +66,9 @@ def with_validation(text: str) -> str:
             "two tasks are called",
         ),
         ("export: {max_shard_size: 5 giga}", 26, "C103", "such as 5GB"),
+        ("export: {push_to_hub: {repo_id: me}}", 33, "C103", "repo_id"),
+        ("export: {merge: false, push_to_hub: {repo_id: me/x}}", 24, "C110", "`export.merge` is false"),
+        ("export: {push_to_hub: {repo_id: me/x, what: gguf}}", 45, "C110", "makes none"),
     ],
 )
 def test_rules_within_a_section(text, column, code, words):
@@ -130,6 +133,7 @@ def test_recompute_and_storage_of_the_base(text, code, words):
         TASK % "metric: regex, pattern: '(.*)'",
         TASK % "metric: number",
         "export: {max_shard_size: 500MB}",
+        "export: {push_to_hub: {repo_id: me/x, private: false, what: adapter, revision: v1, base_model: org/base}}",
     ],
 )
 def test_what_fits_together_loads(text):

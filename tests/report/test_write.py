@@ -179,6 +179,24 @@ def test_losses_by_reason_and_source_with_examples(run):
     assert "No row was dropped or changed." in page_of(run).text
 
 
+def test_a_page_says_that_evaluation_rows_were_trained_on(run):
+    assert "Evaluation rows" not in page_of(run).text
+    file = run.path / "data" / "manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    told = {"rows": 90, "of_rows": 100, "against_rows": 40, "found": {"copy": 5, "variant": 1, "reworded": 2},
+            "sure": {"copy": 5, "variant": 1}, "dropped": 0}  # fmt: skip
+    manifest["curated"] = {"decontaminate": told}
+    file.write_text(json.dumps(manifest))
+    text = page_of(run).text
+    assert "Evaluation rows" in text
+    assert "40 evaluation rows (90 of 100 looked at): 5 copy, 1 variant, 2 reworded" in text
+    assert "5 of them for sure, and trained on" in text
+    manifest["curated"]["decontaminate"] = {**told, "dropped": 7}
+    file.write_text(json.dumps(manifest))
+    text = page_of(run).text
+    assert "2 reworded; 7 dropped" in text and "trained on:" not in text
+
+
 def test_invisible_characters_become_visible(run):
     file = run.path / "eval" / "after.json"
     after = json.loads(file.read_text("utf-8"))

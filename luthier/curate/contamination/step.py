@@ -125,13 +125,15 @@ def check(
         every = -(-len(against) // _QUICK_AGAINST) or 1
     looked, compared = [rows[place] for place in places], against[::every]
     found = found_in(looked, compared, settings, cache_dir=cache_dir)
+    counted = {match.row for match in found.matches if match.verdict != "variant" or settings.variants}
+    gone = counted if settings.action == "drop" else set()
     records = {
-        places[match.row]: (record_of(match, looked, compared, names[match.of * every]), match)
+        places[match.row]: (
+            record_of(match, looked, compared, names[match.of * every], dropped=match.row in gone), match,
+        )
         for match in found.matches
-    }
-    bad = {
-        place: pair for place, pair in records.items() if pair[1].verdict != "variant" or settings.variants
     }  # fmt: skip
+    bad = {place: pair for place, pair in records.items() if pair[1].row in counted}
     if settings.action == "error" and bad:
         raise _refused([(rows[place], pair[1], compared) for place, pair in bad.items()])
     curation.report[STAGE] = {
@@ -172,11 +174,14 @@ def _sets(
     return sets + read_against(settings.against)
 
 
-def record_of(match: Match, rows: Sequence[Conversation], against: Sequence[Conversation], name: str) -> dict[str, Any]:
-    """A match in full, for a file of records."""
+def record_of(
+    match: Match, rows: Sequence[Conversation], against: Sequence[Conversation], name: str, *, dropped: bool
+) -> dict[str, Any]:
+    """A match in full, for a file of records; `dropped` is false for a row that is listed only."""
     ref, of = rows[match.row].ref, against[match.of].ref
     return {
         "file": ref.file, "line": ref.line, "source": ref.source, "reason": "contaminated", "stage": STAGE,
+        "dropped": dropped,
         "detail": in_words(match, against), "verdict": match.verdict,
         "evaluation": name, "evaluation_row": str(of), "found": match.side,
         "evidence": list(match.kinds), "scores": match.scores, "certainty": match.certainty,

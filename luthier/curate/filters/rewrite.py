@@ -8,6 +8,7 @@ All other characters of the row stay. A row with loss ranges is written anew as 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from luthier.curate.filters.parts import as_value
 from luthier.data.types import Conversation
 
 __all__ = ["changed_texts", "rewrite"]
+
+_PLACEHOLDER = re.compile(r"[][A-Z0-9_]*")
+"""What old and new text can have in common inside a placeholder."""
 
 
 def changed_texts(old: Conversation, new: Conversation) -> dict[str, str]:
@@ -66,8 +70,8 @@ def _edits(literal: str, texts: Mapping[str, str]) -> Sequence[Edit]:
         if place >= 0:
             inside = [
                 Edit(edit.start - place, edit.end - place, edit.new)
-                for edit in difference(old, new)
-                if place <= edit.start and edit.end <= place + len(literal)
+                for edit in _whole(old, new)
+                if place <= edit.start < place + len(literal) and edit.end <= place + len(literal)
             ]
             if inside:
                 return inside
@@ -76,6 +80,21 @@ def _edits(literal: str, texts: Mapping[str, str]) -> Sequence[Edit]:
         if nested is not None and nested != literal:
             return [Edit(0, len(literal), nested)]
     return []
+
+
+def _whole(old: str, new: str) -> list[Edit]:
+    """As `difference`, but a placeholder is never pieced together: `user1@b.com` -> `[EMAIL_1]` share the 1.
+
+    So a text is edited only if all that is replaced stands in it, and the role `user` is left alone.
+    """
+    edits: list[Edit] = []
+    for edit in difference(old, new):
+        last = edits[-1] if edits else None
+        if last and _PLACEHOLDER.fullmatch(gap := old[last.end : edit.start]):
+            edits[-1] = Edit(last.start, edit.end, last.new + gap + edit.new)
+        else:
+            edits.append(edit)
+    return edits
 
 
 def _moved(value: Any, editor: Any) -> Any:

@@ -81,3 +81,28 @@ def test_bad_options(luthier: Caller, rows: Path, options: tuple[str, ...], code
     said = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS, *options)
     assert said.code == code and words in said.err, said.err
     assert {file.name for file in rows.iterdir()} == {"train[a].jsonl", "test.jsonl"}
+
+
+def test_the_evaluation_file_is_never_replaced(luthier: Caller, rows: Path) -> None:
+    before = (rows / "test.jsonl").read_bytes()
+    said = luthier(
+        "data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS, "--out", "test.jsonl", "--force"
+    )
+    assert said.code == 2 and "C165" in said.err and "is a source" in said.err
+    assert (rows / "test.jsonl").read_bytes() == before
+
+
+def test_a_variant_that_stays_is_listed_as_one_and_shown_behind_those_that_go(luthier: Caller, rows: Path) -> None:
+    file = rows / "train[a].jsonl"
+    test = [json.loads(line) for line in (rows / "test.jsonl").read_text("utf-8").splitlines()]
+    numbers = str.maketrans("123456789", "987654321")
+    varied = {name: text.translate(numbers) for name, text in test[5].items()}
+    file.write_text(file.read_text("utf-8") + json.dumps(varied) + "\n", "utf-8")
+    options = ("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS)
+    value = luthier(*options, "--json").json
+    assert value["found"] == {"copy": 1, "variant": 1}
+    assert [(one["line"], one["dropped"]) for one in value["matches"]] == [(2, True), (7, False)]
+    said = luthier(*options).out
+    assert 0 < said.index("surest: copy") < said.index("stays: variant") and "doubtful" not in said
+    value = luthier(*options, "--variants", "--json").json
+    assert [one["dropped"] for one in value["matches"]] == [True, True]

@@ -140,7 +140,10 @@ def test_the_cache_is_used_for_the_same_rows_and_settings_only(files: Path, monk
     first = run(section(files, decontaminate=against(files)), cache_dir=files / "cache")
     again = run(section(files, decontaminate=against(files, action="drop")), cache_dir=files / "cache")
     assert len(calls) == 1 and first.curated is not None and again.curated is not None
-    assert sorted(map(str, first.curated.records)) == sorted(map(str, again.curated.records))
+    seen, gone = ([*found.curated.records] for found in (first, again) if found.curated)
+    assert {one["dropped"] for one in seen} == {False} and True in {one["dropped"] for one in gone}
+    same = [sorted(str({**one, "dropped": None}) for one in records) for records in (seen, gone)]
+    assert same[0] == same[1]
     run(section(files, decontaminate=against(files, ngram=0.4)), cache_dir=files / "cache")
     assert len(calls) == 2
     (files / "test.jsonl").write_text(json.dumps(line("Who is there tonight?", "nobody")), "utf-8")

@@ -165,6 +165,27 @@ def test_tables_are_written_without_rows_and_refused_with_changed_ones(luthier: 
     assert dropped.code == 0 and (tmp_path / "b.csv").read_text() == "question,answer\nq,fine\n"
 
 
+def test_words_that_stand_inside_what_is_redacted_stay_elsewhere(luthier: Caller, tmp_path: Path) -> None:
+    """The role `user` and the column `shop` are parts of the address, not pieces that a text was joined from."""
+    said = "Write to user1@shop.example.com, or to user2@shop.example.com."
+    turns = [{"role": "user", "content": "Whom do I ask?"}, {"role": "assistant", "content": said}]
+    file = write(tmp_path / "a.jsonl", [{"messages": turns, "topic": "shop", "assistant": "user"}])
+    result = luthier("data", "filter", file, "--use", "pii", "--out", tmp_path / "b.jsonl")
+    assert result.code == 0, result.err
+    turns[1]["content"] = "Write to [EMAIL_1], or to [EMAIL_2]."
+    written = json.loads((tmp_path / "b.jsonl").read_text("utf-8"))
+    assert written == {"messages": turns, "topic": "shop", "assistant": "user"}
+
+
+def test_columns_that_make_one_question_are_redacted_each(luthier: Caller, tmp_path: Path) -> None:
+    row = {"instruction": "Answer a@b.com", "input": "from c@d.com", "output": "Gladly.", "tag": "from"}
+    said = luthier("data", "filter", write(tmp_path / "a.jsonl", [row]), "--use", "pii", "--out", tmp_path / "b.jsonl")
+    assert said.code == 0, said.err
+    assert json.loads((tmp_path / "b.jsonl").read_text("utf-8")) == {
+        **row, "instruction": "Answer [EMAIL_1]", "input": "from [EMAIL_2]",
+    }  # fmt: skip
+
+
 def test_a_file_whose_changed_rows_would_read_otherwise_is_not_written(
     rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
