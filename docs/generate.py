@@ -40,6 +40,7 @@ NESTED = {
     "DecontaminateSection": "data.decontaminate",
     "AgainstSource": "data.decontaminate.against[]",
     "TaskSpec": "evaluate.tasks[]",
+    "EvaluationJudge": "evaluate.judge",
     "GrpoSection": "objective.grpo",
     "RewardSpec": "objective.grpo.rewards[]",
     "JudgeSection": "objective.grpo.judge",

@@ -108,9 +108,15 @@ def plan(
 
 def evaluate(recipe: str | Path | Mapping[str, Any] | Recipe, *, model: str | Path | None = None) -> dict[str, Any]:
     """Scores and answers of the untouched base, or of an adapter or model folder, on the recipe's tasks."""
-    from luthier.pipeline.score import score_model
+    from luthier.pipeline.contest import Contestant, contest
 
-    return score_model(load_recipe(recipe), Path(model) if model else None)
+    loaded = load_recipe(recipe)
+    one = (
+        Contestant(kind="folder", path=Path(model))
+        if model
+        else Contestant(kind="base", label=str(loaded.model.name_or_path))
+    )
+    return contest(loaded.evaluate, [one], recipe=loaded)[0].to_json()
 
 
 def compare(before: str | Path, after: str | Path, *, confidence: float = 0.95) -> dict[str, Any]:

@@ -28,9 +28,14 @@ def compare(
     if as_json:
         emit_json(value)
         return
+    from rich.text import Text
+
+    from luthier.evaluate.forgetting.suite import forgetting_line
     from luthier.evaluate.tables import changed_rows_table, comparison_table
 
     show(comparison_table(value))
+    if "forgetting" in value:
+        show(Text(forgetting_line(value["forgetting"])))
     if rows:
         show(changed_rows_table(before, after, value, limit=rows))
 

@@ -1,43 +1,179 @@
-"""`luthier eval`: score a model on a recipe's tasks."""
+"""`luthier eval`: score models on a recipe's tasks, on this machine or behind endpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides
+from luthier.cli.baseline import run_baseline, show_scores
+from luthier.cli.common import JsonOption, OverridesArgument, load_with_overrides
 from luthier.cli.output import emit_json, show
+from luthier.runtime.errors import RecipeError
+
+if TYPE_CHECKING:
+    from luthier.endpoint.settings import EndpointSettings
+    from luthier.evaluate.versus import Scored
+    from luthier.pipeline.contest import Contestant
+    from luthier.recipe.schema import EvaluateSection, Recipe
 
 
 def evaluate(
-    recipe: RecipeArgument,
+    recipe: Annotated[Path, typer.Argument(help="Recipe, or a file with `tasks:` only (YAML).", show_default=False)],
     overrides: OverridesArgument = None,
     model: Annotated[
-        Path | None, typer.Option(help="Adapter or model folder to score instead of the untouched base.")
+        list[str] | None,
+        typer.Option(help="Adapter or model folder to score; after --endpoint, a model's name there. Repeatable."),
     ] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="Base URL of an OpenAI-compatible server (http://host:8000/v1). Repeatable, one a --model."),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Score the untouched base, too.")] = False,
+    tuned: Annotated[bool, typer.Option("--tuned", help="Score `final` of the recipe's output_dir, too.")] = False,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="Score a checkpoint (RUN/checkpoints/step-N), too. Repeatable.")
+    ] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the API key.")] = None,
+    input_price: Annotated[float | None, typer.Option(help="US dollars a million prompt tokens.", min=0.0)] = None,
+    output_price: Annotated[float | None, typer.Option(help="US dollars a million completion tokens.", min=0.0)] = None,
+    budget_usd: Annotated[float | None, typer.Option("--budget", help="Most to spend at each endpoint.")] = None,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="Let `evaluate.judge` compare the first model's answers with each other's.")
+    ] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline", help="Before tuning: score each model with several prompts, and say what that means."
+        ),
+    ] = False,
+    shots: Annotated[
+        list[int] | None, typer.Option(help="Of --baseline: worked examples to try besides none; 4 if left out.", min=1)
+    ] = None,
+    shots_from: Annotated[
+        str | None, typer.Option(help="Of --baseline: file of worked examples; the first training file if left out.")
+    ] = None,
+    system: Annotated[
+        list[str] | None, typer.Option(help="Of --baseline: a system message to try. Repeatable.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight at once.", min=1)] = 8,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for scores and every answer (JSON).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score the untouched base of a recipe on its tasks, or another model with --model."""
-    from luthier.pipeline.score import score_model
+    """Score the untouched base of a recipe on its tasks, or other models; several are compared pair by pair."""
+    from luthier.evaluate.versus import compare_many
+    from luthier.pipeline.contest import contest
+    from luthier.pipeline.judging import require_judge
     from luthier.runtime.atomic import write_json
 
-    loaded = load_with_overrides(recipe, overrides)
-    result = score_model(loaded.recipe, model)
-    if out:
-        write_json(out, result)
-    if as_json:
-        emit_json(result)
+    section, loaded = _tasks(recipe, overrides)
+    servers = _servers(
+        endpoint or [], model or [], api_key_env=api_key_env, input_price=input_price, output_price=output_price,
+        budget_usd=budget_usd, concurrency=concurrency,
+    )  # fmt: skip
+    contestants = _contestants(loaded, servers, model or [], base=base, tuned=tuned, checkpoints=checkpoint or [])
+    if baseline:
+        if judge:
+            raise RecipeError(code="C122", message="--judge compares models, --baseline prompts: give one of them")
+        run_baseline(
+            section, contestants, loaded, shots=shots or [4], shots_from=shots_from, systems=system or [], out=out,
+            as_json=as_json,
+        )  # fmt: skip
         return
-    from rich.table import Table
+    if shots or shots_from or system:
+        raise RecipeError(code="C122", message="--shots, --shots-from and --system are for --baseline")
+    if judge:
+        require_judge(section)
+        if len(contestants) < 2:
+            raise RecipeError(code="E556", message="--judge compares models, and one is named", hint="add --tuned")
+    scored = contest(section, contestants, recipe=loaded)
+    value: dict[str, Any] = scored[0].to_json()
+    comparison = None
+    if len(scored) > 1:
+        comparison = compare_many(scored, confidence=section.confidence)
+        value = {"models": [one.to_json() for one in scored], "comparison": comparison}
+    verdicts = [_judged(section, scored[0], other) for other in scored[1:]] if judge else []
+    if verdicts:
+        value["judged"] = verdicts
+    if out:
+        write_json(out, value)
+    if as_json:
+        emit_json(value)
+        return
+    show_scores(scored, comparison)
+    _show_verdicts(verdicts)
 
-    table = Table("task", "metric", "score", "interval", "rows", "tokens/s", box=None, pad_edge=False)
-    for task in result["tasks"]:
-        interval = f"[{task['low']:.3f}, {task['high']:.3f}]"
-        speed = f"{task['tokens_per_second']:.0f}"
-        table.add_row(task["name"], task["metric"], f"{task['score']:.3f}", interval, str(task["n"]), speed)
-        for name, value in task["secondary"].items():
-            table.add_row("", name, f"{value:.3f}", "", "", "")
-    show(table)
+
+def _judged(section: EvaluateSection, first: Scored, second: Scored) -> dict[str, Any]:
+    from luthier.pipeline.judging import judged
+
+    value = judged(section, first.results, second.results, confidence=section.confidence)
+    return {"first": first.name, "second": second.name, **value}
+
+
+def _show_verdicts(verdicts: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    from luthier.evaluate.judge.run import judge_lines
+
+    for value in verdicts:
+        show(Text(f"{value['second']} against {value['first']}:"))
+        for line in judge_lines(value):
+            show(Text(f"  {line}"))
+
+
+def _tasks(path: Path, overrides: list[str] | None) -> tuple[EvaluateSection, Recipe | None]:
+    from luthier.recipe.tasks_file import is_tasks_file, load_tasks_file
+
+    if not is_tasks_file(path):
+        recipe = load_with_overrides(path, overrides).recipe
+        return recipe.evaluate, recipe
+    if overrides:
+        raise RecipeError(code="C120", message="a file with tasks only takes no overrides", hint="change the file")
+    return load_tasks_file(path), None
+
+
+def _servers(urls: list[str], models: list[str], **limits: Any) -> list[EndpointSettings]:
+    """One for each pair of --endpoint and --model; one --endpoint serves all models."""
+    from luthier.endpoint.settings import EndpointSettings
+
+    if not urls:
+        given = [name for name, value in limits.items() if value is not None and name != "concurrency"]
+        if given:
+            flag = "--budget" if given[0] == "budget_usd" else "--" + given[0].replace("_", "-")
+            raise RecipeError(code="C122", message=f"{flag} is for --endpoint, and there is none")
+        return []
+    if not models or (len(urls) > 1 and len(urls) != len(models)):
+        message = f"{len(urls)} --endpoint and {len(models)} --model: each endpoint needs the name of its model"
+        raise RecipeError(code="C122", message=message, hint="--endpoint URL --model NAME, in pairs")
+    paired = zip(urls if len(urls) > 1 else urls * len(models), models, strict=True)
+    return [EndpointSettings(base_url=url, model=name, **limits) for url, name in paired]
+
+
+def _contestants(
+    recipe: Recipe | None,
+    servers: list[EndpointSettings],
+    models: list[str],
+    *,
+    base: bool,
+    tuned: bool,
+    checkpoints: list[Path],
+) -> list[Contestant]:
+    from luthier.pipeline.contest import Contestant
+
+    folders = [] if servers else [Path(name) for name in models]
+    found = [Contestant(kind="folder", path=folder) for folder in folders]
+    if tuned:
+        if recipe is None:
+            raise RecipeError(code="C122", message="--tuned needs a recipe; the file has tasks only")
+        found.insert(0, Contestant(kind="folder", path=Path(recipe.output_dir) / "final", label="tuned"))
+    found += [Contestant(kind="checkpoint", path=path) for path in checkpoints]
+    found += [Contestant(kind="endpoint", endpoint=server) for server in servers]
+    if base or not found:
+        found.insert(0, Contestant(kind="base", label="base" if found and recipe else _base_name(recipe)))
+    return found
+
+
+def _base_name(recipe: Recipe | None) -> str:
+    return str(recipe.model.name_or_path) if recipe is not None else "base"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["BadReply", "ChatRequest", "Reply", "error_of", "read_reply"]
+__all__ = ["BadReply", "ChatRequest", "Reply", "completion_tokens", "error_of", "read_reply"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,13 @@ class Reply:
     cached: bool
     raw: Mapping[str, Any]
     """The whole JSON answer."""
+
+
+def completion_tokens(reply: Reply) -> int:
+    """Tokens of the answer as the server reports them; 0 when it does not."""
+    usage = reply.raw.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and count > 0 else 0
 
 
 class BadReply(Exception):

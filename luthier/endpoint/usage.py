@@ -42,6 +42,12 @@ class Usage:
     cost_usd: float | None = None
     """None: no prices are known."""
 
+    def since(self, before: Usage) -> Usage:
+        """What was added after an earlier copy."""
+        cost = None if self.cost_usd is None else self.cost_usd - (before.cost_usd or 0.0)
+        counts = {name: value - getattr(before, name) for name, value in asdict(self).items() if name != "cost_usd"}
+        return Usage(**counts, cost_usd=cost)
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)

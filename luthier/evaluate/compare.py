@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.evaluate.results import HIGHER_IS_BETTER, TaskResult, read_results
+from luthier.evaluate.forgetting.suite import forgetting_cost
+from luthier.evaluate.results import TaskResult, read_results
 from luthier.evaluate.stats import PairedTest, Verdict, paired_means, paired_proportions, verdict
 from luthier.runtime.errors import Problem, RunFailed
 
@@ -28,9 +29,17 @@ BINDING = {
     "fewshot_hash": "worked examples",
     "data_hash": "content of the rows",
     "pattern": "`pattern`",
+    "grader": "grader",
+    "harness": "task, or version, of lm-evaluation-harness",
     "inputs_hash": "tokens of the prompts (tokenizer)",
 }
 """Settings that must be equal, and how they are called in a message. Batch size, device and dtype may differ."""
+
+UNKNOWN_OF_A_SERVER = ("stop_ids", "template_hash", "template_kwargs", "inputs_hash")
+"""What a server does with its messages: part of the model that is compared, not of the setting."""
+
+OF_PROMPTS = ("num_fewshot", "fewshot_hash", "data_hash", "inputs_hash")
+"""What differs between two prompts for the same rows (a system message counts as part of the rows as read)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +88,18 @@ def compare_files(before: Path, after: Path, *, confidence: float = 0.95) -> dic
     Raises:
         RunFailed: a file is missing or damaged, or the two cannot be compared.
     """
-    return compare_results(read_results(before), read_results(after), confidence=confidence).to_json()
+    first, second = read_results(before), read_results(after)
+    value = compare_results(first, second, confidence=confidence).to_json()
+    cost = forgetting_cost(first, second, confidence=confidence)
+    return value if cost is None else {**value, "forgetting": cost}
 
 
 def compare_results(
-    before: Sequence[TaskResult], after: Sequence[TaskResult], *, confidence: float = 0.95
+    before: Sequence[TaskResult],
+    after: Sequence[TaskResult],
+    *,
+    confidence: float = 0.95,
+    prompts_differ: bool = False,
 ) -> Comparison:
     """Compare two models task by task, in the order of `before`.
 
@@ -91,6 +107,7 @@ def compare_results(
         before: Scores of the first model.
         after: Scores of the second, on the same tasks.
         confidence: Level of the intervals; 1 - confidence is the level of the tests, each task by itself.
+        prompts_differ: The prompts are what is compared: the rows must be the same, what was made of them need not.
 
     Raises:
         RunFailed: something besides the model differs; all differences are named.
@@ -99,7 +116,7 @@ def compare_results(
     problems = _unmatched([result.name for result in before], [result.name for result in after])
     for result in before:
         if result.name in second:
-            problems += _differences(result, second[result.name])
+            problems += _differences(result, second[result.name], prompts_differ=prompts_differ)
     if problems:
         raise RunFailed(problems=problems)
     return Comparison(tuple(_compare(result, second[result.name], confidence) for result in before))
@@ -107,7 +124,7 @@ def compare_results(
 
 def _compare(before: TaskResult, after: TaskResult, confidence: float) -> TaskComparison:
     first, second = _scores(before), _scores(after)
-    higher = HIGHER_IS_BETTER[before.metric]
+    higher = before.higher_is_better
     test = _test(before, after, first, second, confidence)
     better = sum(1 for a, b in zip(first, second, strict=True) if (b > a if higher else b < a))
     changed = tuple(index for index, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
@@ -157,20 +174,24 @@ def _unmatched(before: Sequence[str], after: Sequence[str]) -> list[Problem]:
     return problems
 
 
-def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
+def _differences(before: TaskResult, after: TaskResult, *, prompts_differ: bool) -> list[Problem]:
     """Everything that makes two results incomparable, one problem each."""
+    served = any("server" in result.settings for result in (before, after))
+    free = (*(UNKNOWN_OF_A_SERVER if served else ()), *(OF_PROMPTS if prompts_differ else ()))
+    binding = {key: what for key, what in BINDING.items() if key not in free}
     found = [
         (what, mine, theirs)
         for what, mine, theirs in (
             ("version of the task", before.version, after.version),
             ("metric", before.metric, after.metric),
             ("number of rows", before.n, after.n),
-            *((what, before.settings.get(key), after.settings.get(key)) for key, what in BINDING.items()),
+            *((what, before.settings.get(key), after.settings.get(key)) for key, what in binding.items()),
         )
         if mine != theirs
     ]
     if not found:
-        found = _row_differences(before.rows, after.rows)
+        asked = "ref" if prompts_differ else "messages" if served else "prompt"
+        found = _row_differences(before.rows, after.rows, asked)
     return [
         Problem(
             code="E541",
@@ -182,11 +203,11 @@ def _differences(before: TaskResult, after: TaskResult) -> list[Problem]:
 
 
 def _row_differences(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], asked: str
 ) -> list[tuple[str, Any, Any]]:
     """The first row that is not the same question, whatever the hashes say."""
     for index, (mine, theirs) in enumerate(zip(before, after, strict=True)):
-        for key in ("prompt", "reference"):
+        for key in (asked, "reference"):
             if mine[key] != theirs[key]:
                 return [(f"{key} of row {index} ({mine['ref']})", mine[key], theirs[key])]
         weights = [row.get("secondary", {}).get("weight") for row in (mine, theirs)]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import tokenize_conversation
 from luthier.data.types import Conversation, Dropped, Example
-from luthier.evaluate.tasks import Task, TaskRow
+from luthier.evaluate.task import Task, TaskRow
 from luthier.recipe.schema import DataSection, Source
 from luthier.runtime.errors import DataError, LuthierError, Problem
 from luthier.runtime.hashing import hash_json

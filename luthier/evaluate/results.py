@@ -10,10 +10,7 @@ from typing import Any
 
 from luthier.runtime.errors import RunFailed
 
-__all__ = ["HIGHER_IS_BETTER", "TaskResult", "read_results", "results_to_json"]
-
-HIGHER_IS_BETTER = {"exact": True, "contains": True, "regex": True, "number": True, "json_exact": True, "loss": False}
-"""Metrics and their direction."""
+__all__ = ["TaskResult", "read_results", "results_to_json"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +38,8 @@ class TaskResult:
     secondary: Mapping[str, float]
     rows: Sequence[Mapping[str, Any]]
     """`ref`, `prompt`, `messages`, `output`, `extracted`, `reference`, `score`, `secondary`, `finish_reason`, ..."""
+    higher_is_better: bool = True
+    """False for `loss` and for metrics of lm-evaluation-harness that say so."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in the file."""
@@ -48,12 +47,13 @@ class TaskResult:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TaskResult:
-        """The way back; keys of later versions are ignored.
+        """The way back; keys of later versions are ignored, and of earlier ones only `loss` was better when lower.
 
         Raises:
             KeyError: a key is missing.
         """
-        return cls(**{name: value[name] for name in cls.__slots__})
+        direction = {"higher_is_better": value["metric"] != "loss", **value}
+        return cls(**{name: direction[name] for name in cls.__slots__})
 
 
 def results_to_json(results: Sequence[TaskResult], *, model: str) -> dict[str, Any]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.evaluate.loss import row_losses
 from luthier.evaluate.prompts import ControlTokens, Prompt, Renderer
 from luthier.evaluate.results import TaskResult, read_results, results_to_json
-from luthier.evaluate.stats import proportion, ratio
-from luthier.evaluate.tasks import Task, TaskRow
+from luthier.evaluate.scored import Answer, answered, question_of
+from luthier.evaluate.stats import ratio
+from luthier.evaluate.task import Task
 from luthier.generation.decode import context_length, inner_model
-from luthier.generation.generate import Generation, default_batch_size, generate, token_capacity
+from luthier.generation.generate import default_batch_size, generate, token_capacity
 from luthier.model.stops import stop_ids as find_stop_ids
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
-from luthier.scoring.extract import compile_pattern
-from luthier.scoring.json_score import FieldCounts
-from luthier.scoring.metrics import Score, score_answer
+from luthier.scoring.graders.models import Ask
+
+if TYPE_CHECKING:
+    from luthier.evaluate.harness.load import HarnessTask
 
 __all__ = ["TaskResult", "read_results", "results_to_json", "run_tasks"]
 
@@ -27,13 +29,14 @@ __all__ = ["TaskResult", "read_results", "results_to_json", "run_tasks"]
 def run_tasks(
     model: Any,
     tokenizer: Any,
-    tasks: Sequence[Task],
+    tasks: Sequence[Task | HarnessTask],
     *,
     batch_size: int | Literal["auto"] = "auto",
     confidence: float = 0.95,
     template_kwargs: Mapping[str, Any] | None = None,
     stop_ids: Sequence[int] | None = None,
     control_tokens: ControlTokens = "text",
+    ask: Ask | None = None,
 ) -> list[TaskResult]:
     """Score a model on tasks, in their order.
 
@@ -50,6 +53,7 @@ def run_tasks(
         stop_ids: Tokens that end an answer; by default `model.stops.stop_ids`. Give both models of a
             comparison the same.
         control_tokens: As `data.control_tokens`.
+        ask: How graders ask models; see `asking.JudgeServer`.
 
     Raises:
         RecipeError: two tasks of one name.
@@ -69,7 +73,7 @@ def run_tasks(
         room=context_length(model),
     )
     size = default_batch_size(inner_model(model).device.type) if batch_size == "auto" else batch_size
-    scorer = _Scorer(model, tokenizer, renderer, stop_ids=stops, batch_size=size, confidence=confidence)
+    scorer = _Scorer(model, tokenizer, renderer, stop_ids=stops, batch_size=size, confidence=confidence, ask=ask)
     return scorer.run(tasks)
 
 
@@ -85,22 +89,45 @@ class _Scorer:
         stop_ids: list[int],
         batch_size: int,
         confidence: float,
+        ask: Ask | None,
     ) -> None:
+        self.ask = ask
         self.model, self.tokenizer, self.renderer = model, tokenizer, renderer
         self.stop_ids, self.batch_size, self.confidence = stop_ids, batch_size, confidence
 
-    def run(self, tasks: Sequence[Task]) -> list[TaskResult]:
+    def run(self, tasks: Sequence[Task | HarnessTask]) -> list[TaskResult]:
         ready: list[Any] = []
         problems: list[Problem] = []
         for task in tasks:
             try:
-                ready.append(self.renderer.examples(task) if task.metric == "loss" else self.renderer.prompts(task))
+                ready.append(self._inputs(task))
             except LuthierError as error:
                 problems += error.problems
         if problems:
             raise DataError(problems=problems)
-        score = {True: self._loss, False: self._answers}
-        return [score[task.metric == "loss"](task, inputs) for task, inputs in zip(tasks, ready, strict=True)]
+        results: list[TaskResult] = []
+        for task, inputs in zip(tasks, ready, strict=True):
+            if not isinstance(task, Task):
+                results += self._harness(task)
+            else:
+                results.append((self._loss if task.metric == "loss" else self._answers)(task, inputs))
+        return results
+
+    def _inputs(self, task: Task | HarnessTask) -> Any:
+        """Prompts or whole rows of a task of our own; the harness makes its own."""
+        if not isinstance(task, Task):
+            return None
+        return self.renderer.examples(task) if task.metric == "loss" else self.renderer.prompts(task)
+
+    def _harness(self, task: HarnessTask) -> list[TaskResult]:
+        from luthier.evaluate.harness.model import LocalModel
+        from luthier.evaluate.harness.run import run_harness
+
+        asked = LocalModel(
+            self.model, self.tokenizer, self.renderer.template, stop_ids=self.stop_ids, batch_size=self.batch_size,
+            room=self.renderer.room, label=task.name,
+        )  # fmt: skip
+        return run_harness(asked, task, confidence=self.confidence)
 
     def _answers(self, task: Task, prompts: list[Prompt]) -> TaskResult:
         started = time.monotonic()
@@ -115,26 +142,16 @@ class _Scorer:
             label=task.name,
         )
         seconds = time.monotonic() - started
-        new_tokens = sum(len(answer.ids) for answer in answers)
-        scored = list(zip(task.rows, prompts, answers, score_rows(task, answers), strict=True))
-        right = [score.value for _, _, _, score in scored]
-        interval = proportion(round(sum(right)), len(right), confidence=self.confidence)
+        said = [Answer(text=one.text, finish_reason=one.finish_reason, new_tokens=len(one.ids)) for one in answers]
         settings = {"decoding": "greedy", "max_new_tokens": task.max_new_tokens, "stop_ids": sorted(self.stop_ids)}
-        return TaskResult(
-            name=task.name,
-            version=task.version,
-            metric=task.metric,
-            n=len(right),
-            score=sum(right) / len(right),
-            low=interval.low,
-            high=interval.high,
-            confidence=self.confidence,
-            seconds=round(seconds, 3),
-            new_tokens=new_tokens,
-            tokens_per_second=round(new_tokens / max(seconds, 1e-9), 3),
+        return answered(
+            task,
+            [prompt.text for prompt in prompts],
+            said,
             settings={**settings, **self._settings(task, [prompt.ids for prompt in prompts])},
-            secondary=_means([score for _, _, _, score in scored]),
-            rows=[_row(*parts) for parts in scored],
+            seconds=seconds,
+            confidence=self.confidence,
+            ask=self.ask,
         )
 
     def _loss(self, task: Task, examples: list[Any]) -> TaskResult:
@@ -147,7 +164,7 @@ class _Scorer:
         interval = ratio(sums, weights, confidence=self.confidence)
         rows = [
             {
-                **_question(row, self._text(example)),
+                **question_of(row, self._text(example)),
                 "output": None,
                 "extracted": None,
                 "score": loss.nll / loss.weight,
@@ -171,6 +188,7 @@ class _Scorer:
             settings={"decoding": "none", **self._settings(task, [list(example.ids) for example in examples])},
             secondary={"perplexity": math.exp(min(mean, 700.0)), "tokens": float(tokens)},
             rows=rows,
+            higher_is_better=False,
         )
 
     def _settings(self, task: Task, ids: list[list[int]]) -> dict[str, Any]:
@@ -183,6 +201,8 @@ class _Scorer:
             "data_hash": task.data_hash,
             "inputs_hash": hash_json(ids),
             "pattern": task.pattern,
+            "grader": task.grader,
+            "harness": None,
             "batch_size": self.batch_size,
             "device": inner.device.type,
             "dtype": str(inner.dtype).removeprefix("torch."),
@@ -192,47 +212,3 @@ class _Scorer:
         first = next(index for index, weight in enumerate(example.weights) if weight)
         ids = list(example.ids[:first])
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def score_rows(task: Task, answers: Sequence[Generation]) -> list[Score]:
-    """Main score of every answer, with the task's secondary scores beside it."""
-    pattern = compile_pattern(task.pattern) if task.pattern else None
-    more = [(second, compile_pattern(second.pattern) if second.pattern else None) for second in task.secondary]
-    scores = []
-    for row, answer in zip(task.rows, answers, strict=True):
-        score = score_answer(task.metric, answer.text, row.reference, pattern=pattern)
-        extra = {
-            second.name: score_answer(
-                second.metric, answer.text, row.reference, pattern=compiled, bare_reference=True
-            ).value
-            for second, compiled in more
-        }
-        secondary = {**score.secondary, **extra}
-        scores.append(Score(value=score.value, extracted=score.extracted, secondary=secondary, fields=score.fields))
-    return scores
-
-
-def _means(scores: Sequence[Score]) -> dict[str, float]:
-    """Mean of every secondary score (a row without it counts 0); `field_f1` over all fields of all rows."""
-    names = list(dict.fromkeys(name for score in scores for name in score.secondary))
-    means = {name: sum(score.secondary.get(name, 0.0) for score in scores) / len(scores) for name in names}
-    if all(score.fields is not None for score in scores) and "field_f1" in means:
-        means["field_f1"] = sum((score.fields for score in scores if score.fields), FieldCounts()).f1
-    return means
-
-
-def _question(row: TaskRow, prompt: str) -> dict[str, Any]:
-    messages = [dict(message) for message in row.messages]
-    return {"ref": str(row.ref), "prompt": prompt, "messages": messages, "reference": row.reference}
-
-
-def _row(row: TaskRow, prompt: Prompt, answer: Generation, score: Score) -> dict[str, Any]:
-    return {
-        **_question(row, prompt.text),
-        "output": answer.text,
-        "extracted": score.extracted,
-        "score": score.value,
-        "secondary": dict(score.secondary),
-        "finish_reason": answer.finish_reason,
-        "new_tokens": len(answer.ids),
-    }

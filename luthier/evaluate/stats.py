@@ -19,7 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Interval", "PairedTest", "Verdict", "paired_means", "paired_proportions", "proportion", "ratio", "verdict"]
+__all__ = [
+    "Interval", "PairedTest", "Verdict", "holm", "paired_means", "paired_proportions", "proportion", "ratio",
+    "sign_test", "verdict",
+]  # fmt: skip
 
 Verdict = Literal["better", "no evidence", "worse"]
 
@@ -110,6 +113,23 @@ def paired_means(
     )
     interval = _bootstrap((differences, scale), _ratio_of_sums, delta, confidence)
     return PairedTest(delta=delta, interval=interval, test="paired permutation", p_value=float(result.pvalue))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of the exact sign test: wins and losses are equally likely; 1 without any."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: below a level, the family-wise error rate is at most that level."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
 
 
 def verdict(test: PairedTest, *, confidence: float, higher_is_better: bool) -> Verdict:

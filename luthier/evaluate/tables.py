@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier.evaluate.results import HIGHER_IS_BETTER, TaskResult, read_results
+from luthier.evaluate.results import TaskResult, read_results
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["changed_rows", "changed_rows_table", "comparison_table", "scores_table"]
+__all__ = [
+    "changed_rows", "changed_rows_table", "comparison_table", "contest_table", "pairs_table", "scores_table",
+]  # fmt: skip
 
 _STYLE = {"better": "bold green", "worse": "bold red", "no evidence": "yellow"}
 
@@ -59,6 +61,50 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
             task["verdict"],
         )
         cells[-1].stylize(_STYLE.get(task["verdict"], ""))
+        table.add_row(*cells)
+    return table
+
+
+def contest_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a task and model, secondary scores below it.
+
+    Args:
+        models: Score files, all of the same tasks.
+    """
+    table = _table(
+        ("task", "left"), ("model", "left"), ("metric", "left"), ("score", "right"), ("interval", "right"),
+        ("rows", "right"), ("tokens/s", "right"),
+    )  # fmt: skip
+    for index, first in enumerate(models[0]["tasks"]):
+        for model in models:
+            task = model["tasks"][index]
+            table.add_row(*_texts(
+                first["name"] if model is models[0] else "", str(model["model"]), task["metric"],
+                f"{task['score']:.3f}",
+                f"[{task['low']:.3f}, {task['high']:.3f}]", f"{task['n']:,}", f"{task['tokens_per_second']:.0f}",
+            ))  # fmt: skip
+            for name, value in task["secondary"].items():
+                table.add_row(*_texts("", "", name, f"{value:.3f}", "", "", ""))
+    return table
+
+
+def pairs_table(comparison: Mapping[str, Any]) -> Table:
+    """One line a task and pair of models, with raw and corrected p-values.
+
+    Args:
+        comparison: From `versus.compare_many`.
+    """
+    table = _table(
+        ("task", "left"), ("first", "left"), ("second", "left"), ("difference", "right"), ("interval", "right"),
+        ("p", "right"), ("p, Holm", "right"), ("second is", "left"),
+    )  # fmt: skip
+    for pair in comparison["pairs"]:
+        cells = _texts(
+            pair["name"], pair["first"], pair["second"], f"{pair['delta']:+.3f}",
+            f"[{pair['low']:+.3f}, {pair['high']:+.3f}]", f"{pair['p_value']:.2g}", f"{pair['p_adjusted']:.2g}",
+            pair["verdict"],
+        )  # fmt: skip
+        cells[-1].stylize(_STYLE.get(pair["verdict"], ""))
         table.add_row(*cells)
     return table
 
@@ -117,7 +163,7 @@ def _side_by_side(task: Mapping[str, Any], before: TaskResult, after: TaskResult
             str(old["ref"]).rpartition("/")[2], _last_turn(old), old["reference"], _answer(old), _answer(new)
         )
         for cell, row in zip(cells[3:], (old, new), strict=True):
-            gained = (new["score"] > old["score"]) == HIGHER_IS_BETTER[before.metric]
+            gained = (new["score"] > old["score"]) == before.higher_is_better
             cell.stylize("green" if (row is new) == gained else "red")
         table.add_row(*cells)
     return table

@@ -8,17 +8,23 @@ system message. Everything that makes a row unusable is found here, before a mod
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import SourceResult, read_conversations
-from luthier.data.types import Conversation, RowRef
+from luthier.data.types import Conversation
+from luthier.evaluate.columns import with_columns
+from luthier.evaluate.forgetting.suite import forgetting_tasks
 from luthier.evaluate.library import LibraryTask, SecondaryMetric, library_names, library_task
+from luthier.evaluate.task import Task, TaskRow
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.schema import Source, TaskSpec
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
 from luthier.scoring.extract import compile_pattern
 from luthier.scoring.metrics import check_reference
+
+if TYPE_CHECKING:
+    from luthier.evaluate.harness.load import HarnessTask
 
 __all__ = ["DEFAULT_NEW_TOKENS", "Task", "TaskRow", "load_task", "load_tasks"]
 
@@ -26,48 +32,24 @@ DEFAULT_NEW_TOKENS = 256
 """Longest answer when neither recipe nor task file says."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRow:
-    """One question."""
-
-    ref: RowRef
-    conversation: Conversation
-    """The row as read; the reference is still in it."""
-    messages: Sequence[Mapping[str, Any]]
-    """Prompt: worked examples and all turns before the reference; empty for raw rows."""
-    reference: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """What to ask and how to score it."""
-
-    name: str
-    version: int
-    """Of the task file; 0 for a task that only the recipe describes."""
-    metric: str
-    pattern: str | None
-    secondary: tuple[SecondaryMetric, ...]
-    rows: tuple[TaskRow, ...]
-    max_new_tokens: int
-    num_fewshot: int
-    fewshot_hash: str | None
-    """Hash of the worked examples."""
-    data_hash: str
-    """Hash of the rows as read."""
-
-
-def load_tasks(specs: Sequence[TaskSpec]) -> list[Task]:
-    """Load several tasks; what is wrong with any of them is raised at once.
+def load_tasks(specs: Sequence[TaskSpec]) -> list[Task | HarnessTask]:
+    """Load several tasks, those of lm-evaluation-harness among them; what is wrong with any of them is raised at once.
 
     Raises:
         LuthierError: of the class of the first failure, with the problems of all.
     """
-    tasks: list[Task] = []
+    tasks: list[Task | HarnessTask] = []
     failures: list[LuthierError] = []
     for spec in specs:
         try:
-            tasks.append(load_task(spec))
+            if spec.lm_eval is not None:
+                from luthier.evaluate.harness.load import load_harness
+
+                tasks.append(load_harness(spec))
+            elif spec.name == FORGETTING:
+                tasks += forgetting_tasks(spec)
+            else:
+                tasks.append(load_task(spec))
         except LuthierError as failure:
             failures.append(failure)
     if failures:
@@ -90,8 +72,10 @@ def load_task(spec: TaskSpec) -> Task:
     result = _read(spec, shipped, spec.path, limit=spec.limit)
     shots, fewshot_hash = _worked_examples(spec, shipped, result)
     # A metric of the recipe's own replaces the extraction of the library, its secondary scores included.
-    secondary = tuple(shipped.secondary) if shipped and spec.metric is None and spec.pattern is None else ()
+    secondary = tuple(shipped.secondary) if shipped and not (spec.metric or spec.pattern or spec.grader) else ()
     rows = _rows(result.conversations, metric, pattern, secondary, shots)
+    if spec.grader is not None:
+        rows = with_columns(rows, _source(spec, shipped, spec.path, limit=spec.limit))
     return Task(
         name=spec.name,
         version=shipped.version if shipped else 0,
@@ -103,6 +87,7 @@ def load_task(spec: TaskSpec) -> Task:
         num_fewshot=len(shots) // 2,
         fewshot_hash=fewshot_hash,
         data_hash=result.hash,
+        grader=spec.grader,
     )
 
 
@@ -112,8 +97,8 @@ def _metric(spec: TaskSpec, shipped: LibraryTask | None) -> tuple[str, str | Non
     if spec.path is None and shipped is None:
         names = ", ".join(library_names())
         problems.append(_of_task(spec, "E510", f"has no `path` and is none of the tasks that ship ({names})"))
-    metric = spec.metric or (shipped.metric if shipped else None)
-    pattern = spec.pattern or (shipped.pattern if shipped and not spec.metric else None)
+    metric = "grader" if spec.grader else spec.metric or (shipped.metric if shipped else None)
+    pattern = spec.pattern or (shipped.pattern if shipped and not spec.metric and not spec.grader else None)
     if metric is None:
         hint = "metric: exact | contains | regex | number | json_exact | loss"
         problems.append(_of_task(spec, "E511", "has no `metric`", hint=hint))
@@ -132,7 +117,7 @@ def _metric(spec: TaskSpec, shipped: LibraryTask | None) -> tuple[str, str | Non
     return metric, pattern
 
 
-def _read(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limit: int | None) -> SourceResult:
+def _source(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limit: int | None) -> Source:
     columns, system = dict(spec.map), spec.system
     if shipped is not None:
         columns = columns or (dict(shipped.map) if spec.format == "auto" else {})
@@ -141,7 +126,11 @@ def _read(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limi
     if path is None:
         assert shipped is not None
         where = {"path": shipped.rows.path, "name": shipped.rows.name, "split": shipped.rows.split}
-    source = Source(**where, format=spec.format, map=columns, system=system, limit=limit)
+    return Source(**where, format=spec.format, map=columns, system=system, limit=limit)
+
+
+def _read(spec: TaskSpec, shipped: LibraryTask | None, path: str | None, *, limit: int | None) -> SourceResult:
+    source = _source(spec, shipped, path, limit=limit)
     return read_conversations(source, 0, on_empty="error", loss_on="last_assistant")
 
 
@@ -222,7 +211,7 @@ def _rows(
     shots: Sequence[Mapping[str, Any]],
 ) -> tuple[TaskRow, ...]:
     """Prompt and reference of every row; all unusable rows at once."""
-    checks = [(metric, pattern, False)] if metric != "loss" else []
+    checks = [(metric, pattern, False)] if metric not in ("loss", "grader") else []
     checks += [(second.metric, second.pattern, True) for second in secondary]
     compiled = [(name, compile_pattern(text) if text else None, bare) for name, text, bare in checks]
     rows, problems = [], []

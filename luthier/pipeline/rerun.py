@@ -20,7 +20,16 @@ from luthier.runtime.errors import RecipeError
 
 __all__ = ["RerunResult", "recipe_of_run", "rerun"]
 
-PATH_KEYS = ("name_or_path", "tokenizer", "chat_template", "path", "fewshot_path", "init_from", "spectrum_file")
+PATH_KEYS = (
+    "name_or_path",
+    "tokenizer",
+    "chat_template",
+    "path",
+    "fewshot_path",
+    "include_path",
+    "init_from",
+    "spectrum_file",
+)
 EXACT_METRICS = ("loss", "grad_norm", "learning_rate", "eval_loss", "reward", "eval_reward")
 
 
@@ -68,6 +77,8 @@ def _from_there(value: Any, there: Path, key: str = "") -> Any:
     if key == "python" and isinstance(value, str):  # a reward: FILE:FUNCTION
         file, colon, function = value.rpartition(":")
         return f"{_from_there(file, there, 'path')}{colon}{function}"
+    if key == "lm_eval" and isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        key = "path"
     if key not in PATH_KEYS or not isinstance(value, str) or not value:
         return value
     absolute = os.path.normpath(there / value)

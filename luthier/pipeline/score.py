@@ -1,55 +1,92 @@
-"""Score one model on a recipe's tasks, outside a run."""
+"""Models of this machine to score outside a run: base, adapter or model folder, checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from luthier.recipe.schema import Recipe
-from luthier.runtime.errors import RecipeError
+from luthier.recipe.schema import EvaluateSection, Recipe
+from luthier.runtime.errors import RecipeError, RunFailed
 
-__all__ = ["score_model"]
+__all__ = ["load_local", "require_tasks"]
 
 
-def score_model(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
-    """Scores and every answer, in the shape of `eval/before.json`.
-
-    Args:
-        recipe: Names base, template and tasks.
-        folder: Adapter or model folder to score; None: the untouched base.
+def require_tasks(section: EvaluateSection) -> None:
+    """There is something to score.
 
     Raises:
-        RecipeError: the recipe has no tasks.
+        RecipeError: no tasks.
     """
-    if not recipe.evaluate.tasks:
+    if not section.tasks:
         raise RecipeError(
             code="C150",
             message="the recipe has no `evaluate.tasks`",
             hint="add one, for instance {name: gsm8k, path: test.jsonl}",
         )
-    from luthier.evaluate.run import results_to_json, run_tasks
-    from luthier.evaluate.tasks import load_tasks
+
+
+def load_local(recipe: Recipe, folder: Path | None, *, checkpoint: bool = False) -> tuple[Any, Any]:
+    """(model, tokenizer).
+
+    Args:
+        recipe: Names base, template and dtype.
+        folder: Adapter or model folder, or a checkpoint; None: the untouched base.
+        checkpoint: `folder` is `RUN/checkpoints/step-N`.
+
+    Raises:
+        RecipeError: no such checkpoint.
+        RunFailed: it is damaged, or not of this recipe's method.
+        EnvironmentProblem, AccessError: as `load_base`.
+    """
     from luthier.model.load import load_base, load_tuned
     from luthier.model.tokenizer import load_tokenizer
     from luthier.runtime.device import pick_device, set_threads
 
-    tasks = load_tasks(recipe.evaluate.tasks)
     device = pick_device()
     set_threads()
     section = recipe.model
     dtype = section.dtype if section.dtype != "auto" else "bfloat16" if device.native_bf16 else "float32"
     quantization = "nf4" if recipe.method.name == "qlora" or section.quantization == "nf4" else "none"
-    if folder is None:
-        model = load_base(section, device=device, dtype=dtype, quantization=quantization)
-    else:
-        model = load_tuned(section, folder, device=device, dtype=dtype, quantization=quantization)
-    results = run_tasks(
-        model,
-        load_tokenizer(section),
-        tasks,
-        batch_size=recipe.evaluate.batch_size,
-        confidence=recipe.evaluate.confidence,
-        template_kwargs=section.chat_template_kwargs,
-        control_tokens=recipe.data.control_tokens,
-    )
-    return results_to_json(results, model=str(folder or section.name_or_path))
+    tokenizer = load_tokenizer(section)
+    if folder is not None and not checkpoint:
+        return load_tuned(section, folder, device=device, dtype=dtype, quantization=quantization), tokenizer
+    model: Any = load_base(section, device=device, dtype=dtype, quantization=quantization)
+    if folder is not None:
+        model = _with_checkpoint(model, tokenizer, recipe, folder)
+    return model, tokenizer
+
+
+def _with_checkpoint(model: Any, tokenizer: Any, recipe: Recipe, path: Path) -> Any:
+    """The base as the recipe's method trains it, with the trained tensors of a checkpoint."""
+    import torch
+
+    from luthier.model.adapters import apply_method
+    from luthier.train.checkpoint import load_tensors, require_valid
+    from luthier.train.loop import START_FOLDER
+
+    if not path.is_dir():
+        raise RecipeError(
+            code="E551", message=f"there is no checkpoint {path}", hint="they are in RUN/checkpoints/step-N"
+        )
+    require_valid(path)
+    if recipe.method.name in ("lora", "qlora"):
+        tuned = apply_method(
+            model,
+            recipe.method,
+            seed=recipe.train.seed,
+            new_token_ids=tokenizer.convert_tokens_to_ids(recipe.model.new_tokens),
+            start_folder=path.parent.parent / START_FOLDER,
+        )
+        model = tuned.model
+    own = dict(model.named_parameters())
+    saved = load_tensors(path, "trainable")
+    wrong = [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]
+    untouched = [name for name, one in own.items() if "lora_" in name and one.requires_grad and name not in saved]
+    if wrong or untouched:
+        message = f"{path} holds other weights than the recipe trains: {', '.join((wrong + untouched)[:3])}"
+        raise RunFailed(code="E551", message=message, hint="give the recipe of its run (RUN/recipe.yaml)")
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            own[name].copy_(tensor)
+    model.eval()
+    return model

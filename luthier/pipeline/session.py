@@ -16,6 +16,7 @@ from luthier.pipeline.planning import decide, keep_plan, run_request
 from luthier.pipeline.rates import recall
 from luthier.pipeline.spectrum import selection_of
 from luthier.plan.shape import ModelShape, read_shape
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.resolve import Facts, Resolved, resolve, resolved_yaml
 from luthier.recipe.schema import Recipe, TaskSpec
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from luthier.curate.contamination.step import EvaluationSet
     from luthier.data.prepare import Prepared
     from luthier.data.prompts import Prompts
-    from luthier.evaluate.tasks import Task
+    from luthier.evaluate.harness.load import HarnessTask
+    from luthier.evaluate.task import Task
     from luthier.runtime.device import Device
 
 __all__ = ["Session"]
@@ -83,6 +85,16 @@ class Session:
 
     def task_hashes(self, task: TaskSpec) -> list[str]:
         """Content hashes of the files a task reads."""
+        if task.lm_eval is not None:
+            # Its YAML may name files, folders and other tasks: what was read is what counts.
+            from luthier.evaluate.harness.load import HarnessTask
+
+            (found,) = [one for one in self.tasks if isinstance(one, HarnessTask) and one.name == task.name]
+            return [found.data_hash, found.version]
+        if task.name == FORGETTING:
+            from luthier.evaluate.forgetting.suite import VERSION
+
+            return [f"{FORGETTING}, version {VERSION}"]
         return [hash_source(path) for path in (task.path, task.fewshot_path) if path]
 
     # -- loaded once, on first use
@@ -105,7 +117,7 @@ class Session:
         return load_tokenizer(self.recipe.model)
 
     @cached_property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[Task | HarnessTask]:
         """The tasks with their rows; everything wrong with any of them is raised at once."""
         from luthier.evaluate.tasks import load_tasks
 

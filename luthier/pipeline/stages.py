@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.pipeline.data_stage import data_depends, prepare_data
+from luthier.pipeline.judging import asking, judge_facts, judged
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import CODE_VERSION, Stage
 from luthier.pipeline.train_stage import train_depends, train_model
@@ -32,6 +33,7 @@ def _scoring_depends(session: Session) -> dict[str, Any]:
         "confidence": recipe.evaluate.confidence,
         "model": recipe.model.model_dump(mode="json"),
         "base": session.identity,
+        **(judge_facts(recipe.evaluate) if any(task.grader for task in recipe.evaluate.tasks) else {}),
     }
 
 
@@ -39,15 +41,17 @@ def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
     from luthier.evaluate.run import results_to_json, run_tasks
 
     recipe = session.resolved.recipe
-    results = run_tasks(
-        model,
-        session.tokenizer,
-        session.tasks,
-        batch_size=recipe.evaluate.batch_size,
-        confidence=recipe.evaluate.confidence,
-        template_kwargs=recipe.model.chat_template_kwargs,
-        control_tokens=recipe.data.control_tokens,
-    )
+    with asking(recipe.evaluate) as ask:
+        results = run_tasks(
+            model,
+            session.tokenizer,
+            session.tasks,
+            batch_size=recipe.evaluate.batch_size,
+            confidence=recipe.evaluate.confidence,
+            template_kwargs=recipe.model.chat_template_kwargs,
+            control_tokens=recipe.data.control_tokens,
+            ask=ask,
+        )
     file = "before.json" if label == "base" else "after.json"
     value = results_to_json(results, model=label)
     write_json(session.run.path / "eval" / file, value)
@@ -101,11 +105,13 @@ def _compare_depends(session: Session) -> dict[str, Any]:
         "before": hash_file(folder / "before.json"),
         "after": hash_file(folder / "after.json"),
         "confidence": session.recipe.evaluate.confidence,
+        **judge_facts(session.recipe.evaluate),
     }
 
 
 def _compare(session: Session) -> dict[str, Any]:
     from luthier.evaluate.compare import compare_files
+    from luthier.evaluate.forgetting.suite import forgetting_line
 
     folder = session.run.path / "eval"
     value = compare_files(folder / "before.json", folder / "after.json", confidence=session.recipe.evaluate.confidence)
@@ -116,7 +122,33 @@ def _compare(session: Session) -> dict[str, Any]:
             f"[{task['low']:+.3f}, {task['high']:+.3f}], p = {task['p_value']:.2g} ({task['test']}): {task['verdict']}",
             style="green" if task["verdict"] == "better" else None,
         )
-    return {"tasks": [{key: item for key, item in task.items() if key != "changed"} for task in value["tasks"]]}
+    tasks = [{key: item for key, item in task.items() if key != "changed"} for task in value["tasks"]]
+    cost = value.get("forgetting")
+    if cost is not None:
+        note(f"  {forgetting_line(cost)}", style="red" if cost["verdict"] == "worse" else None)
+    return {"tasks": tasks, **({} if cost is None else {"forgetting": cost}), **_judge(session)}
+
+
+def _judge(session: Session) -> dict[str, Any]:
+    """Verdicts of the recipe's judge, if it has one that compares."""
+    section = session.recipe.evaluate
+    if section.judge is None or not section.judge.compare:
+        return {}
+    from luthier.evaluate.judge.run import judge_lines
+    from luthier.evaluate.results import read_results
+
+    folder = session.run.path / "eval"
+    before, after = read_results(folder / "before.json"), read_results(folder / "after.json")
+    value = judged(section, before, after, confidence=section.confidence)
+    write_json(folder / "judge.json", value)
+    for line in judge_lines(value):
+        note(f"  {line}")
+    kept = [
+        {kind: ({key: one for key, one in found.items() if key != "rows"} if kind != "name" else found)
+         for kind, found in task.items()}
+        for task in value["tasks"]
+    ]  # fmt: skip
+    return {"judge": {"usage": value["usage"], "tasks": kept}}
 
 
 # -- merge and report

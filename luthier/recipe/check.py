@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from luthier.recipe.filter_schema import FilterSection
+from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.recipe.parts import Parts
 from luthier.recipe.positions import Document, Locate
 from luthier.recipe.rules import apply_rules
@@ -65,6 +66,7 @@ def check_parts(document: Document) -> list[Problem]:
         objective=whole("objective", ObjectiveSection),
         train=whole("train", TrainSection),
         tasks=_valid_items(TaskSpec, below("evaluate").get("tasks")),
+        judge=_valid(EvaluationJudge, judge) if (judge := below("evaluate").get("judge")) else None,
         export=whole("export", ExportSection),
         output_dir=output_dir if isinstance(output_dir, str) else None,
     )

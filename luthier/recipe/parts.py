@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from luthier.recipe.filter_schema import FilterSection
+from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.recipe.schema import (
     DataSection,
     DecontaminateSection,
@@ -39,6 +40,7 @@ class Parts:
     objective: ObjectiveSection | None = None
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
+    judge: EvaluationJudge | None = None
     export: ExportSection | None = None
     output_dir: str | None = None
 
@@ -50,5 +52,6 @@ class Parts:
             validation=recipe.data.validation, filters=recipe.data.filters, dedup=recipe.data.dedup,
             decontaminate=recipe.data.decontaminate, method=recipe.method,
             objective=recipe.objective, train=recipe.train,
-            tasks=dict(enumerate(recipe.evaluate.tasks)), export=recipe.export, output_dir=recipe.output_dir,
+            tasks=dict(enumerate(recipe.evaluate.tasks)), judge=recipe.evaluate.judge,
+            export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip

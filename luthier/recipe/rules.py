@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from luthier.recipe.builtin import FORGETTING
+from luthier.recipe.judge_rules import grader_rules, judge_rules
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
 from luthier.recipe.objective import objective_rules
@@ -55,7 +57,7 @@ def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
         _model, source_rules, validation_rules, filtering_rules, dedup_rules, decontaminate_rules, _method,
-        _objective, _memory, _train, _needs_validation, _tasks, _export,
+        _objective, _memory, _train, _needs_validation, _tasks, _judge, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -201,6 +203,20 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = f'two tasks are called "{task.name}": evaluate.tasks.{seen[task.name]} and {prefix}'
             yield locate(f"{prefix}.name").problem("C110", message, hint="names must differ")
         seen.setdefault(task.name, index)
+        if task.lm_eval is not None:
+            if task.lm_eval.endswith((".yaml", ".yml")) and not expand(task.lm_eval).is_file():
+                yield locate(f"{prefix}.lm_eval").problem("C130", f"there is no file {task.lm_eval}")
+            if task.include_path is not None and not expand(task.include_path).is_dir():
+                yield locate(f"{prefix}.include_path").problem("C130", f"there is no folder {task.include_path}")
+            yield from unused_keys(task, prefix, unused_in_task(task), locate)
+            continue
+        if task.name == FORGETTING:
+            yield from unused_keys(task, prefix, unused_in_task(task), locate)
+            continue
+        if task.name.startswith("builtin:"):
+            message = f'there is no suite "{task.name}"'
+            yield locate(f"{prefix}.name").problem("C110", message, hint=f"there is {FORGETTING}")
+            continue
         if task.path is not None:
             yield from rows_file(task.path, f"{prefix}.path", locate)
         elif task.name not in (known := builtin_tasks()):
@@ -209,7 +225,9 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             close = near(task.name, known)
             hint = f'did you mean "{close[0]}"?' if close else "add path: the rows to score"
             yield locate(f"{prefix}.name").problem("C110", message, hint=hint)
-        if task.metric is None and task.name not in builtin_tasks():
+        if task.grader is not None:
+            yield from grader_rules(task, prefix, locate)
+        elif task.metric is None and task.name not in builtin_tasks():
             message = f'task "{task.name}" has no `metric`: how an answer is scored'
             hint = "add metric: exact, contains, regex, number, json_exact or loss"
             yield locate(f"{prefix}.name").problem("C110", message, hint=hint)
@@ -224,6 +242,10 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
             message = f"num_fewshot: {task.num_fewshot} needs `fewshot_path`, the rows to take worked examples from"
             yield locate(f"{prefix}.num_fewshot", on="key").problem("C110", message)
         yield from unused_keys(task, prefix, unused_in_task(task), locate)
+
+
+def _judge(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    yield from judge_rules(parts.judge, list(parts.tasks.values()), locate)
 
 
 def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from luthier.recipe.data_schema import DataSection, DedupSection, MixSection, Source, ValidationSection
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
+from luthier.recipe.evaluate_schema import EvaluateSection, TaskSpec
 from luthier.recipe.names import OptimName, ScheduleName, StartName
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.push_schema import PushSection
@@ -218,46 +219,6 @@ class TrainSection(Section):
     """Only deterministic kernels (slower on a GPU)."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml"]] = Field(default_factory=list)
     """Trackers besides the run folder; each must be installed."""
-
-
-class TaskSpec(Section):
-    """What to ask the model and how to score the answer."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    """Name in tables and files; with no `path`, a task that ships with Luthier (`gsm8k`)."""
-    path: str | None = None
-    """Rows, in any format of `data.train`; the last assistant message is the reference."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"] = "auto"
-    """As in `data.train`."""
-    map: dict[str, str] = Field(default_factory=dict)
-    """As in `data.train`."""
-    system: str | None = None
-    """System message put in front of rows that have none."""
-    metric: Literal["exact", "contains", "regex", "number", "json_exact", "loss"] | None = None
-    """Main score of a row. `number` compares the last number; `loss` is the held-out loss of the references."""
-    pattern: str | None = None
-    """Regular expression whose first group is the answer in output and reference; needed by `regex`."""
-    limit: PositiveInt | None = None
-    """Use only the first rows."""
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    """Worked examples put before each question as earlier turns; taken from `fewshot_path` (or the task's own)."""
-    fewshot_path: str | None = None
-    """Rows to take the worked examples from; never the scored ones."""
-    max_new_tokens: PositiveInt | None = None
-    """Longest answer, in tokens."""
-
-
-class EvaluateSection(Section):
-    """Scoring before and after."""
-
-    tasks: list[TaskSpec] = Field(default_factory=list)
-    """Tasks scored with the base and with the tuned model, on the same rows."""
-    compare_with_base: bool = True
-    """Score the untouched model first."""
-    batch_size: PositiveInt | Auto = "auto"
-    """Prompts generated at once."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    """Level of the intervals; 1 - confidence is the level of the tests."""
 
 
 class ExportSection(Section):

@@ -5,6 +5,7 @@ Written in a recipe they are an error (`recipe/check.py`); a resolved recipe lea
 
 from __future__ import annotations
 
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.optimizers import OPTIMIZERS
 from luthier.recipe.paths import is_url
 from luthier.recipe.schedules import NO_WARMUP
@@ -185,6 +186,13 @@ def unused_in_source(source: Source | AgainstSource, *, local: bool, folder: boo
 def unused_in_task(task: TaskSpec) -> dict[str, str]:
     """Keys of generation beside a loss; keys of worked examples without any."""
     unused: dict[str, str] = {}
+    if task.lm_eval is not None:
+        keys = ("path", "format", "map", "metric", "pattern", "grader", "fewshot_path")
+        return dict.fromkeys(keys, "lm_eval: its task says what is read and how it is scored")
+    unused |= dict.fromkeys(("include_path", "apply_chat_template"), "it is for tasks with lm_eval")
+    if task.name == FORGETTING:
+        own = ("path", "format", "map", "metric", "pattern", "grader", "num_fewshot", "fewshot_path", "max_new_tokens")
+        return unused | dict.fromkeys(own, f"{FORGETTING} makes its own rows and scores them its own way")
     if task.metric == "loss":
         unused |= dict.fromkeys(("pattern", "max_new_tokens"), "metric loss generates no text")
     if not task.num_fewshot:

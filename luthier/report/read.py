@@ -32,6 +32,8 @@ class RunFiles:
     before: dict[str, Any] | None
     after: dict[str, Any] | None
     comparison: dict[str, Any] | None
+    judge: dict[str, Any] | None
+    """Verdicts of another model on the answers before and after."""
     preferences: dict[str, Any] | None
     """Held-out pairs or rated answers before and after a training over preferences."""
     merge: dict[str, Any] | None
@@ -65,6 +67,7 @@ def read_run(run: RunFolder) -> RunFiles:
         before=_json(run, "eval/before.json"),
         after=_json(run, "eval/after.json"),
         comparison=_json(run, "eval/comparison.json"),
+        judge=_json(run, "eval/judge.json"),
         preferences=_json(run, "eval/preferences.json"),
         merge=_json(run, "export/merge.json"),
         train=train.get("result", {}),

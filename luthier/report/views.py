@@ -47,7 +47,9 @@ def _task(
     name: str, before: dict[str, Any] | None, after: dict[str, Any] | None, compared: dict[str, Any] | None
 ) -> dict[str, Any]:
     known = after or before or compared or {}
-    share = known.get("metric") != "loss"
+    share = known.get("metric") != "loss" and all(
+        0 <= part[key] <= 1 for part in (before, after) if part for key in ("score", "low", "high")
+    )
     scores = [("before", before, "before"), ("after", after, "after")]
     rows = [(label, t["score"], t["low"], t["high"], kind) for label, t, kind in scores if t is not None]
     secondary = {
@@ -71,6 +73,12 @@ def _task(
         "settings": known.get("settings", {}),
         "speed": known.get("tokens_per_second"),
     }
+
+
+def verdict_lines(run: RunFiles) -> list[str]:
+    """What the forgetting suite and the judge say, in words."""
+    cost = (run.comparison or {}).get("forgetting")
+    return [*([cost["said"]] if cost else []), *(run.judge or {}).get("said", [])]
 
 
 def headline(run: RunFiles, shown: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -283,7 +291,7 @@ def examples(run: RunFiles) -> list[dict[str, Any]]:
             for index in compared.get("changed", [])
             if index < min(len(before[name]["rows"]), len(after[name]["rows"]))
         ]
-        lower_is_better = compared.get("metric") == "loss"
+        lower_is_better = not before[name].get("higher_is_better", compared.get("metric") != "loss")
         found += [_example(name, old, new, lower_is_better) for old, new in rows]
     losses = [example for example in found if not example["won"]]
     wins = [example for example in found if example["won"]]

@@ -67,6 +67,7 @@ def render(run: RunFiles) -> str:
         planned=plan_rows(run),
         measured=measured_facts(run),
         examples=examples,
+        verdicts=views.verdict_lines(run),
         wrong=views.still_wrong(run),
         changed=sum(len(task["compared"].get("changed", [])) for task in shown if task["compared"]),
         commands=views.commands(run),

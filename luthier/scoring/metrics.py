@@ -35,6 +35,8 @@ class Score:
     secondary: Mapping[str, float] = field(default_factory=dict)
     fields: FieldCounts | None = None
     """Field counts of `json_exact`; summed over rows for the micro F1."""
+    fault: str | None = None
+    """Why a grader gave no score; the value is then 0."""
 
 
 def score_answer(

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.nearest import near
-from luthier.recipe.schema import Recipe
+from luthier.recipe.schema import Recipe, TaskSpec
 from luthier.runtime.errors import RecipeError, RunFailed
 
 __all__ = ["Metric", "read_metric"]
@@ -81,7 +82,16 @@ def read_metric(name: str, recipes: Sequence[Recipe]) -> Metric:
                 code="C164", message=f'the recipe has no task "{task}" (tasks: {known})',
                 hint=f"did you mean task:{close[0]}?" if close else "add it to `evaluate.tasks`",
             )  # fmt: skip
+        if any(_several(spec) for spec in recipe.evaluate.tasks if spec.name == task):
+            raise RecipeError(
+                code="C164", message=f"task {task} may give several scores (lm-evaluation-harness, {FORGETTING})",
+                hint="rank by eval_loss, or by a task of our own",
+            )  # fmt: skip
         metrics.add(tasks[task])
     if len(metrics) > 1:
         raise RecipeError(code="C164", message=f"the metric of task {task} differs between trials: nothing to rank by")
     return Metric(name=name, task=task, minimise=metrics == {"loss"})
+
+
+def _several(spec: TaskSpec) -> bool:
+    return spec.lm_eval is not None or spec.name == FORGETTING

@@ -27,6 +27,7 @@ def result(scores, *, name="t", metric="exact", settings=None, outputs=None, wei
     return TaskResult(
         name=name, version=1, metric=metric, n=len(rows), score=sum(scores) / len(scores), low=0.0, high=1.0,
         confidence=0.95, seconds=1.0, new_tokens=5, tokens_per_second=5.0, secondary={}, rows=rows,
+        higher_is_better=metric != "loss",
         settings=settings or dict.fromkeys(BINDING, "x"),
     )  # fmt: skip
 

@@ -68,7 +68,7 @@ def test_the_file_has_the_agreed_shape_and_can_be_read_back(scripted, raw, tmp_p
     assert set(value) == {"model", "tasks"}
     assert set(value["tasks"][0]) == {
         "name", "version", "metric", "n", "score", "low", "high", "confidence", "seconds", "new_tokens",
-        "tokens_per_second", "settings", "secondary", "rows",
+        "tokens_per_second", "settings", "secondary", "rows", "higher_is_better",
     }  # fmt: skip
     assert set(value["tasks"][0]["rows"][0]) >= ROW_KEYS
     settings = value["tasks"][0]["settings"]
@@ -150,32 +150,28 @@ def test_held_out_loss_is_per_token_and_comes_with_perplexity(tmp_path):
 
 
 def test_json_fields_are_counted_over_all_rows(tmp_path):
-    from luthier.evaluate.run import _means, score_rows
-    from luthier.generation.generate import Generation
+    from luthier.evaluate.scored import means, score_rows
 
     path = write(
         tmp_path / "rows.jsonl",
         [{"prompt": "a", "completion": '{"x": 1}'}, {"prompt": "b", "completion": '{"x": 1, "y": 2, "z": 3}'}],
     )
     task = load_task(TaskSpec(name="j", path=path, metric="json_exact"))
-    scores = score_rows(
-        task, [Generation(ids=(), text=text, finish_reason="stop") for text in ('{"x": 2}', '{"x": 1, "y": 2, "z": 3}')]
-    )
+    scores = score_rows(task, ['{"x": 2}', '{"x": 1, "y": 2, "z": 3}'])
     # 3 fields right, 1 wrong on either side: 6 / (6 + 1 + 1); the mean of the rows' F1 would be 0.5
-    assert _means(scores) == {"valid_json": 1.0, "field_f1": 0.75}
+    assert means(scores) == {"valid_json": 1.0, "field_f1": 0.75}
     assert [score.secondary["field_f1"] for score in scores] == [0.0, 1.0]
 
 
 def test_strict_and_lenient_scores_of_gsm8k(tmp_path):
-    from luthier.evaluate.run import _means, score_rows
-    from luthier.generation.generate import Generation
+    from luthier.evaluate.scored import means, score_rows
 
     path = write(tmp_path / "t.jsonl", [{"question": f"q{n}", "answer": f"so\n#### {n}"} for n in range(4)])
     task = load_task(TaskSpec(name="gsm8k", path=path))
-    answers = [Generation(ids=(), text=t, finish_reason="stop") for t in ("#### 0", "it is 1", "#### 5", "no")]
+    answers = ["#### 0", "it is 1", "#### 5", "no"]
     scores = score_rows(task, answers)
     assert [score.value for score in scores] == [1.0, 1.0, 0.0, 0.0]
-    assert _means(scores) == {"answered": 0.75, "strict": 0.25}
+    assert means(scores) == {"answered": 0.75, "strict": 0.25}
 
 
 def test_rows_that_cannot_be_asked_are_all_named_before_anything_is_generated(tmp_path):
