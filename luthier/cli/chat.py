@@ -41,6 +41,9 @@ def chat(
     from luthier.pipeline.talk import open_remote, open_talkers
 
     servers = _pairs(target, endpoint or [], model or [], api_key_env)
+    if target is None and (base or merged or side_by_side):
+        message = "--base, --merged and --side-by-side choose a model of a run, and no run is named"
+        raise RecipeError(code="X643", message=message, hint="name the run's folder, or remove them")
     how = {"system": system, "max_new_tokens": max_new_tokens, "temperature": temperature}
     # Servers first: a key that is missing is told before a model is loaded.
     remote = [open_remote(url, name, api_key_env=api_key_env, **how) for url, name in servers]  # type: ignore[arg-type]

@@ -47,7 +47,6 @@ def test_chat_with_an_endpoint(call, base, monkeypatch):
         )
         assert said.json["answers"] == {"tiny": expected.choices[0].message.content}
         assert call(*ask).code == 6, "no key"
-    assert call("chat", base, "--endpoint", "http://localhost:1/v1", "--model", "x").code == 2
     assert call("chat", "--endpoint", "http://localhost:1/v1").code == 2
     assert call("chat", "--endpoint", "http://localhost:1/v1", "--model", "x", "--base").code == 2
     assert call("chat").code == 2
