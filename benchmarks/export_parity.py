@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ class Form:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--types", nargs="+", default=["f32", "f16", "q8_0", "q4_0"])
+    parser.add_argument("--types", nargs="*", default=["f32", "f16", "q8_0", "q4_0"])
     parser.add_argument("--rows", type=int, default=50)
     parser.add_argument("--serve", action="store_true", help="also over HTTP")
     parser.add_argument("--out", type=Path)
@@ -132,7 +132,7 @@ class World:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
-                started = json.loads(process.stdout.readline())
+                started = _first_value(process.stdout)
                 name = next(item for item in started["models"] if item != "base")
                 for row, ids in zip(self.task.rows, self.prompts, strict=True):
                     found = self._ask_over_http(started["url"], name, [dict(message) for message in row.messages])
@@ -159,22 +159,27 @@ class World:
         return {ids[item["token"]]: item["logprob"] for item in items if item["token"] in ids}
 
     def scored(self, answers: Sequence[Sequence[int]]) -> float:
-        from luthier.evaluate.run import score_rows
-        from luthier.generation.generate import Generation
+        from luthier.evaluate.scored import score_rows
 
-        decode: Callable[..., str] = self.tokenizer.decode
-        items = [
-            Generation(
-                ids=tuple(ids), text=decode(self.until_stop(ids), skip_special_tokens=True), finish_reason="stop"
-            )
-            for ids in answers
-        ]
-        scores = score_rows(self.task, items)
+        texts = [self.tokenizer.decode(self.until_stop(ids), skip_special_tokens=True) for ids in answers]
+        scores = score_rows(self.task, texts)
         return sum(score.value for score in scores) / len(scores)
 
     def until_stop(self, ids: Sequence[int]) -> list[int]:
         place = next((index for index, token in enumerate(ids) if token in self.stops), len(ids))
         return list(ids[:place])
+
+
+def _first_value(lines: Iterable[str]) -> Any:
+    """The JSON at the beginning of a stream that goes on."""
+    text = ""
+    for line in lines:
+        text += line
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            continue
+    raise SystemExit(f"luthier serve ended: {text}")
 
 
 def compared(form: Form, reference: Form, rows: int) -> dict[str, Any]:
