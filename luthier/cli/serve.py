@@ -14,12 +14,16 @@ import typer
 from luthier.cli.common import JsonOption
 from luthier.cli.output import emit_json
 from luthier.runtime.console import note
+from luthier.runtime.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from luthier.serve.host import Target
     from luthier.serve.settings import ServeSettings
 
 LIMITS, BACKENDS = "Limits", "Backend"
+NOT_VLLM = ("admin_key", "max_queue", "max_new_tokens", "max_body_mb", "max_seconds", "prefill_tokens", "prefix_tokens",
+            "drain_seconds")  # fmt: skip
+"""Options of our own server; vLLM has others, or none."""
 
 
 class Backend(StrEnum):
@@ -38,6 +42,7 @@ class Dtype(StrEnum):
 
 
 def serve(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(help="Run, adapter or model folders, or hub ids; NAME=PATH gives a name.", show_default=False),
@@ -92,6 +97,7 @@ def serve(
 
     targets = resolve_all(models)
     if backend is Backend.VLLM or print_only:
+        _only_what_vllm_takes(context, as_json=as_json and not print_only)
         _vllm(targets, settings, max_batch_size=max_batch_size, dtype=dtype, print_only=print_only, as_json=as_json)
         return
     from luthier.serve.server import needed_packages, run_server
@@ -111,6 +117,18 @@ def serve(
         note(f"{url}/v1 serves {', '.join(loaded.names())}; Ctrl-C stops")
 
     run_server(app(loaded, settings, resolve=resolve), settings, ready=ready)
+
+
+def _only_what_vllm_takes(context: typer.Context, *, as_json: bool) -> None:
+    sources = {name: context.get_parameter_source(name) for name in NOT_VLLM}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    given += ["json"] if as_json else []
+    problems = [
+        Problem(code="S618", message=f"--{name.replace('_', '-')} has no effect on vLLM", hint="remove it")
+        for name in given
+    ]
+    if problems:
+        raise RecipeError(problems=problems)
 
 
 def _vllm(

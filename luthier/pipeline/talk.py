@@ -123,21 +123,29 @@ def open_talkers(
 
     Args:
         target: Run folder (then `which` of its `base`, `tuned` and `merged` model), model folder or hub id.
-        which: Subset of `("base", "tuned", "merged")`; ignored for plain models.
+        which: Subset of `("base", "tuned", "merged")`; a plain model has only `tuned`, itself.
         system: First message of the conversation.
         max_new_tokens: Longest answer.
         temperature: 0 for greedy.
+
+    Raises:
+        RecipeError: the base or merged model of what is no run, or a run that was not merged.
     """
     from luthier.data.template import ChatTemplate
     from luthier.model.load import load_base, load_tuned
     from luthier.model.tokenizer import load_tokenizer
     from luthier.runtime.device import pick_device, set_threads
 
+    folder = Path(target)
+    is_run = (folder / "manifest.json").is_file()
+    if not is_run and set(which) != {"tuned"}:
+        raise RecipeError(
+            code="X643", message=f"{target} is no run, and --base, --merged and --side-by-side choose a model of a run",
+            hint="name a run's folder, or remove them",
+        )  # fmt: skip
     device = pick_device()
     set_threads()
     dtype = "bfloat16" if device.native_bf16 else "float32"
-    folder = Path(target)
-    is_run = (folder / "manifest.json").is_file()
     section = recipe_of_run(folder).model if is_run else ModelSection(name_or_path=target)
     tokenizer = load_tokenizer(section)
     quantization = "nf4" if is_run and recipe_of_run(folder).method.name == "qlora" else "none"

@@ -56,6 +56,13 @@ def test_arguments_that_do_not_go_together(call, arguments, word):
     assert word in said.err + said.out
 
 
+def test_a_plain_model_has_no_base(call, tmp_path):
+    world = make_world(tmp_path)
+    for option in ("--base", "--merged", "--side-by-side"):
+        said = call("chat", world / "base", option, "-p", "time", "--json")
+        assert (said.code, said.json["problems"][0]["code"]) == (2, "X643")
+
+
 def test_a_missing_key_and_a_refused_one(call, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with ScriptedServer(always=status(401, "no")) as server:

@@ -33,6 +33,11 @@ def test_print_shows_the_vllm_command_and_starts_nothing(call, base, tmp_path):
     assert said.code == 0 and said.out.startswith(f"vllm serve {base} ")
     assert f"--lora-modules one={one}" in said.out and "not-for-the-process-list" not in said.out
     assert call("serve", one, "--print", "--json").json["command"][:2] == ["vllm", "serve"]
+    said = call("serve", one, "--print", "--max-queue", "5", "--drain-seconds", "9")
+    assert (
+        said.code == 2 and "--max-queue" in said.err and "--drain-seconds" in said.err and "vllm serve" not in said.out
+    )
+    assert call("serve", one, "--backend", "vllm", "--json").json["problems"][0]["code"] == "S618"
     said = call("serve", one, "--backend", "vllm")
     assert said.code == 4 and "S614" in said.err
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["TALKS", "GgufReport", "check_gguf", "report_lines"]
+__all__ = ["TALKS", "GgufReport", "check_gguf", "render", "report_lines"]
 
 TOP = 20
 MARGIN, FLOOR = 3.0, 0.02
@@ -70,7 +70,7 @@ class GgufReport:
     bytes: int
     bits_per_weight: float
     weight_error: float
-    """Relative error of all weights, root mean square; of K-quants that of the f16 file they are made from."""
+    """Relative error of all weights as they stand in the file, root mean square."""
     kl: float
     """Mean KL(merged || file's weights) over all positions of the check texts, nats: what rounding weights costs."""
     same_choice: float
@@ -112,7 +112,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 def check_gguf(written: Written, file: Path, kind: str, *, folder: Path) -> GgufReport:
     """Read the file back and compare.
 
-    Needs the model twice in float32 (one of them in the runner).
+    Needs the model in float32, then the runner's copy.
 
     Args:
         written: What `write_gguf` wrote.
@@ -134,7 +134,7 @@ def check_gguf(written: Written, file: Path, kind: str, *, folder: Path) -> Gguf
         merged = logits_of(model, texts)
         answers = [greedy(model, ids, max_new_tokens=ANSWER_TOKENS, stops=stops) for ids in prompts[:ANSWERS]]
         bar.advance(say="merged")
-        put_weights(model, written.weights, file)
+        error = put_weights(model, written.weights, file)
         rounded = logits_of(model, texts)
         expected = last_logits(model, prompts)
         names = {own: other for own, other, _ in written.weights.names()}
@@ -143,10 +143,12 @@ def check_gguf(written: Written, file: Path, kind: str, *, folder: Path) -> Gguf
         allowed = MARGIN * max(_gap(one, other) for one, other in zip(expected, shaken, strict=True)) + FLOOR
         report = GgufReport(
             file=file.name, type=kind, bytes=file.stat().st_size,
-            bits_per_weight=8 * file.stat().st_size / _count(model), weight_error=written.error,
+            bits_per_weight=8 * file.stat().st_size / _count(model), weight_error=error,
             kl=mean_kl(merged, rounded), same_choice=_agreement(merged, rounded), reader="", gap=0.0, allowed=allowed,
             notes=list(written.notes),
         )  # fmt: skip
+        if not math.isfinite(allowed):
+            report.faults.append("inputs rounded as llama.cpp rounds them for this type overflow: take bf16 or f32")
         bar.advance(say="expected")
         del model
         if is_available():
@@ -167,10 +169,7 @@ def _prompts(tokenizer: Any) -> list[list[int]]:
     """Questions as the model is asked in training's own words, or as plain text without a template."""
     if not tokenizer.chat_template:
         return [list(tokenizer(text)["input_ids"]) for text in _QUESTIONS]
-    texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
-        for text in _QUESTIONS
-    ]
+    texts = [render(tokenizer, [{"role": "user", "content": text}]) for text in _QUESTIONS]
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
@@ -183,7 +182,7 @@ def _by_llama_cpp(
     told = int(tokenizer("a", add_special_tokens=False)["input_ids"][-1])
     with running(file, context=max(512, room)) as runner:
         report.faults += _token_faults(runner, tokenizer)
-        report.faults += _template_faults(runner, tokenizer)
+        _compare_template(report, runner, tokenizer)
         for place, (ids, logs) in enumerate(zip(prompts, expected, strict=True)):
             found, tokens = runner.first(ids, top=TOP, told=told)
             if tokens != len(ids):
@@ -229,43 +228,52 @@ def _token_faults(runner: Runner, tokenizer: Any) -> list[str]:
     return faults
 
 
-def _template_faults(runner: Runner, tokenizer: Any) -> list[str]:
-    if not tokenizer.chat_template:
-        return []
-    faults = []
-    for talk in TALKS:
+def render(tokenizer: Any, talk: Sequence[Mapping[str, str]]) -> str:
+    """A conversation through the tokenizer's template, with the generation prompt.
+
+    Raises:
+        jinja2.TemplateError: the template refuses it.
+    """
+    return str(tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True))
+
+
+def _compare_template(report: GgufReport, runner: Runner, tokenizer: Any) -> None:
+    from jinja2 import TemplateError
+
+    for talk in TALKS if tokenizer.chat_template else ():
         try:
-            ours = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # noqa: BLE001 (a template may raise anything; then it refuses this talk everywhere)
-            del error
+            ours = render(tokenizer, talk)
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in talk)
+            report.notes.append(f"the template refuses talks of {roles}, so none was compared: {error}")
             continue
         theirs = runner.render(talk)
         # The runner may leave out a beginning-of-sequence token that its tokenizer adds: what counts are the ids.
         ids = list(tokenizer(ours, add_special_tokens=False)["input_ids"])
         if ids != runner.tokenize(theirs, add_special=True):
-            faults.append(f"the template renders differently: {ours[:80]!r}, {theirs[:80]!r}")
-    return faults
+            report.faults.append(f"the template renders differently: {ours[:80]!r}, {theirs[:80]!r}")
 
 
 def _compare(report: GgufReport, place: int, expected: Tensor, found: Mapping[int, float]) -> None:
     likely = {token: value for token, value in found.items() if float(expected[token]) > UNLIKELY}
     gap = max((abs(float(expected[token]) - value) for token, value in likely.items()), default=math.inf)
     report.gap = max(report.gap, gap)
-    best = expected.topk(2)
-    lead = float(best.values[0] - best.values[1])
-    first = max(found, key=lambda token: found[token])
-    if gap > report.allowed:
+    if not gap <= report.allowed:  # so is what is not a number
         report.faults.append(
             f"prompt {place}: a log-probability is off by {gap:.3g}, at most {report.allowed:.3g} is explained"
         )
-    elif lead > 2 * report.allowed and first != int(best.indices[0]):
+        return
+    best = expected.topk(2)
+    lead = float(best.values[0] - best.values[1])
+    first = max(found, key=lambda token: found[token])
+    if lead > 2 * report.allowed and first != int(best.indices[0]):
         report.faults.append(f"prompt {place}: another first token, against a lead of {lead:.3g}")
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
     top = one.topk(TOP).indices
     top = top[one[top] > UNLIKELY]
-    return float((one[top] - other[top]).abs().max())
+    return float((one[top] - other[top]).abs().nan_to_num(nan=math.inf).max())
 
 
 def _agreement(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,7 +12,8 @@ from tempfile import TemporaryDirectory
 
 from luthier.export.gguf.check import GgufReport, check_gguf
 from luthier.export.gguf.modelfile import write_modelfile
-from luthier.export.gguf.types import K_QUANTS, TYPES, weight_type
+from luthier.export.gguf.tensors import weight_files
+from luthier.export.gguf.types import K_QUANTS, TYPES
 from luthier.export.gguf.write import Written, write_gguf
 from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error, fsync_path
 from luthier.runtime.console import note
@@ -34,11 +36,11 @@ def export_gguf(folder: Path, out: Path, kinds: Sequence[str], *, name: str, oll
         ollama: Also write `Modelfile` for the last of the types.
 
     Raises:
-        RecipeError: an unknown type, or no merged model there.
+        RecipeError: an unknown type, a name that is a path, or no merged model there; all that is wrong.
         RunFailed: a model that llama.cpp would run differently, or a file that failed its check; all faults are told.
-        EnvironmentProblem: a K-quant without llama-quantize, or a disk that is full.
+        EnvironmentProblem: no package gguf, a K-quant without llama-quantize, or a disk that is full.
     """
-    _require(folder, kinds)
+    _require(folder, kinds, name)
     reports = []
     for kind in dict.fromkeys(kinds):
         target = out / f"{name}-{kind}.gguf"
@@ -64,9 +66,9 @@ def export_gguf(folder: Path, out: Path, kinds: Sequence[str], *, name: str, oll
 
 def _write(folder: Path, file: Path, kind: str, *, name: str) -> Written:
     if kind in TYPES:
-        return write_gguf(folder, file, weight_type(kind), name=name)
+        return write_gguf(folder, file, TYPES[kind], name=name)
     plain = file.with_name("plain-f16.gguf")
-    written = write_gguf(folder, plain, weight_type("f16"), name=name)
+    written = write_gguf(folder, plain, TYPES["f16"], name=name)
     command = [_quantizer() or "", str(plain), str(file), kind.upper()]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     plain.unlink()
@@ -80,25 +82,43 @@ def _quantizer() -> str | None:
     return os.environ.get(QUANTIZER) or shutil.which("llama-quantize")
 
 
-def _require(folder: Path, kinds: Sequence[str]) -> None:
-    problems = []
-    for kind in kinds:
-        if kind not in TYPES and kind not in K_QUANTS:
-            weight_type(kind)
+def _require(folder: Path, kinds: Sequence[str], name: str) -> None:
+    """Everything that can be known before hours of work; all that is wrong."""
+    allowed = f"{', '.join([*TYPES, *K_QUANTS])} (the last {len(K_QUANTS)} need llama-quantize)"
+    problems = [
+        Problem(code="X611", message=f"`{kind}` is no type of weights that can be written", hint=f"allowed: {allowed}")
+        for kind in dict.fromkeys(kinds)
+        if kind not in TYPES and kind not in K_QUANTS
+    ]
+    if Path(name).name != name:
+        message = f"`{name}` cannot be the beginning of a file's name"
+        problems.append(Problem(code="X611", message=message, hint="a name without slashes"))
     if not (folder / "config.json").is_file():
-        message = f"{folder} holds no merged model (no config.json)"
-        problems.append(Problem(code="X610", message=message, hint="`luthier merge RUN` makes it"))
+        problems.append(_no_model(f"{folder} holds no merged model (no config.json)", "`luthier merge RUN` makes it"))
     elif (folder / "adapter_config.json").is_file():
         message = f"{folder} is an adapter; a GGUF file holds whole models"
-        problems.append(Problem(code="X610", message=message, hint="`luthier merge RUN` merges it into its base"))
+        problems.append(_no_model(message, "`luthier merge RUN` merges it into its base"))
+    else:
+        missing = [file.name for file in weight_files(folder) if not file.is_file()]
+        if missing:
+            message = f"{folder} lacks {', '.join(missing[:3])}"
+            problems.append(_no_model(message, "only whole models in safetensors can be written"))
     if problems:
         raise RecipeError(problems=problems)
+    if importlib.util.find_spec("gguf") is None:
+        raise EnvironmentProblem(
+            code="X618", message="GGUF files are written by the package gguf", hint='pip install "luthier[gguf]"'
+        )
     wanted = [kind for kind in kinds if kind in K_QUANTS]
     if wanted and not _quantizer():
         raise EnvironmentProblem(
             code="X620", message=f"{', '.join(wanted)}: K-quants are made by llama-quantize, which is not here",
             hint=f"put llama.cpp's llama-quantize on PATH or its path into {QUANTIZER}; or take {', '.join(TYPES)}",
         )  # fmt: skip
+
+
+def _no_model(message: str, hint: str) -> Problem:
+    return Problem(code="X610", message=message, hint=hint)
 
 
 def _failed(report: GgufReport) -> RunFailed:

@@ -37,6 +37,12 @@ _FAMILIES = {
     "gemma3_text": Family("gemma3", shifted=True, pattern=6),
 }
 
+_SOFTCAPS = {
+    "gemma2": {"attn_logit_softcapping": True, "final_logit_softcapping": True},
+    "gemma3": {"attn_logit_softcapping": False},
+}
+"""Whether llama.cpp's graph has them; Gemma 2's get a default where the file names no value."""
+
 
 def family_of(config: Any) -> Family:
     """The family of a model.
@@ -76,11 +82,13 @@ def _differences(config: Any, family: Family) -> Iterator[str]:
     scalar = getattr(config, "query_pre_attn_scalar", None)
     if scalar is not None and scalar != config.head_dim:
         yield f"query_pre_attn_scalar is {scalar}, the head's width {config.head_dim}"
-    activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
-    expected_activation = {"silu"} if not family.shifted else {"gelu_pytorch_tanh", "gelu"}
-    own = getattr(config, "hidden_activation", None) or activation
-    if own not in expected_activation:
-        yield f"its activation is `{own}`"
+    # Gemma 2 and 3 are computed by `hidden_activation`, whatever `hidden_act` says; Gemma's old "gelu" is read as tanh.
+    activation = config.hidden_activation if family.pattern is not None else config.hidden_act
+    if activation != ("gelu_pytorch_tanh" if family.shifted else "silu"):
+        yield f"its activation is `{activation}`"
+    for key, built_in in _SOFTCAPS.get(family.arch, {}).items():
+        if bool(getattr(config, key, None)) != built_in:
+            yield f"`{key}` is {getattr(config, key, None)}"
     for place in ("attention_bias", "mlp_bias"):
         if getattr(config, place, False):
             yield f"`{place}` is set"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,17 +30,25 @@ if TYPE_CHECKING:
 __all__ = ["greedy", "last_logits", "put_weights", "rounded_inputs"]
 
 
-def put_weights(model: PreTrainedModel, weights: Weights, file: Path) -> None:
-    """Give the model the values that the file holds; `model` is in float32."""
+def put_weights(model: PreTrainedModel, weights: Weights, file: Path) -> float:
+    """Give the model the values that the file holds; `model` is in float32.
+
+    Returns:
+        Their relative error: root of the summed squared differences to the merged weights, over that of their squares.
+    """
     from gguf import GGUFReader, dequantize
 
     stored = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    wrong = total = 0.0
     with torch.no_grad():
         for own, other, shape in weights.names():
-            tensor = stored[other]
+            tensor, meant = stored[other], weights.values(own)
             values = dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype("float32")
+            wrong += float(np.square(values - meant, dtype=np.float64).sum())
+            total += float(np.square(meant, dtype=np.float64).sum())
             parameters[own].copy_(torch.from_numpy(weights.back(own, values).copy()))
+    return float((wrong / total) ** 0.5) if total else 0.0
 
 
 @contextlib.contextmanager

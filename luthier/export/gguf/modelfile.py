@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.export.gguf.check import TALKS
+from luthier.export.gguf.check import TALKS, render
 from luthier.model.stops import stop_ids
 from luthier.runtime.atomic import write_text
 from luthier.runtime.console import note
@@ -56,16 +56,17 @@ def write_modelfile(folder: Path, file: Path) -> Path:
 
 def _chatml_system(tokenizer: Any) -> str | None:
     """The template's default system message, empty without one; None if it is not ChatML."""
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         return None
-    found = _DEFAULT.match(_render(tokenizer, TALKS[0]))
-    system = found.group(1) if found else ""
-    alike = all(_render(tokenizer, talk) == _chatml(talk, system) for talk in TALKS)
+    try:
+        found = _DEFAULT.match(render(tokenizer, TALKS[0]))
+        system = found.group(1) if found else ""
+        alike = all(render(tokenizer, talk) == _chatml(talk, system) for talk in TALKS)
+    except TemplateError:  # it refuses a talk, which ChatML does not
+        return None
     return system if alike and '"""' not in system else None
-
-
-def _render(tokenizer: Any, talk: Sequence[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(list(talk), tokenize=False, add_generation_prompt=True))
 
 
 def _chatml(talk: Sequence[dict[str, str]], system: str) -> str:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +26,8 @@ from luthier.runtime.errors import EnvironmentProblem, RunFailed
 __all__ = ["INSTALL", "Runner", "is_available", "running"]
 
 INSTALL = "pip install xllamacpp"
-_START_SECONDS = 300.0
+_START_SECONDS, _DISK = 300.0, 50e6
+"""Longest time until it listens, and bytes of the file that are read a second on top of that."""
 _ASK_SECONDS = 600.0
 _READY = "listening: "
 
@@ -47,7 +48,7 @@ def running(file: Path, *, context: int, threads: int | None = None) -> Iterator
 
     Raises:
         EnvironmentProblem: the wheel is missing.
-        RunFailed: llama.cpp does not load the file.
+        RunFailed: llama.cpp does not load the file, or hangs.
     """
     if not is_available():
         raise EnvironmentProblem(code="X618", message="reading GGUF back needs llama.cpp's wheel", hint=INSTALL)
@@ -68,9 +69,26 @@ def running(file: Path, *, context: int, threads: int | None = None) -> Iterator
 
 def _address(process: subprocess.Popen[str], log: Any, file: Path) -> str:
     assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(_READY):
-            return line.removeprefix(_READY).strip().rstrip("/")
+    seconds, late = _START_SECONDS + file.stat().st_size / _DISK, threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        for line in process.stdout:
+            if line.startswith(_READY):
+                return line.removeprefix(_READY).strip().rstrip("/")
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise RunFailed(
+            code="X619", message=f"llama.cpp has not loaded {file.name} after {seconds:,.0f} s",
+            hint="a slow disk or too little memory? no file was kept",
+        )  # fmt: skip
     log.seek(0)
     said = [line.strip() for line in log if "error" in line.lower() or "assert" in line.lower()]
     told = "; ".join(said[-3:]) or "it ended without a word"
@@ -85,6 +103,7 @@ class Runner:
 
     def __init__(self, address: str, process: subprocess.Popen[str]) -> None:
         self.address, self.process = address, process
+        self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Ids of a text."""
@@ -128,7 +147,7 @@ class Runner:
             self.address + route, json.dumps(body).encode("utf-8"), {"content-type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=_ASK_SECONDS) as reply:
+            with self._direct.open(request, timeout=_ASK_SECONDS) as reply:
                 return json.load(reply)
         except (urllib.error.URLError, OSError) as error:
             detail = (
@@ -152,10 +171,7 @@ def _serve(file: str, context: int, threads: int) -> None:
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.use_jinja = True
     settings.verbosity = 1
-    started = time.monotonic()
     server = xllamacpp.Server(settings)
-    if time.monotonic() - started > _START_SECONDS:
-        raise SystemExit(1)
     sys.stdout.write(f"{_READY}{server.listening_address}\n")
     sys.stdout.flush()
     sys.stdin.read()

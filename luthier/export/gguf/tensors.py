@@ -16,10 +16,11 @@ from luthier.runtime.errors import RunFailed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Weights", "rope_factors"]
+__all__ = ["ROPE_FACTORS", "Weights", "rope_factors", "weight_files"]
 
 _NORM = re.compile(r"norm\.weight$")
 _QUERY, _KEY = re.compile(r"\.q_proj\."), re.compile(r"\.k_proj\.")
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -28,7 +29,9 @@ class Weights:
 
     def __init__(self, folder: Path, config: Any, family: Family) -> None:
         self.folder, self.config, self.family = folder, config, family
-        self._stored = {name: (file, shape) for file in _files(folder) for name, shape in _header(file)}
+        self._stored = {name: (file, shape) for file in weight_files(folder) for name, shape in _header(file)}
+        if config.tie_word_embeddings and _HEAD in self._stored and self._is_copy(_HEAD, _EMBEDDING):
+            del self._stored[_HEAD]
 
     def names(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(name in transformers, name in the file, shape), in the order of the file.
@@ -63,6 +66,10 @@ class Weights:
         if self._heads(name):
             return _unpermute(values, self._heads(name))
         return values - np.float32(1.0) if self.family.shifted and _NORM.search(name) else values
+
+    def _is_copy(self, name: str, of: str) -> bool:
+        """A head stored beside the embedding it is tied to; transformers ties only if they are equal."""
+        return of in self._stored and bool(np.array_equal(self.own(name), self.own(of)))
 
     def _turn(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._heads(name):
@@ -112,7 +119,8 @@ def _unpermute(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return values.reshape(heads, shape[0] // heads // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files of its weights, by its index if it has one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return sorted({folder / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from luthier.runtime.errors import RecipeError
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "K_QUANTS", "TYPES", "WeightType", "block_error", "weight_type"]
+__all__ = ["BLOCK", "K_QUANTS", "TYPES", "WeightType", "block_error"]
 
 BLOCK = 32
 """Weights that share a scale, in all of the block types here."""
@@ -63,20 +61,6 @@ _PLAIN_ERROR = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8}
 _SCALE_ROUNDING = 3 * 2.0**-11
 _TINY = 2.0**-24
 """Below float16's smallest number nothing is kept."""
-
-
-def weight_type(name: str) -> WeightType:
-    """The type of a name.
-
-    Raises:
-        RecipeError: there is none; K-quants have a way of their own (`export.py`).
-    """
-    if name not in TYPES:
-        raise RecipeError(
-            code="X611", message=f"`{name}` is no type of weights that can be written",
-            hint=f"allowed: {', '.join([*TYPES, *K_QUANTS])} (the last {len(K_QUANTS)} need llama-quantize)",
-        )  # fmt: skip
-    return TYPES[name]
 
 
 def block_error(values: NDArray[np.float32], kind: WeightType) -> NDArray[np.float32]:

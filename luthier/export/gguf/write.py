@@ -33,8 +33,6 @@ class Written:
     types: dict[str, str]
     """Type of each weight, by its name in the file."""
     notes: list[str] = field(default_factory=list)
-    error: float = 0.0
-    """Root of the mean squared difference of all weights to what they round, over the root of their mean square."""
 
 
 def write_gguf(folder: Path, file: Path, kind: WeightType, *, name: str) -> Written:
@@ -84,38 +82,36 @@ def _write(written: Written, file: Path, kind: WeightType, *, name: str, tokeniz
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
     for _, other, shape in names:
-        chosen = _type_of(other, shape, kind, written)
+        chosen = _type_of(other, shape, kind)
         written.types[other] = chosen.name
         raw = _stored_shape(shape, chosen)
         writer.add_tensor_info(
             other, raw, np.dtype(_dtype(chosen)), int(np.prod(raw)) * _dtype(chosen)().itemsize, chosen.ggml
         )
+    odd = [name for name, stored in written.types.items() if stored == "f16" and kind.steps is not None]
+    if odd:
+        written.notes.append(f"{len(odd)} matrices have rows of no multiple of {BLOCK}: written as f16 ({odd[0]}, ...)")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors)
-    wrong = total = 0.0
     with progress("write weights", len(names), "weights") as bar:
         for own, other, _ in names:
             values = weights.values(own)
             stored, back = _rounded(values, TYPES[written.types[other]])
             _require_near(other, values, back, TYPES[written.types[other]])
-            wrong += float(np.square(values - back, dtype=np.float64).sum())
-            total += float(np.square(values, dtype=np.float64).sum())
             writer.write_tensor_data(stored)
             bar.advance()
     writer.close()
-    written.error = (wrong / total) ** 0.5 if total else 0.0
 
 
-def _type_of(name: str, shape: tuple[int, ...], kind: WeightType, written: Written) -> WeightType:
+def _type_of(name: str, shape: tuple[int, ...], kind: WeightType) -> WeightType:
     if len(shape) < 2 or name.endswith("_norm.weight"):
         return TYPES["f32"]
     if kind.steps is None:
         return kind
     if shape[-1] % BLOCK:
-        written.notes.append(f"{name} has rows of {shape[-1]}, no multiple of {BLOCK}: written as f16")
         return TYPES["f16"]
     return TYPES["q8_0"] if name in _EMBEDDINGS and kind.bits < 8 else kind
 

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
 
-from luthier.export.gguf import tensors, vocabulary, write
+from luthier.export.gguf import check, tensors, vocabulary, write
 from luthier.export.gguf.export import QUANTIZER, export_gguf
 from luthier.runtime.errors import EnvironmentProblem, RecipeError, RunFailed
 from tests.export.gguf.support import FAMILIES, byte_level, save, sentence_piece
@@ -137,9 +137,19 @@ def test_rules_without_a_name_are_refused(tmp_path):
     assert failure.value.problems[0].code == "X615"
 
 
-def test_models_that_would_run_differently_are_refused(tmp_path):
-    folder = save(tmp_path / "m", "gemma2", query_pre_attn_scalar=64)
-    with pytest.raises(RunFailed, match="query_pre_attn_scalar is 64"):
+@pytest.mark.parametrize(
+    ("family", "settings", "words"),
+    [
+        ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64"),
+        ("gemma2", {"hidden_activation": "gelu"}, "activation is `gelu`"),
+        ("gemma2", {"attn_logit_softcapping": None}, "`attn_logit_softcapping` is None"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` is 50"),
+        ("llama", {"hidden_act": "gelu"}, "activation is `gelu`"),
+    ],
+)
+def test_models_that_would_run_differently_are_refused(tmp_path, family, settings, words):
+    folder = save(tmp_path / "m", family, **settings)
+    with pytest.raises(RunFailed, match=words):
         only(folder, tmp_path)
 
 
@@ -148,6 +158,19 @@ def test_what_is_wrong_with_the_call(tmp_path):
         export_gguf(save(tmp_path / "m"), tmp_path / "out", ["q7_0"], name="x")
     with pytest.raises(RecipeError, match="no merged model"):
         export_gguf(tmp_path, tmp_path / "out", ["f16"], name="x")
+    with pytest.raises(RecipeError) as failure:
+        export_gguf(tmp_path, tmp_path / "out", ["q7_0", "f16", "q9"], name="a/b")
+    assert [problem.code for problem in failure.value.problems] == ["X611", "X611", "X611", "X610"]
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match=r"lacks model\.safetensors"):
+        export_gguf(tmp_path / "m", tmp_path / "out", ["f16"], name="x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match="package gguf"):
+        export_gguf(save(tmp_path / "m"), tmp_path / "out", ["f16"], name="x")
     assert not (tmp_path / "out").exists()
 
 
@@ -175,6 +198,7 @@ def test_k_quants_go_through_the_users_program(tmp_path, monkeypatch):
     monkeypatch.setenv(QUANTIZER, str(program))
     (report,) = export_gguf(folder, tmp_path / "out", ["q4_k_m"], name="x")
     assert (tmp_path / "asked").read_text().strip() == "Q4_K_M" and report.passed
+    assert 0 < report.weight_error < 1e-3  # measured in the file, which is f16 here
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["x-q4_k_m.gguf"]
     program.write_text("#!/bin/sh\necho no such type >&2\nexit 3\n")
     with pytest.raises(RunFailed, match="no such type"):
@@ -196,8 +220,6 @@ def test_the_modelfile_of_another_template_has_none(tmp_path):
 
 @pytest.mark.slow
 def test_without_llama_cpp_transformers_reads_the_weights(tmp_path, monkeypatch):
-    from luthier.export.gguf import check
-
     monkeypatch.setattr(check, "is_available", lambda: False)
     report = only(save(tmp_path / "m"), tmp_path, "q8_0")
     assert report.passed and "weights only" in report.reader and report.gap < 1e-3
