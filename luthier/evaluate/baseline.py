@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.evaluate.results import TaskResult
+from luthier.recipe.builtin import FORGETTING
 from luthier.recipe.schema import TaskSpec
 from luthier.runtime.errors import RecipeError
 
@@ -67,7 +68,8 @@ def specs_of(specs: Sequence[TaskSpec], variant: Variant, *, shots_from: str | N
     """The tasks prompted in another way.
 
     Args:
-        specs: Tasks of the recipe; `loss` is left out, it has no prompt to vary.
+        specs: Tasks of the recipe. `loss` and `builtin:forgetting` are left out: the one has no prompt to vary, the
+            other measures what a tune costs and takes no examples.
         variant: How to prompt.
         shots_from: File with worked examples for tasks that name none.
 
@@ -78,7 +80,7 @@ def specs_of(specs: Sequence[TaskSpec], variant: Variant, *, shots_from: str | N
 
     found = []
     for spec in specs:
-        if spec.metric == "loss":
+        if spec.metric == "loss" or spec.name == FORGETTING:
             continue
         changes: dict[str, Any] = {"num_fewshot": variant.num_fewshot, "fewshot_path": None}
         own_examples = spec.lm_eval is not None or (spec.name in library_names() and spec.fewshot_path is None)
@@ -110,7 +112,7 @@ def advise(
         best: dict[str, tuple[str, TaskResult]] = {}
         for model, by_variant in scores.items():
             ranked = [(name, results[index]) for name, results in by_variant.items()]
-            best[model] = max(ranked, key=lambda pair: pair[1].score)
+            best[model] = max(ranked, key=_rank)
             advice.append(_prompting(model, ranked, best[model], better))
         advice += _others(task.name, best, better)
         advice += _room(task, best)
@@ -140,7 +142,7 @@ def _prompting(
     task = plain.name
     winners = [one for one in ranked[1:] if (task, f"{model}, {name}", f"{model}, {one[0]}") in better]
     if winners:
-        variant, top = max(winners, key=lambda pair: pair[1].score)
+        variant, top = max(winners, key=_rank)
         text = (
             f"{model}: {variant} reaches {_score(top)} against {_score(plain)} of the plain prompt. "
             f"Try prompting first; a tune has to beat {top.score:.3f}"
@@ -166,7 +168,7 @@ def _others(task: str, best: Mapping[str, tuple[str, TaskResult]], better: set[t
 
 
 def _room(task: TaskResult, best: Mapping[str, tuple[str, TaskResult]]) -> list[Advice]:
-    model, (variant, result) = max(best.items(), key=lambda pair: pair[1][1].score)
+    model, (variant, result) = max(best.items(), key=lambda pair: _rank(pair[1]))
     if not task.higher_is_better or result.score < NEAR_THE_TOP:
         return []
     text = f"{model} with {variant} reaches {_score(result)} already: little room for a tune, or the rows are too easy"
@@ -193,6 +195,12 @@ def _rows(task: TaskResult, confidence: float) -> list[Advice]:
         return []
     text = f"{task.n} rows can show a gain of {fewest / task.n:.3f} at best; {math.ceil(fewest / WORTH_SHOWING)} rows "
     return [Advice(rule=6, task=task.name, text=text + f"are needed for {WORTH_SHOWING:.2f}")]
+
+
+def _rank(pair: tuple[str, TaskResult]) -> float:
+    """The higher the better, whichever way the metric counts."""
+    result = pair[1]
+    return result.score if result.higher_is_better else -result.score
 
 
 def _score(result: TaskResult) -> str:

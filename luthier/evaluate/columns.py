@@ -22,4 +22,4 @@ def with_columns(rows: Sequence[TaskRow], source: Source) -> tuple[TaskRow, ...]
         for row in read_rows(source_files(source, notes), 0, notes=notes)
         if isinstance(row, Row)
     }
-    return tuple(replace(row, item=found.get((row.ref.file, row.ref.line), {})) for row in rows)
+    return tuple(replace(row, item=found[row.ref.file, row.ref.line]) for row in rows)

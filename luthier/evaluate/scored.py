@@ -15,7 +15,7 @@ from luthier.scoring.graders.models import Ask
 from luthier.scoring.json_score import FieldCounts
 from luthier.scoring.metrics import Score, score_answer
 
-__all__ = ["Answer", "answered", "mean_interval", "means", "question_of", "score_rows"]
+__all__ = ["Answer", "answered", "mean_interval", "mean_result", "means", "question_of", "score_rows"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +49,38 @@ def answered(
         ask: How grading models are asked.
     """
     scores = score_rows(task, [answer.text for answer in answers], ask=ask)
-    values = [score.value for score in scores]
-    interval = mean_interval(values, confidence=confidence)
-    new_tokens = sum(answer.new_tokens for answer in answers)
-    return TaskResult(
+    return mean_result(
+        [_row(*parts) for parts in zip(task.rows, prompts, answers, scores, strict=True)],
         name=task.name,
         version=task.version,
         metric=task.metric,
+        settings=settings,
+        secondary=means(scores),
+        seconds=seconds,
+        confidence=confidence,
+    )
+
+
+def mean_result(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    version: int,
+    metric: str,
+    settings: Mapping[str, Any],
+    secondary: Mapping[str, float],
+    seconds: float,
+    confidence: float,
+    higher_is_better: bool = True,
+) -> TaskResult:
+    """A result whose score is the mean of its rows' `score`; every row has `new_tokens`."""
+    values = [float(row["score"]) for row in rows]
+    interval = mean_interval(values, confidence=confidence)
+    new_tokens = sum(row["new_tokens"] for row in rows)
+    return TaskResult(
+        name=name,
+        version=version,
+        metric=metric,
         n=len(values),
         score=sum(values) / len(values),
         low=interval.low,
@@ -65,8 +90,9 @@ def answered(
         new_tokens=new_tokens,
         tokens_per_second=round(new_tokens / max(seconds, 1e-9), 3),
         settings=settings,
-        secondary=means(scores),
-        rows=[_row(*parts) for parts in zip(task.rows, prompts, answers, scores, strict=True)],
+        secondary=secondary,
+        rows=list(rows),
+        higher_is_better=higher_is_better,
     )
 
 

@@ -67,6 +67,7 @@ def check_parts(document: Document) -> list[Problem]:
         train=whole("train", TrainSection),
         tasks=_valid_items(TaskSpec, below("evaluate").get("tasks")),
         judge=_valid(EvaluationJudge, judge) if (judge := below("evaluate").get("judge")) else None,
+        compare_with_base=below("evaluate").get("compare_with_base") is not False,
         export=whole("export", ExportSection),
         output_dir=output_dir if isinstance(output_dir, str) else None,
     )

@@ -41,6 +41,7 @@ class Parts:
     train: TrainSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
     judge: EvaluationJudge | None = None
+    compare_with_base: bool = True
     export: ExportSection | None = None
     output_dir: str | None = None
 
@@ -53,5 +54,6 @@ class Parts:
             decontaminate=recipe.data.decontaminate, method=recipe.method,
             objective=recipe.objective, train=recipe.train,
             tasks=dict(enumerate(recipe.evaluate.tasks)), judge=recipe.evaluate.judge,
+            compare_with_base=recipe.evaluate.compare_with_base,
             export=recipe.export, output_dir=recipe.output_dir,
         )  # fmt: skip

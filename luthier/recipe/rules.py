@@ -246,6 +246,9 @@ def _tasks(parts: Parts, locate: Locate) -> Iterator[Problem]:
 
 def _judge(parts: Parts, locate: Locate) -> Iterator[Problem]:
     yield from judge_rules(parts.judge, list(parts.tasks.values()), locate)
+    if parts.judge is not None and parts.judge.compare and not parts.compare_with_base:
+        message = "`evaluate.judge.compare` sets base against tuned, and `evaluate.compare_with_base` is false"
+        yield locate("evaluate.judge.compare", on="key").problem("C110", message, hint="remove one of them")
 
 
 def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from typing import Any
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import RunFailed
 
-__all__ = ["RunFiles", "printable", "read_run"]
+__all__ = ["RunFiles", "by_name", "printable", "read_run"]
 
 DATA_CARD = "data_card.md"
 STAGES = ("data", "baseline", "train", "evaluate", "compare", "merge")
@@ -50,6 +50,11 @@ class RunFiles:
     resolved_text: str
     data_card: str
     """What is known about the data set, in words; empty for a user's own data."""
+
+
+def by_name(file: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Tasks of a score file or a comparison; empty when there is none."""
+    return {task["name"]: task for task in (file or {}).get("tasks", [])}
 
 
 def read_run(run: RunFolder) -> RunFiles:

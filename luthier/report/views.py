@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -11,19 +10,15 @@ from typing import Any
 from markupsafe import Markup
 
 from luthier.data.preference_stats import preference_lines
-from luthier.report.diff import word_diff
 from luthier.report.loss_view import contamination_lines, loss_view
-from luthier.report.preference_view import preference_charts, preference_sentence
-from luthier.report.read import RunFiles
-from luthier.report.reward_view import is_online, reward_curves
-from luthier.report.svg import Line, bars, histogram, intervals, line_chart, number
+from luthier.report.preference_view import preference_sentence
+from luthier.report.read import RunFiles, by_name
+from luthier.report.svg import bars, histogram, intervals, number
 
 __all__ = [
-    "chosen_values", "commands", "curves", "data_view", "examples", "headline", "smoothed", "stage_chart",
-    "still_wrong", "tasks", "token_samples",
+    "chosen_values", "commands", "data_view", "headline", "stage_chart", "tasks", "token_samples", "verdict_lines",
 ]  # fmt: skip
 
-_MOST_EXAMPLES = 12
 _MOST_TOKENS = 700
 _ANSWERS = ("chosen", "rejected", "desired", "undesired")
 _VALUE = re.compile(r"(\s*)(?:- )?([A-Za-z_][\w]*): ?(.*)")
@@ -34,9 +29,9 @@ _VALUE = re.compile(r"(\s*)(?:- )?([A-Za-z_][\w]*): ?(.*)")
 
 def tasks(run: RunFiles) -> list[dict[str, Any]]:
     """One entry a task: scores before and after with intervals, the test, and a chart. Any part may be missing."""
-    before = _by_name(run.before)
-    after = _by_name(run.after)
-    compared = _by_name(run.comparison)
+    before = by_name(run.before)
+    after = by_name(run.after)
+    compared = by_name(run.comparison)
     return [
         _task(name, before.get(name), after.get(name), compared.get(name))
         for name in dict.fromkeys([*compared, *before, *after])
@@ -108,10 +103,6 @@ def _tone(verdicts: Sequence[str]) -> str:
     if "worse" in verdicts:
         return "worse"
     return "better" if "better" in verdicts else "none"
-
-
-def _by_name(file: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    return {task["name"]: task for task in (file or {}).get("tasks", [])}
 
 
 def _score(value: float, share: bool) -> str:
@@ -188,67 +179,7 @@ def _token(token: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# -- training
-
-
-def smoothed(values: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average with weight 2 / (span + 1) for the newest value; the start is not biased to 0."""
-    keep, total, weight, result = 1 - 2 / (span + 1), 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1.0
-        result.append(total / weight)
-    return result
-
-
-def curves(run: RunFiles) -> dict[str, Any]:
-    """Charts of the training, and the numbers under them. Empty when nothing was logged."""
-    if is_online(run):
-        return reward_curves(run, smoothed)
-    steps = [line for line in run.metrics if _finite(line.get("loss"))]
-    checks = [(line["step"], line["eval_loss"]) for line in run.metrics if _finite(line.get("eval_loss"))]
-    if not steps and not checks:
-        return {}
-    raw = [(line["step"], line["loss"]) for line in steps]
-    span = max(5, len(raw) // 12)
-    soft = list(zip([step for step, _ in raw], smoothed([loss for _, loss in raw], span), strict=True))
-    loss = [
-        Line(name="loss", points=raw, kind="raw"),
-        Line(name=f"loss, smoothed over {span} steps", points=soft if len(raw) > 5 else [], kind="main"),
-        Line(name="validation loss", points=checks, kind="second", dots=True),
-    ]
-
-    def chart(key: str, title: str, unit: str) -> Markup:
-        points = [(line["step"], line[key]) for line in steps if _finite(line.get(key))]
-        line = Line(name=title.lower(), points=points, kind="main")
-        return line_chart([line], title=title, x_label="step", y_label=unit, height=210, from_zero=True)
-
-    shared = {"title": "Loss", "x_label": "step", "y_label": "loss (nats)"}
-    return {
-        "what": "Loss",
-        "best_words": "Lowest validation loss",
-        "legend": [(line.kind, line.name) for line in loss if line.points],
-        "loss": line_chart(loss, **shared, width=1000, height=320),  # type: ignore[arg-type]
-        "loss_narrow": line_chart(loss, **shared, width=480, height=280),  # type: ignore[arg-type]
-        "small": [
-            (title, image)
-            for title, image in (
-                ("Learning rate", chart("learning_rate", "Learning rate", "rate")),
-                ("Gradient norm", chart("grad_norm", "Gradient norm", "norm")),
-                ("Tokens per second", chart("tokens_per_second", "Tokens per second", "tokens/s")),
-                ("Token accuracy", chart("token_accuracy", "Token accuracy", "share right")),
-            )
-            if image
-        ]
-        + preference_charts(run),
-        "first": raw[0][1] if raw else None,
-        "last": soft[-1][1] if soft else None,
-        "best": min(checks, key=lambda item: item[1]) if checks else None,
-        "steps": steps[-1]["step"] if steps else None,
-    }
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+# -- stages
 
 
 def stage_chart(run: RunFiles) -> Markup:
@@ -274,66 +205,6 @@ def chosen_values(run: RunFiles) -> list[tuple[str, str, str]]:
         if mark and not (value.startswith('"') and not value.endswith('"')):
             found.append((".".join(key for _, key in path), value, reason))
     return found
-
-
-# -- examples
-
-
-def examples(run: RunFiles) -> list[dict[str, Any]]:
-    """Rows whose score changed, losses first (they are what a reader must not miss), then wins."""
-    before, after = _by_name(run.before), _by_name(run.after)
-    found: list[dict[str, Any]] = []
-    for name, compared in _by_name(run.comparison).items():
-        if name not in before or name not in after:
-            continue
-        rows = [
-            (before[name]["rows"][index], after[name]["rows"][index])
-            for index in compared.get("changed", [])
-            if index < min(len(before[name]["rows"]), len(after[name]["rows"]))
-        ]
-        lower_is_better = not before[name].get("higher_is_better", compared.get("metric") != "loss")
-        found += [_example(name, old, new, lower_is_better) for old, new in rows]
-    losses = [example for example in found if not example["won"]]
-    wins = [example for example in found if example["won"]]
-    return [*losses[: _MOST_EXAMPLES // 2], *wins[: _MOST_EXAMPLES - min(len(losses), _MOST_EXAMPLES // 2)]]
-
-
-def still_wrong(run: RunFiles) -> list[dict[str, Any]]:
-    """Rows the tuned model still gets wrong (right/wrong metrics only): its answer against the expected one."""
-    found = []
-    for name, task in _by_name(run.after).items():
-        if task.get("metric") == "loss":
-            continue
-        for row in task["rows"]:
-            if float(row["score"]) == 0 and isinstance(row.get("reference"), str):
-                wanted, said, marked = word_diff(row["reference"], row.get("output") or "")
-                found.append({"task": name, "ref": str(row.get("ref", "")), "question": _question(row),
-                              "wanted": wanted, "said": said, "marked": marked})  # fmt: skip
-    return found
-
-
-def _question(row: dict[str, Any]) -> str:
-    """The last user message, or the prompt."""
-    users = [message for message in row.get("messages") or [] if message.get("role") == "user"]
-    question = users[-1].get("content") if users else row.get("prompt", "")
-    return question if isinstance(question, str) else str(question)
-
-
-def _example(task: str, old: dict[str, Any], new: dict[str, Any], lower_is_better: bool) -> dict[str, Any]:
-    left, right, marked = word_diff(old.get("output") or "", new.get("output") or "")
-    change = float(new["score"]) - float(old["score"])
-    return {
-        "task": task,
-        "ref": str(new.get("ref", "")),
-        "question": _question(new),
-        "reference": new.get("reference"),
-        "before": left,
-        "after": right,
-        "marked": marked,
-        "scores": (number(float(old["score"])), number(float(new["score"]))),
-        "won": change < 0 if lower_is_better else change > 0,
-        "cut": [label for label, row in (("before", old), ("after", new)) if row.get("finish_reason") == "length"],
-    }
 
 
 # -- what to do with it

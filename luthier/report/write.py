@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
-from luthier.report import views
+from luthier.report import answers_view, curves, views
 from luthier.report.plan_view import measured_facts, plan_rows
 from luthier.report.preference_view import preference_rows
 from luthier.report.read import RunFiles, read_run
@@ -47,7 +47,7 @@ def render(run: RunFiles) -> str:
     )
     template = environment.from_string((files / "page.html.jinja").read_text("utf-8"))
     shown = views.tasks(run)
-    examples = views.examples(run)
+    examples = answers_view.examples(run)
     return template.render(
         run=run,
         # The style sheet is ours; everything else is escaped.
@@ -59,7 +59,7 @@ def render(run: RunFiles) -> str:
         tasks=shown,
         data=views.data_view(run),
         samples=views.token_samples(run),
-        curves=views.curves(run),
+        curves=curves.curves(run),
         preferences=preference_rows(run),
         stages=views.stage_chart(run),
         spectrum=spectrum_view(run),
@@ -68,7 +68,7 @@ def render(run: RunFiles) -> str:
         measured=measured_facts(run),
         examples=examples,
         verdicts=views.verdict_lines(run),
-        wrong=views.still_wrong(run),
+        wrong=answers_view.still_wrong(run),
         changed=sum(len(task["compared"].get("changed", [])) for task in shown if task["compared"]),
         commands=views.commands(run),
         total_seconds=sum(run.seconds.values()),

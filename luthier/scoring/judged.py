@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
+
+from luthier.scoring.answer_json import answer_json
 
 __all__ = ["read_score"]
 
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 _SHOWN = 120
 
 
@@ -19,10 +18,9 @@ def read_score(text: str, *, low: float, high: float) -> float | str:
     searched for in prose, and nothing is clipped.
     """
     bare = text.strip()
-    fenced = _FENCE.match(bare)
     try:
-        value = json.loads(fenced[1] if fenced else bare)
-    except (ValueError, RecursionError):
+        value = answer_json(bare)
+    except ValueError:
         return f"not JSON: {bare[:_SHOWN]!r}"
     score = value.get("score") if isinstance(value, dict) else None
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):

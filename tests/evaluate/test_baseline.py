@@ -1,5 +1,7 @@
 """Contract: advice follows from the table by stated rules, and only then."""
 
+from dataclasses import replace
+
 import pytest
 
 from luthier.evaluate.baseline import Variant, advise, specs_of, variants
@@ -45,6 +47,17 @@ def test_another_model_that_is_better_is_named():
     assert [one.rule for one in told({"base": {"0-shot": rows(90)}, "far": {"0-shot": rows(20)}})] == [2, 2]
 
 
+def test_the_best_prompt_of_a_metric_that_counts_mistakes_is_the_lowest():
+    by_variant = {"0-shot": rows(80), "4-shot": rows(20), "8-shot": rows(90)}
+    results = {name: [replace(result(found), higher_is_better=False)] for name, found in by_variant.items()}
+    everyone = [Scored(name=f"base, {name}", results=found) for name, found in results.items()]
+    (advice,) = advise({"base": results}, compare_many(everyone, prompts_differ=True), confidence=0.95)
+    assert advice.rule == 1 and advice.text.startswith("base: 4-shot reaches 0.100 ")
+    results["4-shot"] = results["8-shot"]
+    (advice,) = advise({"base": results}, compare_many(everyone[:1], prompts_differ=True), confidence=0.95)
+    assert advice.rule == 2 and advice.text.endswith("best: 0-shot")
+
+
 def test_a_score_near_the_top_leaves_little_room():
     assert [one.rule for one in told({"base": {"0-shot": rows(190)}})] == [2, 3]
 
@@ -76,7 +89,8 @@ def test_tasks_get_examples_from_their_own_file_or_the_given_one():
     own = TaskSpec(name="a", path="a.jsonl", metric="exact", fewshot_path="own.jsonl", num_fewshot=2, system="S")
     bare = TaskSpec(name="b", path="b.jsonl", metric="exact")
     loss = TaskSpec(name="c", path="b.jsonl", metric="loss")
-    four = specs_of([own, bare, loss], Variant(name="4", num_fewshot=4, system=None), shots_from="train.jsonl")
+    general = TaskSpec(name="builtin:forgetting")
+    four = specs_of([own, bare, loss, general], Variant(name="4", num_fewshot=4, system=None), shots_from="train.jsonl")
     assert [(one.num_fewshot, one.fewshot_path, one.system) for one in four] == [
         (4, "own.jsonl", "S"), (4, "train.jsonl", None),
     ]  # fmt: skip

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.report.answers_view import examples, still_wrong
 from luthier.report.diff import word_diff
 from luthier.report.read import printable, read_run
 from luthier.report.svg import Line, histogram, intervals, line_chart, nice_ticks, number
-from luthier.report.views import chosen_values, data_view, examples, smoothed, still_wrong
+from luthier.report.trend import smoothed
+from luthier.report.views import chosen_values, data_view
 from luthier.report.write import write_report
 from luthier.runtime.atomic import write_json
 from tests.report.make_run import make_run

@@ -11,7 +11,7 @@ from luthier.evaluate.harness.library import undisturbed
 from luthier.evaluate.harness.load import FEWSHOT_SEED, HarnessTask
 from luthier.evaluate.harness.model import EndpointModel, LocalModel
 from luthier.evaluate.results import TaskResult
-from luthier.evaluate.scored import mean_interval
+from luthier.evaluate.scored import mean_result
 from luthier.runtime.errors import DataError, LuthierError, RecipeError, RunFailed
 
 __all__ = ["run_harness"]
@@ -93,9 +93,7 @@ def _result(
 ) -> TaskResult:
     aggregate = found["results"][name]
     metric, values = _main(task, name, kind, samples, aggregate)
-    interval = mean_interval(values, confidence=confidence)
     rows = [_row(asked, name, sample, metric, value) for sample, value in zip(samples, values, strict=True)]
-    tokens = sum(row["new_tokens"] for row in rows)
     config = task.loaded["tasks"][name].config
     settings = {
         "decoding": "greedy" if config.output_type == "generate_until" else "none",
@@ -108,21 +106,15 @@ def _result(
         "harness": f"lm-eval {task.version}, {name}, {kind}, {'chat template' if chat else 'plain text'}",
         **asked.settings(),
     }
-    return TaskResult(
+    return mean_result(
+        rows,
         name=name if kind == _NO_FILTER else f"{name}.{kind}",
         version=int(_version(config)),
         metric=metric,
-        n=len(values),
-        score=sum(values) / len(values),
-        low=interval.low,
-        high=interval.high,
-        confidence=confidence,
-        seconds=round(seconds, 3),
-        new_tokens=tokens,
-        tokens_per_second=round(tokens / max(seconds, 1e-9), 3),
         settings=settings,
         secondary=_secondary(metric, kind, aggregate),
-        rows=rows,
+        seconds=seconds,
+        confidence=confidence,
         higher_is_better=bool((found.get("higher_is_better") or {}).get(name, {}).get(metric, True)),
     )
 

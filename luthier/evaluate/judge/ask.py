@@ -6,8 +6,6 @@ verdict.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,10 +15,10 @@ from luthier.endpoint.reply import ChatRequest
 from luthier.recipe.judge_schema import EvaluationJudge
 from luthier.runtime.console import progress
 from luthier.runtime.hashing import hash_json
+from luthier.scoring.answer_json import answer_json
 
 __all__ = ["Judge", "Unusable", "blocks", "question_text"]
 
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 _T = TypeVar("_T")
 
 
@@ -92,14 +90,12 @@ class Judge:
 
 
 def _read(text: str, read: Callable[[Mapping[str, Any]], _T]) -> tuple[_T | None, str]:
-    bare = text.strip()
-    fenced = _FENCE.match(bare)
     try:
-        value = json.loads(fenced[1] if fenced else bare)
+        value = answer_json(text)
         if not isinstance(value, dict):
             raise Unusable("it is no JSON object")
         return read(value), str(value.get("reason") or "")
-    except (ValueError, RecursionError):
+    except ValueError:
         return None, "it is no JSON object"
     except Unusable as error:
         return None, str(error)

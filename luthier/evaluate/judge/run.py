@@ -11,6 +11,7 @@ from luthier.evaluate.judge.pairwise import judge_pairs, summarise_pairs
 from luthier.evaluate.judge.rubric import judge_scores, summarise_scores
 from luthier.evaluate.results import TaskResult
 from luthier.runtime.errors import RecipeError
+from luthier.runtime.hashing import hash_json
 
 __all__ = ["judge_lines", "judge_results"]
 
@@ -33,9 +34,15 @@ def judge_results(
     """
     compare_results(before, after, confidence=confidence)  # the same rows and settings, or an error
     tasks = []
+    judged: set[str] = set()
     for old, new in zip(before, after, strict=True):
         if not _wanted(judge, old):
             continue
+        # Filters of lm-evaluation-harness give several results of the same answers: the first is enough.
+        answers = hash_json([[row["ref"], row["output"]] for one in (old, new) for row in one.rows])
+        if old.settings.get("harness") and answers in judged:
+            continue
+        judged.add(answers)
         rows = [one.rows[: judge.section.limit] for one in (old, new)]
         tasks.append(_task(judge, old.name, *rows, confidence=confidence))
     if not tasks:
@@ -54,10 +61,7 @@ def judge_results(
 def _wanted(judge: Judge, result: TaskResult) -> bool:
     names = judge.section.tasks
     generated = all(isinstance(row["output"], str) and "log_likelihoods" not in row for row in result.rows)
-    # Filters of lm-evaluation-harness give several results of the same answers: the first is enough.
-    base, _, kind = result.name.rpartition(".")
-    listed = names is None or result.name in names or base in names
-    return generated and listed and not (result.settings.get("harness") and kind == "flexible-extract" and base)
+    return generated and (names is None or result.name in names or result.name.rpartition(".")[0] in names)
 
 
 def _task(

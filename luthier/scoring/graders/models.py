@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.scoring.answer_json import answer_json
 from luthier.scoring.graders.shapes import LabelModelGrader, ScoreModelGrader
 from luthier.scoring.graders.template import fill
 
 __all__ = ["Ask", "Asked", "ModelFault", "ask_label", "ask_score"]
 
-_FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 _FORM = 'Answer with one JSON object and nothing else: {{"reason": "at most one sentence", "result": {result}}}'
 
 
@@ -103,11 +102,9 @@ def _ask(
 
 def _result(text: str) -> Any:
     """`result` of the JSON object that the whole text is."""
-    bare = text.strip()
-    fenced = _FENCE.match(bare)
     try:
-        value = json.loads(fenced[1] if fenced else bare)
-    except (ValueError, RecursionError):
+        value = answer_json(text)
+    except ValueError:
         raise ModelFault("it is no JSON object") from None
     if not isinstance(value, dict) or "result" not in value:
         raise ModelFault("it is no JSON object with `result`")

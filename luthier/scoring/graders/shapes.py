@@ -46,8 +46,6 @@ class TextSimilarityGrader(_Shape):
         "cosine", "fuzzy_match", "bleu", "gleu", "meteor",
         "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
     ]  # fmt: skip
-    pass_threshold: float | None = None
-    """Of the evals API; the reward is the similarity itself."""
 
 
 class PythonGrader(_Shape):
@@ -102,7 +100,6 @@ class ScoreModelGrader(_Shape):
     range: tuple[float, float] | None = None
     """Lowest and highest score; [0, 1] if left out."""
     sampling_params: SamplingParams | None = None
-    pass_threshold: float | None = None
 
 
 class LabelModelGrader(_Shape):
@@ -165,6 +162,9 @@ def _problem(where: str, entry: Mapping[str, Any]) -> Problem:
     if entry["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return Problem(code="E552", message=f"{where}: `type` must be one of {_KINDS}")
     path = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] == "extra_forbidden" and entry["loc"][-1] == "pass_threshold":
+        message = f"{where}: {path}: a threshold changes no reward (only OpenAI's evals count passes with it)"
+        return Problem(code="E552", message=message, hint="remove it")
     hint = "remove it" if entry["type"] == "extra_forbidden" else None
     return Problem(code="E552", message=f"{where}: {path}: {entry['msg']}", hint=hint)
 

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -162,3 +163,15 @@ def test_the_win_rate_counts_a_tie_as_half():
     value = summarise_pairs(records, confidence=0.95)
     assert value["win_rate"] == (3 + 2) / 8 and value["low"] < value["win_rate"] < value["high"]
     assert value["p_value"] == pytest.approx(0.625)  # 3 of 4, two-sided: 2 (1 + 4) / 16
+
+
+def test_filters_of_one_task_of_the_harness_are_judged_once_whatever_they_are_called():
+    before, after = models()
+    filtered = [
+        [replace(one, name=f"t.{kind}", settings={**one.settings, "harness": f"lm-eval, t, {kind}"}) for one in found]
+        for kind in ("first", "other")
+        for found in (before, after)
+    ]
+    with ScriptedServer(always=says(honest)) as server:
+        value = judged(server, filtered[0] + filtered[2], filtered[1] + filtered[3])
+    assert [task["name"] for task in value["tasks"]] == ["t.first"]

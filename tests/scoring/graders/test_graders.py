@@ -248,3 +248,16 @@ def test_our_shapes_are_those_of_the_openai_client(value):
     if value["type"] in theirs:
         getattr(graders, theirs[value["type"]]).model_validate(told)
     assert parse_grader(told) == parse_grader(value)
+
+
+@pytest.mark.parametrize("kind", ["text_similarity", "score_model", "python"])
+def test_a_threshold_that_would_change_no_reward_is_refused(kind):
+    values = {
+        "text_similarity": {"type": kind, "name": "s", "input": "a", "reference": "a", "evaluation_metric": "bleu"},
+        "score_model": SCORE,
+        "python": {"type": kind, "name": "p", "source": "def grade(sample, item): return 1.0"},
+    }
+    parse_grader(values[kind])
+    with pytest.raises(RecipeError, match="changes no reward") as caught:
+        parse_grader({**values[kind], "pass_threshold": 0.5})
+    assert caught.value.problems[0].code == "E552"
