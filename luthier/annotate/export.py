@@ -91,7 +91,7 @@ def export(
         labels: What was decided.
         out: `.jsonl` or `.jsonl.gz`; complete or absent.
         shape: `sft`, `preference` or `openai_preference`.
-        annotator: Count the decisions of this one alone.
+        annotator: Count the decisions, tags and notes of this one alone.
         how: What is to be done where annotators differ.
         info: Name of a column to add, with decision, annotators, tags and notes.
 
@@ -119,7 +119,7 @@ def export(
         row = write(made)
         problems += _add_columns(row, item, info, result)
         if info is not None:
-            row[info] = _info(item, outcome.category, decisions, labels)
+            row[info] = _info(item, outcome.category, decisions, labels, annotator)
         rows.append(row)
         hashes.append(row_hash(made))
     problems += _mixed(rows, items)
@@ -162,13 +162,16 @@ def _is_json(value: Any) -> bool:
         return False
 
 
-def _info(item: Item, category: str, decisions: dict[str, Record], labels: Labels) -> dict[str, Any]:
-    standing = {name: labels.standing(name, item.hash) for name in labels.annotators}
+def _info(
+    item: Item, category: str, decisions: dict[str, Record], labels: Labels, annotator: str | None
+) -> dict[str, Any]:
+    names = labels.annotators if annotator is None else [annotator]
+    standing = [labels.standing(name, item.hash) for name in names]
     return {
         "decision": category,
         "annotators": sorted(decisions),
-        "tags": sorted({tag for one in standing.values() for tag in one.tags}),
-        "notes": [one.note for one in standing.values() if one.note],
+        "tags": sorted({tag for one in standing for tag in one.tags}),
+        "notes": [one.note for one in standing if one.note],
     }
 
 

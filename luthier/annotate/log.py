@@ -1,7 +1,8 @@
 """The log of decisions: JSON Lines, only ever appended to, each entry on the disk before it is acknowledged.
 
 A writer that is killed leaves at most a last line without its end; it is taken off, with a message, by the next one.
-Several processes may write to one log: each appends under a lock and first reads what the others wrote.
+Several processes may write to one log: each appends under a lock and first reads what the others wrote. A log in which
+nothing was written is taken away when it is closed.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ class Log:
         self._lines = 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = not path.exists()
-            self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-            if new:
-                fsync_path(path.parent)
+            self._file = self._open()
         except OSError as error:
             raise _explain(error, path) from error
         self.refresh()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def refresh(self) -> list[Record]:
         """Read what other processes appended; returns it. Mends a last line that has no end."""
@@ -96,8 +100,20 @@ class Log:
         return [*new, record]
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; an empty one is removed."""
+        try:
+            with self._locked():
+                if os.fstat(self._file).st_size == 0:
+                    self.path.unlink(missing_ok=True)
+        finally:
+            os.close(self._file)
+
+    def _open(self) -> int:
+        new = not self.path.exists()
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        if new:
+            fsync_path(self.path.parent)
+        return file
 
     def _refresh(self) -> list[Record]:
         size = os.fstat(self._file).st_size
@@ -119,12 +135,24 @@ class Log:
         self.records += new
         return new
 
+    def _open_again(self) -> None:
+        """The file was removed: by another process that closed it empty, or with entries in it by somebody."""
+        if self._seen:
+            message = "the log was removed while it was open, with entries in it"
+            hint = f"put it back, or start again: {len(self.records):,} entries were in it"
+            raise DataError(problems=[Problem(code="D290", message=message, file=str(self.path), hint=hint)])
+        before, self._file = self._file, self._open()
+        os.close(before)
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         import fcntl
 
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX)
+            while os.fstat(self._file).st_nlink == 0:
+                self._open_again()
+                fcntl.flock(self._file, fcntl.LOCK_EX)
             try:
                 yield
             finally:

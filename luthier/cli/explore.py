@@ -82,6 +82,7 @@ def data_map(
     languages: LanguagesOption = True,
     most: Annotated[int, typer.Option("--rows", help="Most rows on the map; of more a seeded draw.", min=10)] = 200_000,
     seed: Annotated[int, typer.Option(help="Of every draw.", min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a page of an earlier time.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """One page with all rows on a map: clusters, outliers, test rows that training does not cover, loss by cluster."""
@@ -93,6 +94,8 @@ def data_map(
     _refuse_unknown(on=(on, ("conversation", "prompt", "answer")), projection=(projection, ("graph", "umap")))
     if out.suffix.lower() not in {".html", ".htm"}:
         raise RecipeError(code="C165", message=f"--out must end in .html; got {out}", hint=f"--out {out.stem}.html")
+    if out.exists() and not force:
+        raise RecipeError(code="C165", message=f"{out} exists", hint="another --out, or --force")
     if losses and run is None:
         raise RecipeError(code="C110", message="--losses needs the model of a run", hint="name it: --run RUN")
     explored, recipe = _explored(rows, test, tokenizer, format, map, objective, run=run)

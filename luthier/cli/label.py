@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import sys
+from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["label"]
 
 _LISTED = 20
+_OPTIONS = (
+    (frozenset({"as_", "resolve", "info", "force"}), ("export",), "are for --export"),
+    (frozenset({"order", "score", "around", "seed", "limit", "blind", "skipped"}), ("terminal", "page"),
+     "are for judging"),
+    (frozenset({"annotator"}), ("terminal", "page", "export"), "is for judging and --export"),
+    (frozenset({"port"}), ("page",), "is for --page"),
+)  # fmt: skip
+"""Options, what they have an effect on, and that in words."""
 
 
 def label(
+    context: typer.Context,
     files: Annotated[list[str], typer.Argument(help="Files, folders or globs of rows.", show_default=False)],
     page: Annotated[bool, typer.Option("--page", help="In a browser on this machine.")] = False,
     port: Annotated[int, typer.Option(help="Port of the page; 0: a free one.", min=0, max=65535)] = 0,
@@ -56,7 +67,9 @@ def label(
     from luthier.annotate.log import read_log
     from luthier.cli.dedup import columns_of
 
-    _check(order=order, score=score, as_=as_, resolve=resolve, info=info, export=export, status=status, page=page)
+    _check(order=order, score=score, as_=as_, resolve=resolve, annotator=annotator,
+           does="export" if export is not None else "status" if status else "page" if page else "terminal",
+           things=sum((export is not None, status, page)), given=_given(context))  # fmt: skip
     path = log if log is not None else _log_of(files)
     items = read_items(files, format=format, map=columns_of(map or []))
     if not status and export is None:
@@ -75,22 +88,42 @@ def label(
                 as_json=as_json)  # fmt: skip
 
 
-def _check(*, order: str, score: str | None, as_: str, resolve: str, info: str | None, export: Path | None,
-           status: bool, page: bool) -> None:  # fmt: skip
+def _given(context: typer.Context) -> set[str]:
+    """Names of the options on the command line."""
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return {name for name, source in sources if source is not None and source.name == "COMMANDLINE"}
+
+
+def _check(*, order: str, score: str | None, as_: str, resolve: str, annotator: str | None, does: str, things: int,
+           given: set[str]) -> None:  # fmt: skip
     from luthier.annotate.export import SHAPES
     from luthier.annotate.order import ORDERS
+    from luthier.annotate.session import check_name
 
     choices = (("order", order, ORDERS), ("as", as_, SHAPES), ("resolve", resolve, ("agree", "majority")))
     wrong = [f"--{name} must be one of {', '.join(allowed)}; got {got}" for name, got, allowed in choices
              if got not in allowed]  # fmt: skip
     if (order in {"uncertain", "low", "high"}) != (score is not None):
         wrong.append("--score names the column of --order uncertain, low and high; give both or none")
-    if sum((export is not None, status, page)) > 1:
+    if things > 1:
         wrong.append("--page, --status and --export are three things to do; give one")
-    if export is None and (as_ != "sft" or resolve != "agree" or info is not None):
-        wrong.append("--as, --resolve and --info are for --export")
-    if wrong:
-        raise RecipeError(problems=[Problem(code="D296", message=message) for message in wrong])
+    else:
+        wrong += [f"{_names(names)} {what}; got {_names(names & given)}" for names, modes, what in _OPTIONS
+                  if does not in modes and names & given]  # fmt: skip
+    if "around" in given and order != "uncertain":
+        wrong.append("--around is for --order uncertain")
+    problems = [Problem(code="D296", message=message) for message in wrong]
+    if annotator is not None:
+        try:
+            check_name(annotator)
+        except RecipeError as error:
+            problems += [replace(problem, message=f"--annotator: {problem.message}") for problem in error.problems]
+    if problems:
+        raise RecipeError(problems=problems)
+
+
+def _names(names: Set[str]) -> str:
+    return ", ".join(f"--{name.rstrip('_')}" for name in sorted(names))
 
 
 def _log_of(files: list[str]) -> Path:
@@ -112,15 +145,15 @@ def _work(items: Items, path: Path, *, page: bool, port: int, annotator: str | N
 
     first = set(items.distinct)
     places = [place for place in ordered(items.all, order, seed=seed, score=score, around=around) if place in first]
-    log = Log(path)
-    desk = Desk(items, log, places[:limit], seed=seed, blind=blind)
-    for line in [*items.verdicts, *log.told, *_lost(desk)]:
-        note(line)
-    note(f"log of decisions: {path}")
-    if page:
-        _serve(desk, port=port, annotator=annotator or "", skipped=skipped)
-    else:
-        _terminal(desk, annotator or _login(), skipped=skipped, as_json=as_json)
+    with Log(path) as log:
+        desk = Desk(items, log, places[:limit], seed=seed, blind=blind)
+        for line in [*items.verdicts, *log.told, *_lost(desk)]:
+            note(line)
+        note(f"log of decisions: {path}")
+        if page:
+            _serve(desk, port=port, annotator=annotator or "", skipped=skipped, as_json=as_json)
+        else:
+            _terminal(desk, annotator if annotator is not None else _login(), skipped=skipped, as_json=as_json)
 
 
 def _terminal(desk: Desk, annotator: str, *, skipped: bool, as_json: bool) -> None:
@@ -142,11 +175,11 @@ def _terminal(desk: Desk, annotator: str, *, skipped: bool, as_json: bool) -> No
         raise typer.Exit(2)
 
 
-def _serve(desk: Desk, *, port: int, annotator: str, skipped: bool) -> None:
+def _serve(desk: Desk, *, port: int, annotator: str, skipped: bool, as_json: bool) -> None:
     from luthier.annotate.server import Page, serve
 
     server, address = serve(Page(desk, annotator=annotator, skipped_too=skipped), port=port)
-    show(address)
+    emit_json({"address": address, "log": str(desk.log.path)}) if as_json else show(address)
     sys.stdout.flush()
     note("open it in a browser on this machine (another machine: ssh -L); the address is the key to it. Ctrl-C ends it")
     try:
@@ -252,7 +285,8 @@ def _export(items: Items, labels: Any, out: Path, *, shape: Any, annotator: str 
         listing.unlink(missing_ok=True)  # of an earlier export
     if as_json:
         emit_json({"written": str(out), "rows": done.written, "as": shape, "outcomes": dict(done.by_outcome),
-                   "left_out": done.reasons(), "left_out_rows": done.left_out, "listing": str(listing),
+                   "left_out": done.reasons(), "left_out_rows": done.left_out,
+                   "listing": str(listing) if done.left_out else None,
                    "columns_left_out": dict(done.columns_left_out)})  # fmt: skip
         return
     show(f"{out}: {number_of(done.written, 'row')} ({_counted(done.by_outcome)})")

@@ -27,13 +27,16 @@ WIDTH_OF_A_PIPE = 160
 
 
 def show(renderable: Any) -> None:
-    """A table or text on stdout: it is the result of the command. A pipe has no width, so nothing is cut for one."""
+    """A table or text on stdout: it is the result of the command. A pipe has no width, so nothing is cut for one.
+
+    A string is data: markup and emoji codes in it are not interpreted.
+    """
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = max(console.width, WIDTH_OF_A_PIPE)
-    console.print(renderable)
+    console.print(renderable, markup=False, emoji=False)
 
 
 def print_error(error: LuthierError, *, as_json: bool) -> None:

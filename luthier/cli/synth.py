@@ -53,7 +53,8 @@ def synth(
         check_distiset(distiset, force=force)
     told = synthesize(loaded, Files.of(loaded, out), force=force)
     if distiset is not None and told["rows"]:
-        write_distiset([json.loads(line) for line in Path(told["out"]).read_text("utf-8").splitlines()], distiset)
+        lines = Path(told["out"]).read_text("utf-8").rstrip("\n").split("\n")  # not splitlines: U+2028 is one
+        write_distiset([json.loads(line) for line in lines], distiset)
     if as_json:
         emit_json(told)
         return

@@ -64,6 +64,12 @@ class Faults:
             if len(self.kept) < _MAX_KEPT_PROBLEMS:
                 self.kept.append(problem)
 
+    def join(self, other: Faults) -> None:
+        """Take over all that another one found, and keep the order of files and lines."""
+        files = list(dict.fromkeys(problem.file for problem in [*self.kept, *other.kept]))
+        found = sorted([*self.kept, *other.kept], key=lambda problem: (files.index(problem.file), problem.line or 0))
+        self.kept, self.total = found[:_MAX_KEPT_PROBLEMS], self.total + other.total
+
     def raise_if_any(self) -> None:
         """Raise all that was found.
 

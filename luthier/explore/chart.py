@@ -12,7 +12,7 @@ import numpy as np
 
 from luthier.explore.clusters import Clusters, find_clusters
 from luthier.explore.coverage import Coverage, coverage, coverage_by_cluster
-from luthier.explore.languages import can_guess, languages_of
+from luthier.explore.languages import guess_languages
 from luthier.explore.layout import NEIGHBOURS, project, quality
 from luthier.explore.losses import Scores
 from luthier.explore.neighbours import far_out, nearest
@@ -112,9 +112,7 @@ def draw_chart(
     train, tests = _rows(explored, "train"), _rows(explored, "test") or _rows(explored, "validation")
     covered = coverage(values, train, tests, seed=seed)
     clock.lap("coverage")
-    guessed = languages_of(texts) if languages and can_guess() else []
-    if languages and not guessed:
-        note("languages are not guessed: pip install 'py3langid>=0.3'")
+    guessed = (guess_languages(texts) if languages else None) or []
     clock.lap("languages")
     counted = all(item.tokens is not None for item in items if item.split != "dropped") and explored.tokenizer
     lengths = [_length(item.tokens, own, tokens=bool(counted)) for item, own in zip(items, turns, strict=True)]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from luthier.explore.needs import need
-from luthier.runtime.console import progress
+from luthier.runtime.console import note, progress
 
-__all__ = ["UNKNOWN", "can_guess", "languages_of"]
+__all__ = ["UNKNOWN", "guess_languages", "languages_of"]
 
 UNKNOWN = "unknown"
 """Rows with fewer letters than `_LEAST_LETTERS`."""
@@ -19,9 +19,12 @@ _LONG = 5_000
 _LEAST_LETTERS = 12
 
 
-def can_guess() -> bool:
-    """Whether py3langid is installed."""
-    return importlib.util.find_spec("py3langid") is not None
+def guess_languages(texts: Sequence[str]) -> list[str] | None:
+    """Language of each text; None without py3langid, which is said."""
+    if importlib.util.find_spec("py3langid") is None:
+        note("languages are not guessed: pip install 'py3langid>=0.3'")
+        return None
+    return languages_of(texts)
 
 
 def languages_of(texts: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from luthier.data.content import row_hash
 from luthier.data.lengths import length_summary
 from luthier.data.types import Conversation, TrainRow
-from luthier.explore.languages import can_guess, languages_of
+from luthier.explore.languages import guess_languages
 from luthier.explore.rows import Explored, Item
 from luthier.explore.turns import Turn, text_to_embed, turns_of
 
@@ -27,7 +27,7 @@ def compute_stats(explored: Explored, *, languages: bool = True, examples: int =
 
     Args:
         explored: The rows.
-        languages: Guess the language of each row, if py3langid is installed.
+        languages: Guess the language of each row, if py3langid is installed; else that is said.
         examples: Longest and shortest rows to name.
 
     Returns:
@@ -38,7 +38,7 @@ def compute_stats(explored: Explored, *, languages: bool = True, examples: int =
     items = explored.items
     turns = [turns_of(item.row) for item in items]
     characters = [sum(len(turn.text) for turn in own) for own in turns]
-    guessed = languages_of([text_to_embed(own, "conversation") for own in turns]) if languages and can_guess() else None
+    guessed = guess_languages([text_to_embed(own, "conversation") for own in turns]) if languages else None
     return {
         "title": explored.title,
         "rows": len(items),

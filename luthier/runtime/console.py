@@ -28,7 +28,9 @@ def console() -> Console:
     """The one console for people, on stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, no_color=read_env().no_color or None, soft_wrap=True)
+    return Console(
+        stderr=True, highlight=False, emoji=False, no_color=read_env().no_color or None, soft_wrap=True
+    )  # fmt: skip
 
 
 def set_quiet(quiet: bool) -> None:

@@ -52,7 +52,8 @@ def stop_on_signals(said: str = "saving a checkpoint, then stopping") -> Iterato
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    console()  # a handler that came while it is being imported for the first time could not print
+    # What a bar imports when it is first drawn: a handler that came in the middle of that could not print.
+    console().render_str("", emoji=True)
     old: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

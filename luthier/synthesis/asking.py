@@ -33,7 +33,7 @@ OUTCOMES: Mapping[str, str] = {
     "ungrounded": "the quotation is not in the passage",
     "unchanged": "the evolved prompt is the old one",
     "wrong": "not accepted by the scorer",
-    "not_kept": "accepted, but another answer to the prompt was kept",
+    "not_kept": "good, but not wanted: another answer or a later round was kept, or there are enough",
     "duplicate": "says what another row says",
     "filtered": "left out by a filter",
     "judged_low": "scored too low by the judge",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from luthier.data.prompts import ARGUMENTS
-from luthier.data.rows import Row
+from luthier.data.rows import Faults, Row, row_problem
 from luthier.data.sources import read_rows, source_files
 from luthier.data.types import RowRef
 from luthier.online.rewards.base import Completions
@@ -92,7 +92,7 @@ class _Python:
         yield from ()  # nothing is asked
         batch = Completions(
             prompts=[prompt], texts=[answer], ids=[[]], references=[reference],
-            columns=[self.columns.get((ref.file, ref.line), {})],
+            columns=[self.columns[ref.file, ref.line]],
             extra={"trainer_state": None, "log_extra": lambda *_: None, "log_metric": lambda *_: None},
         )  # fmt: skip
         with self.lock:
@@ -162,11 +162,21 @@ def build_scorer(spec: SynthSpec, templates: Templates) -> Scorer:
 
 
 def _columns(spec: SynthSpec) -> dict[tuple[str, int], dict[str, Any]]:
-    """The raw rows, by file and line, less the names that the function has arguments of."""
+    """The raw rows, by file and line, less the names that the function has arguments of.
+
+    Raises:
+        DataError: several rows begin on one line, so that their columns cannot be told apart; all are told.
+    """
     assert spec.rejection is not None
     notes: Counter[str] = Counter()
-    return {
-        (row.ref.file, row.ref.line): {name: value for name, value in row.value.items() if name not in ARGUMENTS}
-        for row in read_rows(source_files(spec.rejection.source, notes), 0, notes=notes)
-        if isinstance(row, Row)
-    }
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    faults = Faults()
+    for row in read_rows(source_files(spec.rejection.source, notes), 0, notes=notes):
+        if not isinstance(row, Row):
+            continue  # told when the prompts are read
+        if (row.ref.file, row.ref.line) in found:
+            message = "several rows begin on this line, so the columns for the scorer cannot be told apart"
+            faults.add(row_problem("D276", message, row.ref, hint="write one row a line (`.jsonl`)"))
+        found[row.ref.file, row.ref.line] = {n: value for n, value in row.value.items() if n not in ARGUMENTS}
+    faults.raise_if_any()
+    return found

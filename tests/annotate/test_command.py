@@ -38,6 +38,7 @@ def test_label_status_and_export(types: Any, luthier: Caller, tmp_path: Path) ->
     shown = luthier("data", "label", rows, "--status")
     assert "4 different rows" in shown.out and "Cohen's kappa" in shown.out and "a.jsonl:2" in shown.out
     done = luthier("data", "label", rows, "--export", tmp_path / "out.jsonl", "--json").json
+    assert done["listing"] == str(tmp_path / "out.left_out.jsonl")
     assert done["rows"] == 2 and done["left_out"] == {"conflict": 1, "undecided": 1}
     assert len((tmp_path / "out.left_out.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "out.jsonl").read_text().splitlines()[1])["messages"] == [user("q2"), says("better")]
@@ -92,6 +93,14 @@ def test_a_torn_log_and_a_changed_row_are_told(types: Any, tmp_path: Path) -> No
         (["--status", "--page"], "three things to do"),
         (["--export", "x.csv"], "must end in .jsonl"),
         (["--annotator", "\x1b"], "printable"),
+        (["--annotator", ""], "--annotator: the name of an annotator has 1 to 60"),
+        (["--annotator", " ", "--page"], "--annotator: the name of an annotator has 1 to 60"),
+        (["--status", "--annotator", "ann"], "is for judging and --export"),
+        (["--status", "--limit", "2", "--no-blind"], "are for judging; got --blind, --limit"),
+        (["--export", "new.jsonl", "--skipped"], "are for judging; got --skipped"),
+        (["--force"], "are for --export; got --force"),
+        (["--port", "80"], "is for --page"),
+        (["--around", "0.1"], "--around is for --order uncertain"),
         (["--order", "low", "--score", "none"], "no column `none`"),
         (["--map", "user"], "has no `=`"),
     ],
@@ -100,8 +109,28 @@ def test_what_cannot_be_is_told(types: Any, tmp_path: Path, options: list[str], 
     rows = write(tmp_path / "a.jsonl", chats(1))
     said = types("a\n", rows, *options)
     assert said.code in {2, 3} and says_what in said.err
-    log = Path(f"{rows}.labels")
-    assert not log.exists() or log.read_text() == ""
+    assert not Path(f"{rows}.labels").exists() and not Path("new.jsonl").exists()
+
+
+def test_where_nothing_is_decided_no_log_is_left(types: Any, tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", chats(2))
+    assert types("q\n", rows, "--annotator", "ann").code == 0 and not Path(f"{rows}.labels").exists()
+    assert types("a\n", rows, "--annotator", "ann").code == 0 and Path(f"{rows}.labels").exists()
+
+
+def test_a_column_that_no_row_has_is_told_once(types: Any, tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", chats(30))
+    said = types("", rows, "--order", "uncertain", "--score", "nosuch", "--json")
+    assert said.code == 3 and [p["code"] for p in said.json["problems"]] == ["D292"]
+    assert "none of the 30 rows has the column `nosuch`" in said.json["problems"][0]["message"]
+
+
+def test_what_was_written_is_shown_as_it_is(types: Any, luthier: Caller, tmp_path: Path) -> None:
+    rows = write(tmp_path / "a.jsonl", chats(1))
+    types("e [bold]x[/y] :smile:\n", rows, "--annotator", "ann")
+    types("r\n", rows, "--annotator", "bob")
+    said = luthier("data", "label", rows, "--status")
+    assert said.code == 0 and "ann: edit: [bold]x[/y] :smile:; bob: reject" in said.out
 
 
 def test_a_glob_needs_a_log_and_all_bad_rows_are_told(types: Any, tmp_path: Path) -> None:

@@ -188,6 +188,23 @@ def test_columns_of_other_formats_are_left_out_and_told(tmp_path: Path) -> None:
     assert row["labels"] == {"decision": "accept", "annotators": ["a"], "tags": [], "notes": []}
 
 
+def test_tags_and_notes_are_those_of_the_annotator_asked_for(tmp_path: Path) -> None:
+    items = items_of(tmp_path / "a.jsonl", chats(1))
+    ours = [("a", 0, "accept", {}), ("a", 0, "tag", {"text": "mine"})]
+    theirs = [("b", 0, "accept", {}), ("b", 0, "tag", {"text": "theirs"}), ("b", 0, "note", {"text": "n"})]
+    labels = labels_of(items, *ours, *theirs)
+    export(items, labels, tmp_path / "one.jsonl", info="labels", annotator="a")
+    export(items, labels, tmp_path / "all.jsonl", info="labels")
+    (one,), (both,) = written(tmp_path / "one.jsonl"), written(tmp_path / "all.jsonl")
+    assert one["labels"] == {"decision": "accept", "annotators": ["a"], "tags": ["mine"], "notes": []}
+    assert both["labels"] == {
+        "decision": "accept",
+        "annotators": ["a", "b"],
+        "tags": ["mine", "theirs"],
+        "notes": ["n"],
+    }
+
+
 def test_a_column_that_json_cannot_hold_is_named(tmp_path: Path) -> None:
     import datetime
 

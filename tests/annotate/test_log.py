@@ -103,6 +103,25 @@ def test_a_failed_write_leaves_the_log_as_it_was(tmp_path: Path, monkeypatch: py
     assert [own.line for own in read_log(path)[0]] == [1, 3]
 
 
+def test_an_empty_log_is_taken_away_and_a_writer_that_had_it_open_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.labels"
+    first, second = Log(path), Log(path)
+    first.close()
+    assert not path.exists()
+    second.append(record(1))
+    second.close()
+    assert [own.line for own in read_log(path)[0]] == [1]
+
+
+def test_a_log_removed_with_entries_in_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.labels"
+    log = Log(path)
+    log.append(record(1))
+    path.unlink()
+    with pytest.raises(DataError, match="removed while it was open"):
+        log.append(record(2))
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(EnvironmentProblem, match="D291"):

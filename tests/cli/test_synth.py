@@ -60,6 +60,15 @@ def test_rows_as_a_distiset(call, spec, tmp_path):
     assert len(data) == len(rows_of(tmp_path / "rows.jsonl"))
 
 
+def test_line_separators_in_a_text_are_no_ends_of_rows(call, spec, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    said = call("data", "synth", spec, "--out", tmp_path / "rows.jsonl", "system=be\u2028brief\u0085please",
+                "--distiset", tmp_path / "set")  # fmt: skip
+    assert said.code == 0, said.err
+    data = datasets.load_from_disk(str(tmp_path / "set" / "default"))["train"]
+    assert data["messages"][0][0]["content"] == "be\u2028brief\u0085please"
+
+
 def test_bad_use_is_one_clear_error(call, spec, tmp_path):
     assert call("data", "synth", spec).code == 2
     assert "no file to write" in call("data", "synth", spec).err

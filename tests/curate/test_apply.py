@@ -126,6 +126,11 @@ def test_every_row_without_a_score_is_told(files: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_scores([Source(path=str(files / "a.jsonl"))], "s")
     assert [(p.code, p.line) for p in caught.value.problems] == [("D231", 2), ("D231", 3), ("D231", 4)]
+    write(files / "b.jsonl", [line(THEMES[number % 4]) for number in range(1500)])
+    with pytest.raises(DataError) as caught:
+        read_scores([Source(path=str(files / name)) for name in ("a.jsonl", "b.jsonl")], "s")
+    assert [p.line for p in caught.value.problems] == [2, 3, 4, None] and caught.value.total == 4
+    assert "none of the 1,500 rows has the column `s`" in caught.value.problems[3].message
     (files / "c.json").write_text(json.dumps([line("a", s=1), line("b", s=2)]))
     with pytest.raises(DataError, match="several rows begin on this line"):
         read_scores([Source(path=str(files / "c.json"))], "s")

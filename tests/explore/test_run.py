@@ -60,6 +60,15 @@ def test_what_does_not_fit_is_told(world, call):
     assert not (world / "no.html").exists()
 
 
+def test_a_page_that_is_there_is_replaced_with_force_alone(world, call):
+    (world / "mine.html").write_text("mine")
+    asked = ("data", "map", world / "recipe.yaml", "--out", world / "mine.html", "--no-languages")
+    said = call(*asked)
+    assert said.code == 2 and "C165" in said.err and "--force" in said.err
+    assert (world / "mine.html").read_text() == "mine"
+    assert call(*asked, "--force").code == 0 and "<html" in (world / "mine.html").read_text("utf-8")
+
+
 def test_stored_scores_are_found_by_their_place(tmp_path):
     explored, _ = planted_set(12, 4)
     refs = [item.ref for item in explored.items]

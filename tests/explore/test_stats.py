@@ -77,6 +77,13 @@ def test_languages_are_guessed():
     assert found["languages"] == {"en": 1, "de": 1, "fr": 1, "unknown": 1}
 
 
+def test_languages_that_cannot_be_guessed_are_told(monkeypatch, capfd):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    explored = Explored(title="t", items=[item(chat_row([USER], 1))])
+    assert compute_stats(explored)["languages"] is None and "languages are not guessed" in capfd.readouterr().err
+    assert compute_stats(explored, languages=False)["languages"] is None and capfd.readouterr().err == ""
+
+
 @given(st.dictionaries(st.text(alphabet="abcdef", min_size=1, max_size=3), st.integers(0, 10**6), max_size=15))
 def test_bars_name_every_count_or_the_rest(counts):
     lines = bar_lines(counts)

@@ -6,7 +6,7 @@ import pytest
 
 from luthier.data.sources import read_conversations
 from luthier.recipe.schema import Source
-from luthier.runtime.errors import RecipeError
+from luthier.runtime.errors import DataError, RecipeError
 from tests.synthesis.support import DOCUMENT, SMALL, Server, draw, examples, mill, problems, rows_of, run, without_times
 
 
@@ -95,6 +95,14 @@ def test_evolution_goes_through_its_rounds_and_drops_what_did_not_change(tmp_pat
     assert all("meals" in str(one["row"]).lower() for one in rejected)
 
 
+def test_rounds_before_the_last_are_listed(tmp_path):
+    with Server() as server:
+        section = {"source": examples(tmp_path), "rounds": 2, "keep": "last"}
+        told, rows, rejected = run(tmp_path, server, "evolve", section)
+    assert told["outcomes"] == {"ok": 4, "not_kept": 4} and {row["provenance"]["round"] for row in rows} == {2}
+    assert {one["provenance"]["round"] for one in rejected} == {1} and "later round" in rejected[0]["detail"]
+
+
 @pytest.mark.parametrize("keep", ["first", "best", "all", "pairs"])
 def test_rejection_sampling_keeps_right_answers_alone(tmp_path, keep):
     with Server() as server:
@@ -135,6 +143,32 @@ def test_a_function_of_the_user_scores_and_sees_the_columns(tmp_path):
         section["source"] = source
         told, rows, _rejected = run(tmp_path, server, "rejection", section)
     assert told["outcomes"]["wrong"] > 0 and rows and all(row["provenance"]["score"] == 0.5 for row in rows)
+
+
+def test_rows_of_one_line_have_no_columns_to_tell_apart(tmp_path):
+    code, rows = tmp_path / "own.py", tmp_path / "rows.json"
+    code.write_text("def one(prompts, completions, **columns):\n    return [1.0]\n")
+    rows.write_text(
+        json.dumps([{"question": "a?", "answer": "1", "key": 1}, {"question": "b?", "answer": "2", "key": 2}])
+    )
+    source = {**problems(tmp_path), "path": str(rows)}
+    with Server() as server:
+        with pytest.raises(DataError, match="several rows begin on this line"):
+            run(tmp_path, server, "rejection", {"source": source, "n": 2, "scorer": {"python": f"{code}:one"}})
+        assert server.seen == []
+
+
+def test_an_accepted_answer_without_a_wrong_one_says_so(tmp_path):
+    code = tmp_path / "own.py"
+    code.write_text("def all_good(prompts, completions, **columns):\n"
+                    "    return [float('3' not in said[0]['content']) for said in completions]\n")  # fmt: skip
+    with Server(lambda body, _: f"{draw(body['seed']) % 9}") as server:
+        section = {"source": problems(tmp_path, 1), "n": 16, "keep": "pairs", "max_per_prompt": 1,
+                   "scorer": {"python": f"{code}:all_good"}}  # fmt: skip
+        _, rows, rejected = run(tmp_path, server, "rejection", section)
+    assert len(rows) == 1, "one wrong answer, `3`, however often it came"
+    left = [one["detail"] for one in rejected if one["outcome"] == "not_kept"]
+    assert left and set(left) == {"there is no wrong answer to pair it with"}
 
 
 def test_a_judge_scores_rows_at_the_end_and_answers_of_rejection_sampling(tmp_path):

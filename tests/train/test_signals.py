@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -116,3 +118,17 @@ def test_outside_the_main_thread_there_is_a_flag_and_no_handler():
     thread.start()
     thread.join()
     assert not found[0].requested
+
+
+def test_a_handler_imports_nothing():
+    """It may have come in the middle of the import of the very same module."""
+    code = (
+        "import sys\n"
+        "from luthier.runtime.signals import stop_on_signals\n"
+        "with stop_on_signals() as stop:\n"
+        "    before = set(sys.modules)\n"
+        "    stop.handle(2, None)\n"
+        "    print(sorted(set(sys.modules) - before))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]" and "SIGINT: saving a checkpoint" in done.stderr

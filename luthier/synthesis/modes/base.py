@@ -12,7 +12,7 @@ from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError, Problem
 from luthier.synthesis.asking import Ask, Candidate, Driver, Failure, Got, Made, Rejected, provenance_of
 
-__all__ = ["Mode", "Prompt", "as_row", "candidate", "first_prompts", "flat", "rejected"]
+__all__ = ["Mode", "Prompt", "as_row", "candidate", "first_prompts", "flat", "not_kept", "rejected"]
 
 
 class Mode(Protocol):
@@ -97,6 +97,11 @@ def rejected(item: str, failure: Failure, ask: Ask, source: Mapping[str, Any]) -
 def candidate(item: str, value: Mapping[str, Any], ask: Ask, got: Got, source: Mapping[str, Any]) -> Candidate:
     """A row, with where it came from."""
     return Candidate(item=item, value=value, provenance=provenance_of(ask, got, **source))
+
+
+def not_kept(one: Candidate, why: str) -> Rejected:
+    """A row that is good, and not wanted."""
+    return Rejected(item=one.item, outcome="not_kept", detail=why, value=one.value, provenance=one.provenance)
 
 
 def flat(results: Sequence[list[Made]]) -> list[Made]:

@@ -29,7 +29,7 @@ from luthier.synthesis.asking import (
     provenance_of,
     written,
 )
-from luthier.synthesis.modes.base import Prompt, as_row, first_prompts, flat, rejected
+from luthier.synthesis.modes.base import Prompt, as_row, first_prompts, flat, not_kept, rejected
 from luthier.synthesis.spec import SynthSpec
 from luthier.synthesis.structured import EVOLVED
 from luthier.synthesis.templates import Templates, load_operators, marked
@@ -112,7 +112,10 @@ class EvolveMode:
                                          provenance=provenance_of(ask, got, **source)))  # fmt: skip
         except Halt as halt:
             made.append(Rejected(item=item, outcome=halt.outcome, detail=halt.detail))
-        for one in evolved if self.section.keep == "all" else evolved[-1:]:
+        if self.section.keep == "last":
+            made += [not_kept(one, "a later round of this prompt was kept") for one in evolved[:-1]]
+            evolved = evolved[-1:]
+        for one in evolved:
             made.append((yield from self._answer(one)))
         return made
 

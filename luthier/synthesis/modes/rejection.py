@@ -30,7 +30,7 @@ from luthier.synthesis.asking import (
     halted,
     provenance_of,
 )
-from luthier.synthesis.modes.base import candidate, flat, rejected
+from luthier.synthesis.modes.base import candidate, flat, not_kept, rejected
 from luthier.synthesis.score import Scorer, build_scorer
 from luthier.synthesis.spec import SynthSpec
 from luthier.synthesis.templates import Templates
@@ -38,7 +38,6 @@ from luthier.synthesis.templates import Templates
 __all__ = ["CONFIDENCE", "RejectionMode", "Task"]
 
 CONFIDENCE = 0.95
-_SHOWN_UNSOLVED = 20
 _NORMAL = normaliser(["unicode", "whitespace"])
 
 
@@ -180,7 +179,7 @@ class RejectionMode:
         count = self.section.max_per_prompt if keep == "all" else 1
         chosen = order[:count]
         rest = [one for one in good if one not in chosen]
-        return list(chosen), [_not_kept(one, "another answer to this prompt was kept") for one in rest]
+        return list(chosen), [not_kept(one, "another answer to this prompt was kept") for one in rest]
 
     def _pairs(self, task: Task, good: list[Candidate], bad: list[Rejected]) -> tuple[list[Made], list[Made]]:
         """The i-th accepted answer with the i-th wrong one."""
@@ -193,8 +192,11 @@ class RejectionMode:
                      "rejected": [other.value["messages"][-1]]}  # fmt: skip
             provenance = {"chosen": dict(chosen.provenance), "rejected": dict(other.provenance)}
             pairs.append(Candidate(item=str(task.ref), value=value, provenance=provenance, score=chosen.score))
-        why = "there is no wrong answer to pair it with" if not wrong else "its pair is not wanted"
-        rest: list[Made] = [_not_kept(one, why) for one in good[count:]]
+        full = f"there are {count} pairs of this prompt already (max_per_prompt)"
+        rest: list[Made] = [
+            not_kept(one, full if place < len(wrong) else "there is no wrong answer to pair it with")
+            for place, one in enumerate(good[count:], count)
+        ]
         used = {id(one) for one in wrong[:count]}
         return pairs, [*rest, *(one for one in bad if id(one) not in used)]
 
@@ -219,10 +221,6 @@ def _distinct_rejected(wrong: list[Rejected]) -> list[Rejected]:
         assert one.value is not None
         seen.setdefault(_NORMAL(one.value["messages"][-1]["content"]), one)
     return list(seen.values())
-
-
-def _not_kept(one: Candidate, why: str) -> Rejected:
-    return Rejected(item=one.item, outcome="not_kept", detail=why, value=one.value, provenance=one.provenance)
 
 
 # -- reading

@@ -30,7 +30,7 @@ from luthier.synthesis.asking import (
     provenance_of,
     written,
 )
-from luthier.synthesis.modes.base import as_row, candidate, first_prompts, flat, rejected
+from luthier.synthesis.modes.base import as_row, candidate, first_prompts, flat, not_kept, rejected
 from luthier.synthesis.spec import SynthSpec
 from luthier.synthesis.structured import PROMPTS
 from luthier.synthesis.templates import Templates, marked
@@ -138,8 +138,7 @@ class SeedsMode:
                 lost.append(Rejected(item=made.item, outcome="duplicate", detail=detail, value=made.value,
                                      provenance=made.provenance))  # fmt: skip
             elif len(self.made) >= self.section.rows:
-                lost.append(Rejected(item=made.item, outcome="not_kept", detail="there are enough prompts",
-                                     value=made.value, provenance=made.provenance))  # fmt: skip
+                lost.append(not_kept(made, "there are enough prompts"))
             else:
                 self.made.append(made)
         return lost
