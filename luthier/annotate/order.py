@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from luthier.annotate.items import Item
-from luthier.data.rows import Faults, row_problem, show_value
+from luthier.data.column import number_in
+from luthier.data.rows import Faults, row_problem
 
 __all__ = ["ORDERS", "Order", "ordered", "seeded"]
 
 Order = Literal["file", "random", "uncertain", "low", "high"]
 ORDERS = ("file", "random", "uncertain", "low", "high")
-_NOTHING = object()
 
 
 def ordered(items: Sequence[Item], order: Order, *, seed: int, score: str | None, around: float) -> list[int]:
@@ -53,34 +52,11 @@ def _scores(items: Sequence[Item], column: str) -> list[float]:
     scores: list[float] = []
     faults = Faults()
     for item in items:
-        value = _value(item.row.value, column)
-        number = _number(value)
-        if number is None:
-            there = "no column" if value is _NOTHING else f"{show_value(value)} in column"
-            message = f"{there} `{column}`, which --order needs as a number"
+        number = number_in(item.row.value, column)
+        if isinstance(number, str):
+            message = f"{number} `{column}`, which --order needs as a number"
             faults.add(row_problem("D292", message, item.ref, hint="mend the row, or --order random"))
-        scores.append(number or 0.0)
+        else:
+            scores.append(number)
     faults.raise_if_any()
     return scores
-
-
-def _value(row: dict[str, Any], column: str) -> Any:
-    if column in row:
-        return row[column]
-    value: Any = row
-    for step in column.split("."):
-        if not isinstance(value, dict) or step not in value:
-            return _NOTHING
-        value = value[step]
-    return value
-
-
-def _number(value: Any) -> float | None:
-    """A number, or the text of one (cells of a CSV file are text)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
