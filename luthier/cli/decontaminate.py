@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.columns import columns_of, hints_as_options
 from luthier.cli.common import JsonOption
-from luthier.cli.dedup import columns_of, kind_for
+from luthier.cli.dedup import kind_for
 from luthier.cli.output import emit_json, show
 from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from luthier.curate.contamination.run import Decontaminated, Match
+    from luthier.data.sources import SourceResult
     from luthier.data.types import Conversation
     from luthier.recipe.schema import DecontaminateSection
 
@@ -75,10 +77,12 @@ def decontaminate(
         check_target(files, out, force=force)
         for target in targets([file for path in files for file in find_files(path)], out):
             refuse_sources(target, against)
-    sets = read_against([AgainstSource(path=path, map=their_columns) for path in against])
+    with hints_as_options(option="--against-map", has_format=False):
+        sets = read_against([AgainstSource(path=path, map=their_columns) for path in against])
     evaluation = [row for one in sets for row in one.rows]
     names = [one.name for one in sets for _ in one.rows]
-    found_files, _, results = read_files(files, format=format, map=columns, kind=kind)
+    with hints_as_options():
+        found_files, _, results = read_files(files, format=format, map=columns, kind=kind)
     rows = [row for result in results for row in result.conversations]
     found = found_in(rows, evaluation, settings, cache_dir=read_env().cache_dir / "dedup")
     taken = [match for match in found.matches if match.verdict != "variant" or settings.variants]
@@ -87,7 +91,7 @@ def decontaminate(
         record_of(match, rows, evaluation, names[match.of], dropped=match.row in gone) for match in found.matches
     ]
     if not as_json:
-        for line in [*(f"{result.path}: {result.verdict}" for result in results), *_summary(found, len(taken))]:
+        for line in _summary(results, found, len(taken)):
             show(line)
         for title, match in _chosen(found.matches, taken, examples):
             show(_example(title, match, rows, evaluation))
@@ -96,7 +100,7 @@ def decontaminate(
         written = write_files(found_files, places_of(results, [match.row for match in taken]), out)
         _write_list(records, out, written)
     if as_json:
-        emit_json(_value(found, settings, records, len(taken), written))
+        emit_json(_value(results, found, settings, records, len(taken), written))
     elif out is None or dry_run:
         note("nothing is written" + ("; --out FILE writes the rows that stay" if out is None else " (--dry-run)"))
     for name, count in () if as_json else written.items():
@@ -109,9 +113,10 @@ def _settings(**keys: Any) -> DecontaminateSection:
 
     from luthier.recipe.describe import allowed, field_at
     from luthier.recipe.schema import DecontaminateSection
+    from luthier.recipe.unused import unused_in_decontaminate
 
     try:
-        return DecontaminateSection.model_validate(keys)
+        settings = DecontaminateSection.model_validate(keys)
     except ValidationError as error:
         problems = []
         for entry in error.errors():
@@ -121,17 +126,33 @@ def _settings(**keys: Any) -> DecontaminateSection:
             message = f"--{key.replace('_', '-')} must be {words}; got {entry['input']}"
             problems.append(Problem(code="C103", message=message))
         raise RecipeError(problems=problems) from error
+    usual = DecontaminateSection()
+    problems = [
+        Problem(code="C111", message=f"--{key.replace('_', '-')} would have no effect: {reason}", hint="remove it")
+        for key, reason in unused_in_decontaminate(settings).items()
+        if getattr(settings, key) != getattr(usual, key)
+    ]
+    if problems:
+        raise RecipeError(problems=problems)
+    return settings
 
 
-def _summary(found: Decontaminated, taken: int) -> list[str]:
+def _summary(results: Sequence[SourceResult], found: Decontaminated, taken: int) -> list[str]:
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in found.counts().items()) or "none"
-    lines = [f"{found.rows:,} training rows against {found.against:,} evaluation rows: {counts}"]
+    lines = [f"{result.path}: {result.verdict}" for result in results]
+    lines.append(f"{found.rows:,} training rows against {found.against:,} evaluation rows: {counts}")
     if found.matches:
         lines.append(f"evaluation rows that training rows hold (variants aside): {found.touched:,}")
     lines += [f"{side}s too short to be looked for: {count:,}" for side, count in found.short.items() if count]
     if found.embedded:
         lines.append(f"texts embedded, of doubtful pairs: {found.embedded:,}")
+    if untouched := _untouched(results):
+        lines.append(f"rows with nothing to train on, not looked at and left as they are: {untouched:,}")
     return [*lines, f"{taken:,} rows would go, {found.rows - taken:,} stay"]
+
+
+def _untouched(results: Sequence[SourceResult]) -> int:
+    return sum(len(result.dropped) for result in results)
 
 
 def _chosen(matches: Sequence[Match], taken: Sequence[Match], count: int) -> list[tuple[str, Match]]:
@@ -193,6 +214,7 @@ def _write_list(records: list[dict[str, Any]], out: Path, written: dict[str, int
 
 
 def _value(
+    results: Sequence[SourceResult],
     found: Decontaminated,
     settings: DecontaminateSection,
     records: list[dict[str, Any]],
@@ -207,6 +229,7 @@ def _value(
         "evaluation_rows_found": found.touched,
         "too_short": dict(found.short),
         "would_go": taken,
+        "not_looked_at": _untouched(results),
         "matches": records,
         "written": written,
     }

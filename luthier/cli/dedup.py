@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.columns import columns_of, hints_as_options
 from luthier.cli.common import JsonOption
 from luthier.cli.output import emit_json, show
 from luthier.data.rows import number_of
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from luthier.recipe.objective_kind import RowKind
     from luthier.recipe.schema import DedupSection
 
-__all__ = ["columns_of", "curated_lines", "dedup", "kind_for"]
+__all__ = ["curated_lines", "dedup", "kind_for"]
 
 _UNCHANGED_SHOWN = 60
 
@@ -64,9 +65,10 @@ def dedup(
     columns, kind = columns_of(map or []), kind_for(objective)
     if out is not None:
         check_target(files, out, force=force)
-    found = find_in_files(
-        files, settings, format=format, map=columns, kind=kind, cache_dir=read_env().cache_dir / "dedup"
-    )
+    with hints_as_options():
+        found = find_in_files(
+            files, settings, format=format, map=columns, kind=kind, cache_dir=read_env().cache_dir / "dedup"
+        )
     if not as_json:
         for line in _summary(found):
             show(line)
@@ -121,22 +123,6 @@ def kind_for(objective: str) -> RowKind:
     if objective not in known:
         raise RecipeError(code="C103", message=f"--objective must be one of {', '.join(known)}; got {objective}")
     return read_as(row_kind(objective))
-
-
-def columns_of(pairs: list[str]) -> dict[str, str]:
-    """--map field=column, as in `data.train`.
-
-    Raises:
-        RecipeError: all that have no `=`.
-    """
-    problems = [
-        Problem(code="C120", message=f"--map {pair} has no `=`", hint="for instance user=question")
-        for pair in pairs
-        if "=" not in pair
-    ]
-    if problems:
-        raise RecipeError(problems=problems)
-    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _summary(found: Found) -> list[str]:

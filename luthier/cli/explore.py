@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.columns import columns_of, hints_as_options
 from luthier.cli.common import JsonOption, load_with_overrides
-from luthier.cli.dedup import columns_of, kind_for
+from luthier.cli.dedup import kind_for
 from luthier.cli.output import emit_json, show
 from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError
@@ -131,10 +132,11 @@ def _explored(
             message = f"{', '.join(without)}: the recipe decides that"
             raise RecipeError(code="C110", message=message, hint="change the recipe, or override a key: key=value")
         return explore_recipe(recipe, tests=test or []), recipe
-    found = explore_files(
-        rows or [], tests=test or [], format=format, map=columns_of(map or []), kind=kind_for(objective),
-        tokenizer=tokenizer,
-    )  # fmt: skip
+    with hints_as_options():
+        found = explore_files(
+            rows or [], tests=test or [], format=format, map=columns_of(map or []), kind=kind_for(objective),
+            tokenizer=tokenizer,
+        )  # fmt: skip
     return found, None
 
 

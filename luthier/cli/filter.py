@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli.columns import columns_of, hints_as_options
 from luthier.cli.common import JsonOption
-from luthier.cli.dedup import columns_of, kind_for
+from luthier.cli.dedup import kind_for
 from luthier.cli.output import emit_json, show
 from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError
@@ -65,7 +66,8 @@ def filter_(
     tools = Tools(
         tokenizer=_tokenizer(section, tokenizer, recipe), cache_dir=read_env().cache_dir / "judge", dry=dry_run
     )
-    found = filter_files(files, section, tools, format=format, map=columns, kind=kind)
+    with hints_as_options():
+        found = filter_files(files, section, tools, format=format, map=columns, kind=kind)
     if not as_json:
         for line in _summary(found):
             show(line)
@@ -174,8 +176,17 @@ def _invalid(entry: Any) -> Problem:
 
 
 def _tokenizer(section: FilterSection, name: str | None, recipe: Path | None) -> Any:
-    """The tokenizer, if something counts tokens; loading one takes seconds."""
-    if section.length is None or section.length.unit != "tokens" or (name is None and recipe is None):
+    """The tokenizer, if something counts tokens; loading one takes seconds.
+
+    Raises:
+        RecipeError: one is named, and nothing does.
+    """
+    if section.length is None or section.length.unit != "tokens":
+        if name is not None:
+            message = "--tokenizer would have no effect: no filter counts tokens"
+            raise RecipeError(code="C111", message=message, hint="remove it, or add --set length.max_answer=800")
+        return None
+    if name is None and recipe is None:
         return None
     from luthier.model.tokenizer import load_tokenizer
     from luthier.recipe.load import load_recipe

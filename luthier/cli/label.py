@@ -65,13 +65,14 @@ def label(
     from luthier.annotate.items import read_items
     from luthier.annotate.labels import Labels
     from luthier.annotate.log import read_log
-    from luthier.cli.dedup import columns_of
+    from luthier.cli.columns import columns_of, hints_as_options
 
     _check(order=order, score=score, as_=as_, resolve=resolve, annotator=annotator,
            does="export" if export is not None else "status" if status else "page" if page else "terminal",
            things=sum((export is not None, status, page)), given=_given(context))  # fmt: skip
     path = log if log is not None else _log_of(files)
-    items = read_items(files, format=format, map=columns_of(map or []))
+    with hints_as_options():
+        items = read_items(files, format=format, map=columns_of(map or []))
     if not status and export is None:
         _work(items, path, page=page, port=port, annotator=annotator, skipped=skipped, as_json=as_json,
               order=order, score=score, around=around, seed=seed, limit=limit, blind=blind)  # fmt: skip

@@ -1,7 +1,7 @@
 """Files in object stores and on web servers: listed, downloaded once into Luthier's cache, read like local ones.
 
     <cache>/stores/<hash of the address>/<hash of its version>/<name>   the bytes, complete or absent
-                                                        .../about.json  address, size, version, content hash
+                                                        .../about  address, size, version, content hash, as JSON
 
 The version is what the store says of the object: ETag, checksum, generation, size, time of change. A new version is
 downloaded anew; an unchanged one is not, and nothing is read twice. fsspec brings the file systems, which find their
@@ -11,6 +11,7 @@ keys in the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLIC
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -37,6 +38,10 @@ _VERSION_KEYS = (
     "version_id", "LastModified", "Last-Modified", "last_modified", "updated", "mtime", "created",
 )  # fmt: skip
 """What the file systems of fsspec call the version of an object; those that are there count, with the size."""
+_ABOUT = "about"
+"""No name that a file of rows can have."""
+_OF_THIS_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+"""Faults of the disk that a file is downloaded to, not of the store."""
 _KEPT_VERSIONS = 2
 _PROGRESS_BYTES = 32 * 2**20
 _BLOCK_BYTES = 1 << 22
@@ -88,6 +93,8 @@ def _told(path: str) -> Iterator[None]:
     except (LuthierError, ImportError):
         raise
     except Exception as error:  # each store has its own classes, without a common one
+        if isinstance(error, OSError) and error.errno in _OF_THIS_DISK:
+            raise  # `atomic_folder` says which disk
         reason: BaseException = error
         if isinstance(error, FileNotFoundError):
             # fsspec says "not found" of a web server that it could not reach, too; the cause tells.
@@ -180,7 +187,7 @@ def _fetch(system: Any, name: str, info: Mapping[str, Any], shown: str, notes: C
             message = f"the download ended after {size:,} of {info['size']:,} bytes"
             raise AccessError(problems=[Problem(code="D216", message=message, file=shown, hint="try again")])
         about = {"address": shown, "version": version, "size": size, "hash": hash_file(target)}
-        (temporary / "about.json").write_text(json.dumps(about, indent=2), "utf-8")
+        (temporary / _ABOUT).write_text(json.dumps(about, indent=2), "utf-8")
     sweep(home)
     versions = sorted((path for path in home.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for old in versions[:-_KEPT_VERSIONS]:
@@ -191,8 +198,8 @@ def _fetch(system: Any, name: str, info: Mapping[str, Any], shown: str, notes: C
 def _is_whole(folder: Path, local: Path) -> bool:
     """Whether the file is there as it was downloaded; one that was touched since is read again to know."""
     try:
-        about = json.loads((folder / "about.json").read_text("utf-8"))
-        found, written = local.stat(), (folder / "about.json").stat()
+        about = json.loads((folder / _ABOUT).read_text("utf-8"))
+        found, written = local.stat(), (folder / _ABOUT).stat()
     except (OSError, ValueError):
         return False
     if found.st_size != about["size"]:

@@ -46,3 +46,5 @@ class Task:
     """Hash of the rows as read."""
     grader: Mapping[str, Any] | None = None
     """Of metric `grader`: the grader, as OpenAI writes it."""
+    limit: int | None = None
+    """`limit` of the recipe: most rows that were read."""

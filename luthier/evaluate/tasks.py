@@ -88,6 +88,7 @@ def load_task(spec: TaskSpec) -> Task:
         fewshot_hash=fewshot_hash,
         data_hash=result.hash,
         grader=spec.grader,
+        limit=spec.limit,
     )
 
 

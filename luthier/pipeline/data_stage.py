@@ -12,6 +12,7 @@ from luthier.pipeline.session import Session
 from luthier.pipeline.stage import CODE_VERSION
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online_rules import split_python
+from luthier.report.loss_view import compared_with
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
 from luthier.runtime.hashing import hash_file
@@ -52,7 +53,11 @@ def _evaluation_facts(session: Session) -> dict[str, Any]:
     section = session.recipe.data.decontaminate
     if section is None or section.action not in {"drop", "error"}:
         return {}
-    tasks = [session.task_hashes(task) for task in session.recipe.evaluate.tasks]
+    read = {"name", "format", "map", "limit"}
+    tasks = [
+        {**task.model_dump(mode="json", include=read), "files": session.task_hashes(task)}
+        for task in session.recipe.evaluate.tasks
+    ]
     against = [hash_source(source.path, split=source.split, name=source.name) for source in section.against]
     return {"evaluation": {"tasks": tasks, "against": against}}
 
@@ -111,9 +116,7 @@ def _write_contamination(session: Session) -> None:
     told = curated.report[CONTAMINATION_STAGE]
     listed = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
     dropped = f", {told['dropped']:,} dropped" if told["dropped"] else ""
-    note(
-        f"  training rows like one of {told['against_rows']:,} evaluation rows: {listed}{dropped}; {CONTAMINATION_FILE}"
-    )
+    note(f"  training rows like one of {compared_with(told)}: {listed}{dropped}; {CONTAMINATION_FILE}")
 
 
 def _write_losses(session: Session) -> None:

@@ -192,7 +192,7 @@ class Session:
         """The rows of the tasks, to look for among the training rows."""
         from luthier.curate.contamination.step import EvaluationSet
 
-        return [EvaluationSet(task.name, [row.conversation for row in task.rows]) for task in self.tasks]
+        return [EvaluationSet(task.name, [row.conversation for row in task.rows], task.limit) for task in self.tasks]
 
     @cached_property
     def resolved(self) -> Resolved:

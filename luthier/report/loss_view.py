@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["contamination_lines", "loss_view"]
+__all__ = ["compared_with", "contamination_lines", "loss_view"]
 
 
 def loss_view(data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -40,8 +40,17 @@ def contamination_lines(data: Mapping[str, Any]) -> list[str]:
     counts = ", ".join(f"{count:,} {verdict}" for verdict, count in told["found"].items()) or "none"
     looked = "" if told["rows"] == told["of_rows"] else f" ({told['rows']:,} of {told['of_rows']:,} looked at)"
     dropped = f"; {told['dropped']:,} dropped" if told["dropped"] else ""
-    lines = [f"training rows like one of {told['against_rows']:,} evaluation rows{looked}: {counts}{dropped}"]
+    lines = [f"training rows like one of {compared_with(told)}{looked}: {counts}{dropped}"]
     sure = sum(count for verdict, count in told.get("sure", {}).items() if verdict != "variant")
     if sure and not told["dropped"]:
         lines.append(f"{sure:,} of them for sure, and trained on: scores on those evaluation rows may be memory")
     return lines
+
+
+def compared_with(told: Mapping[str, Any]) -> str:
+    """How many evaluation rows training rows were compared with; plain where those are not all there are."""
+    sets = told.get("against", ())
+    rows, read = told["against_rows"], sum(one["rows"] for one in sets)
+    text = f"{rows:,} of {read:,} evaluation rows" if rows < read else f"{rows:,} evaluation rows"
+    limited = [f"{one['name']} (limit: {one['limit']:,})" for one in sets if "limit" in one]
+    return f"{text}, only the first of {', '.join(limited)}" if limited else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import http.server
 import json
@@ -86,7 +87,7 @@ def test_an_object_is_downloaded_once_and_again_when_it_changes(
         assert read("memory://b/a.jsonl").rows == count
     (home,) = (tmp_path / "cache" / "stores").iterdir()
     assert len(list(home.iterdir())) == 2  # older versions are let go
-    about = json.loads(next(home.glob("*/about.json")).read_text("utf-8"))
+    about = json.loads(next(home.glob("*/about")).read_text("utf-8"))
     assert about["address"] == "memory:///b/a.jsonl" and len(about["hash"]) == 32
 
 
@@ -109,6 +110,21 @@ def test_a_broken_download_leaves_nothing(store: Any, monkeypatch: pytest.Monkey
     with pytest.raises(AccessError, match=r"D216.*ended after 4 of"):
         read("memory://b/a.jsonl")
     assert not list((tmp_path / "cache").rglob("a.jsonl"))
+
+
+def test_a_full_disk_is_no_fault_of_the_store(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(system: Any, name: str, target: Path, *rest: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store.pipe("/b/a.jsonl", text(conversations(3)))
+    monkeypatch.setattr(stores, "_download", full)
+    with pytest.raises(EnvironmentProblem, match=r"R710.*No space left on device"):
+        read("memory://b/a.jsonl")
+
+
+def test_a_file_of_rows_may_have_any_name(store: Any) -> None:
+    store.pipe("/b/about.json", json.dumps(conversations(3)).encode())
+    assert read("memory://b/about.json").rows == read("memory://b/about.json").rows == 3
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from luthier.data.content import content_hash
 from luthier.data.sources import read_conversations
 from luthier.data.types import Conversation, Dropped
 from luthier.recipe.decontaminate_schema import AgainstSource, DecontaminateSection
-from luthier.recipe.schema import DataSection, Source
+from luthier.recipe.schema import DataSection, Source, ValidationSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, LuthierError, Problem
 from luthier.runtime.hashing import hash_folder
@@ -46,6 +46,12 @@ class EvaluationSet:
     name: str
     """Task, or file."""
     rows: Sequence[Conversation]
+    limit: int | None = None
+    """Most rows that were read of it (`limit` of a task): others are not scored, and not looked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"name": self.name, "rows": len(self.rows), **({} if self.limit is None else {"limit": self.limit})}
 
 
 Evaluation = Callable[[], Sequence[EvaluationSet]]
@@ -53,7 +59,7 @@ Evaluation = Callable[[], Sequence[EvaluationSet]]
 
 
 def read_against(sources: Sequence[AgainstSource]) -> list[EvaluationSet]:
-    """The files of `data.decontaminate.against`.
+    """The files of `data.decontaminate.against`. Of a row without an answer the prompt is looked for all the same.
 
     Raises:
         DataError: files or rows that cannot be read; all are told.
@@ -62,7 +68,7 @@ def read_against(sources: Sequence[AgainstSource]) -> list[EvaluationSet]:
     problems: list[Problem] = []
     for index, source in enumerate(sources):
         try:
-            rows = read_conversations(Source(**source.model_dump()), index, on_empty="drop").conversations
+            rows = read_conversations(Source(**source.model_dump()), index, on_empty="keep").conversations
             found.append(EvaluationSet(source.path, rows))
         except DataError as error:
             problems += error.problems
@@ -113,7 +119,7 @@ def check(
     asked = section.decontaminate is not None
     if settings.action == "off":
         return
-    sets = _sets(curation, settings, evaluation, asked=asked, path=section.validation.path)
+    sets = _sets(curation, settings, evaluation, asked=asked, validation=section.validation)
     against = [row for one in sets for row in one.rows]
     if not against:
         return
@@ -138,7 +144,7 @@ def check(
         raise _refused([(rows[place], pair[1], compared) for place, pair in bad.items()])
     curation.report[STAGE] = {
         "settings": settings.model_dump(mode="json"),
-        "against": [{"name": one.name, "rows": len(one.rows)} for one in sets],
+        "against": [one.to_json() for one in sets],
         "rows": found.rows, "of_rows": len(rows), "against_rows": found.against, "found": found.counts(),
         "sure": sure_counts(found), "evaluation_rows_found": found.touched, "too_short": dict(found.short),
         "dropped": len(bad) if settings.action == "drop" else 0,
@@ -157,7 +163,12 @@ def check(
 
 
 def _sets(
-    curation: Curation, settings: DecontaminateSection, evaluation: Evaluation | None, *, asked: bool, path: str | None
+    curation: Curation,
+    settings: DecontaminateSection,
+    evaluation: Evaluation | None,
+    *,
+    asked: bool,
+    validation: ValidationSection,
 ) -> list[EvaluationSet]:
     sets: list[EvaluationSet] = []
     try:
@@ -169,8 +180,8 @@ def _sets(
             f"warning: training rows are not checked against the evaluation: {error.problems[0].message}",
             style="yellow",
         )
-    if curation.held_out and path is not None:
-        sets.append(EvaluationSet(path, curation.held_out))
+    if curation.held_out and validation.path is not None:
+        sets.append(EvaluationSet(validation.path, curation.held_out, validation.max_rows))
     return sets + read_against(settings.against)
 
 

@@ -58,6 +58,7 @@ def _task(spec: TaskSpec, part: str) -> Task:
         secondary=(),
         rows=tuple(rows),
         max_new_tokens=most,
+        limit=spec.limit,
         num_fewshot=0,
         fewshot_hash=None,
         data_hash=hash_json([spec.system, pairs]),

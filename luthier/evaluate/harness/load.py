@@ -37,6 +37,11 @@ class HarnessTask:
     version: str
     """Of the harness."""
 
+    @property
+    def limit(self) -> int | None:
+        """As `Task.limit`; of a group that of each task."""
+        return self.spec.limit
+
 
 def is_file(name: str) -> bool:
     """Whether `lm_eval: name` is a file of the user's, rather than a name."""

@@ -8,6 +8,7 @@ from typing import Any
 from luthier.recipe.emit import dump_yaml
 from luthier.report.card.facts import CardFacts
 from luthier.report.card.text import bullets, code, fence, number, percent, plain, table
+from luthier.report.loss_view import compared_with
 from luthier.runtime.scrub import HIDDEN, scrub, scrub_path
 
 __all__ = ["data", "scrubbed", "summary", "training"]
@@ -109,7 +110,7 @@ def _curated(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"Near-duplicates of validation rows (similarity {number(near.get('threshold'))}): {what}.")
     if decon := report.get("decontaminate"):
         lines.append(
-            f"{decon['of_rows']:,} training rows compared with {decon['against_rows']:,} evaluation rows: "
+            f"{decon['of_rows']:,} training rows compared with {plain(compared_with(decon))}: "
             f"{_counts(decon.get('found', {})) or 'none alike'}; {decon.get('dropped', 0):,} dropped."
         )
     for name, stage in ((report.get("filters") or {}).get("stages") or {}).items():

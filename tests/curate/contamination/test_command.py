@@ -106,3 +106,39 @@ def test_a_variant_that_stays_is_listed_as_one_and_shown_behind_those_that_go(lu
     assert 0 < said.index("surest: copy") < said.index("stays: variant") and "doubtful" not in said
     value = luthier(*options, "--variants", "--json").json
     assert [one["dropped"] for one in value["matches"]] == [True, True]
+
+
+def test_an_evaluation_row_without_its_answer_is_looked_for(luthier: Caller, rows: Path) -> None:
+    """Answers of test sets are often kept secret."""
+    tested = [{**json.loads(line), "answer": ""} for line in (rows / "test.jsonl").read_text("utf-8").splitlines()]
+    (rows / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tested), "utf-8")
+    value = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS, "--json").json
+    assert value["against"] == value["too_short"]["answer"] == len(evaluation())
+    assert [(one["line"], one["evaluation_row"]) for one in value["matches"]] == [(2, "test.jsonl:4")]
+
+
+def test_rows_that_are_not_looked_at_are_told(luthier: Caller, rows: Path) -> None:
+    file = rows / "train[a].jsonl"
+    file.write_text(file.read_text("utf-8") + json.dumps({"question": "Why?", "answer": ""}) + "\n", "utf-8")
+    options = ("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS)
+    assert "not looked at and left as they are: 1" in luthier(*options).out
+    value = luthier(*options, "--json").json
+    assert (value["rows"], value["not_looked_at"]) == (6, 1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--embedding-model", "other"), ("--on", "prompt", "--answer", "0.7"), ("--on", "answer", "--reworded", "0.5")],
+)
+def test_options_without_effect_are_refused(luthier: Caller, rows: Path, options: tuple[str, ...]) -> None:
+    said = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS, *options)
+    assert said.code == 2 and f"C111]  {options[-2]} would have no effect" in said.err, said.err
+
+
+def test_a_missing_map_is_suggested_as_the_option_that_takes_it(luthier: Caller, rows: Path) -> None:
+    said = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS[:4])
+    wanted = "`--against-map user=question --against-map assistant=answer`"
+    assert said.code == 3 and "D210] test.jsonl" in said.err and wanted in said.err, said.err
+    said = luthier("data", "decontaminate", "train[a].jsonl", "--against", "test.jsonl", *MAPS[4:])
+    wanted = "`--map user=question --map assistant=answer`"
+    assert said.code == 3 and "D210] train[a].jsonl" in said.err and wanted in said.err, said.err

@@ -13,6 +13,7 @@ from luthier.curate.contamination import step
 from luthier.curate.contamination.step import EvaluationSet
 from luthier.data.prepare import Prepared, prepare
 from luthier.recipe.schema import DataSection
+from luthier.report.loss_view import compared_with
 from luthier.runtime.errors import DataError, RecipeError
 from tests.curate.contamination.support import clean, evaluation, hand
 from tests.data.reading import write
@@ -118,6 +119,19 @@ def test_the_validation_file_counts(files: Path) -> None:
     assert prepared.manifest["dropped"] == {"contaminated": 2}
 
 
+def test_rows_beyond_a_limit_are_said_not_to_be_looked_for(files: Path) -> None:
+    data = section(files, decontaminate={})
+    limited = curator(data, evaluation=lambda: [EvaluationSet("mine", evaluation()[:5], 5)])
+    told = prepare(data, tiny_tokenizer(), seed=0, curate=limited).manifest["curated"]["decontaminate"]
+    assert told["against"] == [{"name": "mine", "rows": 5, "limit": 5}]
+    assert compared_with(told) == "5 evaluation rows, only the first of mine (limit: 5)"
+    path = str(files / "test.jsonl")
+    kept = run(section(files, validation={"path": path, "max_rows": 4}, decontaminate={}))
+    assert kept.manifest["curated"]["decontaminate"]["against"] == [{"name": path, "rows": 4, "limit": 4}]
+    whole = run(data, tasks=True).manifest["curated"]["decontaminate"]
+    assert compared_with(whole) == f"{len(evaluation())} evaluation rows"
+
+
 def test_the_quick_look_is_spread_over_the_rows(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "_QUICK_ROWS", 12)
     told = run(section(files), tasks=True).manifest["curated"]["decontaminate"]
@@ -128,6 +142,7 @@ def test_the_quick_look_is_spread_over_the_rows(files: Path, monkeypatch: pytest
     told = prepared.manifest["curated"]["decontaminate"]
     every = -(-len(evaluation()) // 10)
     assert told["against_rows"] == len(evaluation()[::every])
+    assert compared_with(told) == f"{told['against_rows']} of {len(evaluation())} evaluation rows"
     assert prepared.curated is not None
     lines = {str(row.ref) for row in evaluation()[::every]}
     assert all(record["evaluation_row"] in lines for record in prepared.curated.records)

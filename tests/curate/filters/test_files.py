@@ -97,6 +97,8 @@ def test_settings_of_the_command_line_and_of_a_recipe(luthier: Caller, rows: Pat
         (("--set", "pii"), "sets no key"),
         (("--use", "length"), "has no bound"),
         (("--set", "length.max_answer=5"), "no tokenizer"),
+        (("--tokenizer", "none"), "--tokenizer would have no effect"),
+        (("--set", "length.max_answer=5", "--set", "length.unit=words", "--tokenizer", "none"), "no filter counts"),
         (("--set", "refusals.patterns=['(']"), "not a regular expression"),
     ):
         said = luthier("data", "filter", rows, *arguments)
