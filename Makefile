@@ -37,7 +37,7 @@ test: $(VENV)/.ready  ## Default tests: two cores, no GPU, no network, under 10 
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.ready  ## Default and slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not multi_gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not multi_gpu and not browser"
 
 test-gpu: $(VENV)/.ready  ## Tests that need one CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -1,0 +1,1 @@
+"""HTTP routes of the self-hosted fine-tuning API, as the official openai client calls them."""

@@ -1,0 +1,1 @@
+"""Hands a command to where it runs: this machine, several processes, Slurm, Kubernetes, SkyPilot."""
