@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from luthier.api.bodies import Body, too_large
 from luthier.api.caller import LOCAL, RULES, Caller, Rule, rule_for, scopes_for
 from luthier.api.origins import check_addresses
 from luthier.api.problems import NO_RETRY
@@ -62,24 +63,24 @@ class Guard:
             await self.app(scope, receive, send)
             return
         send = _with_headers(send)
+        body = Body(receive, send, _raw(scope), limit=self._limit(scope), idle_seconds=self.settings.body_idle_seconds)
         try:
             caller = await self._admit(scope)
         except ApiError as error:
-            await error.send(scope, receive, send)
+            await error.send(scope, body.receive, body.send)
             return
         scope["luthier.caller"], scope["luthier.admin"] = caller, caller.admin
         rule = rule_for(scope["path"], self.rules)
-        if scope["method"] not in SAFE and rule.writes:
-            send = self._audited(scope, caller, send)
-        answer = _Answer(send)
+        writes = scope["method"] not in SAFE and rule.writes
+        answer = self._audited(scope, caller, body.send) if writes else body.send
         try:
-            await self.app(scope, _bounded(receive, self._limit(scope), self.settings.body_idle_seconds), answer)
+            await self.app(scope, body.receive, answer)
         except ClientDisconnect:
             return
         except Exception:  # noqa: BLE001 - the last line of defence: the client learns nothing of the machine
             _log.error("%s %s\n%s", scope["method"], scope["path"], scrub(traceback.format_exc()))
-            if not answer.begun:
-                await ApiError(500, "the server met an unexpected fault").send(scope, receive, send)
+            if not body.answered:
+                await ApiError(500, "the server met an unexpected fault").send(scope, body.receive, answer)
 
     # --- before ---------------------------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class Guard:
         length = headers.get("content-length", "0")
         limit = self._limit(scope)
         if not length.isdigit() or len(length) > 18 or int(length) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         if scope["method"] in SAFE or (length == "0" and "transfer-encoding" not in headers):
             return
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -174,6 +175,10 @@ class Guard:
             await send(message)
 
         return auditing
+
+
+def _raw(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -202,43 +207,6 @@ def _takes_files(path: str) -> bool:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
-
-
-def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"the body is larger than {limit:,} bytes", code="body_too_large")
-
-
-class _Answer:
-    """Sends, and remembers whether anything was sent."""
-
-    def __init__(self, send: Send) -> None:
-        self.send, self.begun = send, False
-
-    async def __call__(self, message: Message) -> None:
-        self.begun = True
-        await self.send(message)
-
-
-def _bounded(receive: Receive, limit: int, idle_seconds: float) -> Receive:
-    """Count bytes as they come (a chunked body states no length), and wait only so long for the next ones."""
-    read, whole = 0, False
-
-    async def bounded() -> Message:
-        nonlocal read, whole
-        if whole:
-            return await receive()
-        try:
-            message = await asyncio.wait_for(receive(), idle_seconds)
-        except TimeoutError:
-            raise ApiError(408, f"no byte of the body came for {idle_seconds:g} s", code="body_timeout") from None
-        if message["type"] == "http.request":
-            read += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if read > limit:
-                raise _too_large(limit)
-        return message
-
-    return bounded
 
 
 def _with_headers(send: Send) -> Send:

@@ -46,7 +46,7 @@ class CompleteBody(_Body):
     """`POST /v1/uploads/ID/complete`."""
 
     part_ids: Annotated[list[str], Field(max_length=10_000)]
-    md5: Annotated[str, Field(pattern=r"\A[0-9a-fA-F]{32}\Z")] | None = None
+    md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$")] | None = None
 
 
 class UploadRoutes:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.jobs.records import (
+    ALL_OWNERS,
     CheckpointRecord,
     EventRecord,
     FileRecord,
@@ -108,8 +109,9 @@ def checkpoint(record: CheckpointRecord) -> dict[str, Any]:
 
 def model(record: ModelRecord) -> dict[str, Any]:
     """`Model`."""
+    owner = "luthier" if record.owner == ALL_OWNERS else record.owner
     return {
-        "id": record.name, "object": "model", "created": record.created, "owned_by": record.owner.replace("*", "luthier"),
+        "id": record.name, "object": "model", "created": record.created, "owned_by": owner,
         "parent": record.parent, "root": record.base if record.kind != "base" else None, "kind": record.kind,
         "job_id": record.job_id, "shutdown_date": None,
     }  # fmt: skip
