@@ -115,6 +115,8 @@ class LaunchSettings(Section):
     """Longest time limit; a run that needs more is put in line again, and goes on from its checkpoint."""
     python: str = "python"
     """Python with Luthier, where the run is computed."""
+    command: list[str] | None = None
+    """Program and first arguments, for instance of a container's; the recipe follows. null: `PYTHON -m luthier run`."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Further variables of a run, for instance `HF_HOME`. What runs elsewhere gets no others."""
     pass_secrets: list[str] = Field(default_factory=lambda: ["HF_TOKEN", "WANDB_API_KEY"])

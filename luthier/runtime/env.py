@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "child_environment", "read_env", "read_secret", "secret_values", "variable"]
+__all__ = ["Env", "child_environment", "read_env", "read_secret", "read_visible_devices", "secret_values", "variable"]
 
 _SECRET_NAMES = (
     "TOKEN",
@@ -82,6 +82,11 @@ def variable(name: str, value: str) -> Iterator[None]:
 def read_secret(name: str) -> str | None:
     """A key that a recipe names by its variable; None if it is not set. Never printed, never stored."""
     return os.environ.get(name)
+
+
+def read_visible_devices() -> str | None:
+    """`CUDA_VISIBLE_DEVICES`, if it is set."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 def secret_values() -> list[tuple[str, str]]:
