@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -89,21 +89,28 @@ _SERVICE: dict[str, Any] = {
 """Where a job differs from a recipe that leaves everything open."""
 
 
-def load_settings(path: Path | None) -> ApiSettings:
-    """Read the settings; None: all defaults.
+Kind = TypeVar("Kind", bound=ApiSettings)
+
+
+def load_settings(path: Path | None, kind: type[Kind]) -> Kind:
+    """Read the settings.
+
+    Args:
+        path: `api.yaml`; None: all defaults.
+        kind: `ApiSettings`, or what has further sections.
 
     Raises:
         RecipeError: C101 to C105 the file and its keys, J140 what cannot be right, C1xx recipe keys: all at once.
     """
     if path is None:
-        return ApiSettings()
+        return kind()
     document = read_document(path)
     if document.value is None and document.readable and not document.problems:
-        return ApiSettings()
+        return kind()
     settings = None
     problems = list(document.problems)
     if document.readable and isinstance(document.value, dict):
-        settings, found = validate_as(ApiSettings, document)
+        settings, found = validate_as(kind, document)
         problems += found
     elif not problems:
         problems.append(Problem(code="C103", message="settings are a mapping of keys", file=document.origin))

@@ -32,13 +32,13 @@ limits: {min_rows: 1, max_queued: null, requests_per_minute: 60}
 
 def load(tmp_path: Path, text: str) -> ApiSettings:
     (tmp_path / "api.yaml").write_text(text)
-    return load_settings(tmp_path / "api.yaml")
+    return load_settings(tmp_path / "api.yaml", ApiSettings)
 
 
 def test_defaults_and_a_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
-    assert load_settings(None) == ApiSettings() == load(tmp_path, "# nothing\n")
+    assert load_settings(None, ApiSettings) == ApiSettings() == load(tmp_path, "# nothing\n")
     found = load(tmp_path, WHOLE.replace("mine: base", "mine: ./base"))
     assert found.models["mine"] == str(tmp_path / "base")
     assert found.base_recipe("Qwen/Qwen3-0.6B") == {
@@ -87,7 +87,7 @@ def test_all_at_once(tmp_path: Path) -> None:
         load(tmp_path, "modles: {}\nlimits: {min_rows: 0}\nallow: {x: 1}\n")
     assert [problem.line for problem in caught.value.problems] == [1, 2, 3]
     with pytest.raises(RecipeError, match="no such file"):
-        load_settings(tmp_path / "none.yaml")
+        load_settings(tmp_path / "none.yaml", ApiSettings)
 
 
 # -- the database
