@@ -58,9 +58,7 @@ def api(
 
     settings = read_settings(config, host=host, port=port)
     home = home or HOME
-    run_service(
-        home, runs, settings, workers=workers, ready=lambda now: _tell(now, home, runs, as_json=as_json)
-    )
+    run_service(home, runs, settings, workers=workers, ready=lambda now: _tell(now, home, runs, as_json=as_json))
     note("stopped; jobs that were running go on at the next start")
 
 

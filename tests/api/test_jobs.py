@@ -221,7 +221,9 @@ def test_creates_are_made_once(service, client, files):
 def test_the_async_client_does_the_same(service, files):
     async def story():
         async with service.async_client(_strict_response_validation=True) as client:
-            job = await client.fine_tuning.jobs.create(model=HOSTED, training_file=files["rows"], metadata={"x": "async"})
+            job = await client.fine_tuning.jobs.create(
+                model=HOSTED, training_file=files["rows"], metadata={"x": "async"}
+            )
             found = [one.id async for one in client.fine_tuning.jobs.list(metadata={"x": "async"}, limit=1)]
             cancelled = await client.fine_tuning.jobs.cancel(job.id)
             events = [event.message async for event in client.fine_tuning.jobs.list_events(job.id, limit=1)]
