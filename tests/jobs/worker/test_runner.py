@@ -13,7 +13,6 @@ import pytest
 
 from luthier.jobs.records import JobRecord
 from luthier.jobs.worker.folder import JobPlace, lock_owner
-from luthier.jobs.worker.hooks import recipe_maker
 from luthier.jobs.worker.runner import Runner
 from luthier.launch.choose import launcher_of
 from luthier.launch.local import Local
@@ -32,7 +31,7 @@ def _runner(service, launcher=None, worker="cpu-0", **workers):
     settings = service.settings.model_copy(update={"workers": section})
     return Runner(
         store=service.store, settings=settings, launcher=launcher or launcher_of(settings.launch), worker=worker,
-        recipe_of=recipe_maker(service.store, settings), stopping=threading.Event(),
+        recipe_of=service.recipe_of, stopping=threading.Event(),
     )  # fmt: skip
 
 
