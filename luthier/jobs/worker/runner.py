@@ -58,7 +58,7 @@ class Runner:
             place.make()
             if not place.recipe.is_file():
                 place.write_recipe(self.recipe_of(job))
-            teller = Teller(self.store, job, place, organization=self.settings.service.organization)
+            teller = Teller(self.store, job, place, organization=self.settings.organization)
             while self._attempt(job, place, teller):
                 pass
         except LeaseLost as lost:
@@ -192,7 +192,7 @@ class Runner:
         if now.wanted == "cancel":
             self.store.move(job.id, to="cancelled", by=self.worker)
         elif code == 0:
-            succeed(self.store, now, place, worker=self.worker, organization=self.settings.service.organization)
+            succeed(self.store, now, place, worker=self.worker, organization=self.settings.organization)
         elif code in FINAL_CODES and code is not None:
             self.store.move(job.id, to="failed", by=self.worker, error=error_of_exit(job, place, code))
         elif now.wanted == "pause":

@@ -41,6 +41,8 @@ class WorkerSettings(Section):
 
     runs: str = "runs"
     """Folder of the run folders."""
+    organization: str = "luthier"
+    """In the names of tuned models: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
     workers: WorkersSection = Field(default_factory=WorkersSection)
     """How many, and how patient."""
     launch: LaunchSettings = Field(default_factory=LaunchSettings)
