@@ -46,12 +46,22 @@ def check_next(store: Store, settings: WorkerSettings) -> bool:
     job = store.claim_check(CLERK, CHECK_LEASE)
     if job is None:
         return False
+    renewed = time.monotonic()
+
+    def tick() -> None:
+        nonlocal renewed
+        if time.monotonic() - renewed > CHECK_LEASE / 4:
+            store.beat(job.id, CLERK, CHECK_LEASE)
+            renewed = time.monotonic()
+
     try:
-        error = check_job(store, settings, job)
-        if error is None:
-            store.move(job.id, to="queued", by=CLERK)
+        found = check_job(job, store, settings.service, tick=tick)
+        for index, message in enumerate(found.messages):
+            store.add_event(job.id, "info", message, mark=f"check-{index}")
+        if found.error is None:
+            store.move(job.id, to="queued", by=CLERK, hyperparameters=found.hyperparameters)
         else:
-            store.move(job.id, to="failed", by=CLERK, error=error)
+            store.move(job.id, to="failed", by=CLERK, error=found.error)
     except LeaseLost as lost:  # cancelled meanwhile
         note(lost.problems[0].message, style="yellow")
     except LuthierError as error_:

@@ -16,7 +16,7 @@ from luthier.jobs.worker.result import result_csv, result_name
 from luthier.runtime.errors import LuthierError
 from luthier.runtime.scrub import scrub
 
-__all__ = ["FINAL_CODES", "error_of_exit", "error_of_problems", "succeed"]
+__all__ = ["FINAL_CODES", "error_of_exit", "error_of_luthier", "error_of_problems", "succeed"]
 
 FINAL_CODES = (1, 2, 3, 4, 5, 6)
 """Exit codes of `luthier run` that another attempt would give again (docs/errors.md)."""
@@ -45,7 +45,7 @@ def error_of_problems(
         code: exit code of the command line.
         places: folders, and what to call them.
     """
-    files = {name for problem in problems if (name := Path(str(problem.get("file", ""))).name)}
+    files = {_called(problem["file"]) for problem in problems if problem.get("file")}
     of_validation = job.validation_file is not None and files == {job.validation_file}
     name, param = CODES.get(code, "training_failed"), None
     if code == 3:
@@ -68,11 +68,17 @@ def error_of_luthier(job: JobRecord, error: LuthierError) -> dict[str, Any]:
 
 
 def _line(problem: Mapping[str, Any]) -> str:
-    where = Path(str(problem["file"])).name if problem.get("file") else ""
+    where = _called(problem["file"]) if problem.get("file") else ""
     if problem.get("line"):
         where += f" line {problem['line']}"
     hint = f" ({problem['hint']})" if problem.get("hint") else ""
     return f"{where + ': ' if where else ''}{problem.get('message', '')}{hint}"
+
+
+def _called(file: str) -> str:
+    """What a client knows a file by: an uploaded one by its id."""
+    name = Path(file).name
+    return name.removesuffix(".jsonl") if name.startswith("file-") else name
 
 
 def _tail(log: Path, *, most: int = 2_000) -> str:

@@ -21,7 +21,7 @@ from types import FrameType
 
 from luthier.jobs.store import Store
 from luthier.jobs.worker.clerk import run_clerk
-from luthier.jobs.worker.hooks import plan_of, recipe_maker
+from luthier.jobs.worker.hooks import recipe_maker
 from luthier.jobs.worker.places import CLERK, SETTINGS
 from luthier.jobs.worker.runner import Runner
 from luthier.jobs.worker.settings import WorkerSettings
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _work(store: Store, settings: WorkerSettings, place: str, stopping: threading.Event) -> None:
     runner = Runner(
         store=store, settings=settings, launcher=launcher_of(settings.launch), worker=place,
-        recipe_of=recipe_maker(store, settings), stopping=stopping, plan_of=plan_of,
+        recipe_of=recipe_maker(store, settings.service, Path(settings.runs)), stopping=stopping,
     )  # fmt: skip
     while not stopping.is_set():
         job = store.claim(place, settings.workers.lease_seconds)

@@ -13,16 +13,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from luthier.jobs.errors import LeaseLost
 from luthier.jobs.records import JobRecord
 from luthier.jobs.store import Store
 from luthier.jobs.worker.ending import FINAL_CODES, error_of_exit, error_of_luthier, succeed
 from luthier.jobs.worker.folder import JobPlace, end_orphan, lock_owner
+from luthier.jobs.worker.hooks import RecipeOf, environment_of, plan_of
 from luthier.jobs.worker.settings import WorkerSettings
 from luthier.jobs.worker.tell import Teller
 from luthier.launch.resources import resources_of
@@ -31,9 +31,8 @@ from luthier.runtime.console import note
 from luthier.runtime.env import child_environment
 from luthier.runtime.errors import LuthierError
 
-__all__ = ["RecipeOf", "Runner"]
+__all__ = ["Runner"]
 
-RecipeOf = Callable[[JobRecord], Mapping[str, Any]]
 Asked = Literal["", "cancel", "pause", "shutdown"]
 LOST_SECONDS = 600
 """A cluster that does not know a task for so long has lost it."""
@@ -49,8 +48,6 @@ class Runner:
     worker: str
     recipe_of: RecipeOf
     stopping: threading.Event
-    plan_of: Callable[[Path], Mapping[str, Any] | None] = lambda recipe: None
-    """A plan of the recipe, for what is asked of a cluster."""
     _beaten: float = 0.0
 
     def run(self, job: JobRecord) -> None:
@@ -75,7 +72,8 @@ class Runner:
         handle = self.launcher.find(task)
         if handle is None and not self._wait_until_free(job, place):
             return self._settle(job, place, teller, None, "shutdown" if self.stopping.is_set() else "pause")
-        handle = handle or self.launcher.submit(task)
+        if handle is None:
+            handle = self.launcher.submit(self._with_resources(task, place))
         try:
             status, asked = self._follow(job, handle, teller)
         except BaseException:
@@ -161,10 +159,16 @@ class Runner:
         return Task(
             name=job.id, command=(*program, str(place.recipe), "--json"),
             folder=place.folder, out=place.out, err=place.log, exit_file=place.exit_file,
-            environment={**inherited, **launch.environment, "NO_COLOR": "1"},
+            environment={**inherited, **environment_of(job), **launch.environment, "NO_COLOR": "1"},
             secrets=tuple(launch.pass_secrets) if remote else (),
-            resources=resources_of(self.plan_of(place.recipe) if remote else None, launch),
         )  # fmt: skip
+
+    def _with_resources(self, task: Task, place: JobPlace) -> Task:
+        """What it asks a cluster for, by its plan; here it has what there is."""
+        if not self.launcher.remote:
+            return task
+        launch = self.settings.launch
+        return replace(task, resources=resources_of(plan_of(place.recipe, launch.gpu_type), launch))
 
     def _wait_until_free(self, job: JobRecord, place: JobPlace) -> bool:
         """Wait for the run folder; a run that a dead worker left is asked to save, then ended. False: stop instead."""

@@ -1,4 +1,4 @@
-"""How jobs are run: sections `workers`, `launch` and `webhooks` of the service's configuration."""
+"""How jobs are run: sections `workers`, `launch` and `webhooks` of the service's configuration, beside its own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from luthier.jobs.settings import ApiSettings
 from luthier.jobs.webhooks import WebhookSettings
 from luthier.launch.settings import LaunchSettings
 from luthier.recipe.section import Section
@@ -48,5 +49,5 @@ class WorkerSettings(Section):
     """Where runs are computed."""
     webhooks: list[WebhookSettings] = Field(default_factory=list)
     """Who is told of the end of jobs."""
-    service: dict[str, object] = Field(default_factory=dict)
-    """Settings that `luthier/jobs/create.py` takes, as they are."""
+    service: ApiSettings = Field(default_factory=ApiSettings)
+    """Models, recipe keys of every job, what clients may do."""

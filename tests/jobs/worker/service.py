@@ -10,6 +10,7 @@ from pathlib import Path
 
 from luthier.jobs.records import JobRecord
 from luthier.jobs.store import Store
+from luthier.jobs.worker.hooks import RecipeOf, recipe_maker
 from luthier.jobs.worker.settings import WorkerSettings
 from tests.support.tiny import conversations, save_tiny
 
@@ -32,7 +33,6 @@ class Service:
                  "devices": []}  # fmt: skip
         self.settings = WorkerSettings(runs=str(self.runs), workers={**quick, **workers}, launch=launch or {})
         rows = "".join(json.dumps(row) + "\n" for row in conversations(24))
-        (folder / "rows.jsonl").write_text(rows)
         self.file = self.store.add_file("me", "rows.jsonl", "fine-tune", [rows.encode()])
         self._count = 0
 
@@ -40,23 +40,27 @@ class Service:
         """A queued job of so many steps, with a checkpoint after every second."""
         self._count += 1
         id_ = f"ftjob-{self._count:024d}"
-        recipe = {
-            "model": {"name_or_path": str(self.folder / "model"), "dtype": "float32"},
-            "data": {"train": [{"path": str(self.folder / "rows.jsonl"), "format": "messages"}],
-                     "validation": {"fraction": 0.2}, "max_length": 128},
-            "method": {"name": "lora", "r": 4},
-            "train": {"max_steps": steps, "learning_rate": 1e-3, "tokens_per_step": 256, "save_steps": 2, "eval_steps": 2},
-            "export": {"merge": False, "checkpoints": True}, **luthier,
+        keys = {
+            "model": {"dtype": "float32"}, "data": {"validation": {"fraction": 0.2}, "max_length": 128},
+            "method": {"name": "lora", "r": 4}, "train": {
+                "max_steps": steps, "learning_rate": 1e-3, "tokens_per_step": 256, "save_steps": 2, "eval_steps": 2
+            }, **luthier,
         }  # fmt: skip
         record = JobRecord(
             id=id_, owner="me", created_at=self.store.now(), model="tiny", base=str(self.folder / "model"),
-            method={"type": "supervised"}, hyperparameters={}, training_file=self.file.id, seed=0, luthier=recipe,
+            method={"type": "supervised", "supervised": {"hyperparameters": {}}}, hyperparameters={},
+            training_file=self.file.id, seed=0, luthier=keys,
             run_name=id_,
         )  # fmt: skip
         self.store.create_job(record)
         if checked:
             self.store.move(id_, to="queued")
         return self.store.job(id_)
+
+    @property
+    def recipe_of(self) -> RecipeOf:
+        """Makes recipes as a worker does."""
+        return recipe_maker(self.store, self.settings.service, self.runs)
 
     def events(self, job: JobRecord) -> list:
         """All events, oldest first."""

@@ -137,7 +137,7 @@ def test_killed_at_random_points_every_job_ends_once(tmp_path, points, seed):
     server.start()
     try:
         killed = _kill_at_random_points(server, jobs, points=points, seed=seed, pause=0.25)
-        wait_for(lambda: all(service.store.job(job.id).status in ENDED for job in jobs), seconds=90)
+        wait_for(lambda: all(service.store.job(job.id).status in ENDED for job in jobs), seconds=200)
     finally:
         server.stop()
     assert len(killed) == points, killed
@@ -149,17 +149,18 @@ def test_killed_at_random_points_every_job_ends_once(tmp_path, points, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_at_twenty_points_with_real_runs(tmp_path):
     """The same with tiny models; the adapters are bit for bit those of a run that nobody killed."""
     service = Service(tmp_path, crashes=50)
     server = Server(service)
     calm = service.job(steps=40)
     server.start()
-    wait_for(lambda: service.store.job(calm.id).status in ENDED, seconds=120)
+    wait_for(lambda: service.store.job(calm.id).status in ENDED, seconds=600)
     jobs = [service.job(steps=40) for _ in range(3)]
     try:
         killed = _kill_at_random_points(server, jobs, points=20, seed=3, pause=12.0)
-        wait_for(lambda: all(service.store.job(job.id).status in ENDED for job in jobs), seconds=600)
+        wait_for(lambda: all(service.store.job(job.id).status in ENDED for job in jobs), seconds=1800)
     finally:
         server.stop()
     assert len(killed) == 20, killed
@@ -181,7 +182,7 @@ def test_when_the_server_is_killed_its_workers_and_runs_end_and_the_job_goes_on(
         _no_process_is_left(server)
         assert service.store.job(job.id).status == "running", "the job waits for the next server"
         server.start()
-        wait_for(lambda: service.store.job(job.id).status in ENDED)
+        wait_for(lambda: service.store.job(job.id).status in ENDED, seconds=120)
     finally:
         server.stop()
     _each_ended_once(server, [job], steps=60)
