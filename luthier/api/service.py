@@ -83,7 +83,7 @@ def worker_settings(settings: ServiceSettings, runs: Path, workers: int | None) 
         section = section.model_copy(update={"devices": devices})
     return WorkerSettings(
         runs=str(runs.absolute()), organization=settings.organization, workers=section, launch=settings.launch,
-        webhooks=settings.webhooks, service=settings.of_jobs().model_dump(),
+        webhooks=settings.webhooks, service=settings.of_jobs(),
     )  # fmt: skip
 
 

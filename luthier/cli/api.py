@@ -143,7 +143,8 @@ def new(
 def ls(context: typer.Context, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the keys, oldest first."""
     store = _store(context, home)
-    records = [_shown(record) for record in store.keys()]
+    found = store.keys()
+    records = [_shown(record) for record in found]
     store.close()
     if as_json:
         emit_json(records)

@@ -81,7 +81,7 @@ def test_settings_are_read_whole_and_every_mistake_told(tmp_path):
     assert (
         handed.workers.poll_seconds == 0.2
         and handed.workers.devices == ["", ""]
-        and handed.service["limits"]["min_rows"] == 4
+        and handed.service.limits.min_rows == 4
     )
     assert type(handed).model_validate_json(handed.model_dump_json()) == handed
     file.write_text("server: {prt: 9, max_loaded_models: 0}\nmagic: 1\nlaunch: {kind: moon}\n")
@@ -106,9 +106,9 @@ def test_a_server_that_others_reach_needs_keys():
 
 
 def test_a_home_has_one_server(tmp_path):
-    with own_home(tmp_path / "home"):
-        with pytest.raises(EnvironmentProblem, match=f"A103.*process {os.getpid()}"), own_home(tmp_path / "home"):
-            pass
+    second = pytest.raises(EnvironmentProblem, match=f"A103.*process {os.getpid()}")
+    with own_home(tmp_path / "home"), second, own_home(tmp_path / "home"):
+        pass
     with own_home(tmp_path / "home"):
         pass
     (tmp_path / "file").write_text("")

@@ -5,6 +5,9 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import openai
 import pytest
@@ -13,13 +16,13 @@ from luthier.api.service import worker_settings
 from luthier.jobs.store import Store
 from luthier.jobs.worker.supervisor import Supervisor
 from tests.api.serving import api, until
+from tests.jobs.making import job_record
 from tests.support.tiny import conversations, save_tiny
 
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 HOSTED = "gpt-4o-mini-2024-07-18"
-SMALL = {
-    "method": {"name": "lora", "r": 4}, "data": {"max_length": 128, "overlong": "drop"}, "model": {"dtype": "float32"},
-    "train": {"save_steps": 2, "learning_rate": 1e-3},
-}  # fmt: skip
+SERVICE = {"model": {"dtype": "float32"}, "data": {"max_length": 256}, "train": {"save_steps": 2}}
+SMALL = {"method": {"name": "lora", "r": 4}, "train": {"learning_rate": 1e-3}}
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -46,7 +49,10 @@ def service(tmp_path_factory):
         patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))  # noqa: PTH109
         workers = {"poll_seconds": 0.1, "grace_seconds": 60.0}
         with api(
-            folder / "home", store=store, models={HOSTED: save_tiny(folder / "tiny")}, jobs={"workers": workers}
+            folder / "home",
+            store=store,
+            models={HOSTED: save_tiny(folder / "tiny")},
+            jobs={"workers": workers, "recipe": SERVICE},
         ) as server:
             settings = worker_settings(server.settings, folder / "runs", None)
             with Supervisor(folder / "home", settings) as supervisor:
@@ -58,6 +64,21 @@ def service(tmp_path_factory):
 def client(service):
     with service.client(_strict_response_validation=True, timeout=120) as one:
         yield one
+
+
+def run_script(name, service, rows):
+    """A script of docs/examples as its customer runs it; only the port is this test's."""
+    rows.write_bytes(jsonl(conversations(16)))
+    text = (EXAMPLES / name).read_text("utf-8")
+    script = rows.parent / name
+    script.write_text(text.replace("http://127.0.0.1:8000", service.url), "utf-8")
+    environment = {**os.environ, "OPENAI_API_KEY": "sk-of-before"}
+    if service.url not in script.read_text("utf-8"):
+        environment["OPENAI_BASE_URL"] = f"{service.url}/v1"
+    return subprocess.Popen(
+        [sys.executable, str(script), str(rows)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
 
 
 def ended(client, job_id, seconds=120):
@@ -75,36 +96,42 @@ def files(client):
 
 
 @pytest.fixture(scope="module")
-def made(client, files):
+def script(service, client, files):
+    """The migrated script of docs/examples under way: an upload and a job of the old style."""
+    process = run_script("finetune_luthier.py", service, service.folder / "tickets.jsonl")
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def made(client, files, script):
     """Jobs of both methods and both styles; the last ones wait behind the first."""
     jobs = client.fine_tuning.jobs
-    first = jobs.create(
-        model=HOSTED, training_file=files["rows"], validation_file=files["held out"], suffix="first", seed=7,
-        hyperparameters={"n_epochs": 1, "batch_size": 4}, metadata={"team": "a", "kind": "sft"},
-        extra_body={"luthier": {**SMALL, "train": {**SMALL["train"], "eval_steps": 2}}},
-    )  # fmt: skip
+    first = until(lambda: next(iter(jobs.list(metadata={"team": "support"})), None), 60)
     dpo = jobs.create(
-        model=HOSTED, training_file=files["pairs"], metadata={"team": "a", "kind": "dpo"},
+        model=HOSTED, training_file=files["pairs"], metadata={"team": "a", "kind": "dpo"}, seed=7,
         method={"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1, "batch_size": 6}}},
         extra_body={"luthier": SMALL},
     )  # fmt: skip
     waiting = jobs.create(
-        model=HOSTED, training_file=files["rows"], metadata={"team": "b"},
+        model=HOSTED, training_file=files["rows"], validation_file=files["held out"], metadata={"team": "a"},
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto", "batch_size": 2}}},
-        extra_body={"luthier": {"method": {"r": 4}}},
+        suffix="later", extra_body={"luthier": {"method": {"r": 4}}},
     )  # fmt: skip
     return {"first": first, "dpo": dpo, "waiting": waiting}
 
 
 def test_created_jobs_say_what_was_asked(made):
     first, dpo, waiting = made["first"], made["dpo"], made["waiting"]
-    assert first.id.startswith("ftjob-") and first.status == "validating_files" and first.object == "fine_tuning.job"
-    assert (first.model, first.seed, first.hyperparameters.n_epochs) == (HOSTED, 7, 1)
-    assert first.fine_tuned_model is None and first.finished_at is None and first.result_files == []
+    assert first.id.startswith("ftjob-") and first.object == "fine_tuning.job" and first.model == HOSTED
+    assert (first.hyperparameters.n_epochs, first.hyperparameters.batch_size) == (1, 4)
     assert first.method.type == "supervised" and first.method.supervised.hyperparameters.n_epochs == 1
-    assert first.to_dict()["luthier"]["train"]["save_steps"] == 2, "extra_body comes back"
-    assert first.to_dict()["user_provided_suffix"] == "first" and first.metadata == {"team": "a", "kind": "sft"}
-    assert dpo.method.type == "dpo" and dpo.method.dpo.hyperparameters.beta == 0.2
+    assert first.fine_tuned_model is None and first.finished_at is None and first.result_files == []
+    assert first.to_dict()["user_provided_suffix"] == "tickets" and first.metadata == {"team": "support"}
+    assert dpo.method.type == "dpo" and dpo.method.dpo.hyperparameters.beta == 0.2 and dpo.seed == 7
+    assert dpo.status == "validating_files" and dpo.to_dict()["luthier"] == SMALL, "extra_body comes back"
     assert waiting.method.supervised.hyperparameters.batch_size == 2 and waiting.hyperparameters.batch_size == 2
 
 
@@ -114,7 +141,7 @@ def test_lists_are_paged_newest_first_and_filtered(client, made):
         assert [job.id for job in client.fine_tuning.jobs.list(limit=limit) if job.id in ids] == ids
     page = client.fine_tuning.jobs.list(limit=2)
     assert page.has_more is True and page.has_next_page()
-    assert [job.id for job in client.fine_tuning.jobs.list(metadata={"team": "a"})] == ids[1:]
+    assert [job.id for job in client.fine_tuning.jobs.list(metadata={"team": "a"})] == ids[:2]
     assert [job.id for job in client.fine_tuning.jobs.list(metadata={"team": "a", "kind": "dpo"}, limit=1)] == [ids[1]]
     assert client.fine_tuning.jobs.list(metadata={"team": "none"}).data == []
 
@@ -129,7 +156,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_stays_so(client, made):
             call(cancelled.id)
         assert conflict.value.response.headers["x-should-retry"] == "false"
     with pytest.raises(openai.ConflictError, match="needed by job"):
-        client.files.delete(made["first"].training_file)
+        client.files.delete(made["dpo"].training_file)
 
 
 def test_malformed_lines_fail_the_job_with_their_numbers(client):
@@ -146,17 +173,20 @@ def test_malformed_lines_fail_the_job_with_their_numbers(client):
     assert job.status == "failed" and "at least 10" in job.error.message
 
 
-def test_the_first_job_trains_and_its_models_answer(service, client, made):
-    job = ended(client, made["first"].id)
+def test_the_script_of_the_docs_trains_and_its_models_answer(service, client, script, made):
+    said, _ = script.communicate(timeout=240)
+    assert script.returncode == 0, said
+    job = client.fine_tuning.jobs.retrieve(made["first"].id)
     assert job.status == "succeeded", job.error
-    assert job.fine_tuned_model.startswith(f"ft:{HOSTED}:luthier:first:") and job.trained_tokens > 0
+    assert job.fine_tuned_model.startswith(f"ft:{HOSTED}:luthier:tickets:") and job.trained_tokens > 0
+    assert f"job {job.id}" in said and f"{job.fine_tuned_model} says:" in said and "ckpt-step-" in said
     assert job.created_at <= job.finished_at
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=5))
     assert [event.created_at for event in events] == sorted((e.created_at for e in events), reverse=True)
     assert events[0].message == "The job has successfully completed" and events[-1].message.startswith("Created")
     metrics = [event for event in events if event.type == "metrics"]
     assert {event.data["step"] for event in metrics} >= {1, 4}
-    assert any("train_loss" in event.data for event in metrics) and any("valid_loss" in e.data for e in metrics)
+    assert all("train_loss" in event.data for event in metrics)
     # Checkpoints: newest first, each a model.
     page = client.fine_tuning.jobs.checkpoints.list(job.id)
     assert [one.step_number for one in page] == [4, 2]
@@ -251,3 +281,39 @@ def test_wrong_ids_models_and_keys(service, client, files):
     with pytest.raises(openai.BadRequestError) as key:
         jobs.create(model=HOSTED, training_file=files["rows"], extra_body={"luthier": {"train": {"learning_rat": 1}}})
     assert key.value.param == "luthier.train.learning_rat" and "learning_rate" in key.value.message
+
+
+def test_before_and_after_differ_in_one_line():
+    before, after = (
+        (EXAMPLES / f"finetune_{name}.py").read_text("utf-8").splitlines() for name in ("hosted", "luthier")
+    )
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [("client = OpenAI()", 'client = OpenAI(base_url="http://127.0.0.1:8000/v1")')]
+
+
+def test_pause_resume_and_cancel_reach_the_worker_and_back(tmp_path):
+    """The worker's part is played through the store; `test_slow.py` does it with a real one."""
+    with api(tmp_path / "home", models={HOSTED: tmp_path}) as server:
+        client, store = server.client(), server.store
+        rows = client.files.create(file=("rows.jsonl", jsonl(conversations(12))), purpose="fine-tune")
+        record = job_record(store, rows.id, "local", model=HOSTED)
+        job = store.create_job(record)[0]
+        jobs = client.fine_tuning.jobs
+        with pytest.raises(openai.ConflictError):
+            jobs.pause(job.id)
+        store.move(job.id, to="queued")
+        store.claim("w", 60)
+        assert jobs.retrieve(job.id).status == "running" and store.job(job.id).wanted == "run"
+        jobs.pause(job.id)
+        assert store.beat(job.id, "w", 60).wanted == "pause"
+        store.move(job.id, to="paused", by="w")
+        assert jobs.retrieve(job.id).status == "paused"
+        jobs.resume(job.id)
+        assert store.claim("w", 60).id == job.id and jobs.retrieve(job.id).status == "running"
+        jobs.cancel(job.id)
+        assert store.beat(job.id, "w", 60).wanted == "cancel"
+        store.move(job.id, to="cancelled", by="w")
+        ended = jobs.retrieve(job.id)
+        assert ended.status == "cancelled" and ended.finished_at
+        messages = [event.message for event in jobs.list_events(job.id)]
+        assert messages[0] == "Fine-tuning job cancelled" and "Fine-tuning job paused" in messages
