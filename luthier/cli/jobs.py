@@ -144,7 +144,8 @@ def _ask(verb: str, text: str, desk: Desk, *, as_json: bool) -> None:
 
 
 def _pending(verb: str, job: dict[str, Any]) -> bool:
-    return job["status"] != {"cancel": "cancelled", "pause": "paused", "resume": "running"}[verb]
+    wanted = {"cancel": "cancelled", "pause": "paused", "resume": "running"}[verb]
+    return str(job["status"]) != wanted
 
 
 def _desk(home: Path, url: str | None, key: str | None) -> Desk:

@@ -50,10 +50,8 @@ def find_job(desk: Desk, text: str) -> Json:
     if text.startswith("ftjob-"):
         return desk.job(text)
     newest = desk.jobs(limit=PAGE)
-    if text == "last":
-        found = newest[:1]
-    else:
-        found = [job for job in newest if len(text) >= 4 and job["id"].endswith(text)]
+    ends = [job for job in newest if len(text) >= 4 and job["id"].endswith(text)]
+    found = newest[:1] if text == "last" else ends
     if len(found) == 1:
         return found[0]
     message = f"{len(found)} jobs end in `{text}`" if found else f"no job `{text}` among the newest {len(newest)}"
@@ -104,7 +102,9 @@ class RemoteDesk:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
             raise RecipeError(
-                code="J162", message=f"`{url}` is no http or https address", hint="for instance http://127.0.0.1:8000/v1"
+                code="J162",
+                message=f"`{url}` is no http or https address",
+                hint="for instance http://127.0.0.1:8000/v1",
             )
         base = url.rstrip("/")
         self._base = base if base.endswith("/v1") else base + "/v1"
@@ -153,7 +153,9 @@ class RemoteDesk:
             answer: Answer = send()
         except Fault as fault:
             raise AccessError(
-                code="J163", message=f"{self._base} gives no answer: {fault.reason}", hint="is `luthier api` running there?"
+                code="J163",
+                message=f"{self._base} gives no answer: {fault.reason}",
+                hint="is `luthier api` running there?",
             ) from fault
         try:
             value = json.loads(answer.body)

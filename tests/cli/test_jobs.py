@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from luthier.jobs.errors import ServiceError
 from luthier.jobs.records import JobRecord
 from luthier.jobs.store import Store
 from tests.cli.calling import caller
@@ -30,8 +31,8 @@ def _job(store, number, *, status="queued", **changes):
     file = store.add_file("me", "rows.jsonl", "fine-tune", [b"x"])
     id_ = f"ftjob-{number:024d}"
     store.create_job(JobRecord(**{
-        "id": id_, "owner": "me", "created_at": store.now(), "model": "tiny", "base": "b", "method": {"type": "supervised"},
-        "hyperparameters": {}, "training_file": file.id, "seed": number, "run_name": id_, **changes,
+        "id": id_, "owner": "me", "created_at": store.now(), "model": "tiny", "base": "b",
+        "method": {"type": "supervised"}, "hyperparameters": {}, "training_file": file.id, "seed": number, "run_name": id_, **changes,
     }))  # fmt: skip
     path = ["queued"] if status == "queued" else ["queued", "running"] if status == "running" else [
         "queued", "running", status]  # fmt: skip
@@ -94,7 +95,7 @@ class Api:
             if method == "POST":
                 return 200, _wire(store.want(names[0], {"resume": "run"}.get(names[1], names[1])))
             return 200, _wire(store.job(names[0]))
-        except Exception as error:
+        except ServiceError as error:
             return 404, {"error": {"message": str(error)}}
 
     def close(self):
@@ -144,7 +145,9 @@ def test_tail_follows_to_the_end_and_its_exit_code_tells_how(call, store, where,
 
     def end():
         store.add_event(id_, "info", "late")
-        store.move(id_, to=status, **({"error": {"code": "x", "message": "why", "param": None}} if status == "failed" else {}))
+        store.move(
+            id_, to=status, **({"error": {"code": "x", "message": "why", "param": None}} if status == "failed" else {})
+        )
 
     timer = threading.Timer(0.5, end)
     timer.start()

@@ -28,7 +28,7 @@ def test_the_image_is_made_of_files_that_are_there_and_runs_as_nobody_special():
     assert set(copied) == kept, "what is copied is what the context holds"
     user = KubernetesSettings().user
     assert f"USER {user}:{user}" in text and f"useradd --uid {user}" in text
-    assert text.index("USER ") < text.index("CMD [\"luthier\"")
+    assert text.index("USER ") < text.index('CMD ["luthier"')
     stages = set(re.findall(r"^FROM .* AS (\S+)$", text, re.MULTILINE))
     assert {"runtime-cpu", "runtime-cuda"} <= stages
     extras = re.search(r'ARG EXTRAS="(.+)"', text)[1].split(",")
