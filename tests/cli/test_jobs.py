@@ -32,11 +32,11 @@ def _job(store, number, *, status="queued", **changes):
     id_ = f"ftjob-{number:024d}"
     store.create_job(JobRecord(**{
         "id": id_, "owner": "me", "created_at": store.now(), "model": "tiny", "base": "b",
-        "method": {"type": "supervised"}, "hyperparameters": {}, "training_file": file.id, "seed": number, "run_name": id_, **changes,
+        "method": {"type": "supervised"}, "hyperparameters": {}, "training_file": file.id, "seed": number,
+        "run_name": id_, **changes,
     }))  # fmt: skip
-    path = ["queued"] if status == "queued" else ["queued", "running"] if status == "running" else [
-        "queued", "running", status]  # fmt: skip
-    for state in path:
+    order = ["queued", "running", status]
+    for state in order[: order.index(status) + 1]:
         store.move(id_, to=state)
     return id_
 
