@@ -40,7 +40,10 @@ _job: tuple[Tokenize, ChatTemplate, DataSection] | None = None
 
 
 def worker_count() -> int:
-    """Workers beside this process, which reads and, when they fall behind, tokenises too. 0: no `fork`, or one core for each process."""
+    """Workers beside this process, which reads, and tokenises too when they fall behind.
+
+    0: there is no `fork`, or one core for each process.
+    """
     if "fork" not in multiprocessing.get_all_start_methods() or not hasattr(os, "sched_getaffinity"):
         return 0
     cores = len(os.sched_getaffinity(0)) // max(1, read_env().world_size)
