@@ -23,6 +23,7 @@ from luthier.cli import (
     evaluate,
     export,
     init,
+    jobs,
     lr_find,
     merge,
     plan,
@@ -86,6 +87,7 @@ app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(api.app, name="api", rich_help_panel=SERVICE)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=LOOK)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command("schema", rich_help_panel=LOOK)(schema.schema)
 
