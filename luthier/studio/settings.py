@@ -40,5 +40,7 @@ class StudioSettings:
         """
         if self.runs.exists() and not self.runs.is_dir():
             raise EnvironmentProblem(
-                code="W110", message=f"{self.runs} is no folder of runs", hint="`luthier studio FOLDER`, for instance runs"
+                code="W110",
+                message=f"{self.runs} is no folder of runs",
+                hint="`luthier studio FOLDER`, for instance runs",
             )

@@ -22,8 +22,10 @@ __all__ = ["Child", "Notes", "StudioStore"]
 
 _VERSION = 1
 _SCHEMA = """
-create table if not exists notes (run text primary key, pinned integer not null, tags text not null, notes text not null);
-create table if not exists children (run text primary key, pid integer not null, born text not null, command text not null,
+create table if not exists notes (
+  run text primary key, pinned integer not null, tags text not null, notes text not null);
+create table if not exists children (
+  run text primary key, pid integer not null, born text not null, command text not null,
   log text not null, wanted text not null, started real not null);
 create table if not exists lines (run text primary key, signature text not null, line text not null);
 """
@@ -106,7 +108,9 @@ class StudioStore:
     def all_notes(self) -> dict[str, Notes]:
         """By id of the run."""
         found = self._rows("select run, pinned, tags, notes from notes")
-        return {run: Notes(pinned=bool(pin), tags=tuple(json.loads(tags)), notes=text) for run, pin, tags, text in found}
+        return {
+            run: Notes(pinned=bool(pin), tags=tuple(json.loads(tags)), notes=text) for run, pin, tags, text in found
+        }
 
     def put_notes(self, run: str, notes: Notes) -> None:
         """Keep what is said.

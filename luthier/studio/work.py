@@ -86,7 +86,8 @@ class Work:
 
     def _forget(self) -> None:
         """Results that were not asked for in a long time; work that goes on stays."""
-        for key in [key for key, job in self._jobs.items() if job.future.done()][: max(0, len(self._jobs) - self._kept)]:
+        done = [key for key, job in self._jobs.items() if job.future.done()]
+        for key in done[: max(0, len(self._jobs) - self._kept)]:
             del self._jobs[key]
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Prepare a view: read, split and tokenise by the code that trains, then write what the pages need.
 
-`python -m luthier.studio.data.build FOLDER` reads an `AskedRows` as JSON from its input. It runs as a process of its own:
-the server keeps answering, and its memory is given back.
+`python -m luthier.studio.data.build FOLDER` reads an `AskedRows` as JSON from its input. It runs as a process of its
+own: the server keeps answering, and its memory is given back.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,34 +36,32 @@ class Chip:
 def first_chips(explored: Explored, lost: Sequence[bool], *, max_length: int | None) -> list[Chip]:
     """Splits, sources, roles, what was dropped or cut and why, exact duplicates. Chips without a row are left out."""
     items = explored.items
-    found = [_chip(items, "split", split, lambda item, s=split: item.split == s)
-             for split in ("train", "validation", "test", "dropped")]  # fmt: skip
+    splits = ("train", "validation", "test", "dropped")
+    found = [Chip(label=split, group="split", mask=[item.split == split for item in items]) for split in splits]
     sources = list(dict.fromkeys(item.source for item in items))
     if len(sources) > 1:
-        found += [_chip(items, "source", source, lambda item, s=source: item.source == s) for source in sources]
-    reasons = list(dict.fromkeys(item.why.partition(":")[0] for item in items if item.split == "dropped"))
-    found += [
-        _chip(items, "problem", f"dropped: {reason}", lambda item, r=reason: item.why.partition(":")[0] == r and item.split == "dropped")
-        for reason in reasons
-    ]
+        found += [Chip(label=one, group="source", mask=[item.source == one for item in items]) for one in sources]
+    why = [item.why.partition(":")[0] if item.split == "dropped" else "" for item in items]
+    for reason in dict.fromkeys(filter(None, why)):
+        found.append(Chip(label=f"dropped: {reason}", group="problem", mask=[one == reason for one in why]))
     found += _from_notes(items)
     if max_length is not None:
         over = [item.tokens is not None and len(item.tokens) > max_length for item in items]
         found.append(Chip(label=f"over {max_length:,} tokens", group="length", mask=over))
     found.append(Chip(label="loses some of the answer", group="length", mask=list(lost)))
-    found.append(_chip(items, "problem", "nothing trained", lambda item: item.tokens is not None and not item.tokens.trained_tokens))
-    found.append(Chip(label="exact duplicate", group="problem", mask=_again(items), command="luthier data dedup FILE --no-fuzzy"))
-    roles = Counter(role for item in items for role in {turn.role for turn in turns_of(item.row)})
-    found += [
-        _chip(items, "role", f"has {role}", lambda item, r=role: any(turn.role == r for turn in turns_of(item.row)))
-        for role in roles
-        if role not in ("user", "assistant") and roles[role] < len(items)
-    ]
-    return [chip for chip in found if any(chip.mask)]
+    nothing = [item.tokens is not None and not item.tokens.trained_tokens for item in items]
+    found.append(Chip(label="nothing trained", group="problem", mask=nothing))
+    twice = "luthier data dedup FILE --no-fuzzy"
+    found.append(Chip(label="exact duplicate", group="problem", mask=_again(items), command=twice))
+    return [chip for chip in [*found, *_roles(items)] if any(chip.mask)]
 
 
-def _chip(items: Sequence[Item], group: str, label: str, holds: Callable[[Any], bool]) -> Chip:
-    return Chip(label=label, group=group, mask=[holds(item) for item in items])
+def _roles(items: Sequence[Item]) -> list[Chip]:
+    """Roles that some rows have and others do not."""
+    own = [{turn.role for turn in turns_of(item.row)} for item in items]
+    counts = Counter(role for roles in own for role in roles)
+    unusual = [role for role, rows in counts.items() if role not in ("user", "assistant") and rows < len(items)]
+    return [Chip(label=f"has {role}", group="role", mask=[role in roles for roles in own]) for role in unusual]
 
 
 def _from_notes(items: Sequence[Item]) -> list[Chip]:
@@ -117,7 +115,9 @@ def _near(rows: Sequence[Any]) -> Chip:
     mask = [False] * len(rows)
     for item in found.dropped:
         mask[item.row] = item.stage == "fuzzy"
-    return Chip(label=f"near duplicate (Jaccard {_SIMILAR:g})", group="problem", mask=mask, command="luthier data dedup FILE")
+    return Chip(
+        label=f"near duplicate (Jaccard {_SIMILAR:g})", group="problem", mask=mask, command="luthier data dedup FILE"
+    )
 
 
 def _filtered(rows: Sequence[Any], name: str, label: str, section: Any) -> Chip:
@@ -140,7 +140,12 @@ def _languages(items: Sequence[Item]) -> list[Chip]:
         return [_missing(items, "languages", "py3langid")]
     common = [language for language, _ in Counter(guessed).most_common(_LANGUAGES)]
     return [
-        Chip(label=language, group="language", mask=[own == language for own in guessed], command="luthier data stats FILE")
+        Chip(
+            label=language,
+            group="language",
+            mask=[own == language for own in guessed],
+            command="luthier data stats FILE",
+        )
         for language in common
     ]
 

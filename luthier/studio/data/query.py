@@ -82,7 +82,9 @@ class View:
             RecipeError: W131: there is no such row.
         """
         if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= len(self.stored):
-            raise RecipeError(code="W131", message=f"there is no row {text[:20]!r}: rows go from 0 to {len(self.stored) - 1:,}")
+            raise RecipeError(
+                code="W131", message=f"there is no row {text[:20]!r}: rows go from 0 to {len(self.stored) - 1:,}"
+            )
         return int(text)
 
     def _line(self, row: int, record: dict[str, Any]) -> dict[str, Any]:

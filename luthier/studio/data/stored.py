@@ -1,12 +1,12 @@
 """A prepared view on disk: rows as text, their tokens, columns to sort and filter by. A page reads its rows, no more.
 
-    rows.jsonl       one row a line: turns, notes, why it is dropped, shape of a preference
-    search.txt       one row a line: all its text, lower case
-    columns.npz      of each row: place in rows.jsonl and search.txt, split, source, file, line, tokens, trained, turns
-    ids.npy, weights.npy   of all rows end to end; `starts` in the columns says where each begins
-    packs.npy        [pack, row] in order
-    chips.npz        of each chip: which rows have it
-    view.json        the summary, names of splits, sources and files, chips, the model whose tokenizer it was
+rows.jsonl       one row a line: turns, notes, why it is dropped, shape of a preference
+search.txt       one row a line: all its text, lower case
+columns.npz      of each row: place in rows.jsonl and search.txt, split, source, file, line, tokens, trained, turns
+ids.npy, weights.npy   of all rows end to end; `starts` in the columns says where each begins
+packs.npy        [pack, row] in order
+chips.npz        of each chip: which rows have it
+view.json        the summary, names of splits, sources and files, chips, the model whose tokenizer it was
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ class StoredView:
         if shape is None:
             return Example(ids=array("i", ids.tobytes()), weights=array("f", weights.tobytes()), ref=ref, notes=notes)
         places = np.cumsum([0, shape["p"], *shape["a"]])
-        parts = [(int(low), int(high)) for low, high in zip(places[1:-1], places[2:], strict=True)]
+        parts = [(int(low), int(high)) for low, high in pairwise(places[1:])]
         return Branched(
             prompt=array("i", ids[: shape["p"]].tobytes()),
             answers=tuple(array("i", ids[low:high].tobytes()) for low, high in parts),

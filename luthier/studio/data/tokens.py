@@ -11,7 +11,9 @@ from luthier.report.read import printable
 __all__ = ["roles_of", "token_row"]
 
 
-def token_row(rows: Sequence[TrainRow], turns: Sequence[Sequence[Sequence[str]]], tokenizer: Any, *, capacity: int | None = None) -> dict[str, Any]:
+def token_row(
+    rows: Sequence[TrainRow], turns: Sequence[Sequence[Sequence[str]]], tokenizer: Any, *, capacity: int | None = None
+) -> dict[str, Any]:
     """Tokens of one row, or of the rows of a pack end to end.
 
     Args:
@@ -23,7 +25,8 @@ def token_row(rows: Sequence[TrainRow], turns: Sequence[Sequence[Sequence[str]]]
     from luthier.data.show import show_rows
 
     found: dict[str, list[Any]] = {
-        name: [] for name in ("ids", "texts", "kinds", "roles", "positions", "weights", "documents", "refs", "trained_text")
+        name: []
+        for name in ("ids", "texts", "kinds", "roles", "positions", "weights", "documents", "refs", "trained_text")
     }
     parts: list[str] | None = None
     for record, own in zip(show_rows(rows, tokenizer), turns, strict=True):

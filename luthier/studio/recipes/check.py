@@ -147,8 +147,14 @@ def _preflight(recipe: Recipe, plan: Plan, root: Path) -> list[dict[str, str]]:
     found.append(_check("servable", "ok", "a merged model" if merges else "an adapter: served beside its base"))
     found.append(_check("template", "unknown", "proven turn by turn when the rows are prepared: `luthier data check`"))
     found.append(_check("eos", "unknown", "proven with the masks when the rows are prepared"))
-    words = "rows over data.max_length are cut" if recipe.data.overlong == "truncate" else "rows over data.max_length are dropped"
-    found.append(_check("truncation", "unknown", f"{words} ({recipe.data.max_length:,} tokens); the explorer counts them"))
+    words = (
+        "rows over data.max_length are cut"
+        if recipe.data.overlong == "truncate"
+        else "rows over data.max_length are dropped"
+    )
+    found.append(
+        _check("truncation", "unknown", f"{words} ({recipe.data.max_length:,} tokens); the explorer counts them")
+    )
     return found
 
 

@@ -67,7 +67,7 @@ def _remove(text: str, path: KeyPath, key: str) -> str:
     if spot is None:
         return text
     wanted = copy_plain(document.value)
-    holder = wanted
+    holder: Any = wanted
     for part in path[:-1]:
         holder = holder[part]
     del holder[path[-1]]
@@ -75,7 +75,7 @@ def _remove(text: str, path: KeyPath, key: str) -> str:
     stop = text.find("\n", max(spot.value[1], spot.key[1]))
     edited = text[:start] + (text[stop + 1 :] if stop >= 0 else "")
     if not holder and len(path) > 1:  # a section with nothing in it stays as an empty one
-        outer = wanted
+        outer: Any = wanted
         for part in path[:-2]:
             outer = outer[part]
         outer[path[-2]] = None
@@ -91,6 +91,7 @@ def document_value(document: Document, path: KeyPath) -> Any:
 
 
 def _put(value: Any, path: KeyPath, new: Any) -> bool:
+    last: Any = path[-1]
     for part in path[:-1]:
         if isinstance(value, dict) and isinstance(part, str):
             if not isinstance(value.get(part), dict | list):
@@ -98,7 +99,6 @@ def _put(value: Any, path: KeyPath, new: Any) -> bool:
         elif not (isinstance(value, list) and isinstance(part, int) and part < len(value)):
             return False
         value = value[part]
-    last = path[-1]
     if isinstance(value, list) and not (isinstance(last, int) and last < len(value)):
         return False
     if not isinstance(value, dict | list):

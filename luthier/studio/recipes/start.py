@@ -46,7 +46,8 @@ def start_run(index: Index, text: str, name: str | None) -> dict[str, Any]:
         below = folder.relative_to(settings.runs.resolve()).as_posix()
     except ValueError:
         raise RecipeError(
-            code="W124", message=f"output_dir {recipe.output_dir} is not below {settings.runs.name}: the studio would not show it",
+            code="W124",
+            message=f"output_dir {recipe.output_dir} is not below {settings.runs.name}: the studio would not show it",
             hint=f"give the run a name, or write output_dir: {_relative(settings.runs, settings.root)}/NAME",
         ) from None  # fmt: skip
     ident = run_id(check_name(below))
@@ -65,7 +66,9 @@ def _refuse_in_use(index: Index, ident: str, shown: str) -> None:
     child = index.store.children().get(ident)
     starting = child is not None and child.pid > 0 and alive(child.pid) and born(child.pid) == child.born
     if pid is not None or starting:
-        raise EnvironmentProblem(code="W121", message=f"{shown} is in use by a run", hint="stop it, or take another name")
+        raise EnvironmentProblem(
+            code="W121", message=f"{shown} is in use by a run", hint="stop it, or take another name"
+        )
 
 
 def _relative(path: Path, root: Path) -> str:

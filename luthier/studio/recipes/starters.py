@@ -23,8 +23,12 @@ def starters(root: Path) -> dict[str, Any]:
     for file in sorted([*root.glob("*.yaml"), *root.glob("recipes/*.yaml")])[:_MOST]:
         text = _text(file)
         if text is not None:
-            title = next((line[1:].strip() for line in text.splitlines() if line.startswith("#") and line[1:].strip()), "")
-            found.append({"name": printable(file.relative_to(root).as_posix()), "title": printable(title), "text": text})
+            title = next(
+                (line[1:].strip() for line in text.splitlines() if line.startswith("#") and line[1:].strip()), ""
+            )
+            found.append(
+                {"name": printable(file.relative_to(root).as_posix()), "title": printable(title), "text": text}
+            )
     return {"starters": found, "models": [{"name": name, "title": name} for name in (*_SMALL, *_known())]}
 
 

@@ -50,7 +50,9 @@ def act(index: Index, ident: str, action: str) -> str:
 def _job(index: Index, job: str, action: str) -> str:
     assert index.jobs is not None
     index.jobs.want(job, {"pause": "pause", "resume": "run", "cancel": "cancel"}[action])
-    return {"pause": "it will pause after a checkpoint", "resume": "it waits for a worker", "cancel": "cancelling"}[action]
+    return {"pause": "it will pause after a checkpoint", "resume": "it waits for a worker", "cancel": "cancelling"}[
+        action
+    ]
 
 
 def _stop(index: Index, ident: str, action: str) -> str:
@@ -120,7 +122,11 @@ def resume_arguments(folder: Path, *, default: Path) -> tuple[list[str], Path]:
 
 def _is_override(word: str) -> bool:
     name, equals, _ = word.partition("=")
-    return bool(equals) and not word.startswith("-") and all(part.isidentifier() or part.isdigit() for part in name.split("."))
+    return (
+        bool(equals)
+        and not word.startswith("-")
+        and all(part.isidentifier() or part.isdigit() for part in name.split("."))
+    )
 
 
 def _output_dir(file: Path, manifest: dict[str, Any]) -> str | None:

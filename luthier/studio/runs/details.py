@@ -15,7 +15,7 @@ from luthier.studio.runs.line import recipe_of
 from luthier.studio.runs.resolved import resolved_values
 from luthier.studio.runs.times import iso
 
-__all__ = ["details", "model_names", "plan_record", "stages_of"]
+__all__ = ["base_name", "details", "model_names", "plan_record", "stages_of"]
 
 _MOST_FILES = 500
 _UNMEASURED = ("checkpoints", "merged", "stages")
@@ -89,8 +89,8 @@ def plan_record(plan: Mapping[str, Any]) -> dict[str, Any] | None:
     if not plan or "memory" not in plan:
         return None
     memory = dict(plan["memory"])
-    used = memory.get("device"), memory.get("total")
-    memory["free"] = None if None in used else max(0, int(used[0]) - int(used[1]))
+    has, needs = finite(memory.get("device")), finite(memory.get("total"))
+    memory["free"] = None if has is None or needs is None else max(0, int(has - needs))
     value: dict[str, Any] = clean({**plan, "memory": memory})
     return {key: item for key, item in value.items() if key not in ("fingerprint", "decision", "predicted")}
 
@@ -109,7 +109,7 @@ def checkpoints(folder: Path) -> list[dict[str, Any]]:
 def model_names(folder: Path, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What of a run can be asked, by the names that the server gives it."""
     name = str(line["name"])
-    found = [{"label": "base", "model": _base_name(str(line["base"]))}] if line["base"] else []
+    found = [{"label": "base", "model": base_name(str(line["base"]))}] if line["base"] else []
     if (folder / "final").is_dir():
         found.append({"label": "tuned", "model": name})
     if (folder / "merged" / "config.json").is_file():
@@ -117,7 +117,8 @@ def model_names(folder: Path, line: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _base_name(text: str) -> str:
+def base_name(text: str) -> str:
+    """What a base is called by the server: the last part of its path or id."""
     return text.rstrip("/").rpartition("/")[2] or text
 
 

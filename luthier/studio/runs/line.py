@@ -27,7 +27,7 @@ def signature(folder: str) -> str | None:
     parts = []
     for name in FILES:
         try:
-            status = os.stat(f"{folder}/{name}")
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116  forty thousand of them: a Path each is too slow
         except OSError:
             parts.append("")
             continue
@@ -143,7 +143,8 @@ def _training(folder: Path, events: list[dict[str, Any]], stages: dict[str, dict
     trained: dict[str, Any] = result if isinstance(result, dict) else {}
     recent = [line for _, line in zip(range(200), tail_lines(folder / "metrics.jsonl"), strict=False)]
     rows = [line for line in recent if "loss" in line or "reward" in line]
-    started = next((event for event in reversed(events) if event.get("event") == "training_started"), {})
+    nothing: dict[str, Any] = {}
+    started = next((event for event in reversed(events) if event.get("event") == "training_started"), nothing)
     newest = rows[0] if rows else {}
     speed = finite(trained.get("tokens_per_second"))
     return {

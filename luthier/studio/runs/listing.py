@@ -83,4 +83,3 @@ def _ordered(
     known = [line for line in lines if key(line) is not None]
     known.sort(key=key, reverse=descending)
     return known + [line for line in lines if key(line) is None]
-

@@ -11,7 +11,13 @@ from luthier.studio.runs.tail import Place, read_from
 
 __all__ = ["event_record", "metric_record", "read_all", "sample_record", "thin"]
 
-_WARN = {"checkpoint_refused", "resumed_with_other_versions", "interrupted", "checkpoints_removed", "micro_batch_halved"}
+_WARN = {
+    "checkpoint_refused",
+    "resumed_with_other_versions",
+    "interrupted",
+    "checkpoints_removed",
+    "micro_batch_halved",
+}
 _SENTENCES = {
     "stage_started": "{stage} began ({reason})",
     "stage_finished": "{stage} is done in {seconds:.1f} s",

@@ -67,7 +67,8 @@ def actions_of(line: Mapping[str, Any]) -> list[str]:
     status = line["status"]
     if line["job"] is not None:
         return {
-            "queued": ["cancel"], "validating": ["cancel"], "running": ["pause", "cancel"], "paused": ["resume", "cancel"],
+            "queued": ["cancel"], "validating": ["cancel"], "running": ["pause", "cancel"],
+            "paused": ["resume", "cancel"],
         }.get(status, [])  # fmt: skip
     if status == "running":
         return ["pause", "stop", "stop_now"]

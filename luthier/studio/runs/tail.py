@@ -1,7 +1,7 @@
 """Lines of a file that grows, read from where one stopped. A line counts once its line feed is there.
 
-A place is `inode-offset-line`. Luthier appends to its logs, and rewrites them in one step when a resumed run rolls back:
-the new file has another inode, so a place in the old one is never taken for one in the new.
+A place is `inode-offset-line`. Luthier appends to its logs, and rewrites them in one step when a resumed run rolls
+back: the new file has another inode, so a place in the old one is never taken for one in the new.
 """
 
 from __future__ import annotations
