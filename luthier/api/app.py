@@ -20,10 +20,9 @@ from luthier.api.internal import InternalChat
 from luthier.api.jobs import JobRoutes
 from luthier.api.loading import Loader
 from luthier.api.models import ModelRoutes
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServiceSettings
 from luthier.api.status import StatusRoutes
 from luthier.api.uploads import UploadRoutes
-from luthier.jobs.settings import JobSettings
 from luthier.jobs.store import Store
 from luthier.serve.host import Host
 from luthier.serve.http.app import app
@@ -36,7 +35,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def api_app(
-    store: Store, host: Host, settings: ApiSettings, jobs: JobSettings, *, routes: Sequence[BaseRoute] = (),
+    store: Store, host: Host, settings: ServiceSettings, *, routes: Sequence[BaseRoute] = (),
     rules: Sequence[Rule] = (), sessions: Sessions | None = None,
 ) -> Starlette:  # fmt: skip
     """Build the application.
@@ -44,13 +43,12 @@ def api_app(
     Args:
         store: Files, jobs, keys.
         host: Models in memory; closed when the application shuts down.
-        settings: Address and bounds.
-        jobs: How jobs become recipes.
+        settings: From `api.yaml`.
         routes: Further routes (the studio's); they stand first.
         rules: The scopes that those need; without a rule a route is the admin's.
         sessions: Callers of pages that sign in with a cookie.
     """
-    loader, catalog = Loader(host, settings), Catalog(store)
+    loader, catalog = Loader(host, settings.server), Catalog(store, settings)
     internal = InternalChat(catalog, loader)
     inner: dict[str, Handler] = {}
 
@@ -61,14 +59,14 @@ def api_app(
         return await inner["completions"](request)
 
     own = [
-        *_file_routes(store, settings), *_job_routes(store, jobs),
-        *_grader_routes(GraderRoutes(settings, internal)), *_model_routes(ModelRoutes(store, loader)),
+        *_file_routes(store, settings), *_job_routes(store, catalog, settings),
+        *_grader_routes(GraderRoutes(settings.server, internal)), *_model_routes(ModelRoutes(store, catalog, loader)),
         Route("/v1/chat/completions", AnswerRoute(chat, catalog, loader).answer, methods=["POST"]),
         Route("/v1/completions", AnswerRoute(completions, catalog, loader).answer, methods=["POST"]),
         Route("/health/details", StatusRoutes(store, loader).details, methods=["GET"]),
     ]  # fmt: skip
     guard = Middleware(Guard, store=store, settings=settings, rules=(*rules, *RULES), sessions=sessions)
-    made = app(host, settings.serving(), routes=[*routes, *own], guard=guard)
+    made = app(host, settings.server.serving(), routes=[*routes, *own], guard=guard)
     service = made.state.service
     internal.service = service
     inner |= {"chat": ChatRoute(service), "completions": CompletionRoute(service)}
@@ -76,8 +74,8 @@ def api_app(
     return made
 
 
-def _file_routes(store: Store, settings: ApiSettings) -> list[Route]:
-    files, uploads = FileRoutes(store, settings), UploadRoutes(store, settings)
+def _file_routes(store: Store, settings: ServiceSettings) -> list[Route]:
+    files, uploads = FileRoutes(store, settings.limits), UploadRoutes(store, settings.limits)
     return [
         Route("/v1/files", files.create, methods=["POST"]),
         Route("/v1/files", files.list, methods=["GET"]),
@@ -91,8 +89,8 @@ def _file_routes(store: Store, settings: ApiSettings) -> list[Route]:
     ]
 
 
-def _job_routes(store: Store, settings: JobSettings) -> list[Route]:
-    jobs, base = JobRoutes(store, settings), "/v1/fine_tuning/jobs"
+def _job_routes(store: Store, catalog: Catalog, settings: ServiceSettings) -> list[Route]:
+    jobs, base = JobRoutes(store, catalog, settings), "/v1/fine_tuning/jobs"
     permissions = "/v1/fine_tuning/checkpoints/{name:path}/permissions"
     return [
         Route(base, jobs.create, methods=["POST"]),

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-__all__ = ["LOCAL", "RULES", "Caller", "Rule", "caller_of", "scopes_for"]
+__all__ = ["LOCAL", "RULES", "Caller", "Rule", "caller_of", "rule_for", "scopes_for", "tightest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +86,11 @@ def scopes_for(path: str, method: str, rules: Sequence[Rule] = RULES) -> frozens
     if method in ("GET", "HEAD") and rule is not _UNNAMED and not rule.prefix.startswith("/admin"):
         return rule.scopes | rule.look | {"read"}
     return rule.scopes
+
+
+def tightest(*limits: int | None) -> int | None:
+    """The lowest of several bounds; None is no bound."""
+    return min((one for one in limits if one is not None), default=None)
 
 
 def caller_of(request: Request) -> Caller:

@@ -16,8 +16,8 @@ from luthier.api.asking import no_query, paging
 from luthier.api.caller import caller_of
 from luthier.api.multipart import read_form
 from luthier.api.problems import answering
-from luthier.api.settings import ApiSettings
 from luthier.jobs.blobs import BlobWriter
+from luthier.jobs.settings import LimitsSection
 from luthier.jobs.store import Store
 from luthier.serve.http.errors import invalid
 
@@ -32,8 +32,8 @@ FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
 class FileRoutes:
     """The routes."""
 
-    def __init__(self, store: Store, settings: ApiSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, limits: LimitsSection) -> None:
+        self.store, self.limits = store, limits
 
     @answering
     async def create(self, request: Request) -> Response:
@@ -52,7 +52,7 @@ class FileRoutes:
         return JSONResponse(wire.file(record))
 
     def _writer(self) -> BlobWriter:
-        return self.store.file_writer(max_bytes=self.settings.max_file_bytes)
+        return self.store.file_writer(max_bytes=self.limits.file_bytes)
 
     @answering
     async def list(self, request: Request) -> Response:

@@ -13,7 +13,7 @@ from luthier.api.asking import json_body, no_query
 from luthier.api.caller import Caller, caller_of
 from luthier.api.internal import InternalChat
 from luthier.api.problems import answering
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServerSection
 from luthier.scoring.graders import run_grader, validate_grader
 from luthier.scoring.graders.grade import models_of
 from luthier.scoring.graders.models import Asked
@@ -27,7 +27,7 @@ __all__ = ["GraderRoutes"]
 class GraderRoutes:
     """The routes. One grader runs at a time for each of `settings.parallel_graders`."""
 
-    def __init__(self, settings: ApiSettings, chat: InternalChat) -> None:
+    def __init__(self, settings: ServerSection, chat: InternalChat) -> None:
         self.settings, self.chat = settings, chat
         self._places = asyncio.Semaphore(settings.parallel_graders)
 

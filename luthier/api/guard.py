@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.api.bodies import Body, too_large
-from luthier.api.caller import LOCAL, RULES, Caller, Rule, rule_for, scopes_for
+from luthier.api.caller import LOCAL, RULES, Caller, Rule, rule_for, scopes_for, tightest
 from luthier.api.origins import check_addresses
 from luthier.api.problems import NO_RETRY
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServiceSettings
 from luthier.api.throttle import Buckets, WrongKeys
 from luthier.jobs.store import Store
 from luthier.runtime.scrub import scrub
@@ -32,6 +32,8 @@ OPEN_PATHS = ("/health",)
 SAFE = ("GET", "HEAD", "OPTIONS")
 MULTIPART = ("/v1/files", "/parts")
 MAX_HEADER_BYTES, MAX_URL_BYTES = 32 << 10, 8 << 10
+AROUND = 64 << 10
+"""What may stand around a file in its body."""
 SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"cache-control": b"no-store",
@@ -49,11 +51,12 @@ class Guard:
     """ASGI middleware."""
 
     def __init__(
-        self, app: ASGIApp, *, store: Store, settings: ApiSettings, rules: Sequence[Rule] = RULES,
+        self, app: ASGIApp, *, store: Store, settings: ServiceSettings, rules: Sequence[Rule] = RULES,
         sessions: Sessions | None = None,
     ) -> None:  # fmt: skip
-        self.app, self.store, self.settings, self.rules, self.sessions = app, store, settings, rules, sessions
-        self.wrong_keys = WrongKeys(allowed=settings.wrong_keys_per_minute)
+        self.app, self.store, self.rules, self.sessions = app, store, rules, sessions
+        self.server, self.limits = settings.server, settings.limits
+        self.wrong_keys = WrongKeys(allowed=self.server.wrong_keys_per_minute)
         self.buckets = Buckets()
         self._has_keys = False
 
@@ -63,7 +66,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         send = _with_headers(send)
-        body = Body(receive, send, _raw(scope), limit=self._limit(scope), idle_seconds=self.settings.body_idle_seconds)
+        body = Body(receive, send, _raw(scope), limit=self._limit(scope), idle_seconds=self.server.body_idle_seconds)
         try:
             caller = await self._admit(scope)
         except ApiError as error:
@@ -86,7 +89,7 @@ class Guard:
 
     async def _admit(self, scope: Scope) -> Caller:
         headers = _headers(scope)
-        check_addresses(headers, self.settings)
+        check_addresses(headers, self.server)
         caller = await self._caller(scope, headers)
         if scope["path"] in OPEN_PATHS:
             return caller or Caller(owner="", scopes=frozenset())
@@ -95,8 +98,8 @@ class Guard:
         if not caller.may(needed):
             names = " or ".join(sorted(needed))
             raise ApiError(403, f"this key lacks the scope it takes: {names}", code="missing_scope")
-        per_minute = caller.limits.get("requests_per_minute", self.settings.requests_per_minute)
-        if wait := self.buckets.take(caller.key_id or "", per_minute):
+        per_minute = tightest(caller.limits.get("requests_per_minute"), self.limits.requests_per_minute)
+        if per_minute is not None and (wait := self.buckets.take(caller.key_id or "", per_minute)):
             message = f"more than {per_minute} requests a minute; try again in {wait} s"
             raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait)})
         self._check_body(scope, headers)
@@ -109,7 +112,7 @@ class Guard:
             ApiError: 401, or 429 after too many wrong keys.
         """
         if not await self._keyed():
-            if not self.settings.loopback:
+            if not self.server.loopback:
                 raise ApiError(401, "this server has no keys yet: `luthier api keys new`", code="invalid_api_key")
             return LOCAL
         if self.sessions is not None and (caller := self.sessions(headers)) is not None:
@@ -146,7 +149,7 @@ class Guard:
         return self._has_keys
 
     def _limit(self, scope: Scope) -> int:
-        return self.settings.max_upload_bytes if _takes_files(scope["path"]) else self.settings.max_body_bytes
+        return self.limits.file_bytes + AROUND if _takes_files(scope["path"]) else self.server.max_body_bytes
 
     def _check_body(self, scope: Scope, headers: dict[str, str]) -> None:
         length = headers.get("content-length", "0")

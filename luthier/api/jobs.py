@@ -10,12 +10,13 @@ from starlette.responses import JSONResponse, Response
 
 from luthier.api import wire
 from luthier.api.asking import empty_body, json_body, no_query, paging
-from luthier.api.caller import caller_of
+from luthier.api.caller import caller_of, tightest
+from luthier.api.catalog import Catalog
 from luthier.api.problems import answering
 from luthier.jobs.create import job_from_body
 from luthier.jobs.jobs import body_digest
 from luthier.jobs.records import JobRecord
-from luthier.jobs.settings import JobSettings
+from luthier.jobs.settings import ApiSettings
 from luthier.jobs.store import Store
 from luthier.serve.http.errors import ApiError, invalid
 
@@ -29,8 +30,8 @@ JOBS, EVENTS, CHECKPOINTS = 20, 20, 10
 class JobRoutes:
     """The routes."""
 
-    def __init__(self, store: Store, settings: JobSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, catalog: Catalog, settings: ApiSettings) -> None:
+        self.store, self.catalog, self.settings = store, catalog, settings
 
     @answering
     async def create(self, request: Request) -> Response:
@@ -51,7 +52,11 @@ class JobRoutes:
             if made is None:
                 record = job_from_body(body, self.store, self.settings, caller.owner)
                 made, _ = self.store.create_job(
-                    record, key, digest=digest, retried=retried, max_queued=caller.limits.get("max_queued")
+                    record,
+                    key,
+                    digest=digest,
+                    retried=retried,
+                    max_queued=tightest(caller.limits.get("max_queued"), self.settings.limits.max_queued),
                 )
             request.scope["luthier.subject"] = made.id
             return JSONResponse(wire.job(made))
@@ -113,7 +118,7 @@ class JobRoutes:
     @answering
     async def permissions(self, request: Request) -> Response:
         """`.../checkpoints/NAME/permissions`: there are no projects here to share with."""
-        await asyncio.to_thread(self.store.model, request.path_params["name"], caller_of(request).sees)
+        await self.catalog.record(request.path_params["name"], caller_of(request))
         raise ApiError(
             501, "checkpoints are not shared between projects on this server: an owner's keys all see them",
             code="not_supported",

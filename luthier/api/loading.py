@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from luthier.api.problems import NO_RETRY, as_api_error
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServerSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import LuthierError
 from luthier.serve.host import Host, Served, Target
@@ -36,7 +36,7 @@ class Loading:
 class Loader:
     """`lease` a model for as long as a request needs it. Used from one event loop."""
 
-    def __init__(self, host: Host, settings: ApiSettings) -> None:
+    def __init__(self, host: Host, settings: ServerSection) -> None:
         self.host, self.settings = host, settings
         self._held: OrderedDict[str, Loading] = OrderedDict()
         """By name, the one used least recently first."""

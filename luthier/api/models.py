@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 from luthier.api import wire
 from luthier.api.asking import no_query
 from luthier.api.caller import caller_of
+from luthier.api.catalog import Catalog
 from luthier.api.loading import Loader
 from luthier.api.problems import answering
 from luthier.jobs.store import Store
@@ -21,32 +22,32 @@ __all__ = ["ModelRoutes"]
 class ModelRoutes:
     """The routes."""
 
-    def __init__(self, store: Store, loader: Loader) -> None:
-        self.store, self.loader = store, loader
+    def __init__(self, store: Store, catalog: Catalog, loader: Loader) -> None:
+        self.store, self.catalog, self.loader = store, catalog, loader
 
     @answering
     async def list(self, request: Request) -> Response:
         """`GET /v1/models`: all at once, as at OpenAI."""
         no_query(request)
-        found = await asyncio.to_thread(self.store.models, caller_of(request).sees)
+        found = await self.catalog.records(caller_of(request))
         return JSONResponse(wire.page([wire.model(record) for record in found], has_more=False))
 
     @answering
     async def retrieve(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
         no_query(request)
-        record = await asyncio.to_thread(self.store.model, request.path_params["name"], caller_of(request).sees)
+        record = await self.catalog.record(request.path_params["name"], caller_of(request))
         return JSONResponse(wire.model(record))
 
     @answering
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/models/NAME`: a tuned model or a checkpoint; the run folder stays as it is."""
         no_query(request)
-        name, sees = request.path_params["name"], caller_of(request).sees
-        record = await asyncio.to_thread(self.store.model, name, sees)
+        name, caller = request.path_params["name"], caller_of(request)
+        record = await self.catalog.record(name, caller)
         if record.kind == "base":
             raise ApiError(403, f"`{name[:200]}` is a base model: only tuned ones can be deleted", param="model",
                            code="base_model")  # fmt: skip
-        await asyncio.to_thread(self.store.delete_model, name, sees)
+        await asyncio.to_thread(self.store.delete_model, name, caller.sees)
         await self.loader.forget(name)
         return JSONResponse(wire.deleted(name, "model"))

@@ -7,14 +7,14 @@ import socket
 from functools import cache
 from urllib.parse import urlsplit
 
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServerSection
 from luthier.serve.http.errors import ApiError
 from luthier.serve.settings import is_loopback
 
 __all__ = ["check_addresses"]
 
 
-def check_addresses(headers: dict[str, str], settings: ApiSettings) -> None:
+def check_addresses(headers: dict[str, str], settings: ServerSection) -> None:
     """Refuse a foreign `Host` or `Origin`.
 
     On loopback the host must be loopback; elsewhere an address (a name cannot be pointed at it), this machine's

@@ -1,4 +1,4 @@
-"""How the API listens, and its bounds: section `server` of its configuration."""
+"""`api.yaml` as a whole: what jobs may do, how they are run, who is told, and how the server listens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
+from luthier.jobs.settings import ApiSettings
 from luthier.recipe.section import Section
 from luthier.serve.settings import ServeSettings, is_loopback
 
-__all__ = ["ApiSettings"]
+__all__ = ["ServerSection", "ServiceSettings"]
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class ApiSettings(Section):
-    """Address and bounds. The defaults are for one machine and its users."""
+class ServerSection(Section):
+    """Address and bounds of the server. The defaults are for one machine and its users."""
 
     host: str = "127.0.0.1"
     """Address to listen on; one that others can reach needs keys (`luthier api keys new`)."""
@@ -27,13 +28,9 @@ class ApiSettings(Section):
     allowed_origins: list[str] = Field(default_factory=list)
     """Origins of pages, besides the server's own, that may send requests: `https://tools.example`."""
     max_body_bytes: Annotated[int, Field(ge=1 << 10)] = 8 << 20
-    """JSON bodies."""
-    max_file_bytes: Annotated[int, Field(ge=1 << 10)] = 512 << 20
-    """One file that is uploaded whole; larger ones come in parts. The hosted service's limit."""
+    """Longest JSON body."""
     body_idle_seconds: Seconds = 30.0
     """Longest wait for the next bytes of a body."""
-    requests_per_minute: Count = 600
-    """For keys that have no limit of their own."""
     wrong_keys_per_minute: Annotated[int, Field(ge=1, le=1_000)] = 5
     """Of one address; further ones are not looked at."""
     python_graders: bool = False
@@ -58,14 +55,16 @@ class ApiSettings(Section):
         """Whether only this machine can reach the server."""
         return is_loopback(self.host)
 
-    @property
-    def max_upload_bytes(self) -> int:
-        """A body with a file in it: the file, and 64 KiB for what stands around it."""
-        return self.max_file_bytes + (64 << 10)
-
     def serving(self) -> ServeSettings:
         """The part of it that the serving layer reads. Keys are the guard's."""
         return ServeSettings(
             host=self.host, port=self.port, max_body_bytes=self.max_body_bytes, max_new_tokens=self.max_new_tokens,
             request_seconds=self.request_seconds, drain_seconds=self.drain_seconds,
         )  # fmt: skip
+
+
+class ServiceSettings(ApiSettings):
+    """Everything in `api.yaml`."""
+
+    server: ServerSection = Field(default_factory=ServerSection)
+    """How the server listens."""

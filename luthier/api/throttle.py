@@ -16,6 +16,8 @@ __all__ = ["Buckets", "WrongKeys"]
 MAX_TRACKED = 10_000
 """Keys and addresses that are remembered; the one that was quiet longest is forgotten first."""
 
+EPSILON = 1e-9
+
 
 class Buckets:
     """A token bucket for each key: `per_minute` requests in a burst, and as many again each minute."""
@@ -29,7 +31,7 @@ class Buckets:
         now = self._clock()
         left, then = self._left.pop(key, (float(per_minute), now))
         left = min(float(per_minute), left + (now - then) * per_minute / 60.0)
-        wait = 0 if left >= 1.0 else math.ceil((1.0 - left) * 60.0 / per_minute)
+        wait = 0 if left >= 1.0 - EPSILON else math.ceil((1.0 - left) * 60.0 / per_minute - EPSILON)
         self._left[key] = (left if wait else left - 1.0, now)
         while len(self._left) > MAX_TRACKED:
             self._left.popitem(last=False)

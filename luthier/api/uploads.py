@@ -14,7 +14,7 @@ from luthier.api.asking import empty_body, no_query
 from luthier.api.caller import caller_of
 from luthier.api.multipart import read_form
 from luthier.api.problems import answering
-from luthier.api.settings import ApiSettings
+from luthier.jobs.settings import LimitsSection
 from luthier.jobs.store import Store
 from luthier.serve.http.schema import read_body
 
@@ -52,8 +52,8 @@ class CompleteBody(_Body):
 class UploadRoutes:
     """The routes."""
 
-    def __init__(self, store: Store, settings: ApiSettings) -> None:
-        self.store, self.settings = store, settings
+    def __init__(self, store: Store, limits: LimitsSection) -> None:
+        self.store, self.limits = store, limits
 
     @answering
     async def create(self, request: Request) -> Response:
@@ -63,6 +63,7 @@ class UploadRoutes:
         record = await asyncio.to_thread(
             self.store.create_upload, caller_of(request).owner, body.filename, body.purpose, body.bytes,
             body.mime_type, None if body.expires_after is None else body.expires_after.seconds,
+            max_bytes=self.limits.upload_bytes,
         )  # fmt: skip
         request.scope["luthier.subject"] = record.id
         return JSONResponse(wire.upload(record, None))

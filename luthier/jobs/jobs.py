@@ -95,6 +95,11 @@ class JobStore(Core):
         with self.database.reading() as connection:
             return self._known(connection, owner, idempotency_key, digest, retried)
 
+    def job_counts(self) -> dict[str, int]:
+        """Jobs of all owners by status."""
+        with self.database.reading() as connection:
+            return dict(connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
+
     def _known(
         self, connection: sqlite3.Connection, owner: str, key: str | None, digest: str, retried: bool
     ) -> JobRecord | None:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from luthier.api.app import api_app
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServerSection, ServiceSettings
 from luthier.jobs.records import ModelRecord
-from luthier.jobs.settings import JobSettings
+from luthier.jobs.settings import LimitsSection
 from luthier.jobs.store import Store
 from luthier.runtime.device import pick_device
 from luthier.serve.engine.scheduler import EngineLimits
@@ -50,12 +50,6 @@ class Api(Server):
         return status, json.loads(text) if text else None
 
 
-def base_model(store, name: str, folder: Path) -> None:
-    """A base that everybody may call."""
-    record = ModelRecord(name=name, owner="*", created=1_700_000_000, kind="base", base=str(folder))
-    store.put_model(record)
-
-
 def tuned_model(store, name: str, folder: Path, base: Path, owner="ann", kind="tuned", parent=None) -> None:
     store.put_model(
         ModelRecord(
@@ -65,19 +59,28 @@ def tuned_model(store, name: str, folder: Path, base: Path, owner="ann", kind="t
 
 
 @contextmanager
-def api(home: Path, *, store=None, jobs=None, routes=(), rules=(), **settings):
-    """Serve until the end of the block."""
-    settings = ApiSettings(**{"port": 0, "drain_seconds": 5.0, "requests_per_minute": 100_000, **settings})
+def api(home: Path, *, store=None, models=None, limits=None, jobs=None, routes=(), rules=(), **server):
+    """Serve until the end of the block.
+
+    Args:
+        models: Names of bases and their folders.
+        limits, jobs: Of the settings.
+        server: Section `server` of the settings.
+    """
+    settings = ServiceSettings(
+        server=ServerSection(**{"port": 0, "drain_seconds": 5.0, **server}), limits=LimitsSection(**(limits or {})),
+        models={name: str(folder) for name, folder in (models or {}).items()}, **(jobs or {}),
+    )  # fmt: skip
     store = store or Store.open(home)
     host = Host(device=pick_device(), dtype="float32", limits=EngineLimits(prefill_tokens=256))
-    made = api_app(store, host, settings, jobs or JobSettings(), routes=routes, rules=rules)
+    made = api_app(store, host, settings, routes=routes, rules=rules)
     found, ready = [], threading.Event()
 
     def on_ready(url):
         found.append(url)
         ready.set()
 
-    server, listening = make_server(made, settings.serving(), ready=on_ready)
+    server, listening = make_server(made, settings.server.serving(), ready=on_ready)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
     assert ready.wait(30)
