@@ -63,9 +63,9 @@ class BlobWriter:
         except OSError as error:
             raise explain_os_error(error, self._temporary) from error
 
-    def commit(self, id_: str) -> Path:
+    def commit(self, id_: str, suffix: str = "") -> Path:
         """Flush to the disk and give it its name."""
-        target = blob_path(self.folder, id_)
+        target = blob_path(self.folder, id_, suffix)
         try:
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -86,11 +86,11 @@ class BlobWriter:
         return self._md5.hexdigest()
 
 
-def blob_path(folder: Path, id_: str) -> Path:
+def blob_path(folder: Path, id_: str, suffix: str = "") -> Path:
     """Where the blob of an id lies. Only ids that this program makes have one."""
     if not _ID.fullmatch(id_):
         raise ValueError(f"no id of a blob: {id_!r}")
-    return folder / id_
+    return folder / (id_ + suffix)
 
 
 def chunks_of(source: Path | BinaryIO | Iterable[bytes]) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Files of the service: a row in the database, and the bytes under the id in `files/`."""
+"""Files of the service: a row in the database, and the bytes in `files/`, under the id (training files: `ID.jsonl`)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class FileStore(Core):
             id=new_id("file-"), owner=owner, bytes=writer.bytes, created_at=now, filename=filename, purpose=purpose,
             expires_at=None if expires_after is None else now + expires_after, sha256=writer.sha256,
         )  # fmt: skip
-        writer.commit(record.id)
+        writer.commit(record.id, _suffix(purpose))
         return record
 
     def file(self, id_: str, owner: str = ALL_OWNERS) -> FileRecord:
@@ -127,7 +127,7 @@ class FileStore(Core):
         Raises:
             ServiceError: J124 they are gone.
         """
-        path = blob_path(self.files_folder, record.id)
+        path = blob_path(self.files_folder, record.id, _suffix(record.purpose))
         if not path.is_file():
             error = ServiceError(code="J124", message=f"the bytes of {record.id} are gone from the disk")
             error.status = 500
@@ -148,7 +148,7 @@ class FileStore(Core):
                 message = f"file {id_} is needed by job {job['id']}, which is {job['status']}"
                 raise Conflict(code="J109", message=message, hint="cancel the job, or wait for its end")
             connection.execute("UPDATE files SET deleted_at = ? WHERE id = ?", (self.now(), id_))
-        blob_path(self.files_folder, id_).unlink(missing_ok=True)
+        blob_path(self.files_folder, id_, _suffix(record.purpose)).unlink(missing_ok=True)
         return record
 
     def expire_files(self) -> list[str]:
@@ -156,14 +156,14 @@ class FileStore(Core):
         now = self.now()
         with self.database.writing() as connection:
             due = connection.execute(
-                "SELECT id FROM files WHERE deleted_at IS NULL AND expires_at <= ?", (now,)
+                "SELECT id, purpose FROM files WHERE deleted_at IS NULL AND expires_at <= ?", (now,)
             ).fetchall()
-            gone = [row["id"] for row in due if needing_job(connection, row["id"]) is None]
+            gone = {row["id"]: row["purpose"] for row in due if needing_job(connection, row["id"]) is None}
             connection.executemany("UPDATE files SET deleted_at = ? WHERE id = ?", [(now, id_) for id_ in gone])
-        for id_ in gone:
-            blob_path(self.files_folder, id_).unlink(missing_ok=True)
+        for id_, purpose in gone.items():
+            blob_path(self.files_folder, id_, _suffix(purpose)).unlink(missing_ok=True)
         self._sweep(self.files_folder, "files", "deleted_at IS NULL")
-        return gone
+        return list(gone)
 
     def _sweep(self, folder: Path, table: str, alive: str) -> None:
         """Remove what has no row in `table`, if it is an hour old: younger ones may be waiting for their row."""
@@ -174,7 +174,11 @@ class FileStore(Core):
         for path in folder.iterdir():
             ours = path.name.startswith((TEMP_PREFIX, "file-", "part_"))
             try:
-                if ours and path.name not in known and path.stat().st_mtime < self.clock() - _ORPHAN_SECONDS:
+                if (
+                    ours
+                    and path.name.partition(".jsonl")[0] not in known
+                    and path.stat().st_mtime < self.clock() - _ORPHAN_SECONDS
+                ):
                     path.unlink()
             except FileNotFoundError:
                 continue
@@ -229,6 +233,11 @@ def check_expiry(seconds: int | None) -> None:
     if seconds is not None and (isinstance(seconds, bool) or not low <= seconds <= high):
         message = f"`expires_after.seconds` is {seconds}; allowed is {low:,} to {high:,} (an hour to 30 days)"
         raise Invalid(code="J108", message=message, param="expires_after.seconds")
+
+
+def _suffix(purpose: str) -> str:
+    """Ending of a blob: training files are read as JSON Lines, whatever the client called them."""
+    return ".jsonl" if purpose == "fine-tune" else ""
 
 
 def _check(filename: str, purpose: str, expires_after: int | None) -> None:
