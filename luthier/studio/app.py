@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServerSection
 from luthier.runtime.errors import LuthierError
 from luthier.serve.http.errors import ApiError, handlers
 from luthier.studio.context import Studio
@@ -30,7 +30,7 @@ __all__ = ["LaterApp", "studio_app"]
 
 
 def studio_app(
-    studio: Studio, settings: ApiSettings, sessions: Sessions, *, other: ASGIApp | None = None, static: Path = STATIC,
+    studio: Studio, settings: ServerSection, sessions: Sessions, *, other: ASGIApp | None = None, static: Path = STATIC,
     key_is_admin: KeyCheck | None = None, secure: bool = False,
 ) -> Gate:  # fmt: skip
     """Build the application.

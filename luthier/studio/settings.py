@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from luthier.runtime.errors import EnvironmentProblem
@@ -31,6 +31,10 @@ class StudioSettings:
     def home(self) -> Path:
         """The studio's own files, beside the runs and in none of them."""
         return self.runs / ".studio"
+
+    def absolute(self) -> StudioSettings:
+        """With whole paths: a server must not depend on where it stands."""
+        return replace(self, runs=self.runs.absolute(), root=self.root.absolute())
 
     def check(self) -> None:
         """Refuse folders that cannot be used.

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from luthier.api.bodies import Body
 from luthier.api.origins import check_addresses
-from luthier.api.settings import ApiSettings
+from luthier.api.settings import ServerSection
 from luthier.serve.http.errors import ApiError
 from luthier.studio.http.errors import StudioError
 from luthier.studio.http.session import Sessions, cookie_of
@@ -47,7 +47,7 @@ class Gate:
     """ASGI: the studio's own paths go to `studio`, all others to `other`."""
 
     def __init__(
-        self, studio: ASGIApp, other: ASGIApp, *, sessions: Sessions, settings: ApiSettings, key_is_admin: KeyCheck
+        self, studio: ASGIApp, other: ASGIApp, *, sessions: Sessions, settings: ServerSection, key_is_admin: KeyCheck
     ) -> None:  # fmt: skip
         self.studio, self.other = studio, other
         self.sessions, self.settings, self.key_is_admin = sessions, settings, key_is_admin

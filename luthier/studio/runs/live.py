@@ -1,8 +1,8 @@
 """A run as it goes: a snapshot, then what is new. Each event has an id from which a reconnect goes on.
 
 The id is the places in the three logs (`tail.Place`), so the server remembers nothing about a client: after a
-reconnect, or after a restart of the server, the stream goes on with the next line, none twice and none left out. When a log was
-rewritten (a resumed run rolls back) the next event is a snapshot that replaces everything.
+reconnect, or after a restart of the server, the stream goes on with the next line, none twice and none left out. When
+a log was rewritten (a resumed run rolls back) the next event is a snapshot that replaces everything.
 """
 
 from __future__ import annotations
