@@ -70,4 +70,5 @@ class Studio:
     def close(self) -> None:
         """End it; started runs go on."""
         self.work.close()
+        self.index.close()
         self.store.close()

@@ -201,6 +201,13 @@ class Index:
         self._show(ident, known, child, notes, jobs.get(ident))
         return known.line
 
+    def close(self) -> None:
+        """Let a look that goes on come to its end; a new one cannot begin."""
+        with self._started:
+            thread, self._thread = self._thread, threading.current_thread()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
     def pid(self, ident: str) -> int | None:
         """The process that holds the folder of a run now."""
         return holder(run_folder(self.settings.runs, ident), held_locks())

@@ -9,7 +9,7 @@ from typing import Any
 from luthier.recipe.yaml12 import parse_yaml
 from luthier.runtime.errors import LuthierError
 from luthier.studio.clean import clean, finite, read_json
-from luthier.studio.runs.curve import sparkline
+from luthier.studio.runs.curve import glance
 from luthier.studio.runs.tail import tail_lines
 from luthier.studio.runs.times import iso
 
@@ -141,8 +141,8 @@ def _tasks(record: dict[str, Any]) -> list[dict[str, Any]]:
 def _training(folder: Path, events: list[dict[str, Any]], stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     result = stages["train"].get("result")
     trained: dict[str, Any] = result if isinstance(result, dict) else {}
-    recent = [line for _, line in zip(range(200), tail_lines(folder / "metrics.jsonl"), strict=False)]
-    rows = [line for line in recent if "loss" in line or "reward" in line]
+    seen = glance(folder / "metrics.jsonl")
+    rows = seen.recent
     nothing: dict[str, Any] = {}
     started = next((event for event in reversed(events) if event.get("event") == "training_started"), nothing)
     newest = rows[0] if rows else {}
@@ -151,11 +151,11 @@ def _training(folder: Path, events: list[dict[str, Any]], stages: dict[str, dict
         "step": trained.get("steps", newest.get("step")),
         "total_steps": trained.get("total_steps", started.get("total_steps")),
         "loss": _first(rows, "loss", trained.get("final_loss")),
-        "eval_loss": _first(recent, "eval_loss", trained.get("eval_loss")),
-        "spark": sparkline(folder / "metrics.jsonl"),
+        "eval_loss": seen.eval_loss if seen.eval_loss is not None else finite(trained.get("eval_loss")),
+        "spark": {"train": seen.train, "eval": seen.evals},
         "tokens_per_second": speed if speed is not None else finite(newest.get("tokens_per_second")),
         "peak_bytes": trained.get("peak_bytes"),
-        "warnings": _warnings(rows[:20]),
+        "warnings": _warnings(rows),
     }
 
 

@@ -76,7 +76,7 @@ def read_from(file: Path, place: Place) -> tuple[list[tuple[int, dict[str, Any]]
 def parsed(text: bytes) -> dict[str, Any] | None:
     """A line as an object."""
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode("utf-8"))
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
