@@ -15,7 +15,7 @@ from luthier.studio.http.session import COOKIE, Sessions
 __all__ = ["PageRoutes"]
 
 _HASHED = re.compile(r"[A-Za-z0-9_.-]+-[A-Za-z0-9_-]{8,}\.[a-z0-9.]+\Z")
-_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\Z")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".woff2": "font/woff2",
           ".json": "application/json", ".html": "text/html", ".webmanifest": "application/manifest+json"}  # fmt: skip
 _FOREVER = "public, max-age=31536000, immutable"
