@@ -71,7 +71,7 @@ def api_app(
     service = made.state.service
     internal.service = service
     inner |= {"chat": ChatRoute(service), "completions": CompletionRoute(service)}
-    made.state.loader, made.state.store = loader, store
+    made.state.loader, made.state.catalog = loader, catalog
     return made
 
 

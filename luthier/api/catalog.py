@@ -41,7 +41,8 @@ class Catalog:
         Raises:
             NotFound: there is none of this name that the caller may use.
         """
-        return self.bases.get(name) or await asyncio.to_thread(self.store.model, name, caller.sees)
+        base = self.bases.get(name)
+        return base if base is not None else await asyncio.to_thread(self.store.model, name, caller.sees)
 
     async def records(self, caller: Caller) -> list[ModelRecord]:
         """All that the caller may use: bases, then tuned models with their checkpoints."""

@@ -18,10 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from luthier.api.bodies import Body, too_large
 from luthier.api.caller import LOCAL, RULES, Caller, Rule, rule_for, scopes_for, tightest
 from luthier.api.origins import check_addresses
-from luthier.api.problems import NO_RETRY
+from luthier.api.problems import NO_RETRY, as_api_error
 from luthier.api.settings import ServiceSettings
-from luthier.api.throttle import Buckets, WrongKeys
+from luthier.jobs.errors import TooMany
 from luthier.jobs.store import Store
+from luthier.jobs.throttle import RequestRate, WrongKeys
 from luthier.runtime.scrub import scrub
 from luthier.serve.http.errors import ApiError
 
@@ -56,8 +57,8 @@ class Guard:
     ) -> None:  # fmt: skip
         self.app, self.store, self.rules, self.sessions = app, store, rules, sessions
         self.server, self.limits = settings.server, settings.limits
-        self.wrong_keys = WrongKeys(allowed=self.server.wrong_keys_per_minute)
-        self.buckets = Buckets()
+        self.wrong_keys = WrongKeys(self.server.wrong_keys_per_minute + 1)
+        self.rate = RequestRate()
         self._has_keys = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,9 +100,10 @@ class Guard:
             names = " or ".join(sorted(needed))
             raise ApiError(403, f"this key lacks the scope it takes: {names}", code="missing_scope")
         per_minute = tightest(caller.limits.get("requests_per_minute"), self.limits.requests_per_minute)
-        if per_minute is not None and (wait := self.buckets.take(caller.key_id or "", per_minute)):
-            message = f"more than {per_minute} requests a minute; try again in {wait} s"
-            raise ApiError(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(wait)})
+        try:
+            self.rate.take(caller.key_id or "", per_minute)
+        except TooMany as error:
+            raise as_api_error(error) from error
         self._check_body(scope, headers)
         return caller
 
@@ -122,17 +124,16 @@ class Guard:
         if scope["path"] in OPEN_PATHS and not key:
             return None
         address = _address(scope)
-        if wait := self.wrong_keys.wait(address, key):
-            raise ApiError(
-                429, f"too many wrong keys from this address; try again in {wait} s", code="too_many_wrong_keys",
-                headers={"Retry-After": str(wait), **NO_RETRY},
-            )  # fmt: skip
         record = await asyncio.to_thread(self.store.key_of, key) if key else None
         if record is not None:
-            self.wrong_keys.right(address, key)
             return Caller(owner=record.owner, scopes=record.scopes, key_id=record.id, limits=record.limits)
         if key:
-            self.wrong_keys.wrong(address, key)
+            try:
+                self.wrong_keys.wrong(address)
+            except TooMany as error:
+                refused = as_api_error(error)
+                refused.headers |= NO_RETRY
+                raise refused from error
             subject = f"{scope['method']} {scope['path'][:200]}"
             await asyncio.to_thread(self.store.audit, "", "wrong key", subject, "401", address)
         if scope["path"] in OPEN_PATHS:

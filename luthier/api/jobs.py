@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -127,7 +128,7 @@ class JobRoutes:
     async def _job(self, request: Request) -> JobRecord:
         return await asyncio.to_thread(self.store.job, request.path_params["job_id"], caller_of(request).sees)
 
-    async def _want(self, request: Request, wanted: str) -> Response:
+    async def _want(self, request: Request, wanted: Literal["run", "pause", "cancel"]) -> Response:
         no_query(request)
         await empty_body(request)
         job = await self._job(request)

@@ -37,13 +37,13 @@ def as_api_error(error: LuthierError) -> ApiError:
         lines.append(f"and {len(error.problems) - MAX_SHOWN} more")
     first = problems[0]
     param = first.param if isinstance(first, JobProblem) else None
-    status, headers = _status(error), {}
+    status = _status(error)
+    headers: dict[str, str] = {}
     if status == 409 or status >= 500:
         headers |= NO_RETRY
     if isinstance(error, ServiceError) and error.retry_after is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
-    code = {"J100": None}.get(first.code, first.code)
-    return ApiError(status, scrub("\n".join(lines)), param=param, code=code, headers=headers)
+    return ApiError(status, scrub("\n".join(lines)), param=param, code=first.code, headers=headers)
 
 
 def _status(error: LuthierError) -> int:

@@ -7,6 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from luthier.jobs.settings import ApiSettings
+from luthier.jobs.webhooks import WebhookSettings
+from luthier.jobs.worker.settings import WorkersSection
+from luthier.launch.settings import LaunchSettings
 from luthier.recipe.section import Section
 from luthier.serve.settings import ServeSettings, is_loopback
 
@@ -68,3 +71,13 @@ class ServiceSettings(ApiSettings):
 
     server: ServerSection = Field(default_factory=ServerSection)
     """How the server listens."""
+    workers: WorkersSection = Field(default_factory=WorkersSection)
+    """How many jobs run at a time, and how patient the workers are."""
+    launch: LaunchSettings = Field(default_factory=LaunchSettings)
+    """Where runs are computed."""
+    webhooks: list[WebhookSettings] = Field(default_factory=list)
+    """Who is told of the end of jobs."""
+
+    def of_jobs(self) -> ApiSettings:
+        """The part that makes recipes of jobs."""
+        return ApiSettings.model_validate(self.model_dump(include=set(ApiSettings.model_fields)))

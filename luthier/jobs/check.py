@@ -55,9 +55,7 @@ class _Found:
     error: dict[str, Any] | None = None
 
 
-def check_job(
-    job: JobRecord, store: Store, settings: ApiSettings, *, tick: Tick = lambda: None
-) -> CheckResult:
+def check_job(job: JobRecord, store: Store, settings: ApiSettings, *, tick: Tick = lambda: None) -> CheckResult:
     """Read the training and the validation file of a job, whole, in bounded memory.
 
     Bad files raise nothing: they are the result. `tick` is called every 1,000 rows, for instance to renew a lease.
@@ -106,7 +104,13 @@ def _read(
 ) -> _Found:
     """Every row of a file through the readers of training."""
     data: DataSection = recipe.data
-    reading = Reading(source, 0, on_empty=data.on_empty, loss_on=data.loss_on, kind=row_kind(recipe.objective.name))
+    kind = row_kind(recipe.objective.name)
+    # Online RL asks prompts, which are read as chats and need no answer (`data/prompts.py`).
+    reading = (
+        Reading(source, 0, on_empty="keep", loss_on=data.loss_on)
+        if kind == "prompts"
+        else Reading(source, 0, on_empty=data.on_empty, loss_on=data.loss_on, kind=kind)
+    )
     found = _Found()
     try:
         for count, _ in enumerate(reading):

@@ -133,9 +133,7 @@ def environment_of(job: JobRecord) -> dict[str, str]:
     return result
 
 
-def _base(
-    wanted: Wanted, store: Store, settings: ApiSettings, owner: str, problems: list[JobProblem]
-) -> str | None:
+def _base(wanted: Wanted, store: Store, settings: ApiSettings, owner: str, problems: list[JobProblem]) -> str | None:
     """What the recipe loads for `model`."""
     name = wanted.model
     if name in settings.models:
@@ -146,7 +144,7 @@ def _base(
         model = store.model(name, owner)
     except NotFound:
         model = None
-    if model is not None and (model.path is None or Path(model.path).is_dir()):
+    if model is not None and (model.path is None or _weights(Path(model.path)) is not None):
         return model.base
     if model is not None:
         problems.append(problem("J134", f"the weights of `{name}` are gone from the disk", param="model"))
@@ -167,10 +165,20 @@ def _started_from(job: JobRecord, store: Store) -> dict[str, Any]:
     path = store.model(job.model, job.owner).path
     if path is None:
         return {}
-    folder = Path(path)
+    folder = _weights(Path(path))
+    if folder is None:
+        raise NotFound(code="J134", message=f"the weights of `{job.model}` are gone from the disk", param="model")
     if (folder / "adapter_config.json").is_file():
         return {"method": {"init_from": str(folder)}}
     return {"model": {"name_or_path": str(folder)}}
+
+
+def _weights(folder: Path) -> Path | None:
+    """Where the adapter or model of a tuned model lies: the folder itself, or `final/` of a run folder."""
+    for place in (folder, folder / "final"):
+        if (place / "adapter_config.json").is_file() or (place / "config.json").is_file():
+            return place
+    return None
 
 
 def _check_file(store: Store, file_id: str, owner: str, param: str, problems: list[JobProblem]) -> None:

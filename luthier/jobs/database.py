@@ -158,7 +158,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _statements(text: str) -> Iterator[str]:
-    """The statements of a script, one by one: `executescript` would commit the transaction it is in."""
+    """The statements of a script, each ending with its line: `executescript` would commit the transaction it is in."""
     pending = ""
     for line in text.splitlines(keepends=True):
         pending += line

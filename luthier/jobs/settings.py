@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -25,7 +25,7 @@ class AllowSection(Section):
     """What a client's `luthier` keys may do beyond training on its own file. All off: clients are strangers."""
 
     paths: bool = False
-    """Name files, folders, hub data sets, revisions and models of this machine (`evaluate.tasks`, `method.init_from`)."""
+    """Name files, folders, hub data sets, revisions and models (`evaluate.tasks`, `method.init_from`)."""
     code: bool = False
     """Run Python: `data.filters.python`, `rewards: [{python: ...}]`, `trust_remote_code`, graders, lm_eval tasks."""
     endpoints: bool = False
@@ -89,27 +89,35 @@ _SERVICE: dict[str, Any] = {
 """Where a job differs from a recipe that leaves everything open."""
 
 
-def load_settings(path: Path | None) -> ApiSettings:
-    """Read the settings; None: all defaults.
+Kind = TypeVar("Kind", bound=ApiSettings)
+
+
+def load_settings(path: Path | None, kind: type[Kind]) -> Kind:
+    """Read the settings.
+
+    Args:
+        path: `api.yaml`; None: all defaults.
+        kind: `ApiSettings`, or what has further sections.
 
     Raises:
         RecipeError: C101 to C105 the file and its keys, J140 what cannot be right, C1xx recipe keys: all at once.
     """
     if path is None:
-        return ApiSettings()
+        return kind()
     document = read_document(path)
     if document.value is None and document.readable and not document.problems:
-        return ApiSettings()
+        return kind()
     settings = None
     problems = list(document.problems)
     if document.readable and isinstance(document.value, dict):
-        settings, found = validate_as(ApiSettings, document)
+        settings, found = validate_as(kind, document)
         problems += found
     elif not problems:
         problems.append(Problem(code="C103", message="settings are a mapping of keys", file=document.origin))
     if settings is not None:
         problems += [
-            document.locate(key, on="key").problem("J140", message, hint=hint) for key, message, hint in _rules(settings)
+            document.locate(key, on="key").problem("J140", message, hint=hint)
+            for key, message, hint in _rules(settings)
         ]
     if settings is None or problems:
         raise RecipeError(problems=document.in_order(problems))
@@ -135,10 +143,14 @@ def _rules(settings: ApiSettings) -> list[tuple[str, str, str | None]]:
 
 def _recipe_problems(keys: dict[str, Any]) -> list[tuple[str, str | None]]:
     """What the loader of recipes says to these keys in a job."""
-    taken = [key for key in ("model.name_or_path", "data.train", "data.validation.path", "output_dir") if _has(keys, key)]
+    taken = [
+        key for key in ("model.name_or_path", "data.train", "data.validation.path", "output_dir") if _has(keys, key)
+    ]
     if taken:
         return [(f"`{key}` is what each job brings itself", "remove it") for key in taken]
-    probe = merged(keys, {"model": {"name_or_path": EMBEDDED}, "data": {"train": [{"path": __file__}]}, "output_dir": "x"})
+    probe = merged(
+        keys, {"model": {"name_or_path": EMBEDDED}, "data": {"train": [{"path": __file__}]}, "output_dir": "x"}
+    )
     try:
         recipe_from_dict(probe, origin="recipe")
     except RecipeError as error:

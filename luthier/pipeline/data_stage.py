@@ -12,6 +12,7 @@ from luthier.pipeline.session import Session
 from luthier.pipeline.stage import CODE_VERSION
 from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online_rules import split_python
+from luthier.recipe.paths import expand
 from luthier.report.loss_view import compared_with
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
@@ -42,10 +43,13 @@ def data_depends(session: Session) -> dict[str, Any]:
 
 
 def _filter_facts(session: Session) -> dict[str, Any]:
-    """Code of the user that decides which rows stay."""
+    """Files of the user that decide which rows stay: functions, lists of rows."""
     filters = session.recipe.data.filters
-    files = [split_python(one)[0] for one in filters.python] if filters is not None else []
-    return {"filter_code": [hash_file(Path(file).expanduser()) for file in files]} if files else {}
+    if filters is None:
+        return {}
+    files = {"filter_code": [split_python(one)[0] for one in filters.python]}
+    files["filter_lists"] = filters.listed.files if filters.listed is not None else []
+    return {name: [hash_file(expand(file)) for file in some] for name, some in files.items() if some}
 
 
 def _evaluation_facts(session: Session) -> dict[str, Any]:

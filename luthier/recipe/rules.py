@@ -257,6 +257,9 @@ def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.export is not None and parts.export.gguf and parts.objective and parts.objective.name == "reward":
         message = "`export.gguf` writes models that answer; a reward model has no head for words"
         yield locate("export.gguf").problem("C110", message, hint="remove it")
+    if parts.export is not None and parts.export.checkpoints and parts.objective and parts.objective.name == "grpo":
+        message = "`export.checkpoints` has no effect with objective grpo: TRL's checkpoints are adapters already"
+        yield locate("export.checkpoints").problem("C110", message, hint="remove it")
     if parts.export is not None and parts.export.push_to_hub is not None:
         yield from push_rules(parts.export, parts.method, locate)
     if parts.output_dir is not None:

@@ -232,6 +232,8 @@ class ExportSection(Section):
     """Merge adapters into the original base and check the result against the adapter."""
     max_shard_size: str = "5GB"
     """Largest safetensors file."""
+    checkpoints: bool = False
+    """Write each checkpoint also as servers load it: an adapter (or model) in `served/step-N` of the run folder."""
     gguf: list[GgufType] = Field(default_factory=list)
     """GGUF files for llama.cpp, Ollama and LM Studio, each read back and compared; needs `merge`."""
     push_to_hub: PushSection | None = None

@@ -10,6 +10,7 @@ runs/NAME/
   samples.jsonl      of online RL: a prompt with its completions and their rewards, at each logged step
   data/              manifest of rows, dropped rows
   checkpoints/step-N complete or absent
+  served/step-N      the same as an adapter or model that servers load (`export.checkpoints`)
   final/             adapter, or the trained model
   merged/            the model to serve
   eval/              before and after: scores and every answer

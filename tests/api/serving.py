@@ -85,7 +85,9 @@ def api(home: Path, *, store=None, models=None, limits=None, jobs=None, routes=(
     thread.start()
     assert ready.wait(30)
     try:
-        yield Api(found[0], host, server, thread, store, made)
+        running = Api(found[0], host, server, thread, store, made)
+        running.settings, running.folder = settings, home.parent
+        yield running
     finally:
         server.should_exit = True
         thread.join(30)

@@ -10,7 +10,6 @@ import pytest
 from starlette.routing import Route
 
 from luthier.api.caller import RULES, Rule, rule_for, scopes_for
-from luthier.api.throttle import Buckets, WrongKeys
 from luthier.jobs.store import Store
 from tests.api.serving import api, until
 from tests.support.tiny import save_tiny
@@ -137,50 +136,18 @@ def test_a_revoked_key_ends_at_once_and_wrong_keys_are_told_apart_from_missing_s
 def test_six_wrong_keys_in_a_minute_are_too_many(tmp_path):
     store = Store.open(tmp_path / "home")
     right = store.new_key("a", "ann", {"files"})[1]
-    later = store.new_key("b", "ann", {"files"})[1]
     with api(tmp_path / "home", store=store) as server:
         assert server.ask("/v1/files", right)[0] == 200
         for _ in range(5):
             assert server.ask("/v1/files", "lk-wrong")[0] == 401
         status, headers, body = server.get("/v1/files", headers={"Authorization": "Bearer lk-wrong"})
-        assert status == 429 and json.loads(body)["error"]["code"] == "too_many_wrong_keys"
+        assert status == 429 and json.loads(body)["error"]["type"] == "rate_limit_error"
         assert 1 <= int(headers["Retry-After"]) <= 60 and headers["x-should-retry"] == "false"
-        # Nor is one that would be right looked at: a guesser learns nothing more in this minute.
-        assert server.ask("/v1/files", later)[0] == 429
-        assert server.ask("/v1/files", right)[0] == 200, "who was right before goes on working"
+        # Others behind the same address are not locked out: keys have 256 random bits.
+        assert server.ask("/v1/files", right)[0] == 200
         with pytest.raises(openai.RateLimitError):
             server.client("lk-wrong", max_retries=2).files.list()
         assert len([line for line in store.audit_lines() if line["action"] == "wrong key"]) == 5
-
-
-def test_wrong_keys_are_forgotten_after_a_minute_and_addresses_are_apart():
-    now = [0.0]
-    wrong = WrongKeys(allowed=2, window=60, clock=lambda: now[0])
-    for _ in range(2):
-        wrong.wrong("a", "k")
-    assert wrong.wait("a", "k") == 60 and wrong.wait("b", "k") == 0
-    now[0] = 59.5
-    assert wrong.wait("a", "k") == 1
-    now[0] = 60.0
-    assert wrong.wait("a", "k") == 0
-    wrong.right("a", "good")
-    wrong.wrong("a", "k")
-    wrong.wrong("a", "k")
-    assert wrong.wait("a", "good") == 0 and wrong.wait("b", "good") == 0 and wrong.wait("a", "k") > 0
-    wrong.wrong("a", "good")  # it was revoked
-    assert wrong.wait("a", "good") > 0
-
-
-def test_a_bucket_gives_a_burst_and_then_so_many_a_minute():
-    now = [0.0]
-    buckets = Buckets(clock=lambda: now[0])
-    assert [buckets.take("a", 3) for _ in range(4)] == [0, 0, 0, 20]
-    now[0] = 19.0
-    assert buckets.take("a", 3) == 1 and buckets.take("b", 3) == 0
-    now[0] = 20.0
-    assert buckets.take("a", 3) == 0 and buckets.take("a", 3) == 20
-    now[0] = 10_000.0
-    assert [buckets.take("a", 3) for _ in range(4)] == [0, 0, 0, 20], "it does not fill beyond the burst"
 
 
 def test_requests_over_the_keys_limit_wait(server):
@@ -189,7 +156,7 @@ def test_requests_over_the_keys_limit_wait(server):
         client.files.list()
     with pytest.raises(openai.RateLimitError) as slow:
         client.files.list()
-    assert slow.value.code == "rate_limit_exceeded" and 1 <= int(slow.value.response.headers["retry-after"]) <= 20
+    assert 1 <= int(slow.value.response.headers["retry-after"]) <= 60
 
 
 @pytest.mark.parametrize(

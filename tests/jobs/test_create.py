@@ -238,9 +238,14 @@ def test_a_tuned_model_is_tuned_on(store: Store, tmp_path: Path) -> None:
     )
     found = recipe(store, model=name)
     assert found["model"]["name_or_path"] == EMBEDDED and found["method"]["init_from"] == str(adapter)
-    (adapter / "adapter_config.json").unlink()
+    (adapter / "adapter_config.json").rename(adapter / "config.json")
     assert recipe(store, model=name)["model"]["name_or_path"] == str(adapter)
-    adapter.rmdir()
+    # A run folder, as the worker keeps it.
+    store.put_model(
+        ModelRecord(name=name, owner="ann", created=1, kind="tuned", base=EMBEDDED, path=str(tmp_path), job_id=None)
+    )
+    assert recipe(store, model=name)["model"]["name_or_path"] == str(adapter)
+    (adapter / "config.json").unlink()
     assert "gone from the disk" in problems(store, model=name)["model"]
     with pytest.raises(Invalid, match="no model"):
         job_from_body({"model": name, "training_file": add_file(store, "bob")}, store, SETTINGS, "bob")
