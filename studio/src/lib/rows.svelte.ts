@@ -43,11 +43,20 @@ export class Rows<T> {
     for (const page of pagesOf(window, this.size)) if (!this.pages.has(page) && !this.asked.has(page)) void this.load(page);
   }
 
-  /** Change a row in place, after the server took an edit. */
-  patch(index: number, row: T): void {
-    const page = this.pages.get(Math.floor(index / this.size));
-    if (page) page[index % this.size] = row;
-    this.version += 1;
+  /** Replace the loaded rows that `pick` names; true if any was there. */
+  replace(pick: (row: T) => T | undefined): boolean {
+    let found = false;
+    for (const page of this.pages.values()) {
+      page.forEach((row, index) => {
+        const next = pick(row);
+        if (next !== undefined) {
+          page[index] = next;
+          found = true;
+        }
+      });
+    }
+    if (found) this.version += 1;
+    return found;
   }
 
   private async load(page: number, clear = false): Promise<void> {

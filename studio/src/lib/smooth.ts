@@ -37,17 +37,3 @@ export function thin(length: number, most: number): number[] {
   if (length <= most) return Array.from({ length }, (_, index) => index);
   return Array.from({ length: most }, (_, index) => Math.round((index * (length - 1)) / (most - 1)));
 }
-
-/** The points of a line in a box of `width` x `height` units, for an SVG polyline; non-finite values are left out. */
-export function polyline(values: readonly Maybe[], width: number, height: number): string {
-  const finite = values.filter((value): value is number => value !== null && Number.isFinite(value));
-  if (finite.length < 2) return "";
-  const low = Math.min(...finite);
-  const span = Math.max(...finite) - low || 1;
-  const points: string[] = [];
-  values.forEach((value, index) => {
-    if (value === null || !Number.isFinite(value)) return;
-    points.push(`${((index / (values.length - 1)) * width).toFixed(1)},${(height - ((value - low) / span) * height).toFixed(1)}`);
-  });
-  return points.join(" ");
-}
