@@ -27,6 +27,13 @@ export function diff(before: string, after: string): Piece[] {
   return pieces;
 }
 
+/** The share of letters that both texts have in common, of the longer one: below about a quarter, marks are noise. */
+export function alike(pieces: readonly Piece[]): number {
+  const size = (kinds: Piece["kind"][]): number => pieces.filter((piece) => kinds.includes(piece.kind)).reduce((sum, piece) => sum + piece.text.trim().length, 0);
+  const longer = Math.max(size(["same", "del"]), size(["same", "ins"]));
+  return longer === 0 ? 1 : size(["same"]) / longer;
+}
+
 function middle(pieces: Piece[], a: string[], b: string[]): void {
   if (a.length * b.length > MOST_CELLS || a.length === 0 || b.length === 0) {
     push(pieces, "del", a.join(""));

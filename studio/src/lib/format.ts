@@ -73,7 +73,7 @@ export function pValue(value: Maybe): string {
 /** A point in time (seconds since 1970, or ISO text) in the reader's zone; `ago` puts it relative to `now` (ms). */
 export function when(value: string | Maybe): string {
   const date = toDate(value);
-  return date ? date.toLocaleString(undefined, { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" }) : NONE;
+  return date ? date.toLocaleString(undefined, { year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", hourCycle: "h23" }) : NONE;
 }
 
 export function ago(value: string | Maybe, now = Date.now()): string {

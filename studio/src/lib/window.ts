@@ -1,4 +1,6 @@
 // Which rows of a long list are drawn: those in sight and a few beside.
+/** Rows drawn at once at most. */
+const MOST = 400;
 export type Window = { first: number; last: number };
 
 /**
@@ -7,7 +9,8 @@ export type Window = { first: number; last: number };
  */
 export function windowOf(top: number, height: number, row: number, total: number, spare = 8): Window {
   const first = Math.max(0, Math.min(total, Math.floor(top / row)) - spare);
-  const last = Math.min(total, Math.ceil((top + height) / row) + spare);
+  // A frame that lost its bounds must not draw the whole list.
+  const last = Math.min(total, Math.ceil((top + height) / row) + spare, first + MOST);
   return { first, last: Math.max(first, last) };
 }
 
