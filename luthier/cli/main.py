@@ -33,6 +33,7 @@ from luthier.cli import (
     schema,
     serve,
     spectrum,
+    studio,
     sweep,
 )
 from luthier.cli.output import print_error, wants_json
@@ -84,6 +85,7 @@ app.command("chat", rich_help_panel=STAGES)(chat.chat)
 app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
+app.command("studio", rich_help_panel=LOOK)(studio.studio)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command("schema", rich_help_panel=LOOK)(schema.schema)
 

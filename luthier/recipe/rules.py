@@ -37,7 +37,7 @@ from luthier.recipe.row_rules import (
     validation_rules,
 )
 from luthier.recipe.rule_checks import compiling, existing_file, rows_file, unused_keys
-from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
+from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules, step_rules
 from luthier.recipe.unused import (
     unused_in_method,
     unused_in_objective,
@@ -160,14 +160,10 @@ def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
     train = parts.train
     if train is None:
         return
-    if train.tokens_per_step != "auto":
-        for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(train, key) != "auto":
-                message = f"`train.tokens_per_step` and `train.{key}` exclude each other"
-                hint = "keep tokens_per_step, or the two batch keys"
-                yield locate(f"train.{key}", on="key").problem("C110", message, hint=hint)
+    yield from step_rules(train, locate)
     unused = unused_in_train(train, validates=True)
-    unused.pop("tokens_per_step", None)
+    for key in ("tokens_per_step", "rows_per_step"):
+        unused.pop(key, None)
     yield from unused_keys(train, "train", unused, locate)
     yield from setting_rules(train, locate)
     yield from rate_rules(train, parts.method, parts.model, locate)
