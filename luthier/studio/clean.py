@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.report.read import printable
 
-__all__ = ["clean", "dumps", "finite", "read_json"]
+__all__ = ["clean", "dumps", "finite", "read_json", "without"]
 
 
 def clean(value: Any) -> Any:
@@ -22,6 +22,17 @@ def clean(value: Any) -> Any:
         return {printable(str(key)): clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
+    return value
+
+
+def without(value: Any, place: str) -> Any:
+    """A JSON value whose texts name paths below `place` relative to it: what a page shows is no map of the machine."""
+    if isinstance(value, str):
+        return value.replace(f"{place}/", "")
+    if isinstance(value, Mapping):
+        return {without(key, place): without(item, place) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without(item, place) for item in value]
     return value
 
 

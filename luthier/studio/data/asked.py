@@ -11,6 +11,7 @@ from typing import Any, Literal
 from luthier.recipe.objective_kind import OBJECTIVES
 from luthier.runtime.errors import Problem, RecipeError
 from luthier.runtime.hashing import hash_json
+from luthier.studio.clean import read_json
 from luthier.studio.names import path_below
 
 __all__ = ["VERSION", "AskedRows", "file_rows", "run_rows"]
@@ -29,11 +30,14 @@ class AskedRows:
     """The run folder, or the file; absolute."""
     shown: str
     """As the user names it."""
+    root: str
+    """Where relative paths start: the folder the run was started in, or the studio's."""
     stamp: str
     """Changes when the rows may have changed."""
     tokenizer: str | None = None
     max_length: int | None = None
-    objective: str = "sft"
+    objective: str | None = None
+    """None: what the rows look like."""
     format: str = "auto"
     map: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,14 +57,14 @@ class AskedRows:
             return f"luthier data show {shlex.quote(self.shown + '/recipe.yaml')}"
         words = ["luthier", "data", "stats", self.shown]
         words += ["--tokenizer", self.tokenizer] if self.tokenizer else []
-        words += ["--objective", self.objective] if self.objective != "sft" else []
+        words += ["--objective", self.objective] if self.objective else []
         words += ["--format", self.format] if self.format != "auto" else []
         for name, column in self.map.items():
             words += ["--map", f"{name}={column}"]
         return shlex.join(words)
 
 
-def run_rows(folder: Path, shown: str) -> AskedRows:
+def run_rows(folder: Path, shown: str, *, root: Path) -> AskedRows:
     """The rows of a run; the data stage's record says when they were made."""
     stamps = []
     for name in ("manifest.json", "stages/data.json"):
@@ -70,7 +74,8 @@ def run_rows(folder: Path, shown: str) -> AskedRows:
             continue
         # The manifest is written again by every later stage; the rows are those of the data stage.
         stamps.append(f"{status.st_mtime_ns}" if name.startswith("stages") else "m")
-    return AskedRows(kind="run", path=str(folder.resolve()), shown=shown, stamp=" ".join(stamps))
+    where = str(read_json(folder / "manifest.json").get("working_directory") or root)
+    return AskedRows(kind="run", path=str(folder.resolve()), shown=shown, root=where, stamp=" ".join(stamps))
 
 
 def file_rows(root: Path, query: Mapping[str, str]) -> AskedRows:
@@ -82,9 +87,9 @@ def file_rows(root: Path, query: Mapping[str, str]) -> AskedRows:
     text = query.get("path", "")
     path = path_below(root, text)
     problems: list[Problem] = []
-    objective = query.get("objective") or "sft"
+    objective = query.get("objective") or None
     known = [name for names in OBJECTIVES.values() for name in names]
-    if objective not in known:
+    if objective is not None and objective not in known:
         problems.append(_wrong("objective", f"one of {', '.join(known)}", objective))
     length = query.get("max_length") or ""
     if length and not (length.isdigit() and 0 < int(length) < _LONGEST):
@@ -99,7 +104,8 @@ def file_rows(root: Path, query: Mapping[str, str]) -> AskedRows:
         raise RecipeError(problems=problems)
     status = path.stat()
     return AskedRows(
-        kind="file", path=str(path.resolve()), shown=text, stamp=f"{status.st_mtime_ns}.{status.st_size}",
+        kind="file", path=str(path.resolve()), shown=text, root=str(root.resolve()),
+        stamp=f"{status.st_mtime_ns}.{status.st_size}",
         tokenizer=query.get("tokenizer") or None, max_length=int(length) if length else None, objective=objective,
         format=query.get("format") or "auto", map=columns,
     )  # fmt: skip

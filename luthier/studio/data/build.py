@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.runtime.atomic import atomic_folder
 from luthier.runtime.errors import LuthierError
-from luthier.studio.clean import clean, read_json
+from luthier.studio.clean import clean, read_json, without
 from luthier.studio.data.asked import AskedRows
 from luthier.studio.data.stored import ViewWriter
 from luthier.studio.data.summary import manifest_summary
@@ -54,9 +54,9 @@ def build_view(asked: AskedRows, folder: Path, *, more_chips: bool = False) -> N
         writer = ViewWriter(temporary)
         _write_rows(writer, explored, asked)
         about = {
-            "asked": asked.to_json(), "summary": clean(summary), "model": model,
-            "chips": [{"key": f"c{n}", "label": chip.label, "group": chip.group, "command": chip.command,
-                       "rows": int(sum(chip.mask))} for n, chip in enumerate(chips)],
+            "asked": asked.to_json(), "summary": without(clean(summary), asked.root), "model": model,
+            "chips": [{"key": f"c{n}", "label": without(chip.label, asked.root), "group": chip.group,
+                       "command": chip.command, "rows": int(sum(chip.mask))} for n, chip in enumerate(chips)],
         }  # fmt: skip
         writer.close(about, packs=_packs(explored), chips={f"c{n}": chip.mask for n, chip in enumerate(chips)})
 
@@ -102,11 +102,13 @@ def _file(asked: AskedRows) -> tuple[Explored, dict[str, Any], dict[str, Any]]:
     from luthier.recipe.objective_kind import row_kind
     from luthier.recipe.schema import ModelSection
 
-    kind = row_kind(asked.objective)
-    explored = explore_files(
-        [asked.path], format=asked.format, map=dict(asked.map), kind=kind, tokenizer=asked.tokenizer
-    )
     looked = sniff(asked.path)
+    kind = row_kind(asked.objective) if asked.objective else looked.kind
+    rows_format, columns = asked.format, dict(asked.map)
+    guessed = asked.format == "auto" and not columns and looked.suggested and looked.format is not None
+    if guessed:
+        rows_format, columns = str(looked.format), dict(looked.map)
+    explored = explore_files([asked.path], format=rows_format, map=columns, kind=kind, tokenizer=asked.tokenizer)
     tokens = [item.tokens for item in explored.items if item.tokens is not None]
     if explored.tokenizer is not None:
         lengths, unit = [len(row) for row in tokens], "tokens"
@@ -124,8 +126,9 @@ def _file(asked: AskedRows) -> tuple[Explored, dict[str, Any], dict[str, Any]]:
         "validation_rows": 0, "tokens": total if known else None, "trained_tokens": trained if known else None,
         "trained_fraction": trained / total if known and total else None, "max_length": asked.max_length,
         "sources": [{
-            "path": asked.shown, "format": result.format, "verdict": result.verdict, "rows": result.rows,
-            "map": dict(asked.map) or dict(looked.map), "notes": list(result.notes),
+            "path": asked.shown, "format": result.format, "rows": result.rows,
+            "verdict": looked.verdict if guessed else result.verdict,
+            "map": columns or dict(looked.map), "notes": list(result.notes),
         }],
         "lengths": {"unit": unit, **length_summary(lengths)}, "truncated": over, "loses_answer": None,
         "over_max_length": over, "dropped": dict(dropped), "packs": None, "pack_capacity": None,

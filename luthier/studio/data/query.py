@@ -100,7 +100,8 @@ class View:
         asked = self.stored.about["asked"]
         if asked["kind"] == "file" and file == asked["path"]:
             return str(asked["shown"])
-        return file.rpartition("/")[2] if file.startswith("/") else file
+        below = file.removeprefix(f"{asked['root']}/")
+        return below.rpartition("/")[2] if below.startswith("/") else below
 
     def _source(self, number: int) -> str:
         return printable(self._file(str(self.stored.about["sources"][number])))

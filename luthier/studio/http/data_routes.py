@@ -40,7 +40,7 @@ class DataRoutes:
             folder = self.studio.folder(request.path_params["run"])
             runs = self.studio.settings.runs
             name = folder.relative_to(runs).as_posix() if folder != runs else ""
-            return run_rows(folder, (Path(runs.name) / name).as_posix())
+            return run_rows(folder, (Path(runs.name) / name).as_posix(), root=self.studio.settings.root)
         query = {name: word(request.query_params, name) for name in
                  ("path", "tokenizer", "max_length", "objective", "format", "map")}  # fmt: skip
         return file_rows(self.studio.settings.root, query)

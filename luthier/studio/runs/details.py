@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.report.read import printable
+from luthier.runtime.scrub import scrub
 from luthier.studio.clean import clean, finite, read_json
 from luthier.studio.data.summary import run_summary
 from luthier.studio.runs.line import recipe_of
@@ -32,7 +33,8 @@ def details(folder: Path, line: Mapping[str, Any], *, runs: Path) -> dict[str, A
     names = ("peak_bytes", "seconds_per_step", "tokens_per_second", "seconds_to_first_step", "mfu")
     return {
         "run": line, "folder": str(shown), "command": printable(command),
-        "started_with": clean(manifest.get("command") or []), "stages": stages_of(folder, line),
+        "started_with": [scrub(str(word)) for word in clean(manifest.get("command") or [])],
+        "stages": stages_of(folder, line),
         "recipe": _text(folder / "recipe.yaml") or "", "resolved_text": resolved,
         "resolved": resolved_values(resolved) if resolved else [],
         "plan": plan_record(read_json(folder / "plan.json")),
