@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { ago, bytes, count, duration, number, percent, plain, pValue, signed, when } from "../src/lib/format";
+import { ago, bytes, count, duration, number, percent, plain, pValue, signed, tail, when } from "../src/lib/format";
 
 describe("numbers", () => {
   it("keeps significant digits and drops zeros", () => {
@@ -45,6 +45,9 @@ describe("units", () => {
     expect(ago("2026-11-24T12:00:00Z", now)).toBe("2 d ago");
     expect(ago("not a time", now)).toBe("—");
     expect(when(null)).toBe("—");
+  });
+  it("shortens paths, not names of a hub", () => {
+    expect(["org/model", "smol", "/home/me/model", "runs/a/train.jsonl", "./m", ""].map(tail)).toEqual(["org/model", "smol", "model", "train.jsonl", "m", ""]);
   });
   it("shows values of settings as they are written", () => {
     expect(plain("<b>")).toBe("<b>");

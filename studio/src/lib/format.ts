@@ -104,3 +104,9 @@ export function plain(value: unknown): string {
   if (typeof value === "string") return value;
   return JSON.stringify(value);
 }
+
+/** A model or file as lists show it: names of a hub (owner/model) whole, longer paths by their end. */
+export function tail(path: string): string {
+  const parts = path.split("/").filter(Boolean);
+  return path.startsWith("/") || path.startsWith(".") || parts.length > 2 ? parts.at(-1) ?? path : path;
+}

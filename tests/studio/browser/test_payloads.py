@@ -78,7 +78,7 @@ def test_prompts_references_and_answers_of_evaluations(page: Any) -> None:
 
 def test_what_is_typed_into_recipe_search_and_playground(page: Any) -> None:
     page.goto("/studio/new")
-    editor = page.get_by_role("combobox", name="Recipe (YAML)")
+    editor = page.get_by_role("textbox", name="Recipe (YAML)")
     for payload in PAYLOADS:
         editor.fill(f"name: {payload}\n{payload}: 1\n")
         page.wait_for_timeout(150)

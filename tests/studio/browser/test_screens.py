@@ -111,7 +111,7 @@ def test_a_file_before_any_run(page: Any) -> None:
 
 def test_form_and_text_follow_each_other_and_problems_have_lines(page: Any) -> None:
     page.goto("/studio/new?from=first")
-    editor = page.get_by_role("combobox", name="Recipe (YAML)")
+    editor = page.get_by_role("textbox", name="Recipe (YAML)")
     expect(editor).to_have_value(re.compile("max_steps"), timeout=60_000)
     form = page.get_by_role("region", name="Short form")
     expect(form.get_by_label("Learning rate")).to_have_value("0.001", timeout=60_000)
@@ -131,8 +131,9 @@ def test_form_and_text_follow_each_other_and_problems_have_lines(page: Any) -> N
 
 def test_the_editor_offers_keys_of_the_schema(page: Any) -> None:
     page.goto("/studio/new")
-    editor = page.get_by_role("combobox", name="Recipe (YAML)")
+    editor = page.get_by_role("textbox", name="Recipe (YAML)")
     editor.fill("train:\n  learning_r")
+    expect(page.locator(".help")).to_contain_text("The loop")  # the schema is there
     editor.press("End")
     editor.press("Control+Space")
     expect(page.get_by_role("option", name="learning_rate")).to_be_visible(timeout=30_000)
