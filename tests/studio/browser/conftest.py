@@ -20,7 +20,7 @@ import pytest
 
 from luthier.pipeline.run import run_recipe
 from luthier.recipe.load import recipe_from_dict
-from tests.studio.browser.payloads import CANARY, PAYLOADS
+from tests.studio.browser.payloads import PAYLOADS
 from tests.support.tiny import conversations, save_tiny
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -116,7 +116,9 @@ def _start(world: World) -> None:
     command = [sys.executable, "-m", "luthier", "studio", "runs", "--port", "0", "--home", "home"]
     package = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": package, "PYTHONUNBUFFERED": "1"}
-    world.process = subprocess.Popen(command, cwd=world.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)  # fmt: skip
+    world.process = subprocess.Popen(
+        command, cwd=world.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )  # fmt: skip
     lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
@@ -147,6 +149,7 @@ def browser() -> Iterator[Any]:
     sync = pytest.importorskip("playwright.sync_api")
     if not Path(CHROMIUM).exists():
         pytest.skip("no Chromium on this machine")
+    sync.expect.set_options(timeout=60_000)  # a machine shared by many is slow, not wrong
     with sync.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM)
         yield started
@@ -173,10 +176,15 @@ class Watch:
 
     def __init__(self, page: Any, base_url: str) -> None:
         self.wrong: list[str] = []
+        self.base_url = base_url
         page.on("dialog", lambda dialog: (self.wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("pageerror", lambda error: self.wrong.append(f"script error: {error}"))
         page.on("console", self._console)
-        page.on("request", lambda request: request.url.startswith((f"{base_url}/", "blob:")) or self.wrong.append(f"request to {request.url}"))  # fmt: skip
+        page.on("request", self._request)
+
+    def _request(self, request: Any) -> None:
+        if not request.url.startswith((f"{self.base_url}/", "blob:")):
+            self.wrong.append(f"request to {request.url}")
 
     def _console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -206,6 +214,3 @@ def phone(world: World, browser: Any, session: dict) -> Iterator[Any]:
     yield from _page(
         world, browser, session, viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark"
     )
-
-
-__all__ = ["CANARY", "World"]

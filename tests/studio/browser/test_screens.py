@@ -11,6 +11,11 @@ from playwright.sync_api import expect
 
 from tests.studio.browser.conftest import World
 
+SCREENS = (
+    "", "new", "data", "compare", "play", "runs/first", "runs/first/data?row=1&view=tokens", "runs/first/evals",
+    "compare?runs=first,second",
+)  # fmt: skip
+
 
 def test_runs_are_found_sorted_pinned_tagged_and_picked(page: Any, world: World) -> None:
     page.goto("/studio/")
@@ -173,20 +178,7 @@ def test_playground_streams_the_same_prompt_to_two_models(page: Any) -> None:
     expect(page.locator(".prompt").first).to_contain_text("<|im_start|>user", timeout=60_000)
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "",
-        "new",
-        "data",
-        "compare",
-        "play",
-        "runs/first",
-        "runs/first/data?row=1&view=tokens",
-        "runs/first/evals",
-        "compare?runs=first,second",
-    ],
-)
+@pytest.mark.parametrize("address", SCREENS)
 def test_a_phone_shows_every_screen_without_scrolling_sideways(phone: Any, address: str) -> None:
     phone.goto(f"/studio/{address}")
     expect(phone.get_by_role("heading", level=1)).to_be_visible(timeout=60_000)
