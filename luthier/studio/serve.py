@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.api.settings import ServiceSettings
-from luthier.api.throttle import WrongKeys
 from luthier.jobs.store import Store
+from luthier.jobs.throttle import WrongKeys
 from luthier.runtime.errors import RecipeError
 from luthier.serve.http.errors import ApiError
 from luthier.serve.server import run_server
