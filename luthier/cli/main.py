@@ -35,6 +35,7 @@ from luthier.cli import (
     schema,
     serve,
     spectrum,
+    studio,
     sweep,
 )
 from luthier.cli.output import print_error, wants_json
@@ -88,6 +89,7 @@ app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(api.app, name="api", rich_help_panel=SERVICE)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=LOOK)
+app.command("studio", rich_help_panel=LOOK)(studio.studio)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command("schema", rich_help_panel=LOOK)(schema.schema)
 
