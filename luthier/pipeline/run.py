@@ -40,7 +40,7 @@ from luthier.runtime.errors import EnvironmentProblem, LuthierError
 __all__ = ["RunResult", "run_recipe"]
 
 BEFORE_SCORES = ("data", "baseline", "train")
-SHOW_MANIFEST = ("merge", "push", "report")
+SHOW_MANIFEST = ("evaluate", "merge", "gguf", "push", "report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ def run_recipe(
         try:
             for stage in _wanted(recipe, only):
                 if stage.name in SHOW_MANIFEST:
-                    _write_manifest(session, command)  # card and page show it
+                    _write_manifest(session, command)  # card and page show it; what training froze is compared with
                 record, fresh = _run_stage(stage, session)
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]
@@ -157,7 +157,7 @@ def _run_stage(stage: Stage, session: Session) -> tuple[StageRecord, bool]:
 def _write_manifest(session: Session, command: Sequence[str]) -> None:
     """Everything needed to repeat the run (contract 10)."""
     known = {name: session.__dict__.get(name) for name in ("identity", "source_hashes")}
-    data = session.run.stage("data")
+    data, train = session.run.stage("data"), session.run.stage("train")
     write_json(
         session.run.path / "manifest.json",
         {
@@ -172,5 +172,6 @@ def _write_manifest(session: Session, command: Sequence[str]) -> None:
             "base": known["identity"],
             "sources": known["source_hashes"],
             "data": data.result.get("hash") if data else None,
+            "prompts": train.result.get("prompts") if train else None,
         },
     )
