@@ -27,6 +27,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.stages import flatten
 from luthier.runtime.errors import DataError, RecipeError
+from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
 from luthier.train.measure import Clock
@@ -133,6 +134,7 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
     try:
         trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(loop.identity))
         result = loop.run_to_end()
+        mark("write the result", watched=False)
         weights_from = loop.choose_weights()
         write_held_out(trainer, rows, run)
         masters = trainer.weights.masters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -160,7 +161,10 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     model.train()
-    wrapper = engine.distribute(lambda module: accelerator.prepare_model(module, device_placement=False))
+    with warnings.catch_warnings():
+        # torch 2.13 names a successor of `broadcast_buffers` that does something else.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        wrapper = engine.distribute(lambda module: accelerator.prepare_model(module, device_placement=False))
     weights = Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")

@@ -160,13 +160,6 @@ def test_runs_are_found_and_described(world):
         describe_run(folder / "model")
 
 
-def test_a_launcher_with_several_processes_is_refused_before_the_folder_is_made(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EnvironmentProblem, match="2 processes"):
-        run_recipe(_recipe(world[0], output_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_interrupted_training_of_another_kind_is_refused_before_anything_changes(world, tmp_path):
     folder, _ = world
     shutil.copytree(folder / "run", tmp_path / "run")

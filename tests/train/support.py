@@ -54,6 +54,12 @@ def data(rows: list[Example] | None = None, *, packed: bool = False, validation:
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 8.0}
 FULL = {"name": "full"}
+SPECTRUM = {"name": "spectrum"}
+UNFROZEN = (
+    "^lm_head.weight$", "^model.embed_tokens.weight$", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj",
+    "model.layers.1.self_attn.v_proj", "model.layers.1.self_attn.q_proj",
+)  # fmt: skip
+"""As a scan might choose: some matrices of a stack and not others."""
 
 
 def resolved(
@@ -79,7 +85,8 @@ def resolved(
 def tuned(recipe: Resolved, *, model: Any = None) -> Any:
     """The tiny model (or `model`) prepared by the method of the recipe."""
     base = tiny_model() if model is None else model
-    return apply_method(base, recipe.recipe.method, seed=recipe.recipe.train.seed)
+    unfrozen = UNFROZEN if recipe.recipe.method.name == "spectrum" else ()
+    return apply_method(base, recipe.recipe.method, seed=recipe.recipe.train.seed, unfrozen=unfrozen)
 
 
 @dataclass

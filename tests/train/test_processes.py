@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,15 +18,24 @@ from safetensors.torch import load_file
 
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors
-from tests.train.worker import CASES
+from tests.train.worker import CASES, RESUMED
 
 ROOT = Path(__file__).parents[2]
 
 
+def half(source: Path, target: Path) -> None:
+    """A run that was interrupted after its checkpoint of step 3."""
+    shutil.copytree(source, target)
+    shutil.rmtree(target / "checkpoints/step-6")
+    shutil.rmtree(target / "final")
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
+def two(one, tmp_path_factory) -> Path:
     """Folder of the two-process runs."""
     folder = tmp_path_factory.mktemp("two")
+    for name in RESUMED:
+        half(one[name.removeprefix("resumed_")].folder.path, folder / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -61,11 +71,14 @@ def test_there_really_are_two_processes_under_ddp(two):
 
 @pytest.mark.parametrize(
     "name",
-    ["full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto"],
-)
+    [
+        "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
+        "thirteen_full", "thirteen_lora", "thirteen_spectrum", *RESUMED,
+    ],
+)  # fmt: skip
 def test_two_processes_take_the_trajectory_of_one(two, one, name):
     """B04, B05. Mean of per-process means would give d of about 1e-2."""
-    single = one[name]
+    single = one[name.removeprefix("resumed_")]
     parameters = {key: p for key, p in single.model.named_parameters() if p.requires_grad}
     reference = torch.cat([parameters[key].detach().double().flatten() for key in sorted(parameters)])
     assert single.moved >= 1e-3
@@ -83,7 +96,23 @@ def test_two_processes_take_the_trajectory_of_one(two, one, name):
             assert mine.get(key) == theirs.get(key), "no row is dropped or repeated"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_of_one_process_goes_on_with_two(two, name):
+    assert json.loads((two / f"{name}-0.json").read_text())["resumed_from"] == 3
+    events = [line["event"] for line in RunFolder(two / name).read_lines("events.jsonl")]
+    assert "resumed_on_other_processes" in events
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_of_two_processes_goes_on_with_one(two, one, tmp_path, name):
+    whole = name.removeprefix("resumed_")
+    half(two / whole, tmp_path / "run")
+    run = RESUMED[name](tmp_path / "run", 1)
+    assert run.result.resumed_from == 3
+    assert float((run.weights - one[whole].weights).abs().max()) <= 5e-5
+
+
+@pytest.mark.parametrize("name", [*CASES, *RESUMED])
 def test_both_processes_hold_the_same_weights_bit_for_bit(two, name):
     assert torch.equal(weights(two, name, 0), weights(two, name, 1))
 

@@ -22,7 +22,7 @@ from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
-from tests.train.support import FULL, LORA, Data, Run, data, examples, resolved, train, tuned
+from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, data, examples, resolved, train, tuned
 
 EIGHT = {"shuffle": False, "eval_steps": 3, "max_steps": 6}
 
@@ -64,6 +64,28 @@ def uneven_tail(folder: Path, world_size: int) -> Run:
     """13 rows, 8 a step in micro-batches of 2: 5 in the last step, 3 and 2, one micro-batch half, one empty."""
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // world_size}
     return train(folder, data(unequal(13), validation=5), num_train_epochs=3, shuffle=False, **settings)
+
+
+def thirteen(folder: Path, world_size: int, method: dict[str, Any], **settings: Any) -> Run:
+    """13 rows in packs, 4 a step: nearly all trained tokens on one process, and a last step that is not whole."""
+    rows = unequal(13)
+    packed = Data(rows, examples(5, seed=99), pack([len(row) for row in rows], 128))
+    return train(
+        folder, packed, method=method, max_steps=6, save_steps=3, eval_steps=3, per_device_train_batch_size=1,
+        gradient_accumulation_steps=4 // world_size, learning_rate=3e-3, **settings,
+    )  # fmt: skip
+
+
+def thirteen_full(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL)
+
+
+def thirteen_lora(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, LORA)
+
+
+def thirteen_spectrum(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, SPECTRUM)
 
 
 def one_row_in_the_last_step(folder: Path, world_size: int) -> Run:
@@ -109,8 +131,15 @@ def kto(folder: Path, world_size: int) -> Run:
 
 CASES: dict[str, Callable[[Path, int], Run]] = {
     case.__name__: case
-    for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto)
+    for case in (
+        full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
+        thirteen_full, thirteen_lora, thirteen_spectrum,
+    )
+}  # fmt: skip
+RESUMED: dict[str, Callable[[Path, int], Run]] = {
+    f"resumed_{case.__name__}": case for case in (thirteen_full, thirteen_lora, thirteen_spectrum)
 }
+"""Whose folders hold the first half of a run of another number of processes."""
 
 
 def failures(folder: Path, world_size: int) -> dict[str, Any]:
@@ -163,7 +192,8 @@ def wrapper_of(prepared: Data, world_size: int) -> dict[str, Any]:
 
 
 def run_all(folder: Path, world_size: int, rank: int) -> None:
-    for name, case in CASES.items():
+    begun = {name: case for name, case in RESUMED.items() if (folder / name).exists()}
+    for name, case in {**CASES, **begun}.items():
         run = case(folder / name, world_size)
         torch.distributed.barrier() if world_size > 1 else None
         weights = {key: p.detach() for key, p in run.model.named_parameters() if p.requires_grad}
