@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.data_stage import data_depends
@@ -21,6 +22,7 @@ from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from luthier.model.adapters import Tuned
+    from luthier.runtime.device import Device
 
 __all__ = ["refuse_changed_resume", "train_depends", "train_model", "training_fingerprint", "tuned_model"]
 
@@ -105,6 +107,14 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
+def _loading_device(session: Session) -> Device:
+    """Where weights are loaded: in host memory if they are to be sharded, from where each layer goes to the device."""
+    sharded = session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
+    if not sharded or session.device.type == "cpu":
+        return session.device
+    return replace(session.device, type="cpu", index=0, reason="weights are sharded layer by layer")
+
+
 def _dealt_anyhow(intent: dict[str, Any]) -> dict[str, Any]:
     """Without how a step is dealt to processes, which may be other ones; `train/resume.py` compares whole steps."""
     dealing = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -121,7 +131,7 @@ def tuned_model(session: Session) -> Tuned:
     recipe = session.resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
@@ -169,6 +179,7 @@ def train_model(session: Session) -> dict[str, Any]:
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
+        device=session.device.torch_device,
         reference_cache=read_env().cache_dir / "reference",
     )
 
@@ -186,7 +197,9 @@ def _say_processes(session: Session) -> None:
     """How many processes there really are: an exit code of 0 does not say so."""
     env = read_env()
     if session.group.size > 1:
-        note(f"  {session.group.size} processes on {session.device.type}, each with its own part of every step")
+        strategy = session.resolved.recipe.distributed.strategy
+        how = {"ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)"}[strategy]
+        note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
     elif env.accelerate_strategy is not None:
         note(
             "  one process: `accelerate launch` starts no more than one on CPUs, whatever its config says; "

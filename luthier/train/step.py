@@ -128,12 +128,15 @@ def update(
         try:
             loss, sums = forward_backward(trainer, item, step=step, scale=scale, kl=kl)
         except torch.OutOfMemoryError:
+            if trainer.engine.passes_together:
+                raise  # the others are in the middle of this pass and cannot give it up
             too_large = item
             break
         losses.append(loss)
         counts.append(sums)
     mark("compare memory", step=step, exchange=True)
-    require_memory(trainer, too_large)
+    if not trainer.engine.passes_together:
+        require_memory(trainer, too_large)
     mark("average gradients", step=step, exchange=True)
     trainer.weights.average_over_processes(trainer.accelerator)
 
@@ -152,11 +155,14 @@ def update(
     sums_here = [math.fsum(here[place * passes : (place + 1) * passes]) for place in range(len(names))]
     mark("sum over processes", step=step, exchange=True)
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
-    loss_sum, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
-        math.fsum(loss_per_micro_batch) if finite else 0.0,
+    loss_sum, squares, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
+        math.fsum(loss_per_micro_batch) if finite else 0.0, grad_norm**2 if finite and trainer.weights.sharded else 0.0,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
         float(stop_requested()), float(not finite), *sums_here,
     ])  # fmt: skip
+
+    if trainer.weights.sharded:
+        grad_norm = math.sqrt(squares)  # each process has the norm of its shards
 
     # 6. Not finite anywhere: nothing was updated; stop, and say which rows.
     if not_finite:

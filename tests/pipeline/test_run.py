@@ -9,7 +9,7 @@ from luthier.pipeline.rerun import rerun
 from luthier.pipeline.run import run_recipe
 from luthier.recipe.load import recipe_from_dict
 from luthier.runs.overview import describe_run, find_runs
-from luthier.runtime.errors import EnvironmentProblem, LuthierError, RecipeError
+from luthier.runtime.errors import LuthierError, RecipeError
 from tests.support.tiny import conversations, save_tiny
 
 

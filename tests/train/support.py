@@ -63,7 +63,11 @@ UNFROZEN = (
 
 
 def resolved(
-    *, method: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **train: Any
+    *,
+    method: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    strategy: str = "ddp",
+    **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
     settings = {
@@ -77,6 +81,7 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
+        distributed={"strategy": strategy},
         output_dir="unused",
     )
     return Resolved(recipe=recipe, derived=())
@@ -120,7 +125,12 @@ class Run:
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()])
+    return torch.cat([whole(tensor.detach()).double().flatten() for tensor in tensors.values()])
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """The tensor, put together where it is in shards; called by all processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def distance(one: Run, other: Run) -> float:
