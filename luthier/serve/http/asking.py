@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from starlette.requests import Request as HttpRequest
 
@@ -65,6 +67,37 @@ class Service:
         return asked or min(left, self.settings.max_new_tokens)
 
 
+class _Mail:
+    """Pieces from the engine's thread to one event loop: the loop is woken once for all that came meanwhile."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._items: deque[tuple[asyncio.Queue[tuple[int, Piece]], tuple[int, Piece]]] = deque()
+        self._told = False
+
+    def put(self, queue: asyncio.Queue[tuple[int, Piece]], item: tuple[int, Piece]) -> None:
+        """Called in the engine's thread.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        if self._loop.is_closed():
+            raise RuntimeError("the event loop is closed")
+        self._items.append((queue, item))
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._told = False  # before the first is taken: what comes from now on wakes the loop again
+        while self._items:
+            queue, item = self._items.popleft()
+            queue.put_nowait(item)
+
+
+_mails: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mail] = WeakKeyDictionary()
+
+
 class Answers:
     """The answers to one HTTP request: submitted at once, read as they come, given up together."""
 
@@ -72,7 +105,8 @@ class Answers:
         self.service, self.served = service, served
         self.requests: list[Request] = []
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self._mail = _mails.get(loop) or _mails.setdefault(loop, _Mail(loop))
         self._started = time.monotonic()
         self._last: dict[int, float] = {}
         self._open = 0
@@ -87,7 +121,7 @@ class Answers:
         index = len(self.requests)
 
         def on_piece(piece: Piece) -> None:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
+            self._mail.put(self._queue, (index, piece))
 
         self.requests.append(
             Request(
