@@ -11,7 +11,8 @@ evaluate   512 prompts: transformers' `generate` batched by length; `luthier.gen
 batching   the same prompts through transformers' `generate_batch` (continuous batching, paged attention).
 engine     closed loop of N streams on the serving engine in this process, two requests a stream.
 http       the same over HTTP: `luthier serve` and `transformers serve --continuous-batching`, as processes of their
-           own, asked by four processes with the openai client, streaming. `--peers none` leaves the latter out.
+           own, asked by four processes with the openai client, streaming.
+exact      same ids as plain greedy decoding, and how often plain decoding agrees with itself at another batch size.
 
 One JSON line a measurement, into $OUT/serve.jsonl too. Everything is done once before it is timed.
 """
@@ -163,6 +164,8 @@ class Bench:
             "luthier, no graphs": lambda *asked: self.continuous(*asked, graphs=False),
         }
         for kind, new, stops in (("fixed", self.args.tokens, []), ("ends", 2 * self.args.tokens, ends)):
+            if kind not in self.args.kinds:
+                continue
             own: list[tuple[int, ...]] | None = None
             for name, way in ways.items():
                 if self.args.only and self.args.only not in name:
@@ -183,6 +186,27 @@ class Bench:
             out(
                 stage="syncs", model=self.args.model, kind=kind, steps=counts.steps, reads=counts.reads,
                 waits=counts.waits, tokens=counts.tokens, waits_per_token=round(counts.waits / counts.tokens, 4),
+            )  # fmt: skip
+
+    def exact(self) -> None:
+        """Same ids as plain greedy decoding: as it is, and between plain decoding's own batch sizes."""
+        prompts, new = self.prompts[:32], min(48, self.args.tokens)
+        plain = self.plain(prompts, new, [])
+        self.args.batch, batch = 8, self.args.batch
+        smaller = self.plain(prompts, new, [])
+        self.args.batch = batch
+        ways = {
+            "plain, batches of 8": smaller,
+            "pages": self.continuous(prompts, new, [], graphs=False),
+            "pages, graphs": self.continuous(prompts, new, [], graphs=True),
+            "batch after batch": self.ours(prompts, new, [], paged=False),
+        }
+        for name, answers in ways.items():
+            out(
+                stage="exact", model=self.args.model, dtype=self.args.dtype, way=name, prompts=len(prompts), new=new,
+                same=sum(a == b for a, b in zip(answers, plain, strict=True)) / len(plain),
+                first_16_same=sum(a[:16] == b[:16] for a, b in zip(answers, plain, strict=True)) / len(plain),
+                different_ids=len({token for answer in plain for token in answer}),
             )  # fmt: skip
 
     def batching(self) -> None:
@@ -323,7 +347,7 @@ class Bench:
         gc.collect()
         if self.cuda:
             self.torch.cuda.empty_cache()
-        for name in ["luthier", *[peer for peer in self.args.peers.split(",") if peer != "none"]]:
+        for name in self.args.servers.split(","):
             try:
                 self.served(name, folder)
             except Exception as error:  # noqa: BLE001 - a peer that does not start must not end the rest
@@ -333,8 +357,10 @@ class Bench:
         """One server."""
         port, most = free_port(), max(self.args.streams)
         dtype = self.args.dtype
-        if name == "luthier":
-            command = ["-m", "luthier", "serve", f"model={folder}", "--port", str(port), "--dtype", dtype,
+        if name.startswith("luthier"):
+            seconds = 0.0005 if name == "luthier-switch" else 0.005
+            code = f"import sys; sys.setswitchinterval({seconds}); from luthier.cli.main import main; main()"
+            command = ["-c", code, "serve", f"model={folder}", "--port", str(port), "--dtype", dtype,
                        "--max-batch-size", str(most), "--max-queue", "2048"]  # fmt: skip
             called = "model"
         else:
@@ -347,7 +373,7 @@ class Bench:
         try:
             wait_for(f"http://127.0.0.1:{port}/health", server)
             for streams in self.args.streams:
-                if name != "luthier" and name != "batching" and streams > 32:
+                if name == "transformers" and streams > 32:
                     continue  # one request after the other: known, and it would take minutes
                 self.clients(port, called, streams, warm=True)
                 started = time.monotonic()
@@ -467,9 +493,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tokenizer", default=str(Path(os.environ.get("SITE", ".")) / "tok"))
-    parser.add_argument("--peers", default="batching")
+    parser.add_argument("--servers", default="luthier,batching", help="luthier, transformers, batching (theirs)")
     parser.add_argument("--only", help="ways of `evaluate` whose names contain this")
     parser.add_argument("--label", default="")
+    parser.add_argument("--kinds", default="fixed,ends")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.client:

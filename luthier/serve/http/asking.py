@@ -67,15 +67,19 @@ class Service:
         return asked or min(left, self.settings.max_new_tokens)
 
 
+_Item = tuple[int, Piece, float]
+"""Number of the answer, its piece, and when the engine made it."""
+
+
 class _Mail:
     """Pieces from the engine's thread to one event loop: the loop is woken once for all that came meanwhile."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._items: deque[tuple[asyncio.Queue[tuple[int, Piece]], tuple[int, Piece]]] = deque()
+        self._items: deque[tuple[asyncio.Queue[_Item], _Item]] = deque()
         self._told = False
 
-    def put(self, queue: asyncio.Queue[tuple[int, Piece]], item: tuple[int, Piece]) -> None:
+    def put(self, queue: asyncio.Queue[_Item], item: _Item) -> None:
         """Called in the engine's thread.
 
         Raises:
@@ -104,7 +108,7 @@ class Answers:
     def __init__(self, service: Service, served: Served) -> None:
         self.service, self.served = service, served
         self.requests: list[Request] = []
-        self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self._mail = _mails.get(loop) or _mails.setdefault(loop, _Mail(loop))
         self._started = time.monotonic()
@@ -121,7 +125,7 @@ class Answers:
         index = len(self.requests)
 
         def on_piece(piece: Piece) -> None:
-            self._mail.put(self._queue, (index, piece))
+            self._mail.put(self._queue, (index, piece, time.monotonic()))
 
         self.requests.append(
             Request(
@@ -148,10 +152,26 @@ class Answers:
         self._open = len(self.requests)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """(answer, piece) until all answers are finished."""
+        """(answer, piece) until all answers are finished.
+
+        Pieces of one answer that came while others were being sent are one piece: under load an event has several
+        tokens, and sending them does not fall behind making them.
+        """
+        held: _Item | None = None
         while self._open:
-            index, piece = await self._queue.get()
-            self._count(index, piece)
+            index, piece, at = held or await self._queue.get()
+            self._count(index, piece, at)
+            held = None
+            while piece.finish is None and not self._queue.empty():
+                other, more, at = self._queue.get_nowait()
+                if other != index:
+                    held = other, more, at
+                    break
+                self._count(index, more, at)
+                piece = Piece(
+                    text=piece.text + more.text, ids=piece.ids + more.ids, infos=piece.infos + more.infos,
+                    finish=more.finish, problem=more.problem,
+                )  # fmt: skip
             if piece.finish is not None:
                 self._open -= 1
             yield index, piece
@@ -177,8 +197,8 @@ class Answers:
                 self.served.engine.cancel(request)
             self._open = 0
 
-    def _count(self, index: int, piece: Piece) -> None:
-        metrics, now = self.service.metrics, time.monotonic()
+    def _count(self, index: int, piece: Piece, now: float) -> None:
+        metrics = self.service.metrics
         self.made += len(piece.ids)
         if piece.ids:
             if index in self._last:
