@@ -22,6 +22,8 @@ __all__ = ["open_host", "resolve", "resolve_all"]
 
 # Prompt tokens between two steps: what a device reads in about the time that a stream may pause.
 PREFILL_TOKENS = {"cpu": 256, "cuda": 4_096}
+# Answers made at once: a GPU reads its weights once a step, for any number of rows.
+BATCH_SIZE = {"cpu": 32, "cuda": 256}
 
 
 def resolve(text: str, name: str | None = None) -> Target:
@@ -132,7 +134,7 @@ def open_host(targets: Sequence[Target], *, limits: EngineLimits, dtype: str | N
 
     Args:
         targets: From `resolve_all`.
-        limits: Of each engine; `prefill_tokens` 0: as many as suit the device.
+        limits: Of each engine; `prefill_tokens` and `max_batch_size` 0: as many as suit the device.
         dtype: Of the weights; None: bfloat16 where the device computes with it, else float32.
     """
     from luthier.runtime.device import pick_device, set_threads
@@ -142,6 +144,8 @@ def open_host(targets: Sequence[Target], *, limits: EngineLimits, dtype: str | N
     set_threads()
     if not limits.prefill_tokens:
         limits = replace(limits, prefill_tokens=PREFILL_TOKENS.get(device.type, PREFILL_TOKENS["cpu"]))
+    if not limits.max_batch_size:
+        limits = replace(limits, max_batch_size=BATCH_SIZE.get(device.type, BATCH_SIZE["cpu"]))
     host = Host(device=device, dtype=dtype or ("bfloat16" if device.native_bf16 else "float32"), limits=limits)
     try:
         for target in targets:
