@@ -42,9 +42,7 @@ from luthier.train.distributed.watch import beating
 
 __all__ = ["RunResult", "run_recipe"]
 
-BEFORE_SCORES = ("data", "baseline", "train")
 SHOW_MANIFEST = ("evaluate", "merge", "gguf", "push", "report")
-SHOW_MANIFEST = ("merge", "push", "report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +91,8 @@ def run_recipe(
         reused: list[str] = []
         try:
             for stage in _wanted(recipe, only):
-                if stage.name in SHOW_MANIFEST:
-                    _write_manifest(session, command)  # card and page show it; what training froze is compared with
-                record, fresh = _run_stage(stage, session)
                 if stage.name in SHOW_MANIFEST and session.group.is_main:
-                    _write_manifest(session, command)  # card and page show it
+                    _write_manifest(session, command)  # card and page show it; what training froze is compared with
                 record, fresh = run_stage(stage, session)
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]

@@ -151,18 +151,17 @@ def train_model(session: Session) -> dict[str, Any]:
     """Train, write `final/`, and write down what its prompts and stop tokens are from now on."""
     from luthier.report.card.write import keep_cards
 
-    group = session.group
+    if session.group.is_main:
+        keep_cards(session.run)
     if session.is_online:
         result = train_online(
-        keep_cards(session.run)
-        return train_online(
             session,
             fingerprint=training_fingerprint(session),
             keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
         )
     else:
         result = _train_on_rows(session)
-    return {**result, "prompts": _frozen_prompts(session)}
+    return {**result, "prompts": session.group.from_main("prompts", lambda: _frozen_prompts(session))}
 
 
 def _frozen_prompts(session: Session) -> dict[str, Any] | None:
@@ -187,8 +186,7 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
     from luthier.train.loop import fit
     from luthier.train.predicted import tell_next_plan
 
-    if group.is_main:
-        keep_cards(session.run)
+    group = session.group
     resolved = session.resolved
     _say_processes(session)
     tuned = tuned_model(session)
