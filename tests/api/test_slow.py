@@ -25,9 +25,11 @@ def service(tmp_path_factory):
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))  # noqa: PTH109
         jobs = {"workers": {"poll_seconds": 0.1}, "recipe": {"data": {"max_length": 256}, "train": {"save_steps": 4}}}
-        with api(folder / "home", store=store, models={HOSTED: EMBEDDED}, jobs=jobs) as server:
-            with Supervisor(folder / "home", worker_settings(server.settings, folder / "runs", None)):
-                yield server
+        with (
+            api(folder / "home", store=store, models={HOSTED: EMBEDDED}, jobs=jobs) as server,
+            Supervisor(folder / "home", worker_settings(server.settings, folder / "runs", None)),
+        ):
+            yield server
 
 
 @pytest.fixture(scope="module")
