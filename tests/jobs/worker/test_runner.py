@@ -252,6 +252,32 @@ def test_a_folder_that_somebody_else_works_in_is_waited_for(service):
         assert _run(service, runner, then=release).status == "cancelled"
 
 
+def test_a_kill_between_the_result_file_and_the_end_leaves_one_of_each(service, monkeypatch):
+    job, runner = service.job(steps=4), _runner(service)
+    real = service.store.move
+
+    class Killed(BaseException):
+        pass
+
+    def killed(id_, *, to, **fields):
+        if to == "succeeded":
+            raise Killed
+        return real(id_, to=to, **fields)
+
+    monkeypatch.setattr(service.store, "move", killed)
+    with pytest.raises(Killed):
+        _run(service, runner)
+    monkeypatch.undo()
+    assert service.store.job(job.id).status == "running"
+    service.store.release(job.id, "cpu-0")
+    done = _run(service, runner)
+    assert done.status == "succeeded"
+    files, _ = service.store.files("me", purpose="fine-tune-results")
+    assert [file.id for file in files] == list(done.result_files)
+    created = [message for message in service.messages(job) if message.startswith("New fine-tuned model")]
+    assert len(created) == 1
+
+
 def test_a_worker_that_lost_its_job_ends_its_run_and_touches_nothing(service):
     job, runner = service.job(steps=400), _runner(service, lease_seconds=0.4)
 
