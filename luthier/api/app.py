@@ -36,7 +36,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 def api_app(
     store: Store, host: Host, settings: ServiceSettings, *, routes: Sequence[BaseRoute] = (),
-    rules: Sequence[Rule] = (), sessions: Sessions | None = None,
+    rules: Sequence[Rule] = (), sessions: Sessions | None = None, catalog: Catalog | None = None,
 ) -> Starlette:  # fmt: skip
     """Build the application.
 
@@ -47,8 +47,9 @@ def api_app(
         routes: Further routes (the studio's); they stand first.
         rules: The scopes that those need; without a rule a route is the admin's.
         sessions: Callers of pages that sign in with a cookie.
+        catalog: Where models are looked up; None: in the settings and the store.
     """
-    loader, catalog = Loader(host, settings.server), Catalog(store, settings)
+    loader, catalog = Loader(host, settings.server), catalog or Catalog(store, settings)
     internal = InternalChat(catalog, loader)
     inner: dict[str, Handler] = {}
 

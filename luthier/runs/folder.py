@@ -88,6 +88,27 @@ class RunFolder:
         finally:
             os.close(handle)
 
+    # -- files
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file of the run; None if there is none.
+
+        Raises:
+            RunFailed: it is damaged.
+        """
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            value = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise RunFailed(
+                code="R722", message=f"{file} is damaged: {error}", hint="run the stage that writes it again"
+            ) from error
+        if not isinstance(value, dict):
+            raise RunFailed(code="R722", message=f"{file} holds {type(value).__name__}, not an object")
+        return value
+
     # -- stages
 
     def stage(self, name: str) -> StageRecord | None:
