@@ -84,6 +84,12 @@ def test_a_retry_finds_the_job_of_the_same_body(store: Store, file: str, clock: 
 
 def test_the_digest_of_a_body() -> None:
     assert body_digest({"a": 1, "b": {"c": 2, "d": 3}}) == body_digest({"b": {"d": 3, "c": 2}, "a": 1})
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    for wrong in (deep, 10**5_000):
+        with pytest.raises(Invalid, match="nested too deeply"):
+            body_digest({"luthier": wrong})
     assert body_digest({"a": 1}) != body_digest({"a": "1"}) != body_digest({"a": True})
 
 
