@@ -352,7 +352,7 @@ JSON = st.recursive(
 
 
 @given(changes=st.dictionaries(FIELDS | st.text(alphabet=st.characters(codec=None), max_size=8), JSON, max_size=6))
-@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_is_a_job_or_one_error(tmp_path_factory: Any, changes: dict[str, Any]) -> None:
     global _SHARED
     _SHARED = _SHARED or open_store(tmp_path_factory.mktemp("home"))
