@@ -73,7 +73,9 @@ def make_run(
              "tokens_per_second": 512.0, "peak_bytes": 3 << 29, "names": ["w"] * 100}  # fmt: skip
     run.finish_stage("train", depends_on={}, result=train, seconds=60.0)
     run.event("stage_finished", stage="train", seconds=60.0)
-    tasks = [{key: item for key, item in score_rows(after).items() if key in ("name", "metric", "n", "score", "low", "high")}]
+    tasks = [
+        {key: item for key, item in score_rows(after).items() if key in ("name", "metric", "n", "score", "low", "high")}
+    ]
     run.finish_stage("evaluate", depends_on={}, result={"tasks": tasks}, seconds=6.0)
     told = {"name": "t", "metric": "exact", "n": len(after), "before": 0.5, "after": 0.5, "delta": 0.0, "low": -0.5,
             "high": 0.5, "confidence": 0.95, "test": "McNemar, exact", "p_value": 1.0, "verdict": "no evidence",

@@ -109,7 +109,9 @@ def test_names_that_lead_elsewhere_are_refused(desk, tmp_path, name):
 
 
 def test_a_run_outside_the_runs_folder_is_refused(desk):
-    answer = desk.ask("/studio/api/recipe/start", method="POST", body={"text": recipe_text(output_dir="elsewhere/x"), "name": None})
+    answer = desk.ask(
+        "/studio/api/recipe/start", method="POST", body={"text": recipe_text(output_dir="elsewhere/x"), "name": None}
+    )
     assert answer.status == 400 and answer.error["code"] == "W124"
 
 
@@ -129,7 +131,15 @@ def test_overrides_of_the_command_line_are_kept(tmp_path):
     import json
 
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["command"] = ["x/__main__.py", "run", "recipe.yaml", "train.max_steps=9", "--restart", "not an override", "a=b=c"]
+    manifest["command"] = [
+        "x/__main__.py",
+        "run",
+        "recipe.yaml",
+        "train.max_steps=9",
+        "--restart",
+        "not an override",
+        "a=b=c",
+    ]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     arguments, _ = resume_arguments(folder, default=tmp_path)
     assert arguments[2:] == ["train.max_steps=9", "a=b=c"], "restarting is no part of going on"

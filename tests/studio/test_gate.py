@@ -55,7 +55,11 @@ def test_ending_a_session(desk):
 def all_routes(desk):
     found = []
     for route in routes(desk.studio, desk.sessions, chat=False):
-        path = re.sub(r"\{(\w+)(:path)?\}", lambda match: {"run": "a", "task": "t", "row": "0", "pack": "0"}.get(match[1], "x"), route.path)
+        path = re.sub(
+            r"\{(\w+)(:path)?\}",
+            lambda match: {"run": "a", "task": "t", "row": "0", "pack": "0"}.get(match[1], "x"),
+            route.path,
+        )
         found += [(method, path) for method in route.methods if method != "HEAD"]
     return [(method, path) for method, path in found if path.startswith("/studio/api/")]
 
@@ -72,7 +76,12 @@ def test_every_write_wants_proof_that_it_is_ours(desk):
     for method, path in all_routes(desk):
         if method == "GET":
             continue
-        for headers in ({"x-luthier-studio": ""}, {"x-luthier-studio": "0"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}):
+        for headers in (
+            {"x-luthier-studio": ""},
+            {"x-luthier-studio": "0"},
+            {"sec-fetch-site": "cross-site"},
+            {"sec-fetch-site": "same-site"},
+        ):
             answer = desk.ask(path, method=method, body={}, headers=headers)
             assert answer.status == 403 and answer.error["code"] == "W102", (path, headers)
 
@@ -99,7 +108,16 @@ def test_bodies_are_json_of_a_reasonable_size(desk):
         assert desk.ask(path, method="POST", body={"text": ""}, headers={"content-type": kind}).status == 415
     assert desk.ask(path, method="POST", body=b"x" * (9 << 20)).status == 413
     assert desk.ask(path, method="POST", body=b"{}", headers={"content-length": "9" * 14}).status == 413
-    for body in (b"{", b"[]", b"3", b'{"text": NaN}', b"\xff\xfe", b'{"text": 3}', b'{"text": "", "more": 1}', b"[" * 100_000):
+    for body in (
+        b"{",
+        b"[]",
+        b"3",
+        b'{"text": NaN}',
+        b"\xff\xfe",
+        b'{"text": 3}',
+        b'{"text": "", "more": 1}',
+        b"[" * 100_000,
+    ):
         answer = desk.ask(path, method="POST", body=body)
         assert answer.status == 400 and answer.error["code"] == "W103" and answer.error["problems"], body[:40]
 
@@ -120,11 +138,21 @@ def test_keys_of_the_api_open_the_routes_but_not_by_guessing(tmp_path):
         assert desk.ask("/studio/api/runs", session=False, headers={"authorization": "Basic lk-right"}).status == 401
         desk.ask("/studio/api/runs", session=False, headers=bearer("x"))
         answer = desk.ask("/studio/api/runs", session=False, headers=bearer("y"))
-        assert answer.status == 429 and answer.headers["retry-after"] == "9" and answer.error["code"] == "too_many_wrong_keys"
+        assert (
+            answer.status == 429
+            and answer.headers["retry-after"] == "9"
+            and answer.error["code"] == "too_many_wrong_keys"
+        )
 
 
 def test_headers_of_every_answer(desk):
-    for path in ("/studio/", "/studio/runs/a/live", "/studio/assets/index-BX12cd9_.js", "/studio/api/runs", "/studio/api/nope"):
+    for path in (
+        "/studio/",
+        "/studio/runs/a/live",
+        "/studio/assets/index-BX12cd9_.js",
+        "/studio/api/runs",
+        "/studio/api/nope",
+    ):
         headers = desk.ask(path).headers
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
@@ -136,9 +164,13 @@ def test_pages(desk):
     assert desk.ask("/", session=False).headers["location"] == "/studio/"
     for path in ("/studio/", "/studio/runs/a", "/studio/compare", "/studio/no/such.page/x"):
         answer = desk.ask(path, session=False)
-        assert answer.status == 200 and b"<title>studio" in answer.body and answer.headers["cache-control"] == "no-cache"
+        assert (
+            answer.status == 200 and b"<title>studio" in answer.body and answer.headers["cache-control"] == "no-cache"
+        )
     script = desk.ask("/studio/assets/index-BX12cd9_.js", session=False)
-    assert script.headers["content-type"].startswith("text/javascript") and "immutable" in script.headers["cache-control"]
+    assert (
+        script.headers["content-type"].startswith("text/javascript") and "immutable" in script.headers["cache-control"]
+    )
     assert desk.ask("/studio/assets/plain.js").headers["cache-control"] == "no-cache"
     assert desk.ask("/studio/favicon.svg").headers["content-type"] == "image/svg+xml"
     assert desk.ask("/studio/", method="POST", session=False).status == 405
@@ -174,9 +206,19 @@ def test_paths_of_the_api_go_to_it_with_the_same_proof(tmp_path):
         assert desk.ask("/v1/chat/completions", method="POST", body={}).status == 200
         assert desk.ask("/v1/chat/completions", method="POST", body={}, headers={"x-luthier-studio": ""}).status == 403
         # Without a session it is the other's guard that decides.
-        assert desk.ask("/v1/chat/completions", method="POST", body={}, session=False, headers={"x-luthier-studio": ""}).status == 200
+        assert (
+            desk.ask(
+                "/v1/chat/completions", method="POST", body={}, session=False, headers={"x-luthier-studio": ""}
+            ).status
+            == 200
+        )
         assert desk.ask("/studios").status == 200
-        assert seen == [("/v1/models", True), ("/v1/chat/completions", True), ("/v1/chat/completions", False), ("/studios", True)]
+        assert seen == [
+            ("/v1/models", True),
+            ("/v1/chat/completions", True),
+            ("/v1/chat/completions", False),
+            ("/studios", True),
+        ]
         assert desk.ask("/studio/api/session").json["features"]["chat"] is True
 
 

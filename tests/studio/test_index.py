@@ -77,7 +77,11 @@ def test_filters_and_counts(index, tmp_path):
     assert names(index, status=("failed", "stopped")) == ["beta", "gamma"]
     assert names(index, pinned=True) == ["beta"] == names(index, tag="keep")
     page = listing(index, Asked(status=("failed",)))
-    assert page["total"] == 1 and page["counts"] == {"finished": 1, "failed": 1, "stopped": 1} and page["tags"] == ["keep", "x"]
+    assert (
+        page["total"] == 1
+        and page["counts"] == {"finished": 1, "failed": 1, "stopped": 1}
+        and page["tags"] == ["keep", "x"]
+    )
 
 
 def test_every_order_with_nulls_last_both_ways(index, tmp_path):
@@ -111,7 +115,9 @@ def test_lines_are_remembered_by_the_next_start(index, tmp_path, monkeypatch):
     again = Index(*parts(tmp_path))
     assert names(again) == ["a"]
     assert again.one("a")["tags"] == ["kept"]
-    assert not [file for file in (tmp_path / "runs" / "a").rglob("*") if "studio" in file.name], "nothing in the run's folder"
+    assert not [file for file in (tmp_path / "runs" / "a").rglob("*") if "studio" in file.name], (
+        "nothing in the run's folder"
+    )
 
 
 def test_a_folder_that_cannot_be_written_shows_runs_and_refuses_notes(tmp_path):
@@ -172,10 +178,17 @@ def test_ten_thousand_runs(tmp_path):
     one = disk_line(tmp_path / "runs" / "run-00000", "run-00000", "run-00000")
     names = [f"run-{number:05d}" for number in range(10_000)]
     # As a start before this one left them; reading them all for the first time is measured in the benchmark.
-    index.store.put_lines((name, signature(f"{tmp_path}/runs/{name}"), {**one, "id": name, "name": name}) for name in names)
+    index.store.put_lines(
+        (name, signature(f"{tmp_path}/runs/{name}"), {**one, "id": name, "name": name}) for name in names
+    )
     index.scan()
     slowest = 0.0
-    for asked in (Asked(), Asked(q="run-09"), Asked(sort="delta", status=("finished",)), Asked(offset=9_950, sort="-name")):
+    for asked in (
+        Asked(),
+        Asked(q="run-09"),
+        Asked(sort="delta", status=("finished",)),
+        Asked(offset=9_950, sort="-name"),
+    ):
         started = time.perf_counter()
         page = listing(index, asked)
         slowest = max(slowest, time.perf_counter() - started)

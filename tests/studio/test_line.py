@@ -17,10 +17,19 @@ def line_of(folder):
 def test_a_finished_run(tmp_path):
     line = line_of(make_run(tmp_path / "one"))
     assert line["status"] == "finished" and line["stage"] == "report" and line["error"] is None
-    assert (line["base"], line["method"], line["objective"], line["data"]) == ("org/base-135m", "lora", "sft", ["rows.jsonl"])
+    assert (line["base"], line["method"], line["objective"], line["data"]) == (
+        "org/base-135m",
+        "lora",
+        "sft",
+        ["rows.jsonl"],
+    )
     assert (line["step"], line["total_steps"], line["loss"]) == (3, 3, 1.25)
     assert line["eval_loss"] == pytest.approx(1.35)
-    assert line["headline"]["delta"] == 0.0 and line["headline"]["p"] == 1.0 and line["headline"]["verdict"] == "no evidence"
+    assert (
+        line["headline"]["delta"] == 0.0
+        and line["headline"]["p"] == 1.0
+        and line["headline"]["verdict"] == "no evidence"
+    )
     assert line["score"]["value"] == 0.5
     assert line["tokens_per_second"] == 512.0 and line["peak_bytes"] == 3 << 29
     assert line["seconds"] == pytest.approx(67.2)

@@ -61,7 +61,14 @@ def test_a_snapshot_comes_first(desk):
     assert name == "snapshot" and ident.count(".") == 2
     assert data["run"]["id"] == "a" and data["metrics"]["total"] == 4 and not data["metrics"]["thinned"]
     assert [event["event"] for event in data["events"]][-1] == "training_started"
-    assert [stage["state"] for stage in data["stages"]] == ["done", "waiting", "stopped", "waiting", "waiting", "waiting"]
+    assert [stage["state"] for stage in data["stages"]] == [
+        "done",
+        "waiting",
+        "stopped",
+        "waiting",
+        "waiting",
+        "waiting",
+    ]
     json.dumps(data, allow_nan=False)
 
 
@@ -85,7 +92,9 @@ def test_every_line_once_and_in_order_over_many_reconnects(desk):
         connections += 1
         some = random.randint(1, 6)
         try:
-            events = asyncio.run(take(stream_of(desk, ident), enough=lambda found, some=some: len(found) >= some, seconds=2))
+            events = asyncio.run(
+                take(stream_of(desk, ident), enough=lambda found, some=some: len(found) >= some, seconds=2)
+            )
         except TimeoutError:
             break
         assert (events[0][0] == "snapshot") == (ident is None), "a reconnect goes on, it does not begin again"

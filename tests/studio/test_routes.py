@@ -18,7 +18,12 @@ def desk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Desk(tmp_path) as made:
         make_run(tmp_path / "runs" / "a")
-        make_run(tmp_path / "runs" / "b", losses=[3.0, 2.5, 2.25], after=(1.0, 1.0, 1.0, 1.0), recipe={"method": {"name": "lora", "r": 64}})
+        make_run(
+            tmp_path / "runs" / "b",
+            losses=[3.0, 2.5, 2.25],
+            after=(1.0, 1.0, 1.0, 1.0),
+            recipe={"method": {"name": "lora", "r": 64}},
+        )
         make_run(tmp_path / "runs" / "bad", failed={"message": PAYLOAD}, recipe={"name": PAYLOAD})
         yield made
 
@@ -57,24 +62,46 @@ def test_one_run(desk):
 
 def test_notes_are_kept_beside_the_runs(desk, tmp_path):
     before = sorted(file.name for file in (tmp_path / "runs" / "a").rglob("*"))
-    changed = desk.ask("/studio/api/runs/a", method="PATCH", body={"pinned": True, "tags": [" x ", "x", "y"], "notes": "hm\nhm"}).json
+    changed = desk.ask(
+        "/studio/api/runs/a", method="PATCH", body={"pinned": True, "tags": [" x ", "x", "y"], "notes": "hm\nhm"}
+    ).json
     assert changed["run"]["pinned"] and changed["run"]["tags"] == ["x", "y"] and changed["run"]["notes"] == "hm\nhm"
     assert desk.ask("/studio/api/runs/a", method="PATCH", body={"notes": ""}).json["run"]["tags"] == ["x", "y"]
     assert sorted(file.name for file in (tmp_path / "runs" / "a").rglob("*")) == before
-    for body in ({"tags": [""]}, {"tags": ["x" * 41]}, {"tags": ["x"] * 21}, {"tags": [3]}, {"notes": "x" * 10_001}, {"pinned": 1}, {"name": "x"}):
+    for body in (
+        {"tags": [""]},
+        {"tags": ["x" * 41]},
+        {"tags": ["x"] * 21},
+        {"tags": [3]},
+        {"notes": "x" * 10_001},
+        {"pinned": 1},
+        {"name": "x"},
+    ):
         answer = desk.ask("/studio/api/runs/a", method="PATCH", body=body)
         assert answer.status == 400 and answer.error["code"] == "W103", body
 
 
 def test_logs(desk):
     found = desk.ask("/studio/api/runs/a/metrics").json
-    assert [row["step"] for row in found["rows"]] == [1, 2, 3, 3] and found["next"] == found["total"] == 4 and not found["thinned"]
+    assert (
+        [row["step"] for row in found["rows"]] == [1, 2, 3, 3]
+        and found["next"] == found["total"] == 4
+        and not found["thinned"]
+    )
     assert [row["line"] for row in desk.ask("/studio/api/runs/a/metrics?since=2").json["rows"]] == [2, 3]
     events = desk.ask("/studio/api/runs/a/log?limit=2").json
-    assert events["total"] == 6 and [event["event"] for event in events["events"]] == ["stage_finished", "stage_finished"]
+    assert events["total"] == 6 and [event["event"] for event in events["events"]] == [
+        "stage_finished",
+        "stage_finished",
+    ]
     assert set(events["events"][0]) == {"n", "time", "event", "level", "text", "fields"}
     RunFolder(desk.studio.folder("a")).append(
-        "samples.jsonl", step=1, row="rows.jsonl:1", prompt="p", reference=None, completions=[{"text": PAYLOAD, "rewards": {"r": 1.0}}]
+        "samples.jsonl",
+        step=1,
+        row="rows.jsonl:1",
+        prompt="p",
+        reference=None,
+        completions=[{"text": PAYLOAD, "rewards": {"r": 1.0}}],
     )
     samples = desk.ask("/studio/api/runs/a/samples").json
     assert samples["samples"][0]["completions"] == [{"text": SHOWN, "rewards": {"r": 1.0}}]
@@ -99,7 +126,9 @@ def test_evaluations(desk):
     assert task["comparison"]["wins"] == 1 and task["comparison"]["ties"] == 2 and found["regressions"] == []
     rows = desk.ask("/studio/api/runs/a/evals/t/rows").json
     assert [row["change"] for row in rows["rows"]] == [-1.0, 0.0, 0.0, 1.0], "losses first"
-    assert [row["row"] for row in desk.ask("/studio/api/runs/a/evals/t/rows?sort=-change&only=changed").json["rows"]] == [0, 3]
+    assert [
+        row["row"] for row in desk.ask("/studio/api/runs/a/evals/t/rows?sort=-change&only=changed").json["rows"]
+    ] == [0, 3]
     assert desk.ask("/studio/api/runs/a/evals/t/rows?only=losses").json["rows"][0]["row"] == 3
     assert desk.ask("/studio/api/runs/a/evals/t/rows?q=question%202").json["total"] == 1
     row = rows["rows"][0]
@@ -145,7 +174,9 @@ def test_recipes(desk):
     wrong = desk.ask("/studio/api/recipe/check", method="POST", body={"text": "model: {name: x}\nnonsense: 1\n"}).json
     assert not wrong["ok"] and wrong["recipe"] == {"model": {"name": "x"}, "nonsense": 1}
     assert {(problem["path"], problem["line"]) for problem in wrong["problems"]} >= {("model.name", 1), ("nonsense", 2)}
-    edited = desk.ask("/studio/api/recipe/edit", method="POST", body={"text": "a: 1 # one\n", "changes": [{"key": "a", "value": 2}]})
+    edited = desk.ask(
+        "/studio/api/recipe/edit", method="POST", body={"text": "a: 1 # one\n", "changes": [{"key": "a", "value": 2}]}
+    )
     assert edited.json == {"text": "a: 2 # one\n"}
 
 
@@ -160,7 +191,11 @@ def test_files(desk, tmp_path):
     (tmp_path / ".secret.jsonl").write_text("{}\n")
     (tmp_path / "program.py").write_text("")
     found = desk.ask("/studio/api/files").json
-    assert [file["path"] for file in found["files"]] == ["rows.jsonl"] and found["folders"] == ["runs"] and found["parent"] is None
+    assert (
+        [file["path"] for file in found["files"]] == ["rows.jsonl"]
+        and found["folders"] == ["runs"]
+        and found["parent"] is None
+    )
     assert desk.ask("/studio/api/files?dir=runs/a").json["parent"] == "runs"
     for name in ("..", "/etc", "nope", "rows.jsonl"):
         assert desk.ask(f"/studio/api/files?dir={name}").error["code"] in ("W105", "W106")
@@ -170,14 +205,29 @@ def test_models(desk, tmp_path):
     (tmp_path / "runs" / "a" / "final").mkdir()
     found = desk.ask("/studio/api/runs?sort=name").json and desk.ask("/studio/api/models").json
     assert [(model["model"], model["kind"]) for model in found["models"]] == [("base-135m", "base"), ("a", "tuned")]
-    answer = desk.ask("/studio/api/render", method="POST", body={"model": "nope", "messages": [{"role": "user", "content": "x"}]})
+    answer = desk.ask(
+        "/studio/api/render", method="POST", body={"model": "nope", "messages": [{"role": "user", "content": "x"}]}
+    )
     assert answer.status == 400 and answer.error["code"] == "W134"
     for messages in ([], [3], [{"role": 1}], [{"role": "user", "content": "x"}] * 1_001):
         answer = desk.ask("/studio/api/render", method="POST", body={"model": "a", "messages": messages})
         assert answer.status == 400 and answer.error["code"] == "W103"
 
 
-PLACES = ["", "/metrics", "/log", "/samples", "/stream", "/report", "/evals", "/evals/t/rows", "/data", "/data/rows", "/data/rows/0", "/data/packs"]
+PLACES = [
+    "",
+    "/metrics",
+    "/log",
+    "/samples",
+    "/stream",
+    "/report",
+    "/evals",
+    "/evals/t/rows",
+    "/data",
+    "/data/rows",
+    "/data/rows/0",
+    "/data/packs",
+]
 
 
 @pytest.mark.parametrize("names", [HOSTILE[::2], HOSTILE[1::2]], ids=["even", "odd"])
@@ -214,7 +264,17 @@ def test_wrong_questions_have_one_form(desk, path, tmp_path):
     assert answer.status == 400
     assert set(answer.error) == {"message", "type", "param", "code", "hint", "problems"}
     assert answer.error["code"] == "W103" and answer.error["message"] == answer.error["problems"][0]["message"]
-    assert set(answer.error["problems"][0]) == {"code", "message", "file", "line", "column", "length", "source", "hint", "path"}
+    assert set(answer.error["problems"][0]) == {
+        "code",
+        "message",
+        "file",
+        "line",
+        "column",
+        "length",
+        "source",
+        "hint",
+        "path",
+    }
 
 
 def test_a_damaged_run_is_told_without_places_of_this_machine(desk, tmp_path):

@@ -80,7 +80,9 @@ def a_run(root, name="a", overlong="truncate"):
     here = os.getcwd()
     os.chdir(root)
     try:
-        recipe = recipe_from_text(RECIPE.format(overlong=overlong).replace("runs/a", f"runs/{name}"), origin="recipe.yaml")
+        recipe = recipe_from_text(
+            RECIPE.format(overlong=overlong).replace("runs/a", f"runs/{name}"), origin="recipe.yaml"
+        )
         run = RunFolder(root / "runs" / name).create()
         write_text(run.path / "recipe.yaml", RECIPE.format(overlong=overlong))
         prepared = Session(recipe, run).prepared
@@ -108,10 +110,16 @@ def test_tokens_of_a_run_are_those_its_training_gets(run_view):
     for number in range(len(view.stored)):
         own = view.stored.row(number)
         theirs = rows[own.ref.line]
-        assert (list(own.ids), list(own.weights), tuple(own.notes)) == (list(theirs.ids), list(theirs.weights), tuple(theirs.notes))
+        assert (list(own.ids), list(own.weights), tuple(own.notes)) == (
+            list(theirs.ids),
+            list(theirs.weights),
+            tuple(theirs.notes),
+        )
     summary = view.summary("offered")
     assert summary["exact"] and summary["tokens"] == prepared.manifest["tokens"] and summary["validation_rows"] == 2
-    assert [view.stored.pack(number) for number in range(view.stored.pack_count)] and view.stored.pack_count == len(prepared.packs)
+    assert [view.stored.pack(number) for number in range(view.stored.pack_count)] and view.stored.pack_count == len(
+        prepared.packs
+    )
     for number, pack in enumerate(prepared.packs):
         lines = [view.stored.ref(row).line for row in view.stored.pack(number)]
         assert lines == [prepared.train[row].ref.line for row in pack.examples]
@@ -175,7 +183,12 @@ def test_pairs(root):
     assert isinstance(row, Branched)
     explored = explore_files([str(root / "pairs.jsonl")], kind="pairs", tokenizer=str(root / "base"))
     theirs = explored.items[2].tokens
-    assert (row.prompt, row.answers, row.label, row.margin) == (theirs.prompt, theirs.answers, theirs.label, theirs.margin)
+    assert (row.prompt, row.answers, row.label, row.margin) == (
+        theirs.prompt,
+        theirs.answers,
+        theirs.label,
+        theirs.margin,
+    )
     assert [list(own) for own in row.weights] == [list(own) for own in theirs.weights]
     record = show_rows([row], explored.tokenizer)[0]
     assert set(record["parts"]) == {"prompt", "chosen", "rejected"}
@@ -239,13 +252,28 @@ def test_a_hundred_thousand_rows_answer_a_page_without_reading_the_rest(tmp_path
     writer = ViewWriter(folder)
     weights = np.array([0.0] * 4 + [1.0] * 4, np.float32)
     for number in range(100_000):
-        row = Example(ids=np.full(8, number % 500, np.int32), weights=weights[: 4 + number % 5], ref=RowRef("f.jsonl", number + 1))
-        writer.add(ref=row.ref, split="train", source="f.jsonl", turns=[("user", f"word{number} and more", "")], notes=(), why="", tokens=row)
+        row = Example(
+            ids=np.full(8, number % 500, np.int32), weights=weights[: 4 + number % 5], ref=RowRef("f.jsonl", number + 1)
+        )
+        writer.add(
+            ref=row.ref,
+            split="train",
+            source="f.jsonl",
+            turns=[("user", f"word{number} and more", "")],
+            notes=(),
+            why="",
+            tokens=row,
+        )
     writer.close({"asked": {"kind": "file", "path": "f", "shown": "f", "root": "/"}, "summary": {}, "chips": [], "model": {}}, packs=[],
                  chips={"c0": [number % 2 == 0 for number in range(100_000)]})  # fmt: skip
     view = View(StoredView(folder))
     slowest = 0.0
-    for asked in (AskedPage(offset=99_950), AskedPage(q="word9"), AskedPage(chips=("c0",), sort="-trained"), AskedPage(sort="tokens", offset=50_000)):
+    for asked in (
+        AskedPage(offset=99_950),
+        AskedPage(q="word9"),
+        AskedPage(chips=("c0",), sort="-trained"),
+        AskedPage(sort="tokens", offset=50_000),
+    ):
         started = time.perf_counter()
         page = view.page(asked)
         slowest = max(slowest, time.perf_counter() - started)
@@ -262,7 +290,11 @@ def test_through_the_server_in_a_process_of_its_own(root, monkeypatch):
         first = desk.ask(base)
         assert first.status in (200, 202)
         summary = desk.until(base).json
-        assert summary["exact"] and summary["more_chips"] == "offered" and summary["command"] == "luthier data show runs/served/recipe.yaml"
+        assert (
+            summary["exact"]
+            and summary["more_chips"] == "offered"
+            and summary["command"] == "luthier data show runs/served/recipe.yaml"
+        )
         page = desk.ask(f"{base}/rows?limit=3&q=number").json
         assert page["total"] == 11 and len(page["rows"]) == 3
         chat_view = desk.until(f"{base}/rows/11?view=chat").json
@@ -276,7 +308,10 @@ def test_through_the_server_in_a_process_of_its_own(root, monkeypatch):
         packs = desk.ask(f"{base}/packs").json
         pack = desk.ask(f"{base}/packs/0").json
         assert packs["total"] == summary["packs"] and pack["capacity"] == 120 and pack["tokens"] == len(pack["ids"])
-        assert desk.ask(f"{base}/packs/999").error["code"] == "W131" and desk.ask(f"{base}/rows/999").error["code"] == "W131"
+        assert (
+            desk.ask(f"{base}/packs/999").error["code"] == "W131"
+            and desk.ask(f"{base}/rows/999").error["code"] == "W131"
+        )
         broken = desk.until("/studio/api/files/data?path=broken.jsonl&format=messages")
         assert broken.status == 400 and {problem["line"] for problem in broken.error["problems"]} == {1, 2}
         assert str(root) not in broken.body.decode()
