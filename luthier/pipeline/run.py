@@ -42,7 +42,7 @@ from luthier.train.distributed.watch import beating
 
 __all__ = ["RunResult", "run_recipe"]
 
-SHOW_MANIFEST = ("merge", "push", "report")
+SHOW_MANIFEST = ("evaluate", "merge", "gguf", "push", "report")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +92,7 @@ def run_recipe(
         try:
             for stage in _wanted(recipe, only):
                 if stage.name in SHOW_MANIFEST and session.group.is_main:
-                    _write_manifest(session, command)  # card and page show it
+                    _write_manifest(session, command)  # card and page show it; what training froze is compared with
                 record, fresh = run_stage(stage, session)
                 results[stage.name] = record.result
                 reused += [] if fresh else [stage.name]
@@ -147,7 +147,7 @@ def _wanted(recipe: Recipe, only: Sequence[str] | None) -> list[Stage]:
 def _write_manifest(session: Session, command: Sequence[str]) -> None:
     """Everything needed to repeat the run (contract 10)."""
     known = {name: session.__dict__.get(name) for name in ("identity", "source_hashes")}
-    data = session.run.stage("data")
+    data, train = session.run.stage("data"), session.run.stage("train")
     write_json(
         session.run.path / "manifest.json",
         {
@@ -162,5 +162,6 @@ def _write_manifest(session: Session, command: Sequence[str]) -> None:
             "base": known["identity"],
             "sources": known["source_hashes"],
             "data": data.result.get("hash") if data else None,
+            "prompts": train.result.get("prompts") if train else None,
         },
     )

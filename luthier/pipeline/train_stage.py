@@ -148,24 +148,45 @@ def tuned_model(session: Session) -> Tuned:
 
 
 def train_model(session: Session) -> dict[str, Any]:
-    """Train, and write `final/`."""
+    """Train, write `final/`, and write down what its prompts and stop tokens are from now on."""
     from luthier.report.card.write import keep_cards
 
-    group = session.group
-    if session.is_online:
+    if session.group.is_main:
         keep_cards(session.run)
-        return train_online(
+    if session.is_online:
+        result = train_online(
             session,
             fingerprint=training_fingerprint(session),
             keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
         )
+    else:
+        result = _train_on_rows(session)
+    return {**result, "prompts": session.group.from_main("prompts", lambda: _frozen_prompts(session))}
+
+
+def _frozen_prompts(session: Session) -> dict[str, Any] | None:
+    """None for a reward model, which writes no text."""
+    from luthier.data.template import ChatTemplate
+    from luthier.model.contract import freeze_prompts, saved_stops
+    from luthier.model.reward import is_reward_folder
+
+    final = session.run.path / "final"
+    if is_reward_folder(final):
+        return None
+    recipe = session.recipe
+    template = ChatTemplate(
+        session.tokenizer, kwargs=recipe.model.chat_template_kwargs, control_tokens=recipe.data.control_tokens
+    )
+    return freeze_prompts(template, saved_stops(final))
+
+
+def _train_on_rows(session: Session) -> dict[str, Any]:
     from luthier.pipeline.preferences import measure_preferences
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit
     from luthier.train.predicted import tell_next_plan
 
-    if group.is_main:
-        keep_cards(session.run)
+    group = session.group
     resolved = session.resolved
     _say_processes(session)
     tuned = tuned_model(session)

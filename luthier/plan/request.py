@@ -14,7 +14,7 @@ from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.work import Documents
 from luthier.recipe.distributed_rules import why_not_sharded
 from luthier.recipe.schema import Recipe
-from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
+from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
 
 __all__ = ["BUDGETS", "Request", "make_request"]
 
@@ -89,10 +89,11 @@ class Request:
     @property
     def sequences_per_step(self) -> int:
         """Of all devices, as `recipe/resolve.py` takes them."""
-        wanted = self.recipe.train.tokens_per_step
-        if wanted != "auto":
-            return sequences_for_tokens(wanted, self.documents.sequence_tokens)
-        return sequences_for_rows(self.documents.rows, self.documents.sequences)[0]
+        documents = self.documents
+        return step_target(
+            self.recipe.train, rows=documents.rows, sequences=documents.sequences,
+            mean_tokens=documents.sequence_tokens,
+        )[0]  # fmt: skip
 
     def splits(self) -> Iterator[tuple[int, Batching]]:
         """(token budget, split of a step) for every different micro-batch, largest first."""

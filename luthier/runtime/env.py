@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "read_env", "read_secret", "secret_values", "variable"]
+__all__ = ["Env", "child_environment", "read_env", "read_secret", "read_visible_devices", "secret_values", "variable"]
 
 _SECRET_NAMES = (
     "TOKEN",
@@ -98,6 +99,11 @@ def read_secret(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def read_visible_devices() -> str | None:
+    """`CUDA_VISIBLE_DEVICES`, if it is set."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def secret_values() -> list[tuple[str, str]]:
     """(name, value) of every variable named like a secret, to keep its value out of what is written or sent."""
     return [
@@ -108,6 +114,23 @@ def secret_values() -> list[tuple[str, str]]:
         and not value.startswith(("/", "~"))
         and value.lower() not in {"disabled", "unlimited"}
     ]
+
+
+def child_environment(*, keep: Collection[str] = ()) -> dict[str, str]:
+    """The environment for a process that works for somebody else: without what is named like a secret or holds one.
+
+    Args:
+        keep: Names of secrets that it needs.
+    """
+    return {name: value for name, value in os.environ.items() if name in keep or not _is_secret(name, value)}
+
+
+def _is_secret(name: str, value: str) -> bool:
+    named = any(word in name.upper() for word in (*_SECRET_NAMES, "_KEY"))
+    return (named and not value.startswith("/")) or _URL_PASSWORD.search(value) is not None
+
+
+_URL_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 def _accelerate_strategy() -> str | None:

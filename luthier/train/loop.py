@@ -43,6 +43,7 @@ from luthier.train.result import TrainResult
 from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
+from luthier.train.served import Served
 from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
 from luthier.train.snapshot import restore
 
@@ -127,6 +128,7 @@ def fit(
             batches=Batches(feed), validation=rows.validation, validation_mismatched=rows.validation_mismatched,
             clock=clock, plan=predicted(run), resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
+            served=_served(tuned, trainer, run, tokenizer) if recipe.export.checkpoints else None,
         )  # fmt: skip
         return _to_the_end(loop, tuned, rows, tokenizer)
 
@@ -154,6 +156,11 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
         trainer.weights.close()
         trainer.engine.detach()
     return loop.result(result, weights_from)
+
+
+def _served(tuned: Tuned, trainer: Trainer, run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> Served:
+    masters = trainer.weights.masters
+    return Served(run, lambda folder: save_trained(tuned.model, tokenizer, folder, masters=masters or None))
 
 
 def _identify(

@@ -93,6 +93,8 @@ def start_anew(run: RunFolder) -> None:
         if folder.exists():
             shutil.rmtree(folder)
             run.event("checkpoints_removed", reason="restart")
+        if (run.path / "served").exists():
+            shutil.rmtree(run.path / "served")
         (run.path / "metrics.jsonl").unlink(missing_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
