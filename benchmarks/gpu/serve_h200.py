@@ -76,7 +76,9 @@ class Bench:
         self.facts = machine(args.device)
         self.model = random_model(*shape(args.model), device=args.device, dtype=args.dtype).eval()
         self.vocabulary = self.model.config.vocab_size
-        self.tokenizer = Words(args.tokenizer)
+        self.tokenizer: Any = Words(args.tokenizer)
+        if self.vocabulary <= self.tokenizer.size:
+            self.tokenizer = self.tokenizer.inner
         self.prompts = self.ids(args.prompts, seed=1)
 
     def ids(self, count: int, seed: int) -> list[list[int]]:
@@ -342,7 +344,7 @@ class Bench:
                 setattr(self.model.get_submodule(parent), name, module.base)
         folder = Path(tempfile.mkdtemp(prefix="serve-model-"))
         self.model.save_pretrained(folder)
-        self.tokenizer.inner.save_pretrained(folder)
+        getattr(self.tokenizer, "inner", self.tokenizer).save_pretrained(folder)
         del self.model
         gc.collect()
         if self.cuda:
@@ -375,9 +377,8 @@ class Bench:
             for streams in self.args.streams:
                 if name == "transformers" and streams > 32:
                     continue  # one request after the other: known, and it would take minutes
-                self.clients(port, called, streams, warm=True)
                 started = time.monotonic()
-                found = self.clients(port, called, streams, warm=False)
+                found = self.clients(port, called, streams)
                 first = sorted(value for one in found for value in one["first"])
                 begun, ended = min(one["begun"] for one in found), max(one["ended"] for one in found)
                 tokens = sum(one["tokens"] for one in found)
@@ -395,25 +396,25 @@ class Bench:
             except subprocess.TimeoutExpired:
                 server.kill()
 
-    def clients(self, port: int, model: str, streams: int, *, warm: bool) -> list[dict[str, Any]]:
-        """Processes that ask; they begin together."""
+    def clients(self, port: int, model: str, streams: int) -> list[dict[str, Any]]:
+        """Processes that ask: each a short request a stream to warm up, then, all together, two long ones."""
         count = min(4, streams)
         shares = [streams // count + (number < streams % count) for number in range(count)]
-        begin = time.time() + (2.5 if not self.args.quick else 4.0)
+        asked = {"port": port, "model": model, "each": 2, "tokens": self.args.tokens}
         made = [
             subprocess.Popen(
-                [sys.executable, __file__, "--client", json.dumps(
-                    {"port": port, "model": model, "streams": share, "each": 1 if warm else 2, "tokens": self.args.tokens,
-                     "seed": 1000 * streams + number + (500 if warm else 0), "begin": begin}
-                )], stdout=subprocess.PIPE, text=True,
+                [sys.executable, __file__, "--client",
+                 json.dumps({**asked, "streams": share, "seed": 1000 * streams + number})],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
             for number, share in enumerate(shares)
         ]  # fmt: skip
-        found = []
         for process in made:
-            said, _ = process.communicate(timeout=240)
-            found.append(json.loads(said.strip().splitlines()[-1]))
-        return found
+            process.stdout.readline()
+        for process in made:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        return [json.loads(process.communicate(timeout=240)[0].strip().splitlines()[-1]) for process in made]
 
 
 def free_port() -> int:
@@ -452,13 +453,13 @@ async def client(asked: dict[str, Any]) -> None:
     first: list[float] = []
     tokens = 0
 
-    async def stream(api: Any) -> None:
-        nonlocal tokens
-        for _ in range(asked["each"]):
+    async def stream(api: Any, each: int, new: int) -> None:
+        nonlocal tokens, first
+        for _ in range(each):
             text = " ".join(chooser.choices(WORDS, k=chooser.randint(30, 200)))
             begun, seen, counted = time.time(), 0, None
             async for chunk in await api.chat.completions.create(
-                model=asked["model"], messages=[{"role": "user", "content": text}], max_tokens=asked["tokens"],
+                model=asked["model"], messages=[{"role": "user", "content": text}], max_tokens=new,
                 temperature=0, stream=True, stream_options={"include_usage": True},
             ):  # fmt: skip
                 if chunk.choices and chunk.choices[0].delta.content:
@@ -466,7 +467,7 @@ async def client(asked: dict[str, Any]) -> None:
                         first.append(time.time() - begun)
                     seen += 1
                 if chunk.choices and chunk.choices[0].finish_reason == "length":
-                    counted = counted or asked["tokens"]  # servers that do not tell usage
+                    counted = counted or new  # servers that do not tell usage
                 if chunk.usage is not None:
                     counted = chunk.usage.completion_tokens
             tokens += counted if counted else seen
@@ -474,9 +475,12 @@ async def client(asked: dict[str, Any]) -> None:
     async with AsyncOpenAI(
         base_url=f"http://127.0.0.1:{asked['port']}/v1", api_key="a-key-for-nothing", timeout=200, max_retries=0
     ) as api:
-        await asyncio.sleep(max(0.0, asked["begin"] - time.time()))
+        await asyncio.gather(*(stream(api, 1, 8) for _ in range(asked["streams"])))
+        print("ready", flush=True)
+        sys.stdin.readline()
+        first, tokens = [], 0
         begun = time.time()
-        await asyncio.gather(*(stream(api) for _ in range(asked["streams"])))
+        await asyncio.gather(*(stream(api, asked["each"], asked["tokens"]) for _ in range(asked["streams"])))
     print(json.dumps({"first": first, "tokens": tokens, "begun": begun, "ended": time.time()}))
 
 
@@ -494,7 +498,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tokenizer", default=str(Path(os.environ.get("SITE", ".")) / "tok"))
     parser.add_argument("--servers", default="luthier,batching", help="luthier, transformers, batching (theirs)")
-    parser.add_argument("--only", help="ways of `evaluate` whose names contain this")
+    parser.add_argument("--only", help="ways of `evaluate`, by their full names")
     parser.add_argument("--label", default="")
     parser.add_argument("--kinds", default="fixed,ends")
     parser.add_argument("--quick", action="store_true")
