@@ -62,6 +62,16 @@ bench: $(VENV)/.ready  ## Speed on this CPU against TRL, same rows, one run
 acceptance: $(VENV)/.ready  ## The reliability checks through the real command line
 	$(BIN)/python tests/acceptance/run.py
 
+studio/node_modules/.ready: studio/package.json studio/package-lock.json
+	cd studio && npm ci
+	@touch $@
+
+studio-build: studio/node_modules/.ready  ## Pages of the studio from studio/ (Node 20 or newer; users never need it)
+	cd studio && npm run check && npm run build
+
+studio-test: studio/node_modules/.ready  ## Tests of the pages' pure functions
+	cd studio && npm test
+
 check: lint types imports test  ## All that CI runs
 
 clean:  ## Remove the virtual environment and caches

@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     world = World(given.run, given.rows)
-    forms = [world.ask("adapter", world.adapter(), world.prompts), world.ask("merged", world.merged(), world.prompts)]
-    forms.append(world.ask("merged, computed in bf16", world.merged("bfloat16"), world.prompts))
+    forms = [world.ask("adapter", world.adapter(), world.prompts), world.ask("merged", world.merged(), world.of_merged)]
+    forms.append(world.ask("merged, computed in bf16", world.merged("bfloat16"), world.of_merged))
     with tempfile.TemporaryDirectory() as folder:
         for kind in given.types:
             forms.append(world.ask_gguf(kind, Path(folder)))
@@ -72,10 +72,16 @@ class World:
         (self.task,) = load_tasks([spec])
         from transformers import AutoTokenizer
 
+        def template(folder: str) -> ChatTemplate:
+            return ChatTemplate(
+                AutoTokenizer.from_pretrained(run / folder), kwargs=self.recipe.model.chat_template_kwargs
+            )
+
         self.tokenizer = AutoTokenizer.from_pretrained(run / "merged")
-        template = ChatTemplate(self.tokenizer, kwargs=self.recipe.model.chat_template_kwargs)
-        self.prompts = [template.prompt_ids(row.messages) for row in self.task.rows]
-        self.texts = [template.render(row.messages, add_generation_prompt=True) for row in self.task.rows]
+        trained, merged = template("final"), template("merged")
+        self.prompts = [trained.prompt_ids(row.messages) for row in self.task.rows]
+        self.of_merged = [merged.prompt_ids(row.messages) for row in self.task.rows]
+        self.texts = [trained.render(row.messages, add_generation_prompt=True) for row in self.task.rows]
         self.stops = stop_ids(self.tokenizer, self.merged())
         self.spelled = [self.tokenizer.decode([index]) for index in range(len(self.tokenizer))]
         self.told = int(self.tokenizer("a", add_special_tokens=False)["input_ids"][-1])
@@ -97,7 +103,8 @@ class World:
 
         from luthier.generation.generate import generate
 
-        form = Form(name, prompts_equal=len(prompts))
+        equal = sum(list(ours) == list(theirs) for ours, theirs in zip(self.prompts, prompts, strict=True))
+        form = Form(name, prompts_equal=equal)
         for ids in prompts:
             with torch.no_grad():
                 logs = torch.log_softmax(model(input_ids=torch.tensor([list(ids)])).logits[0, -1].float(), -1)
@@ -133,7 +140,7 @@ class World:
             assert process.stdout is not None
             try:
                 started = _first_value(process.stdout)
-                name = next(item for item in started["models"] if item != "base")
+                name = next(item for item in started["models"] if item == self.run.resolve().name)
                 for row, ids in zip(self.task.rows, self.prompts, strict=True):
                     found = self._ask_over_http(started["url"], name, [dict(message) for message in row.messages])
                     choice = found["choices"][0]

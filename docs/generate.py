@@ -25,6 +25,7 @@ NESTED = {
     "ValidationSection": "data.validation",
     "MixSection": "data.mix",
     "FilterSection": "data.filters",
+    "ListedFilter": "data.filters.listed",
     "EncodingFilter": "data.filters.encoding",
     "PersonalFilter": "data.filters.pii",
     "LengthFilter": "data.filters.length",

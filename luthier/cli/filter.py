@@ -38,6 +38,12 @@ def filter_(
         list[str] | None,
         typer.Option("--set", help="A key of data.filters, for instance language.languages=[en]; may be repeated."),
     ] = None,
+    drop_listed: Annotated[
+        list[str] | None, typer.Option(help="Drop rows named in this file (rows.txt of `data map`); may be repeated.")
+    ] = None,
+    keep_listed: Annotated[
+        list[str] | None, typer.Option(help="Drop all rows but those named in this file; may be repeated.")
+    ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Take data.filters, and the tokenizer, of this recipe.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Model folder or hub id, for length in tokens.")] = None,
     objective: Annotated[str, typer.Option(help="What the rows are for: sft; dpo (pairs), kto (rated), ...")] = "sft",
@@ -60,7 +66,7 @@ def filter_(
     from luthier.runtime.env import read_env
 
     columns, kind = columns_of(map or []), kind_for(objective)
-    section = _settings(use, set_ or [], recipe, kind)
+    section = _settings(use, [*_lists(drop_listed, keep_listed), *(set_ or [])], recipe, kind)
     if out is not None:
         check_target(files, out, force=force)
     tools = Tools(
@@ -84,6 +90,19 @@ def filter_(
         note("nothing is written" + ("; --out FILE writes the rows that stay" if out is None else " (--dry-run)"))
     for name, rows in () if as_json else written.items():
         note(f"{name}: {rows:,} {'entries' if name.endswith(('.losses.jsonl', '.scores.jsonl')) else 'rows'}")
+
+
+def _lists(drop: list[str] | None, keep: list[str] | None) -> list[str]:
+    """--drop-listed and --keep-listed as keys of data.filters.
+
+    Raises:
+        RecipeError: both are given.
+    """
+    if drop and keep:
+        raise RecipeError(code="C110", message="--drop-listed and --keep-listed exclude each other", hint="name one")
+    if not drop and not keep:
+        return []
+    return [f"listed.files={json.dumps(drop or keep)}", f"listed.action={'drop' if drop else 'keep'}"]
 
 
 def _settings(use: str | None, sets: list[str], recipe: Path | None, kind: RowKind) -> FilterSection:

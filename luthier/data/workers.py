@@ -40,7 +40,10 @@ _job: tuple[Tokenize, ChatTemplate, DataSection] | None = None
 
 
 def worker_count() -> int:
-    """Workers beside this process: one core is left for reading. 0: no `fork`, or one core for each process."""
+    """Workers beside this process, which reads, and tokenises too when they fall behind.
+
+    0: there is no `fork`, or one core for each process.
+    """
     if "fork" not in multiprocessing.get_all_start_methods() or not hasattr(os, "sched_getaffinity"):
         return 0
     cores = len(os.sched_getaffinity(0)) // max(1, read_env().world_size)
@@ -71,7 +74,7 @@ def _by_workers(
     chunks: Iterator[Chunk], tokenize: Tokenize, template: ChatTemplate, section: DataSection, workers: int
 ) -> Iterator[list[Tokenized]]:
     waiting: deque[tuple[Chunk, Future[Any]]] = deque()
-    broken = False
+    most, broken = workers * _UNDER_WAY, False
 
     def done(chunk: Chunk, future: Future[Any]) -> list[Tokenized]:
         nonlocal broken
@@ -93,15 +96,25 @@ def _by_workers(
                 yield from (done(*entry) for entry in _drained(waiting))
                 yield list(tokenize(chunk, template, section=section))
                 continue
-            try:
-                waiting.append((chunk, pool.submit(_work, chunk)))
-            except BrokenProcessPool:
-                failed: Future[Any] = Future()
-                failed.set_exception(BrokenProcessPool())
-                waiting.append((chunk, failed))
-            if len(waiting) >= workers * _UNDER_WAY:
+            if len(waiting) >= most and not waiting[0][1].done():
+                # Reading is ahead of the workers: this process does a chunk too, rather than wait.
+                own: Future[Any] = Future()
+                own.set_result(list(tokenize(chunk, template, section=section)))
+                waiting.append((chunk, own))
+            else:
+                waiting.append((chunk, _submitted(pool, chunk)))
+            while len(waiting) >= most and (waiting[0][1].done() or len(waiting) >= 2 * most):
                 yield done(*waiting.popleft())
         yield from (done(*entry) for entry in _drained(waiting))
+
+
+def _submitted(pool: ProcessPoolExecutor, chunk: Chunk) -> Future[Any]:
+    try:
+        return pool.submit(_work, chunk)
+    except BrokenProcessPool:
+        failed: Future[Any] = Future()
+        failed.set_exception(BrokenProcessPool())
+        return failed
 
 
 def _drained(waiting: deque[tuple[Chunk, Future[Any]]]) -> Iterator[tuple[Chunk, Future[Any]]]:

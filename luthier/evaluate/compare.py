@@ -17,7 +17,9 @@ from luthier.evaluate.results import TaskResult, read_results
 from luthier.evaluate.stats import PairedTest, Verdict, paired_means, paired_proportions, verdict
 from luthier.runtime.errors import Problem, RunFailed
 
-__all__ = ["BINDING", "Comparison", "TaskComparison", "compare_files", "compare_results"]
+__all__ = [
+    "BINDING", "Comparison", "TaskComparison", "compare_files", "compare_results", "compare_task", "task_differences",
+]  # fmt: skip
 
 BINDING = {
     "decoding": "decoding",
@@ -116,13 +118,14 @@ def compare_results(
     problems = _unmatched([result.name for result in before], [result.name for result in after])
     for result in before:
         if result.name in second:
-            problems += _differences(result, second[result.name], prompts_differ=prompts_differ)
+            problems += task_differences(result, second[result.name], prompts_differ=prompts_differ)
     if problems:
         raise RunFailed(problems=problems)
-    return Comparison(tuple(_compare(result, second[result.name], confidence) for result in before))
+    return Comparison(tuple(compare_task(result, second[result.name], confidence) for result in before))
 
 
-def _compare(before: TaskResult, after: TaskResult, confidence: float) -> TaskComparison:
+def compare_task(before: TaskResult, after: TaskResult, confidence: float) -> TaskComparison:
+    """The paired test of one task; `task_differences` must have found nothing."""
     first, second = _scores(before), _scores(after)
     higher = before.higher_is_better
     test = _test(before, after, first, second, confidence)
@@ -174,8 +177,8 @@ def _unmatched(before: Sequence[str], after: Sequence[str]) -> list[Problem]:
     return problems
 
 
-def _differences(before: TaskResult, after: TaskResult, *, prompts_differ: bool) -> list[Problem]:
-    """Everything that makes two results incomparable, one problem each."""
+def task_differences(before: TaskResult, after: TaskResult, *, prompts_differ: bool = False) -> list[Problem]:
+    """Everything that makes two results of one task incomparable, one problem (E541) each."""
     served = any("server" in result.settings for result in (before, after))
     free = (*(UNKNOWN_OF_A_SERVER if served else ()), *(OF_PROMPTS if prompts_differ else ()))
     binding = {key: what for key, what in BINDING.items() if key not in free}

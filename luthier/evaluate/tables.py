@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
-    "changed_rows", "changed_rows_table", "comparison_table", "contest_table", "pairs_table", "scores_table",
+    "STYLE", "cells", "changed_rows", "changed_rows_table", "comparison_table", "contest_table", "pairs_table",
+    "plain_table", "scores_table",
 ]  # fmt: skip
 
-_STYLE = {"better": "bold green", "worse": "bold red", "no evidence": "yellow"}
+STYLE = {"better": "bold green", "worse": "bold red", "no evidence": "yellow"}
 
 
 def scores_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
@@ -26,12 +27,14 @@ def scores_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         tasks: The `tasks` of a score file.
     """
-    table = _table(("task", "left"), ("metric", "left"), ("score", "right"), ("interval", "right"), ("rows", "right"))
+    table = plain_table(
+        ("task", "left"), ("metric", "left"), ("score", "right"), ("interval", "right"), ("rows", "right")
+    )
     for task in tasks:
         interval = f"[{task['low']:.3f}, {task['high']:.3f}]"
-        table.add_row(*_texts(task["name"], task["metric"], f"{task['score']:.3f}", interval, f"{task['n']:,}"))
+        table.add_row(*cells(task["name"], task["metric"], f"{task['score']:.3f}", interval, f"{task['n']:,}"))
         for name, value in task["secondary"].items():
-            table.add_row(*_texts("", name, f"{value:.3f}", "", ""))
+            table.add_row(*cells("", name, f"{value:.3f}", "", ""))
     return table
 
 
@@ -41,13 +44,13 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
     Args:
         comparison: Content of `eval/comparison.json`.
     """
-    table = _table(
+    table = plain_table(
         ("task", "left"), ("metric", "left"), ("rows", "right"), ("before", "right"), ("after", "right"),
         ("difference", "right"), ("interval", "right"), ("p", "right"), ("won", "right"), ("lost", "right"),
         ("verdict", "left"),
     )  # fmt: skip
     for task in comparison["tasks"]:
-        cells = _texts(
+        line = cells(
             task["name"],
             task["metric"],
             f"{task['n']:,}",
@@ -60,8 +63,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> Table:
             f"{task['losses']:,}",
             task["verdict"],
         )
-        cells[-1].stylize(_STYLE.get(task["verdict"], ""))
-        table.add_row(*cells)
+        line[-1].stylize(STYLE.get(task["verdict"], ""))
+        table.add_row(*line)
     return table
 
 
@@ -71,20 +74,20 @@ def contest_table(models: Sequence[Mapping[str, Any]]) -> Table:
     Args:
         models: Score files, all of the same tasks.
     """
-    table = _table(
+    table = plain_table(
         ("task", "left"), ("model", "left"), ("metric", "left"), ("score", "right"), ("interval", "right"),
         ("rows", "right"), ("tokens/s", "right"),
     )  # fmt: skip
     for index, first in enumerate(models[0]["tasks"]):
         for model in models:
             task = model["tasks"][index]
-            table.add_row(*_texts(
+            table.add_row(*cells(
                 first["name"] if model is models[0] else "", str(model["model"]), task["metric"],
                 f"{task['score']:.3f}",
                 f"[{task['low']:.3f}, {task['high']:.3f}]", f"{task['n']:,}", f"{task['tokens_per_second']:.0f}",
             ))  # fmt: skip
             for name, value in task["secondary"].items():
-                table.add_row(*_texts("", "", name, f"{value:.3f}", "", "", ""))
+                table.add_row(*cells("", "", name, f"{value:.3f}", "", "", ""))
     return table
 
 
@@ -94,18 +97,18 @@ def pairs_table(comparison: Mapping[str, Any]) -> Table:
     Args:
         comparison: From `versus.compare_many`.
     """
-    table = _table(
+    table = plain_table(
         ("task", "left"), ("first", "left"), ("second", "left"), ("difference", "right"), ("interval", "right"),
         ("p", "right"), ("p, Holm", "right"), ("second is", "left"),
     )  # fmt: skip
     for pair in comparison["pairs"]:
-        cells = _texts(
+        line = cells(
             pair["name"], pair["first"], pair["second"], f"{pair['delta']:+.3f}",
             f"[{pair['low']:+.3f}, {pair['high']:+.3f}]", f"{pair['p_value']:.2g}", f"{pair['p_adjusted']:.2g}",
             pair["verdict"],
         )  # fmt: skip
-        cells[-1].stylize(_STYLE.get(pair["verdict"], ""))
-        table.add_row(*cells)
+        line[-1].stylize(STYLE.get(pair["verdict"], ""))
+        table.add_row(*line)
     return table
 
 
@@ -159,13 +162,11 @@ def _side_by_side(task: Mapping[str, Any], before: TaskResult, after: TaskResult
         table.add_column(name, overflow="fold", ratio=None if name == "row" else 1)
     for index in shown:
         old, new = before.rows[index], after.rows[index]
-        cells = _texts(
-            str(old["ref"]).rpartition("/")[2], _last_turn(old), old["reference"], _answer(old), _answer(new)
-        )
-        for cell, row in zip(cells[3:], (old, new), strict=True):
+        line = cells(str(old["ref"]).rpartition("/")[2], _last_turn(old), old["reference"], _answer(old), _answer(new))
+        for cell, row in zip(line[3:], (old, new), strict=True):
             gained = (new["score"] > old["score"]) == before.higher_is_better
             cell.stylize("green" if (row is new) == gained else "red")
-        table.add_row(*cells)
+        table.add_row(*line)
     return table
 
 
@@ -182,16 +183,20 @@ def _cut(text: str, width: int = 400) -> str:
     return text if len(text) <= width else f"{text[: width // 2]} ... {text[-width // 2 :]}"
 
 
-def _table(*columns: tuple[str, Any]) -> Table:
+def plain_table(*columns: tuple[str, Any], title: str | None = None, lines: bool = False) -> Table:
+    """A table without a frame: (heading, justification) of each column."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
+    table = Table(
+        box=None, pad_edge=False, title=None if title is None else Text(title), title_justify="left", show_lines=lines
+    )
     for name, justify in columns:
-        table.add_column(name, justify=justify)
+        table.add_column(name, justify=justify, overflow="fold")
     return table
 
 
-def _texts(*values: str) -> list[Text]:
+def cells(*values: str) -> list[Text]:
     """Cells without markup and without control characters (a model may write escape codes)."""
     from rich.text import Text
 

@@ -19,6 +19,7 @@ from luthier.runtime.console import note, progress
 from luthier.runtime.errors import DataError, Problem
 
 if TYPE_CHECKING:
+    from luthier.data.prepared import Prepared
     from luthier.pipeline.session import Session
 
 __all__ = ["Explored", "Item", "explore_files", "explore_recipe"]
@@ -58,6 +59,10 @@ class Explored:
     """`data.max_length` of the recipe."""
     empty: list[Dropped] = field(default_factory=list)
     """Rows with nothing to train on; they are in no other list."""
+    prepared: Prepared | None = None
+    """Of a recipe: the rows as its training gets them."""
+    results: list[SourceResult] = field(default_factory=list)
+    """What each source gave."""
 
 
 def explore_files(
@@ -96,7 +101,7 @@ def explore_files(
         section = DataSection(train=[Source(path=path)], max_length=_ANY_LENGTH, on_empty="drop")
         items += _items(result.conversations, split, path, loaded, section, kind=kind)
     names = ", ".join(Path(path).name for path, _ in wanted[:3]) + (" ..." if len(wanted) > 3 else "")
-    return Explored(title=names, items=items, tokenizer=loaded, empty=_empty(results))
+    return Explored(title=names, items=items, tokenizer=loaded, empty=_empty(results), results=results)
 
 
 def explore_recipe(recipe: Recipe, *, tests: Sequence[str] = ()) -> Explored:
@@ -125,7 +130,7 @@ def explore_recipe(recipe: Recipe, *, tests: Sequence[str] = ()) -> Explored:
     items += _test_items(session, tests, kind)
     return Explored(
         title=recipe.name or Path(recipe.output_dir).name, items=items, tokenizer=session.tokenizer,
-        max_length=section.max_length, empty=_empty(results),
+        max_length=section.max_length, empty=_empty(results), prepared=session.prepared, results=results,
     )  # fmt: skip
 
 

@@ -42,10 +42,26 @@ def resolve(text: str, name: str | None = None) -> Target:
     if not called or len(called) > 200 or not called.isprintable() or called.startswith("/"):
         raise RecipeError(code="S615", message=f"{called!r} cannot be the name of a model", hint="NAME=PATH")
     if (folder / "manifest.json").is_file():
-        return _run(folder, called)
+        return _checked(_run(folder, called), folder / "final")
     if is_adapter(folder):
-        return _adapter(folder, called)
-    return Target(name=called, section=ModelSection(name_or_path=text))
+        return _checked(_adapter(folder, called), folder)
+    return _checked(Target(name=called, section=ModelSection(name_or_path=text)), folder)
+
+
+def _checked(target: Target, folder: Path) -> Target:
+    """With what training froze about its prompts; the files in `folder` must still say the same.
+
+    Raises:
+        RunFailed: they do not: template, tokenizer or stop tokens were changed.
+    """
+    from luthier.model.contract import check_saved, contract_of
+
+    contract = contract_of(folder) if folder.is_dir() else None
+    if contract is None:
+        return target
+    check_saved(folder, contract)
+    section = target.section.model_copy(update={"chat_template_kwargs": dict(contract["kwargs"])})
+    return replace(target, section=section, control_tokens=contract["control_tokens"], contract=contract)
 
 
 def _run(folder: Path, name: str) -> Target:

@@ -12,8 +12,9 @@ from luthier.plan.setting import Base, Recompute
 from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.work import Documents
+from luthier.recipe.distributed_rules import why_not_sharded
 from luthier.recipe.schema import Recipe
-from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
+from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
 
 __all__ = ["BUDGETS", "Request", "make_request"]
 
@@ -32,8 +33,23 @@ class Request:
     num_gpus: int = 1
     cache_dir: Path | None = None
     """Where measurements of earlier runs are; None: none are used."""
-    may_shard: bool = True
-    """Consider sharded weights on several devices."""
+
+    @property
+    def sharding(self) -> tuple[bool, ...]:
+        """Ways of distribution to look at: copied (False), sharded (True)."""
+        strategy = self.recipe.distributed.strategy
+        if self.num_gpus == 1 or strategy == "ddp":
+            return (False,)
+        if strategy == "fsdp2":
+            return (True,)
+        return (False,) if self.why_not_sharded else (False, True)
+
+    @property
+    def why_not_sharded(self) -> str | None:
+        """What in the recipe keeps the plan from sharding; None if nothing does."""
+        recipe = self.recipe
+        found = why_not_sharded(recipe.model, recipe.method, recipe.objective, recipe.train)
+        return next((reason for _, reason in found), None)
 
     @property
     def dtype_bytes(self) -> int:
@@ -73,10 +89,11 @@ class Request:
     @property
     def sequences_per_step(self) -> int:
         """Of all devices, as `recipe/resolve.py` takes them."""
-        wanted = self.recipe.train.tokens_per_step
-        if wanted != "auto":
-            return sequences_for_tokens(wanted, self.documents.sequence_tokens)
-        return sequences_for_rows(self.documents.rows, self.documents.sequences)[0]
+        documents = self.documents
+        return step_target(
+            self.recipe.train, rows=documents.rows, sequences=documents.sequences,
+            mean_tokens=documents.sequence_tokens,
+        )[0]  # fmt: skip
 
     def splits(self) -> Iterator[tuple[int, Batching]]:
         """(token budget, split of a step) for every different micro-batch, largest first."""

@@ -42,7 +42,7 @@ def filter_rules(
         yield from _length(filters.length, f"{prefix}.length", locate)
     if filters.judge is not None:
         yield from _judge(filters.judge, f"{prefix}.judge", locate)
-    for name, key in (("pii", "kinds"), ("language", "languages")):
+    for name, key in (("listed", "files"), ("pii", "kinds"), ("language", "languages")):
         section = getattr(filters, name)
         if section is not None:
             yield from _twice(getattr(section, key), f"{prefix}.{name}.{key}", locate)
@@ -60,6 +60,10 @@ def filter_rules(
         missing = missing_path(split_python(one)[0])
         if missing is not None:
             yield locate(f"{prefix}.python.{index}").problem("C130", missing[0], hint=missing[1])
+    for index, one in enumerate(filters.listed.files if filters.listed else ()):
+        missing = missing_path(one)
+        if missing is not None:
+            yield locate(f"{prefix}.listed.files.{index}").problem("C130", missing[0], hint=missing[1])
     for (name, key), reason in unused_in_filters(filters, kind).items():
         section = getattr(filters, name) if name else filters
         if key in section.model_fields_set:

@@ -11,7 +11,8 @@ from luthier.recipe.section import Section
 
 __all__ = [
     "FILTERS", "BoilerplateFilter", "EchoFilter", "EncodingFilter", "EndingFilter", "FilterSection", "JudgeEndpoint",
-    "JudgeFilter", "LanguageFilter", "LengthFilter", "PersonalFilter", "RefusalFilter", "RepetitionFilter",
+    "JudgeFilter", "LanguageFilter", "LengthFilter", "ListedFilter", "PersonalFilter", "RefusalFilter",
+    "RepetitionFilter",
 ]  # fmt: skip
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -19,6 +20,15 @@ Share = Annotated[float, Field(gt=0.0, le=1.0)]
 PersonalKind = Literal[
     "email", "phone", "ip", "card", "iban", "ssn", "national_id", "secret", "private_key",
 ]  # fmt: skip
+
+
+class ListedFilter(Section):
+    """Rows named in files, one `FILE:LINE` a line, as `luthier data map` saves them."""
+
+    files: Annotated[list[str], Field(min_length=1)]
+    """The lists. Empty lines and lines that begin with # are skipped."""
+    action: Literal["drop", "keep"] = "drop"
+    """`drop`: the named rows go; `keep`: all others go."""
 
 
 class EncodingFilter(Section):
@@ -153,6 +163,8 @@ class JudgeFilter(Section):
 class FilterSection(Section):
     """Filters over training rows, in the order of these keys; null: not used. `{}` takes a filter's defaults."""
 
+    listed: ListedFilter | None = None
+    """Drop rows that a list names, or all others."""
     encoding: EncodingFilter | None = None
     """Mend or drop damaged text."""
     pii: PersonalFilter | None = None

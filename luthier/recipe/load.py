@@ -23,7 +23,7 @@ from luthier.recipe.validate import validate
 from luthier.recipe.yaml12 import MAX_BYTES, parse_yaml, whole_text
 from luthier.runtime.errors import Problem, RecipeError
 
-__all__ = ["LoadedRecipe", "dump_yaml", "load_recipe", "read_document", "recipe_from_dict"]
+__all__ = ["LoadedRecipe", "dump_yaml", "load_recipe", "read_document", "recipe_from_dict", "recipe_from_text"]
 
 _INIT = "`luthier init DATA` writes a recipe to start from"
 
@@ -66,6 +66,15 @@ def read_document(path: Path) -> Document:
     """
     origin = os.fspath(path)
     return parse_yaml(_read(Path(path), origin), origin=origin)
+
+
+def recipe_from_text(text: str, *, origin: str) -> Recipe:
+    """Check a recipe that is a text in memory (an editor's).
+
+    Raises:
+        RecipeError: with every problem, in the order of the text; `origin` names the place.
+    """
+    return _finish(parse_yaml(text, origin=origin), ())
 
 
 def recipe_from_dict(value: Mapping[str, Any], *, origin: str) -> Recipe:

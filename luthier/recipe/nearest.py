@@ -115,7 +115,6 @@ OTHER_NAMES: dict[str, str] = {
     "lr": "train.learning_rate",
     "peak_lr": "train.learning_rate",
     "max_lr": "train.learning_rate",
-    "learning_rate_multiplier": "train.learning_rate",
     "scheduler": "train.lr_scheduler_type",
     "lr_scheduler": "train.lr_scheduler_type",
     "lr_schedule": "train.lr_scheduler_type",

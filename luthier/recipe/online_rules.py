@@ -226,6 +226,10 @@ def _train(train: TrainSection, grpo: GrpoSection, locate: Locate) -> Iterator[P
         message = "`train.tokens_per_step` is not known before the completions of a step are sampled"
         hint = "per_device_train_batch_size x gradient_accumulation_steps is the number of completions of a step"
         yield locate("train.tokens_per_step", on="key").problem("C110", message, hint=hint)
+    if train.rows_per_step is not None:
+        message = "`train.rows_per_step` counts rows, and a step of online RL is a number of completions"
+        hint = "per_device_train_batch_size x gradient_accumulation_steps is the number of completions of a step"
+        yield locate("train.rows_per_step", on="key").problem("C110", message, hint=hint)
     batch, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if isinstance(batch, int) and isinstance(accumulate, int) and batch * accumulate % grpo.num_generations:
         message = (

@@ -25,7 +25,7 @@ from luthier.recipe.facts import FoundRate
 from luthier.recipe.objective import base_rates
 from luthier.recipe.schema import ObjectiveSection
 
-__all__ = ["found_line", "rule_rate"]
+__all__ = ["found_line", "multiplied", "rule_rate"]
 
 _REFERENCE_RATE, _REFERENCE_PARAMETERS, _REFERENCE_TOKENS = 2e-5, 7e9, 16_384
 _LIMITS = (1e-5, 3e-4)
@@ -60,6 +60,13 @@ def rule_rate(
         return _two_digits(full), f"{formula}, for method {method}"
     reason = f"{_LORA_FACTOR} x the rate of full tuning ({formula}), for method {method}"
     return _two_digits(_LORA_FACTOR * full), reason
+
+
+def multiplied(rate: float, reason: str, factor: float) -> tuple[float, str]:
+    """The rate of the rule times `train.learning_rate_multiplier`, and its reason."""
+    if factor == 1.0:
+        return rate, reason
+    return float(f"{factor * rate:.6g}"), f"{factor:g} (learning_rate_multiplier) x {rate:g}: {reason}"
 
 
 def found_line(found: Sequence[FoundRate], tokens_per_step: int) -> str:

@@ -24,9 +24,9 @@ from luthier.recipe.objective_kind import row_kind
 from luthier.recipe.online import choose_completions, online_rate, online_steps
 from luthier.recipe.online_rules import unused_in_data
 from luthier.recipe.paths import is_folder, looks_local
-from luthier.recipe.rates import found_line, rule_rate
+from luthier.recipe.rates import found_line, multiplied, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
-from luthier.recipe.steps import Batching, choose_batching, sequences_for_rows, sequences_for_tokens, total_steps
+from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
 from luthier.recipe.unused import (
     unused_in_decontaminate,
     unused_in_dedup,
@@ -98,8 +98,9 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
         steps = total_steps(
             facts.sequences, batching.sequences_per_step, recipe.train.num_train_epochs, recipe.train.max_steps
         )
-    values.fill("train.learning_rate", *rate)
+    values.fill("train.learning_rate", *multiplied(*rate, recipe.train.learning_rate_multiplier))
     _memory(values, facts)
+    _strategy(values, facts)
     every = max(1, math.ceil(steps / _EVENTS_PER_RUN))
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
@@ -151,12 +152,7 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     train: TrainSection = values.recipe.train
     micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
     accumulate = None if train.gradient_accumulation_steps == "auto" else train.gradient_accumulation_steps
-    if train.tokens_per_step != "auto":
-        target = sequences_for_tokens(train.tokens_per_step, facts.mean_tokens)
-        why = f"{train.tokens_per_step:,} tokens a step / {facts.mean_tokens:.0f} a sequence"
-    else:
-        target, rows = sequences_for_rows(facts.rows, facts.sequences)
-        why = f"about {rows} of {facts.rows:,} rows a step (2%, a power of two from 4 to 64)"
+    target, why = step_target(train, rows=facts.rows, sequences=facts.sequences, mean_tokens=facts.mean_tokens)
     planned = facts.planned
     batching = choose_batching(
         target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=facts.world_size,
@@ -228,6 +224,16 @@ def _memory(values: _Values, facts: Facts) -> None:
     else:
         whole = "all layers" if values.get(policy) is True else "no layer as a whole"
         values.fill(layers, None, f"gradient_checkpointing {str(values.get(policy)).lower()}: {whole}")
+
+
+def _strategy(values: _Values, facts: Facts) -> None:
+    key = "distributed.strategy"
+    if facts.world_size == 1:
+        values.fill(key, "ddp", "one process: nothing is distributed")
+    elif facts.planned:
+        values.fill(key, facts.planned.strategy, facts.planned.reasons.get(key, "what the plan chose"))
+    else:
+        values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 
 
 def _recompute_by_thumb(values: _Values, facts: Facts) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from luthier.recipe.builtin import FORGETTING
+from luthier.recipe.distributed_rules import distributed_rules
 from luthier.recipe.judge_rules import grader_rules, judge_rules
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
@@ -37,7 +38,7 @@ from luthier.recipe.row_rules import (
     validation_rules,
 )
 from luthier.recipe.rule_checks import compiling, existing_file, rows_file, unused_keys
-from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules
+from luthier.recipe.train_rules import feedback_rules, rate_rules, setting_rules, start_rules, step_rules
 from luthier.recipe.unused import (
     unused_in_method,
     unused_in_objective,
@@ -57,7 +58,7 @@ def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
         _model, source_rules, validation_rules, filtering_rules, dedup_rules, decontaminate_rules, _method,
-        _objective, _memory, _train, _needs_validation, _tasks, _judge, _export,
+        _objective, _memory, _distributed, _train, _needs_validation, _tasks, _judge, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -156,18 +157,22 @@ def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:
         yield from recompute_rules(parts.train, locate)
 
 
+def _distributed(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    sections = (parts.distributed, parts.model, parts.method, parts.objective, parts.train)
+    distributed, model, method, objective, train = sections
+    if distributed is None or model is None or method is None or objective is None or train is None:
+        return
+    yield from distributed_rules(distributed, model, method, objective, train, locate)
+
+
 def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:
     train = parts.train
     if train is None:
         return
-    if train.tokens_per_step != "auto":
-        for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if getattr(train, key) != "auto":
-                message = f"`train.tokens_per_step` and `train.{key}` exclude each other"
-                hint = "keep tokens_per_step, or the two batch keys"
-                yield locate(f"train.{key}", on="key").problem("C110", message, hint=hint)
+    yield from step_rules(train, locate)
     unused = unused_in_train(train, validates=True)
-    unused.pop("tokens_per_step", None)
+    for key in ("tokens_per_step", "rows_per_step"):
+        unused.pop(key, None)
     yield from unused_keys(train, "train", unused, locate)
     yield from setting_rules(train, locate)
     yield from rate_rules(train, parts.method, parts.model, locate)
@@ -261,6 +266,9 @@ def _export(parts: Parts, locate: Locate) -> Iterator[Problem]:
     if parts.export is not None and parts.export.gguf and parts.objective and parts.objective.name == "reward":
         message = "`export.gguf` writes models that answer; a reward model has no head for words"
         yield locate("export.gguf").problem("C110", message, hint="remove it")
+    if parts.export is not None and parts.export.checkpoints and parts.objective and parts.objective.name == "grpo":
+        message = "`export.checkpoints` has no effect with objective grpo: TRL's checkpoints are adapters already"
+        yield locate("export.checkpoints").problem("C110", message, hint="remove it")
     if parts.export is not None and parts.export.push_to_hub is not None:
         yield from push_rules(parts.export, parts.method, locate)
     if parts.output_dir is not None:

@@ -24,6 +24,7 @@ __all__ = [
     "DataSection",
     "DecontaminateSection",
     "DedupSection",
+    "DistributedSection",
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
@@ -155,6 +156,8 @@ class TrainSection(Section):
     """Stop after this many optimizer steps. Excludes `num_train_epochs`."""
     learning_rate: Annotated[float, Field(gt=0.0)] | Auto = "auto"
     """Peak learning rate."""
+    learning_rate_multiplier: Annotated[float, Field(gt=0.0)] = 1.0
+    """Factor on the rate that `learning_rate: auto` comes to, as in OpenAI's fine-tuning API."""
     embedding_learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """Peak learning rate of embeddings and head where they are trained themselves; null: as the others."""
     loraplus_lr_ratio: Annotated[float, Field(gt=0.0)] | None = None
@@ -186,7 +189,9 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(ge=0.0)] = 1.0
     """Clip the norm of the whole gradient; 0 turns clipping off."""
     tokens_per_step: PositiveInt | Auto = "auto"
-    """Tokens of one optimizer step over all devices. Excludes the two batch keys below."""
+    """Tokens of one optimizer step over all devices. Excludes the three batch keys below."""
+    rows_per_step: PositiveInt | None = None
+    """Rows of one optimizer step over all devices: exactly so many without `data.packing`, on average with it."""
     per_device_train_batch_size: PositiveInt | Auto = "auto"
     """Sequences (packs, or rows without packing) of one micro-batch on one device."""
     gradient_accumulation_steps: PositiveInt | Auto = "auto"
@@ -221,6 +226,17 @@ class TrainSection(Section):
     """Trackers besides the run folder; each must be installed."""
 
 
+class DistributedSection(Section):
+    """How several processes train one model; with one process nothing of it has an effect."""
+
+    strategy: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = "auto"
+    """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards (torch's
+    `fully_shard`). `auto`: the plan chooses. `zero2` and `zero3` (DeepSpeed) are not built: they are refused."""
+    reshard_after_forward: bool = True
+    """For `fsdp2`: free a layer's weights after its forward pass and gather them again for its backward pass. `false`
+    keeps them: less to send, and as much memory for weights as `ddp` while a step runs."""
+
+
 class ExportSection(Section):
     """What is made of the result."""
 
@@ -228,6 +244,8 @@ class ExportSection(Section):
     """Merge adapters into the original base and check the result against the adapter."""
     max_shard_size: str = "5GB"
     """Largest safetensors file."""
+    checkpoints: bool = False
+    """Write each checkpoint also as servers load it: an adapter (or model) in `served/step-N` of the run folder."""
     gguf: list[GgufType] = Field(default_factory=list)
     """GGUF files for llama.cpp, Ollama and LM Studio, each read back and compared; needs `merge`."""
     push_to_hub: PushSection | None = None
@@ -246,6 +264,7 @@ class Recipe(Section):
     method: MethodSection = Field(default_factory=MethodSection)
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     train: TrainSection = Field(default_factory=TrainSection)
+    distributed: DistributedSection = Field(default_factory=DistributedSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     export: ExportSection = Field(default_factory=ExportSection)
     output_dir: str

@@ -10,7 +10,12 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-__all__ = ["Batching", "choose_batching", "divisible", "sequences_for_rows", "sequences_for_tokens", "total_steps"]
+from luthier.recipe.schema import TrainSection
+
+__all__ = [
+    "Batching", "choose_batching", "divisible", "sequences_for_rows", "sequences_for_tokens", "step_target",
+    "total_steps",
+]  # fmt: skip
 
 SHARE_OF_ROWS = 0.02
 FEWEST_ROWS, MOST_ROWS = 4, 64
@@ -73,6 +78,21 @@ def sequences_for_rows(rows: int, sequences: int) -> tuple[int, int]:
     wanted = 2 ** round(math.log2(max(1.0, SHARE_OF_ROWS * rows)))
     wanted = min(max(wanted, FEWEST_ROWS), MOST_ROWS)
     return min(divisible(max(1, round(wanted * sequences / rows))), sequences), wanted
+
+
+def step_target(train: TrainSection, *, rows: int, sequences: int, mean_tokens: float) -> tuple[int, str]:
+    """Sequences of a step over all devices, and why: from the recipe's tokens or rows of a step, or by the rule.
+
+    `rows_per_step` is taken exactly without packing; else it is the nearest number of packs, at least 1.
+    """
+    if train.tokens_per_step != "auto":
+        why = f"{train.tokens_per_step:,} tokens a step / {mean_tokens:.0f} a sequence"
+        return sequences_for_tokens(train.tokens_per_step, mean_tokens), why
+    if train.rows_per_step is not None:
+        why = f"{train.rows_per_step} rows a step x {sequences:,} sequences / {rows:,} rows"
+        return max(1, round(train.rows_per_step * sequences / rows)), why
+    target, wanted = sequences_for_rows(rows, sequences)
+    return target, f"about {wanted} of {rows:,} rows a step (2%, a power of two from 4 to 64)"
 
 
 def choose_batching(

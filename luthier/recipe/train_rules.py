@@ -13,7 +13,7 @@ from luthier.recipe.schedules import FEEDBACK, REQUIRED, SCHEDULES
 from luthier.recipe.schema import MethodSection, ModelSection, TrainSection
 from luthier.runtime.errors import Problem
 
-__all__ = ["feedback_rules", "rate_rules", "setting_rules", "start_rules"]
+__all__ = ["feedback_rules", "rate_rules", "setting_rules", "start_rules", "step_rules"]
 
 _WORDS = {"number": "a number", "whole": "a whole number >= 0", "flag": "true or false"}
 _ADAPTERS = ("lora", "qlora")
@@ -63,6 +63,23 @@ def _is(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return False
     return isinstance(value, int) and value >= 0 if kind == "whole" else isinstance(value, int | float) and value >= 0
+
+
+def step_rules(train: TrainSection, locate: Locate) -> Iterator[Problem]:
+    """How much goes into a step is said once: in tokens, in rows, or by the two batch keys."""
+    batch_keys = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    given = [key for key in batch_keys if getattr(train, key) != "auto"]
+    for key, said in (
+        ("tokens_per_step", train.tokens_per_step != "auto"),
+        ("rows_per_step", bool(train.rows_per_step)),
+    ):
+        for other in given if said else ():
+            message = f"`train.{key}` and `train.{other}` exclude each other"
+            hint = f"keep {key}, or the two batch keys"
+            yield locate(f"train.{other}", on="key").problem("C110", message, hint=hint)
+    if train.tokens_per_step != "auto" and train.rows_per_step is not None:
+        message = "`train.tokens_per_step` and `train.rows_per_step` exclude each other"
+        yield locate("train.rows_per_step", on="key").problem("C110", message, hint="keep one of them")
 
 
 def rate_rules(

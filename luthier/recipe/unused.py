@@ -109,7 +109,10 @@ def unused_in_train(train: TrainSection, *, validates: bool) -> dict[str, str]:
     if not validates:
         unused["eval_steps"] = "there is no validation data (data.validation)"
     if train.per_device_train_batch_size != "auto" and train.gradient_accumulation_steps != "auto":
-        unused["tokens_per_step"] = "the two batch keys already say how much goes into a step"
+        says = "the two batch keys already say how much goes into a step"
+        unused |= {"tokens_per_step": says, "rows_per_step": says}
+    if train.learning_rate != "auto":
+        unused["learning_rate_multiplier"] = "it is a factor on `learning_rate: auto`, and learning_rate is a number"
     return unused
 
 

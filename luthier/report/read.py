@@ -7,16 +7,14 @@ the page. Escaping for HTML is the template's work, not this module's.
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.runs.folder import RunFolder
-from luthier.runtime.errors import RunFailed
 
-__all__ = ["RunFiles", "by_name", "printable", "read_run"]
+__all__ = ["RunFiles", "by_name", "clean", "printable", "read_run"]
 
 DATA_CARD = "data_card.md"
 STAGES = ("data", "baseline", "train", "evaluate", "compare", "merge")
@@ -110,30 +108,20 @@ def _stand_in(letter: str) -> str:
     return "\ufffd"
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """A JSON value with every text made `printable`."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
-        return {printable(str(key)): _clean(item) for key, item in value.items()}
+        return {printable(str(key)): clean(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_clean(item) for item in value]
+        return [clean(item) for item in value]
     return value
 
 
 def _json(run: RunFolder, name: str) -> dict[str, Any] | None:
-    file = run.path / name
-    if not file.is_file():
-        return None
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise RunFailed(
-            code="R722", message=f"{file} is damaged: {error}", hint="run the stage that writes it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise RunFailed(code="R722", message=f"{file} holds {type(value).__name__}, not an object")
-    cleaned: dict[str, Any] = _clean(value)
-    return cleaned
+    value = run.read_json(name)
+    return None if value is None else clean(value)
 
 
 def _text(run: RunFolder, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from luthier.data.preference_stats import preference_lines
+from luthier.recipe.reasons import reasons_of
 from luthier.report.loss_view import contamination_lines, loss_view
 from luthier.report.preference_view import preference_sentence
 from luthier.report.read import RunFiles, by_name
@@ -21,7 +21,6 @@ __all__ = [
 
 _MOST_TOKENS = 700
 _ANSWERS = ("chosen", "rejected", "desired", "undesired")
-_VALUE = re.compile(r"(\s*)(?:- )?([A-Za-z_][\w]*): ?(.*)")
 
 
 # -- verdict
@@ -192,19 +191,7 @@ def stage_chart(run: RunFiles) -> Markup:
 
 def chosen_values(run: RunFiles) -> list[tuple[str, str, str]]:
     """(dotted key, value, reason) of every value with a comment behind it in `resolved.yaml`."""
-    found = []
-    path: list[tuple[int, str]] = []
-    for line in run.resolved_text.splitlines():
-        match = _VALUE.match(line)
-        if match is None:
-            continue
-        indent = len(match[1])
-        path = [*(entry for entry in path if entry[0] < indent), (indent, match[2])]
-        value, mark, reason = match[3].rpartition("  # ")
-        # Inside a quoted text the mark is part of the value.
-        if mark and not (value.startswith('"') and not value.endswith('"')):
-            found.append((".".join(key for _, key in path), value, reason))
-    return found
+    return reasons_of(run.resolved_text)
 
 
 # -- what to do with it

@@ -23,7 +23,7 @@ from luthier.report.svg import number
 from luthier.runs.folder import RunFolder
 from luthier.runtime.atomic import write_text
 
-__all__ = ["render", "write_report"]
+__all__ = ["count", "duration", "render", "write_report"]
 
 
 def write_report(run: RunFolder) -> Path:
@@ -42,9 +42,7 @@ def render(run: RunFiles) -> str:
     """The page as HTML."""
     files = resources.files("luthier.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        count=_count, number=number, bytes=_bytes, duration=_duration, short=_short, ticks=_ticks
-    )
+    environment.filters.update(count=count, number=number, bytes=_bytes, duration=duration, short=_short, ticks=_ticks)
     template = environment.from_string((files / "page.html.jinja").read_text("utf-8"))
     shown = views.tasks(run)
     examples = answers_view.examples(run)
@@ -84,7 +82,8 @@ def _title(run: RunFiles) -> str:
     return str(_recipe(run).get("name") or run.path.name)
 
 
-def _count(value: Any) -> str:
+def count(value: Any) -> str:
+    """A whole number with separators; another number shortened."""
     return f"{value:,}" if isinstance(value, int) else number(float(value))
 
 
@@ -92,7 +91,8 @@ def _bytes(value: int) -> str:
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours in words."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -10,6 +10,7 @@ runs/NAME/
   samples.jsonl      of online RL: a prompt with its completions and their rewards, at each logged step
   data/              manifest of rows, dropped rows
   checkpoints/step-N complete or absent
+  served/step-N      the same as an adapter or model that servers load (`export.checkpoints`)
   final/             adapter, or the trained model
   merged/            the model to serve
   eval/              before and after: scores and every answer
@@ -86,6 +87,27 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
+
+    # -- files
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file of the run; None if there is none.
+
+        Raises:
+            RunFailed: it is damaged.
+        """
+        file = self.path / name
+        if not file.is_file():
+            return None
+        try:
+            value = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise RunFailed(
+                code="R722", message=f"{file} is damaged: {error}", hint="run the stage that writes it again"
+            ) from error
+        if not isinstance(value, dict):
+            raise RunFailed(code="R722", message=f"{file} holds {type(value).__name__}, not an object")
+        return value
 
     # -- stages
 

@@ -36,6 +36,8 @@ def make_server(app: Any, settings: ServeSettings, *, ready: Callable[[str], Non
     """
     import uvicorn
 
+    from luthier.serve.connections import PatientProtocol
+
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
 
@@ -47,7 +49,7 @@ def make_server(app: Any, settings: ServeSettings, *, ready: Callable[[str], Non
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="on", server_header=False, ws="none",
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+        http=PatientProtocol, timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )  # fmt: skip
     return Server(config), listening
 

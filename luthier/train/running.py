@@ -23,6 +23,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
 from luthier.runtime.errors import Interrupted
+from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import Stop
 from luthier.train import trackers
 from luthier.train.calibrate import Calibration, calibrate
@@ -38,6 +39,7 @@ from luthier.train.prefetch import Batches
 from luthier.train.processes import on_main
 from luthier.train.progress import Progress, Window
 from luthier.train.result import TrainResult, make_result
+from luthier.train.served import Served
 from luthier.train.setup import batch_shape, interval
 from luthier.train.snapshot import load_weights, take
 from luthier.train.split import TooLarge
@@ -66,6 +68,8 @@ class Running:
     calibrates: bool
     """Measure the largest micro-batch before the first step."""
     plan: Prediction | None
+    served: Served | None = None
+    """Writes each checkpoint as servers load it, too."""
     calibration: Calibration | None = None
     saved_step: int | None = None
     agreed_to_stop: bool = False
@@ -81,6 +85,8 @@ class Running:
         total, start = self.order.total_steps, self.position.step
         self.saved_step = self.resumed_from
         self._announce()
+        if self.resumed_from is not None:
+            self._serve(self.resumed_from)
         if self.calibrates and start < total:
             self._calibrate()
         reset_peak(self.trainer.accelerator.device)
@@ -164,6 +170,7 @@ class Running:
         due = position.step == total or (every is not None and position.step % every == 0)
         if not self.validation or not due or position.step == 0 or position.eval_step == position.step:
             return
+        mark("validation", step=position.step - 1, watched=False)
         found = validate(
             self.trainer, self.validation, step=position.step, tokens_per_batch=self._tokens_per_batch(),
             abandon=self._must_stop, mismatched=self.validation_mismatched,
@@ -194,6 +201,7 @@ class Running:
         if self.is_main:
             _flush(self.run)
         started = time.perf_counter()
+        mark("write a checkpoint", step=position.step - 1, watched=False)
         removed = take(
             self.trainer, position, folder=self.run.path / "checkpoints", identity=self.identity,
             keep=self.recipe.train.save_total_limit,
@@ -202,6 +210,12 @@ class Running:
         if self.is_main:
             seconds = round(time.perf_counter() - started, 3)
             self.run.event("checkpoint_saved", step=position.step, seconds=seconds, removed=removed)
+        self._serve(position.step, removed)
+
+    def _serve(self, step: int, removed: Sequence[int] = ()) -> None:
+        served = self.served
+        if served is not None:
+            on_main(self.trainer.accelerator, lambda: served.keep(step, removed))
 
     def _interrupted(self) -> Interrupted:
         step, total = self.position.step, self.order.total_steps

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from luthier.data import workers
 from luthier.data.prepare import prepare
 from luthier.data.tokenize import tokenize_all
+from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError
 from tests.data.test_prepare import contents, run, write
 from tests.data.test_streaming import comparable, contents_of
 from tests.support.tiny import conversations, tiny_tokenizer
 
+_reader = os.getpid()
 pytestmark = pytest.mark.skipif(workers.worker_count() == 0, reason="one core, or no fork")
 
 
@@ -77,3 +80,21 @@ def test_the_rows_of_a_worker_that_dies_are_done_here(source, early, monkeypatch
     monkeypatch.setattr("luthier.data.prepare.tokenize_all", _dies)
     assert contents(run(source)) == expected
     assert "a worker process died" in capsys.readouterr().err
+
+
+def _slow_elsewhere(rows, template, *, section):
+    """Workers take long; rows done in the process that reads are marked."""
+    here = os.getpid() == _reader
+    if not here:
+        time.sleep(0.1)
+    return [(row.ref.line, here) for row in rows]
+
+
+def test_the_reading_process_does_rows_while_workers_are_behind(early):
+    chunks = [[Conversation(kind="chat", messages=(), ref=RowRef("f", line))] for line in range(40)]
+    found = list(workers.tokenize_chunks(iter(chunks), _slow_elsewhere, None, None))
+    assert [line for ((line, _),) in found] == list(range(40)), "in order"
+    elsewhere = [line for ((line, here),) in found if not here]
+    # The first six wait for the workers; then this process helps, but never runs ahead by more than six more.
+    assert elsewhere[:6] == [1, 2, 3, 4, 5, 6]
+    assert 10 <= len(elsewhere) < 30

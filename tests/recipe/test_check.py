@@ -29,6 +29,9 @@ def with_validation(text: str) -> str:
     [
         ("train: {tokens_per_step: 100, gradient_accumulation_steps: 2}", 31, "C110", "exclude each other"),
         ("train: {tokens_per_step: 100, per_device_train_batch_size: 2}", 31, "C110", "exclude each other"),
+        ("train: {rows_per_step: 4, tokens_per_step: 100}", 9, "C110", "exclude each other"),
+        ("train: {rows_per_step: 4, gradient_accumulation_steps: 2}", 27, "C110", "exclude each other"),
+        ("train: {learning_rate: 1e-4, learning_rate_multiplier: 2}", 30, "C111", "is a number"),
         ("train: {max_steps: 3, num_train_epochs: 1}", 23, "C111", "max_steps already says when to stop"),
         ("train: {warmup_steps: 3, warmup_ratio: 0.1}", 26, "C111", "warmup_steps already says how long"),
         ("train: {lr_scheduler_type: constant, warmup_ratio: 0.1}", 38, "C111", "constant has no warmup"),

@@ -140,7 +140,7 @@ method: {name: full}
     )
     assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (3, 5)
     assert (result.recipe.model.dtype, result.recipe.evaluate.batch_size) == ("float16", 3)
-    assert set(reasons(result)) == {"model.attn_implementation", "train.tokens_per_step"}
+    assert set(reasons(result)) == {"model.attn_implementation", "train.tokens_per_step", "distributed.strategy"}
 
 
 # -- batches
@@ -188,6 +188,25 @@ def test_tokens_per_step_by_hand():
     assert (result.per_device_train_batch_size, result.gradient_accumulation_steps) == (8, 1)
     result = resolved("train: {tokens_per_step: 8000}\n", sequences=300).recipe.train  # rows of 200 tokens, 40 a step
     assert (result.per_device_train_batch_size, result.gradient_accumulation_steps) == (5, 8)
+
+
+def test_rows_per_step_by_hand():
+    flat = BASE.replace("}]}\n", "}], packing: false}\n", 1)
+    result = resolved("train: {rows_per_step: 7}\n", base=flat, rows=300, sequences=300)
+    train = result.recipe.train
+    # Exactly as many rows, also a number that splits badly, and the split does not change it.
+    assert train.per_device_train_batch_size * train.gradient_accumulation_steps == 7
+    packed = resolved("train: {rows_per_step: 10}\n", rows=300, sequences=60).recipe.train
+    assert packed.per_device_train_batch_size * packed.gradient_accumulation_steps == 2  # 10 rows of 5 a pack
+    text = resolved_yaml(result)
+    assert "rows_per_step" not in text  # the two batch keys say it
+
+
+def test_the_multiplier_is_a_factor_on_the_rule_and_leaves_a_resolved_recipe():
+    plain, half = resolved(""), resolved("train: {learning_rate_multiplier: 0.5}\n")
+    assert half.recipe.train.learning_rate == pytest.approx(0.5 * plain.recipe.train.learning_rate)
+    assert reasons(half)["train.learning_rate"].startswith("0.5 (learning_rate_multiplier) x ")
+    assert "learning_rate_multiplier:" not in resolved_yaml(half).replace("(learning_rate_multiplier)", "")
 
 
 def test_one_given_batch_key_decides_the_other():

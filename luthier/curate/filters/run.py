@@ -1,5 +1,6 @@
 """`data.filters`: every filter in its order over the rows that the ones before it left.
 
+    listed              rows that a person named: the others need not be looked at
     encoding, pii       mend and redact first: all that follows sees, shows and sends the changed text
     length ... python   drop; a row goes at the first filter that says so
     judge               last, because it costs
@@ -24,6 +25,7 @@ from luthier.curate.filters.endings import Endings
 from luthier.curate.filters.judge import Judge
 from luthier.curate.filters.language import Language
 from luthier.curate.filters.length import Length, counter
+from luthier.curate.filters.listed import Listed
 from luthier.curate.filters.own import Own
 from luthier.curate.filters.personal import Personal
 from luthier.curate.filters.refusals import Refusals
@@ -67,6 +69,7 @@ def build(section: FilterSection, tools: Tools) -> list[tuple[str, Filter]]:
     """
     answers = section.answers
     made: dict[str, Callable[[Any], Filter]] = {
+        "listed": Listed,
         "encoding": lambda own: Encoding(own.action),
         "pii": lambda own: Personal(own.action, own.kinds),
         "length": lambda own: Length(own, counter(own.unit, tools.tokenizer), answers),

@@ -28,8 +28,9 @@ __all__ = ["app"]
 
 
 def app(
-    host: Host, settings: ServeSettings, *, resolve: Resolve | None = None, routes: Sequence[BaseRoute] = ()
-) -> Starlette:
+    host: Host, settings: ServeSettings, *, resolve: Resolve | None = None, routes: Sequence[BaseRoute] = (),
+    guard: Middleware | None = None,
+) -> Starlette:  # fmt: skip
     """Build the application.
 
     Args:
@@ -37,6 +38,7 @@ def app(
         settings: Keys and bounds.
         resolve: How `POST /admin/models` turns a path into something to load; without it, it loads nothing.
         routes: Further routes; they stand before the built-in ones.
+        guard: What stands before every route instead of `http.guard.Guard`; it must set `luthier.admin` in the scope.
     """
     service = Service(host=host, settings=settings, metrics=Metrics())
     listing = ListingRoutes(service, resolve)
@@ -60,7 +62,10 @@ def app(
 
     made = Starlette(
         routes=[*routes, *built_in],
-        middleware=[Middleware(_Counting, metrics=service.metrics, paths=paths), Middleware(Guard, settings=settings)],
+        middleware=[
+            Middleware(_Counting, metrics=service.metrics, paths=paths),
+            guard or Middleware(Guard, settings=settings),
+        ],
         exception_handlers=handlers,
         lifespan=lifespan,
     )

@@ -1,0 +1,1 @@
+"""HTTP: session, headers, pages, routes."""

@@ -1,0 +1,1 @@
+"""Recipes in a browser: check, edit, start."""

@@ -1,0 +1,1 @@
+"""Runs: which there are, what one holds, how it goes, and what can be asked of it."""
