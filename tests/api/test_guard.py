@@ -202,6 +202,8 @@ def test_without_keys_this_machine_may_do_everything_until_there_is_one(tmp_path
         assert server.ask("/v1/files")[0] == 401 and server.ask("/v1/files", text)[0] == 200
         server.store.revoke(key.id)
         assert server.ask("/v1/files")[0] == 401, "revoking the last key does not open the server"
+    with api(tmp_path / "home") as again:
+        assert again.ask("/v1/files")[0] == 401, "nor does a restart"
 
 
 @pytest.mark.parametrize(
