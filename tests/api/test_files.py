@@ -57,6 +57,7 @@ def test_pages_follow_each_other_and_end(client):
     page = client.files.list(purpose="batch", limit=2)
     assert page.has_more is True and len(page.data) == 2 and page.last_id == page.data[-1].id
     assert list(client.files.list(purpose="vision")) == []
+    assert client.files.list(purpose="batch").has_more is False, "or the client asks for ever"
     for bad in ({"limit": 0}, {"limit": 10_001}, {"order": "up"}, {"after": "file-none"}, {"extra_query": {"x": 1}}):
         with pytest.raises((openai.BadRequestError, openai.NotFoundError)) as refused:
             client.files.list(**bad)
