@@ -38,15 +38,22 @@ from luthier.studio.settings import StudioSettings
 from tests.studio.folders import many_runs
 
 LIST = {
-    "first page": "", "filter: words": "q=run-09&", "filter: status, sort: delta": "status=finished&sort=-delta&",
-    "sort: loss": "sort=loss&", "last page": "offset=9950&sort=name&",
-}  # fmt: skip
+    "first page": "",
+    "filter: words": "q=run-09&",
+    "filter: status, sort: delta": "status=finished&sort=-delta&",
+    "sort: loss": "sort=loss&",
+    "last page": "offset=9950&sort=name&",
+}
 ROWS = {
-    "first page": "", "page in the middle": "offset=50000&", "last page": "offset=99950&",
+    "first page": "",
+    "page in the middle": "offset=50000&",
+    "last page": "offset=99950&",
     "sort: tokens": "sort=-tokens&",
-    "filter: chip": "chip=c0&", "search: word of one row": "q=word77777&", "search: word of 1,111 rows": "q=word98&",
+    "filter: chip": "chip=c0&",
+    "search: word of one row": "q=word77777&",
+    "search: word of 1,111 rows": "q=word98&",
     "search: word of every row": "q=customer&",
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -108,7 +115,15 @@ def write_rows(root: Path, rows: int) -> str:
         ref = RowRef(str(root / "rows.jsonl"), number + 1)
         row = Example(ids=generator.integers(0, 49_152, size).astype(np.int32), weights=weights[:size], ref=ref)
         text = f"word{number} " + "a customer asks for a refund of an order that never came, " * (size // 40)
-        writer.add(ref=ref, split="train", source="rows.jsonl", turns=[("user", text, ""), ("assistant", text[:80], "")], notes=(), why="", tokens=row)  # fmt: skip
+        writer.add(
+            ref=ref,
+            split="train",
+            source="rows.jsonl",
+            turns=[("user", text, ""), ("assistant", text[:80], "")],
+            notes=(),
+            why="",
+            tokens=row,
+        )
     chips = [{"key": "c0", "label": "half", "group": "problem", "command": None, "rows": rows // 2}]
     about = {"asked": asked.to_json(), "summary": {"more_chips": "offered"}, "chips": chips, "model": {}}
     writer.close(about, packs=[], chips={"c0": [number % 2 == 0 for number in range(rows)]})
@@ -141,11 +156,13 @@ class Connection:
 def report(found: dict[str, list[Any]], first_look: float, first_cpu: float, again: float) -> list[str]:
     load = os.getloadavg()[0]
     lines = [
-        "# Pages of the studio", "",
+        "# Pages of the studio",
+        "",
         f"`python benchmarks/studio.py --out benchmarks/results/studio.md` on {cpu_name()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}; load of the machine while it ran: {load:.1f}. Milliseconds of a whole HTTP "
-        "request on a kept connection, 50 lines or rows a page. The goal is 200 ms.", "",
-    ]  # fmt: skip
+        f"Python {platform.python_version()}; load of the machine while it ran: {load:.1f}. Milliseconds of a whole "
+        "HTTP request on a kept connection, 50 lines or rows a page. The goal is 200 ms.",
+        "",
+    ]
     for title, rows in found.items():
         lines += [f"## {title}", "", "| question | first | median | slowest | KiB |", "|---|---|---|---|---|"]
         for name, (first, later, size) in rows:
@@ -156,8 +173,9 @@ def report(found: dict[str, list[Any]], first_look: float, first_cpu: float, aga
         *lines,
         f"Folders never seen before are read in the background: {first_look:.1f} s ({first_cpu:.1f} s of processor "
         "time) for all of them, once; pages show what is known meanwhile. Looking again whether any changed: "
-        f"{again:.2f} s, at most a tenth of the time. Rows are prepared once, by the code that trains; then pages are read from disk.",
-    ]  # fmt: skip
+        f"{again:.2f} s, at most a tenth of the time. Rows are prepared once, by the code that trains; then pages are "
+        "read from disk.",
+    ]
 
 
 if __name__ == "__main__":

@@ -29,9 +29,19 @@ class Queue:
 
 def job(name, status, **keys):
     return JobRecord(
-        id=name, owner="o", created_at=1_800_000_000, model="m", base="org/base", method={"type": "supervised"}, hyperparameters={},
-        training_file="file-1", seed=0, run_name=name, status=status, **keys,
-    )  # fmt: skip
+        id=name,
+        owner="o",
+        created_at=1_800_000_000,
+        model="m",
+        base="org/base",
+        method={"type": "supervised"},
+        hyperparameters={},
+        training_file="file-1",
+        seed=0,
+        run_name=name,
+        status=status,
+        **keys,
+    )
 
 
 @pytest.fixture
@@ -48,8 +58,11 @@ def test_waiting_jobs_stand_in_the_list(index):
     index.scan()
     lines = {line["id"]: line for line in listing(index, Asked(sort="name"))["runs"]}
     assert {ident: line["status"] for ident, line in lines.items()} == {
-        "ftjob-bad": "failed", "ftjob-run": "running", "ftjob-wait": "queued", "own": "finished"
-    }  # fmt: skip
+        "ftjob-bad": "failed",
+        "ftjob-run": "running",
+        "ftjob-wait": "queued",
+        "own": "finished",
+    }
     assert lines["ftjob-bad"]["error"] == {"code": "bad_file", "message": "line 3"}
     assert lines["ftjob-wait"]["actions"] == ["cancel"] and lines["ftjob-run"]["actions"] == ["pause", "cancel"]
     assert lines["ftjob-run"]["step"] == 3 and lines["ftjob-run"]["job"] == "ftjob-run" and lines["own"]["job"] is None

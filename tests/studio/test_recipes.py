@@ -27,8 +27,18 @@ train:
   max_steps: 5
 output_dir: runs/one
 """
-KEYS = ["name", "data.max_length", "data.train.0.limit", "data.train.0.path", "train.learning_rate", "output_dir", "method.r",
-        "train.seed", "model.name_or_path", "run_note"]  # fmt: skip
+KEYS = [
+    "name",
+    "data.max_length",
+    "data.train.0.limit",
+    "data.train.0.path",
+    "train.learning_rate",
+    "output_dir",
+    "method.r",
+    "train.seed",
+    "model.name_or_path",
+    "run_note",
+]
 
 
 def value_at(text, key):
@@ -40,9 +50,13 @@ def value_at(text, key):
 
 @given(
     st.sampled_from(KEYS),
-    st.one_of(st.integers(-5, 10**9), st.booleans(), st.floats(allow_nan=False, allow_infinity=False, width=32),
-              st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30)),
-)  # fmt: skip
+    st.one_of(
+        st.integers(-5, 10**9),
+        st.booleans(),
+        st.floats(allow_nan=False, allow_infinity=False, width=32),
+        st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=30),
+    ),
+)
 def test_one_value_changes_and_all_else_stays(key, value):
     edited = edit_text(TEXT, [{"key": key, "value": value}])
     assert value_at(edited, key) == value
@@ -91,11 +105,20 @@ def test_an_empty_text_gets_its_first_key():
     assert edit_text("", [{"key": "output_dir", "value": "runs/x"}]) == "output_dir: runs/x\n"
 
 
-@pytest.mark.parametrize("change", [
-    {"key": "a..b", "value": 1}, {"key": "", "value": 1}, {"value": 1}, {"key": 3, "value": 1}, {"key": "a b", "value": 1},
-    {"key": "data.train.7.path", "value": "x"}, {"key": "data.train.0.map.user", "value": "x"}, {"key": "name.sub.more", "value": 1},
-    {"key": "__class__.x", "value": [1]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "a..b", "value": 1},
+        {"key": "", "value": 1},
+        {"value": 1},
+        {"key": 3, "value": 1},
+        {"key": "a b", "value": 1},
+        {"key": "data.train.7.path", "value": "x"},
+        {"key": "data.train.0.map.user", "value": "x"},
+        {"key": "name.sub.more", "value": 1},
+        {"key": "__class__.x", "value": [1]},
+    ],
+)
 def test_what_cannot_be_changed_is_refused(change):
     with pytest.raises(RecipeError) as error:
         edit_text(TEXT, [change])
@@ -125,8 +148,17 @@ def test_a_good_recipe_has_values_with_reasons_a_plan_and_checks(tmp_path, monke
     assert plan["fits"] and plan["time"]["steps"] == 5 and plan["memory"]["free"] >= 0
     assert sum(plan["memory"]["parts"].values()) > 0 and "fingerprint" not in plan
     states = {check["name"]: check["state"] for check in more["preflight"]}
-    assert states == {"device": "ok", "model": "ok", "data": "ok", "memory": "ok", "disk": "ok", "servable": "ok",
-                      "template": "unknown", "eos": "unknown", "truncation": "unknown"}  # fmt: skip
+    assert states == {
+        "device": "ok",
+        "model": "ok",
+        "data": "ok",
+        "memory": "ok",
+        "disk": "ok",
+        "servable": "ok",
+        "template": "unknown",
+        "eos": "unknown",
+        "truncation": "unknown",
+    }
 
 
 def test_a_plan_that_cannot_be_made_says_why(tmp_path, monkeypatch):
