@@ -83,7 +83,9 @@ class Bench:
         """Prompts."""
         chooser = random.Random(seed)
         low, high = (40, 240) if not self.args.quick else (4, 24)
-        return [[chooser.randrange(3, self.vocabulary) for _ in range(chooser.randint(low, high))] for _ in range(count)]
+        return [
+            [chooser.randrange(3, self.vocabulary) for _ in range(chooser.randint(low, high))] for _ in range(count)
+        ]
 
     def timed(self, work: Any) -> tuple[Any, float, float]:
         """(result, seconds, GiB that tensors took above the model)."""
@@ -110,7 +112,9 @@ class Bench:
         for start in range(0, len(order), self.args.batch):
             rows = order[start : start + self.args.batch]
             width = len(prompts[rows[0]])
-            ids = self.torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i in rows], device=self.model.device)
+            ids = self.torch.tensor(
+                [[0] * (width - len(prompts[i])) + prompts[i] for i in rows], device=self.model.device
+            )
             mask = self.torch.tensor(
                 [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=self.model.device
             )

@@ -63,11 +63,15 @@ def test_strided_queries_and_writing():
     wide = torch.randn(4, 4, 4, 16)
     wide[:, 1] = q
     found = kernels_triton.attend(
-        wide.to(DEVICE)[:, 1], keys.to(DEVICE), values.to(DEVICE), on(DEVICE, look), scale=1.0, window=None, softcap=None
+        wide.to(DEVICE)[:, 1],
+        keys.to(DEVICE),
+        values.to(DEVICE),
+        on(DEVICE, look),
+        scale=1.0,
+        window=None,
+        softcap=None,
     )
-    torch.testing.assert_close(
-        found.cpu(), attend_reference(q, keys, values, look, scale=1.0), atol=2e-5, rtol=2e-5
-    )
+    torch.testing.assert_close(found.cpu(), attend_reference(q, keys, values, look, scale=1.0), atol=2e-5, rtol=2e-5)
     new = torch.randn(2, 5, 16).transpose(0, 1)
     at = torch.tensor([70, 3, 64, 100, 9])
     ours = [t.clone().to(DEVICE) for t in (keys, values)]
