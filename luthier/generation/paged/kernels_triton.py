@@ -82,7 +82,7 @@ def _decode(
         inside = seen[:, None] & (col < d)[None, :]
         k = tl.load(keys_ptr + place, mask=inside, other=0.0)
         v = tl.load(values_ptr + place, mask=inside, other=0.0)
-        if ieee:
+        if ieee:  # noqa: SIM108
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         else:
             score = tl.dot(q, tl.trans(k)) * scale
@@ -162,7 +162,7 @@ def _prefill(
         inside = (position < length)[:, None] & (col < d)[None, :]
         k = tl.load(keys_ptr + place, mask=inside, other=0.0)
         v = tl.load(values_ptr + place, mask=inside, other=0.0)
-        if ieee:
+        if ieee:  # noqa: SIM108
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         else:
             score = tl.dot(q, tl.trans(k)) * scale
