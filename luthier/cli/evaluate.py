@@ -19,75 +19,116 @@ if TYPE_CHECKING:
     from luthier.recipe.schema import EvaluateSection, Recipe
 
 
+Tasks = Annotated[Path, typer.Argument(help="Recipe, or a file with `tasks:` only (YAML).", show_default=False)]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(help="Adapter or model folder to score; after --endpoint, a model's name there. Repeatable."),
+]
+Endpoints = Annotated[
+    list[str] | None,
+    typer.Option(help="Base URL of an OpenAI-compatible server (http://host:8000/v1). Repeatable, one a --model."),
+]
+Base = Annotated[bool, typer.Option("--base", help="Score the untouched base, too.")]
+Tuned = Annotated[bool, typer.Option("--tuned", help="Score `final` of the recipe's output_dir, too.")]
+Checkpoints = Annotated[
+    list[Path] | None, typer.Option(help="Score a checkpoint (RUN/checkpoints/step-N), too. Repeatable.")
+]
+KeyName = Annotated[str | None, typer.Option(help="Environment variable with the API key.")]
+InputPrice = Annotated[float | None, typer.Option(help="US dollars a million prompt tokens.", min=0.0)]
+OutputPrice = Annotated[float | None, typer.Option(help="US dollars a million completion tokens.", min=0.0)]
+Budget = Annotated[float | None, typer.Option("--budget", help="Most to spend at each endpoint.")]
+Judge = Annotated[
+    bool, typer.Option("--judge", help="Let `evaluate.judge` compare the first model's answers with each other's.")
+]
+Baseline = Annotated[
+    bool,
+    typer.Option("--baseline", help="Before tuning: score each model with several prompts, and say what that means."),
+]
+Shots = Annotated[
+    list[int] | None, typer.Option(help="Of --baseline: worked examples to try besides none; 4 if left out.", min=1)
+]
+ShotsFrom = Annotated[
+    str | None, typer.Option(help="Of --baseline: file of worked examples; the first training file if left out.")
+]
+Systems = Annotated[list[str] | None, typer.Option(help="Of --baseline: a system message to try. Repeatable.")]
+OtherPrompts = Annotated[
+    bool, typer.Option("--other-prompts", help="Ask a tuned model in other words than its training did.")
+]
+Concurrency = Annotated[int, typer.Option(help="Requests in flight at once.", min=1)]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="File for scores and every answer (JSON).")]
+
+
 def evaluate(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, or a file with `tasks:` only (YAML).", show_default=False)],
+    recipe: Tasks,
     overrides: OverridesArgument = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="Adapter or model folder to score; after --endpoint, a model's name there. Repeatable."),
-    ] = None,
-    endpoint: Annotated[
-        list[str] | None,
-        typer.Option(help="Base URL of an OpenAI-compatible server (http://host:8000/v1). Repeatable, one a --model."),
-    ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Score the untouched base, too.")] = False,
-    tuned: Annotated[bool, typer.Option("--tuned", help="Score `final` of the recipe's output_dir, too.")] = False,
-    checkpoint: Annotated[
-        list[Path] | None, typer.Option(help="Score a checkpoint (RUN/checkpoints/step-N), too. Repeatable.")
-    ] = None,
-    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with the API key.")] = None,
-    input_price: Annotated[float | None, typer.Option(help="US dollars a million prompt tokens.", min=0.0)] = None,
-    output_price: Annotated[float | None, typer.Option(help="US dollars a million completion tokens.", min=0.0)] = None,
-    budget_usd: Annotated[float | None, typer.Option("--budget", help="Most to spend at each endpoint.")] = None,
-    judge: Annotated[
-        bool, typer.Option("--judge", help="Let `evaluate.judge` compare the first model's answers with each other's.")
-    ] = False,
-    baseline: Annotated[
-        bool,
-        typer.Option(
-            "--baseline", help="Before tuning: score each model with several prompts, and say what that means."
-        ),
-    ] = False,
-    shots: Annotated[
-        list[int] | None, typer.Option(help="Of --baseline: worked examples to try besides none; 4 if left out.", min=1)
-    ] = None,
-    shots_from: Annotated[
-        str | None, typer.Option(help="Of --baseline: file of worked examples; the first training file if left out.")
-    ] = None,
-    system: Annotated[
-        list[str] | None, typer.Option(help="Of --baseline: a system message to try. Repeatable.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests in flight at once.", min=1)] = 8,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for scores and every answer (JSON).")] = None,
+    model: Models = None,
+    endpoint: Endpoints = None,
+    base: Base = False,
+    tuned: Tuned = False,
+    checkpoint: Checkpoints = None,
+    api_key_env: KeyName = None,
+    input_price: InputPrice = None,
+    output_price: OutputPrice = None,
+    budget_usd: Budget = None,
+    judge: Judge = False,
+    baseline: Baseline = False,
+    shots: Shots = None,
+    shots_from: ShotsFrom = None,
+    system: Systems = None,
+    concurrency: Concurrency = 8,
+    other_prompts: OtherPrompts = False,
+    out: Out = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score the untouched base of a recipe on its tasks, or other models; several are compared pair by pair."""
-    from luthier.evaluate.versus import compare_many
-    from luthier.pipeline.contest import contest
-    from luthier.pipeline.judging import require_judge
-    from luthier.runtime.atomic import write_json
-
     section, loaded = _tasks(recipe, overrides)
     servers = _servers(
         endpoint or [], model or [], api_key_env=api_key_env, input_price=input_price, output_price=output_price,
         budget_usd=budget_usd, concurrency=concurrency,
     )  # fmt: skip
     contestants = _contestants(loaded, servers, model or [], base=base, tuned=tuned, checkpoints=checkpoint or [])
+    _check_together(
+        baseline=baseline, judge=judge, of_baseline=bool(shots or shots_from or system), other_prompts=other_prompts
+    )
     if baseline:
-        if judge:
-            raise RecipeError(code="C122", message="--judge compares models, --baseline prompts: give one of them")
         run_baseline(
             section, contestants, loaded, shots=shots or [4], shots_from=shots_from, systems=system or [], out=out,
             as_json=as_json,
         )  # fmt: skip
         return
-    if shots or shots_from or system:
+    _score(section, contestants, loaded, judge=judge, other_prompts=other_prompts, out=out, as_json=as_json)
+
+
+def _check_together(*, baseline: bool, judge: bool, of_baseline: bool, other_prompts: bool) -> None:
+    if baseline and judge:
+        raise RecipeError(code="C122", message="--judge compares models, --baseline prompts: give one of them")
+    if baseline and other_prompts:
+        raise RecipeError(code="C122", message="--other-prompts is for tuned models, --baseline for what comes before")
+    if of_baseline and not baseline:
         raise RecipeError(code="C122", message="--shots, --shots-from and --system are for --baseline")
+
+
+def _score(
+    section: EvaluateSection,
+    contestants: list[Contestant],
+    recipe: Recipe | None,
+    *,
+    judge: bool,
+    other_prompts: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Score all, compare every pair, let the judge look, write and show."""
+    from luthier.evaluate.versus import compare_many
+    from luthier.pipeline.contest import contest
+    from luthier.pipeline.judging import require_judge
+    from luthier.runtime.atomic import write_json
+
     if judge:
         require_judge(section)
         if len(contestants) < 2:
             raise RecipeError(code="E556", message="--judge compares models, and one is named", hint="add --tuned")
-    scored = contest(section, contestants, recipe=loaded)
+    scored = contest(section, contestants, recipe=recipe, other_prompts=other_prompts)
     value: dict[str, Any] = scored[0].to_json()
     comparison = None
     if len(scored) > 1:

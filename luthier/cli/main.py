@@ -7,7 +7,9 @@ Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 import traceback
 from typing import IO, Protocol, runtime_checkable
 
@@ -23,6 +25,8 @@ from luthier.cli import (
     evaluate,
     export,
     init,
+    jobs,
+    launch,
     lr_find,
     merge,
     plan,
@@ -38,7 +42,9 @@ from luthier.cli import (
     sweep,
 )
 from luthier.cli.output import print_error, wants_json
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory, RecipeError
+from luthier.runtime.failure import FOLLOW_UPS, leave_failure
 
 __all__ = ["app", "main"]
 
@@ -64,6 +70,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+TOGETHER = ("run", "train")
+"""Commands that several processes of a launcher run together."""
+FOLLOW_UP_SECONDS = 5.0
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 START, STAGES, SERVICE, LOOK = "Start here", "Stages of a run", "A service", "Look"
@@ -73,6 +82,7 @@ app.command("run", rich_help_panel=START, context_settings=OVERRIDES)(run.run)
 app.command("plan", rich_help_panel=START, context_settings=OVERRIDES)(plan.plan)
 app.add_typer(data.app, name="data", rich_help_panel=STAGES)
 app.command("train", rich_help_panel=STAGES, context_settings=OVERRIDES)(run.train)
+app.command("launch", rich_help_panel=STAGES, context_settings=OVERRIDES)(launch.launch)
 app.command("lr-find", rich_help_panel=STAGES, context_settings=OVERRIDES)(lr_find.lr_find)
 app.command("sweep", rich_help_panel=STAGES, context_settings=OVERRIDES)(sweep.sweep)
 app.command("eval", rich_help_panel=STAGES, context_settings=OVERRIDES)(evaluate.evaluate)
@@ -87,6 +97,7 @@ app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
 app.add_typer(api.app, name="api", rich_help_panel=SERVICE)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=LOOK)
 app.command("studio", rich_help_panel=LOOK)(studio.studio)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command("schema", rich_help_panel=LOOK)(schema.schema)
@@ -101,6 +112,7 @@ def main() -> None:
     if debug:
         arguments.remove("--debug")
     try:
+        _require_one_process(arguments)
         code = app(args=arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as stop:
@@ -121,11 +133,34 @@ def main() -> None:
         sys.exit(_unexpected(error, arguments, debug))
 
 
+def _require_one_process(arguments: list[str]) -> None:
+    """Under a launcher only what trains may start; a command of another kind would run once a process."""
+    processes = read_env().world_size
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if processes > 1 and command not in TOGETHER:
+        raise RecipeError(
+            code="L102",
+            message=f"`luthier {command}` was started by a launcher with {processes} processes; it takes one",
+            hint=f"start it without the launcher; only {' and '.join(TOGETHER)} take several",
+        )
+
+
 def _report(error: LuthierError, arguments: list[str], debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print_error(error, as_json=wants_json(arguments))
-    return error.exit_code
+    env = read_env()
+    if env.world_size == 1:
+        print_error(error, as_json=wants_json(arguments))
+        return error.exit_code
+    if all(problem.code in FOLLOW_UPS for problem in error.problems):
+        # Another process failed first. Its launcher is about to end this one; the cause must not be this one's.
+        time.sleep(FOLLOW_UP_SECONDS)
+    leave_failure(error)
+    if not env.launched:  # `luthier launch` prints it, last of all
+        sys.stderr.write(f"process {env.rank}: {error.render()}\n")
+    sys.stderr.flush()
+    # Not `sys.exit`: threads of a process group that waits for a dead peer would keep this process.
+    os._exit(error.exit_code)
 
 
 def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
@@ -142,8 +177,7 @@ def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
         code="R799",
         hint="this is a fault in Luthier: run again with --debug and report the trace",
     )
-    print_error(failure, as_json=wants_json(arguments))
-    return 1
+    return _report(failure, arguments, debug=False)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def plan(
     gpu: Annotated[
         str | None, typer.Option(help="Device, for instance H200, 'L4 24GB', 'rtx 4090'; default: this machine.")
     ] = None,
-    num_gpus: Annotated[int, typer.Option(min=1, max=64, help="Devices of one host.")] = 1,
+    num_gpus: Annotated[int, typer.Option(min=1, max=4096, help="Devices; more than 8 are on several hosts.")] = 1,
     gpu_memory_gib: Annotated[
         float | None, typer.Option(min=1.0, help="Memory of a device, for a share of it or one that is not listed.")
     ] = None,
@@ -263,6 +263,7 @@ def _time_table(answer: Plan) -> object:
 def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
     from luthier.plan.reasons import gib
+    from luthier.plan.sharding import HOST_DEVICES, NETWORK
 
     request, chosen = answer.request, answer.chosen
     beside = "loading, scoring and merging come on top"
@@ -277,7 +278,13 @@ def _closing(answer: Plan) -> Iterator[str]:
     disk = disk_bytes(request, chosen.memory)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:
-        yield "several devices: planned for; `luthier run` itself takes one process so far"
+        where = "one host" if request.num_gpus <= HOST_DEVICES else f"hosts with {HOST_DEVICES} each"
+        yield (
+            f"{request.num_gpus} devices on {where}; start it with `luthier launch`, strategy "
+            f"{'fsdp2' if chosen.setting.sharded else 'ddp'}"
+        )
+        if request.num_gpus > HOST_DEVICES:
+            yield f"between hosts {NETWORK / 1e9:.0f} GB/s a device are assumed, not measured"
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"
     if answer.runners_up and answer.fits:

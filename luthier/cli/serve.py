@@ -26,6 +26,10 @@ NOT_VLLM = ("admin_key", "max_queue", "max_new_tokens", "max_body_mb", "max_seco
 """Options of our own server; vLLM has others, or none."""
 
 
+VLLM_BATCH = 256
+"""Rows of the vllm backend when nobody says."""
+
+
 class Backend(StrEnum):
     """Who computes."""
 
@@ -57,8 +61,9 @@ def serve(
         typer.Option(envvar="LUTHIER_ADMIN_KEY", help="Loading and dropping models needs it.", show_default=False),
     ] = None,
     max_batch_size: Annotated[
-        int, typer.Option(min=1, max=1024, help="Answers made at once.", rich_help_panel=LIMITS)
-    ] = 32,
+        int | None,
+        typer.Option(min=1, max=1024, help="Answers made at once; 32, on a GPU 256.", rich_help_panel=LIMITS),
+    ] = None,
     max_queue: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; more get a 429.", rich_help_panel=LIMITS)
     ] = 256,
@@ -98,7 +103,8 @@ def serve(
     targets = resolve_all(models)
     if backend is Backend.VLLM or print_only:
         _only_what_vllm_takes(context, as_json=as_json and not print_only)
-        _vllm(targets, settings, max_batch_size=max_batch_size, dtype=dtype, print_only=print_only, as_json=as_json)
+        _vllm(targets, settings, max_batch_size=max_batch_size or VLLM_BATCH, dtype=dtype, print_only=print_only,
+              as_json=as_json)  # fmt: skip
         return
     from luthier.serve.server import needed_packages, run_server
 
@@ -106,7 +112,7 @@ def serve(
     from luthier.serve.engine.scheduler import EngineLimits
     from luthier.serve.http.app import app
 
-    limits = EngineLimits(max_batch_size=max_batch_size, max_queue=max_queue, prefill_tokens=prefill_tokens or 0,
+    limits = EngineLimits(max_batch_size=max_batch_size or 0, max_queue=max_queue, prefill_tokens=prefill_tokens or 0,
                           prefix_tokens=prefix_tokens)  # fmt: skip
     loaded = open_host(targets, limits=limits, dtype=None if dtype is Dtype.AUTO else dtype.value)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any
 
-__all__ = ["Answer", "Fault", "Stream", "open_stream", "post_bytes", "post_json"]
+__all__ = ["Answer", "Fault", "Stream", "get_json", "open_stream", "post_bytes", "post_json"]
 
 MAX_ANSWER_BYTES = 64 << 20
 _BLOCK = 1 << 16
@@ -73,9 +73,16 @@ def post_json(url: str, value: Any, *, headers: Mapping[str, str], timeout: floa
 
 def post_bytes(url: str, data: bytes, *, headers: Mapping[str, str], timeout: float) -> Answer:
     """As `post_json`, for JSON that is bytes already (and signed, for instance)."""
-    request = urllib.request.Request(
-        url, data=data, headers={"Content-Type": "application/json", "Accept": "application/json", **headers}
-    )
+    return _send(url, data, headers={"Content-Type": "application/json", **headers}, timeout=timeout)
+
+
+def get_json(url: str, *, headers: Mapping[str, str], timeout: float) -> Answer:
+    """As `post_json`, but GET."""
+    return _send(url, None, headers=headers, timeout=timeout)
+
+
+def _send(url: str, data: bytes | None, *, headers: Mapping[str, str], timeout: float) -> Answer:
+    request = urllib.request.Request(url, data=data, headers={"Accept": "application/json", **headers})
     deadline = time.monotonic() + timeout
     try:
         with _OPENER.open(request, timeout=timeout) as response:

@@ -15,6 +15,7 @@ import torch
 
 from luthier.export.verify import MergeReport, check_prompts, compare_logits, logits_of, mean_kl
 from luthier.model.attach import attach_adapter, check_adapter_files, check_same_base, is_adapter
+from luthier.model.contract import check_saved, contract_of
 from luthier.model.identity import BaseRecord, verify_record, write_record
 from luthier.model.load import DTYPES, load_base, load_model_folder, locate_model
 from luthier.model.new_tokens import new_token_ids
@@ -54,11 +55,14 @@ def merge(
         device: where products are computed and models compared.
 
     Raises:
-        RunFailed: merged and adapter model differ by more than the bound, or a file was altered; nothing is written.
+        RunFailed: merged and adapter model differ by more than the bound, a file was altered, or prompts and stop
+            tokens are not those of training; nothing is written.
         EnvironmentProblem: disk full, not writable.
         OutOfMemory: one fp32 copy of the model does not fit.
     """
     record = verify_record(adapter_folder) or {}
+    contract = contract_of(adapter_folder)
+    check_saved(adapter_folder, contract)
     if is_adapter(adapter_folder):
         check_adapter_files(adapter_folder)
     tokenizer = load_tokenizer(section.model_copy(update={"tokenizer": str(adapter_folder), "chat_template": None}))
@@ -85,7 +89,11 @@ def merge(
                     f"at most {report.bound:.3g} is explained by rounding; no merged folder was written",
                     hint="please report this; the adapter folder itself is untouched and can be used",
                 )
-            write_record(temporary, kind="merged", base=_base_of(record), dtype=report.dtype, merge=report.to_json())
+            check_saved(temporary, contract)
+            kept = {} if contract is None else {"prompts": contract}
+            write_record(
+                temporary, kind="merged", base=_base_of(record), dtype=report.dtype, merge=report.to_json(), **kept
+            )
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             code="X602", message=f"no memory left while merging on {device.name}: one fp32 copy of the model must fit",

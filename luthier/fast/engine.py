@@ -49,6 +49,10 @@ class Engine:
         self._undo = undo
         self._decoder = decoder
         self._callable: nn.Module = module
+        self.alone: nn.Module = module
+        """What a pass without gradients runs through. With `passes_together` it is what all passes run through."""
+        self.passes_together = False
+        """Every pass is one of all processes: each must make as many as the others."""
         self._own_attention = _attention_names(module.model)
         self._switch(NAME if self.layout == "flat" else None)
 
@@ -66,9 +70,14 @@ class Engine:
         loss, sums = self._callable(batch, label_smoothing, kl)
         return LossSums(loss=loss, weight_sum=batch.weight_sum, sums=sums)
 
-    def distribute(self, wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
-        """Run the loss through `wrap(engine.module)` from now on, for instance DDP; returns the wrapper."""
+    def distribute(self, wrap: Callable[[nn.Module], nn.Module], *, all_passes: bool = False) -> nn.Module:
+        """Run the loss through `wrap(engine.module)` from now on, for instance DDP; returns the wrapper.
+
+        `all_passes`: those without gradients, too, because weights are whole inside of it only (FSDP2).
+        """
         self._callable = wrap(self.module)
+        if all_passes:
+            self.alone, self.passes_together = self._callable, True
         return self._callable
 
     @contextmanager

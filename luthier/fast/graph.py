@@ -69,7 +69,7 @@ def graphs_for(
     trunk: Any, decoder: Replaced, settings: EngineSettings
 ) -> tuple[Graphs | None, tuple[tuple[str, str, str], ...]]:
     """Recordings for a trunk, and the line of the report; None where nothing can be recorded or it does not pay."""
-    obstacle = _obstacle(trunk, decoder)
+    obstacle = "weights are sharded" if settings.sharded else _obstacle(trunk, decoder)
     if settings.cuda_graphs is False or obstacle is not None:
         return None, ((("launches", "one by one", obstacle or "asked for"),) if settings.cuda_graphs else ())
     graphs = Graphs(trunk, always=bool(settings.cuda_graphs))

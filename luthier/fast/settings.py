@@ -36,6 +36,9 @@ class EngineSettings:
     """What computes attention in replaced layers. None: the fastest that this device, type and head width have."""
     cuda_graphs: bool | None = None
     """Record and replay the decoder's passes. None: on CUDA, for batches whose launches take longer than their work."""
+    sharded: bool = False
+    """The model is under FSDP2 (`fully_shard`): frozen and trained matrices exist as a whole only while their layer
+    runs, so each pass reads them from the modules. No recordings, no adapters inside the base's matrix."""
     fuse_adapters: bool | None = None
     """Adapter and base in one product through one extended matrix. None: on CUDA."""
 

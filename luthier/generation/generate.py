@@ -29,6 +29,7 @@ import torch
 from luthier.generation.batch import Batch
 from luthier.generation.cache import Prefix, new_cache
 from luthier.generation.decode import context_length, inner_model, memory_errors, ready_to_generate, settings
+from luthier.generation.paged.run import answer_all, paged_shape
 from luthier.runtime.console import Bar, progress
 from luthier.runtime.errors import Problem, RecipeError
 
@@ -61,6 +62,7 @@ def generate(
     max_batch_tokens: int | None = None,
     share_prefix: bool = True,
     sampling: Mapping[str, Any] | None = None,
+    paged: bool | None = None,
 ) -> list[Generation]:
     """Answers to all prompts, greedy unless `sampling` says otherwise.
 
@@ -77,6 +79,8 @@ def generate(
         share_prefix: Compute a common beginning of all prompts once, where the model allows it.
         sampling: Keys of a generation_config, for instance `{"do_sample": True, "temperature": 0.7, "top_k": 0}`;
             draws are from torch's global random state.
+        paged: Rows enter as others finish, over pages (`luthier.generation.paged`); None for that on a GPU where the
+            model allows it and nothing is sampled.
 
     Raises:
         RecipeError: an empty prompt, or one that leaves no room for the answer.
@@ -94,6 +98,17 @@ def generate(
         progress(label, len(prompts)) as bar,
     ):
         pace = _Pace(bar, max_new_tokens)
+        shape = paged_shape(inner, wanted=paged) if prompts and not sampling else None
+        if shape is not None:
+            shared = _all_begin_with(prompts) if share_prefix else 0
+            for index, ids in answer_all(
+                inner, shape, prompts, max_new_tokens=max_new_tokens, stop_ids=stops, batch_size=batch_size,
+                capacity=max_batch_tokens or token_capacity(model), shared=shared,
+                on_tokens=lambda new: pace.new_tokens(1, new),
+            ):  # fmt: skip
+                answers[index] = ids
+                pace.row_done(len(ids))
+            return [_finished(tokenizer, ids, stops) for ids in answers]
         prefix = _shared_prefix(inner, prompts) if share_prefix else None
         for indices in _batches(prompts, batch_size, max_new_tokens, max_batch_tokens):
             batch = Batch(inner, [prompts[index] for index in indices], prefix, config, stop_ids=stops)
@@ -172,15 +187,21 @@ def _shared_prefix(inner: Any, prompts: Sequence[Sequence[int]]) -> Prefix | Non
         return None
     if inner.config._attn_implementation not in ("sdpa", "eager"):
         return None
-    first = prompts[0]
-    length = min(_common(first, other) for other in prompts[1:])
-    length = min(length, min(map(len, prompts)) - 1)  # every row keeps a token of its own to continue from
+    first, length = prompts[0], _all_begin_with(prompts)
     cache, simple = new_cache(inner)
     if length < MIN_SHARED_TOKENS or not simple:
         return None
     ids = torch.tensor([list(first[:length])], dtype=torch.long, device=inner.device)
     inner(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix(tuple(first[:length]), cache)
+
+
+def _all_begin_with(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with; every row keeps a token of its own to continue from."""
+    if len(prompts) < 2:
+        return 0
+    length = min(_common(prompts[0], other) for other in prompts[1:])
+    return min(length, min(map(len, prompts)) - 1)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -23,6 +23,7 @@ from luthier.jobs.settings import EMBEDDED, ApiSettings
 from luthier.jobs.store import Store
 from luthier.recipe.load import recipe_from_dict
 from luthier.recipe.paths import looks_local
+from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import Problem, RecipeError
 
 __all__ = ["environment_of", "job_from_body", "recipe_of"]
@@ -118,7 +119,9 @@ def recipe_of(job: JobRecord, store: Store, settings: ApiSettings, *, runs: Path
     luthier = dict(job.luthier)
     if isinstance(data := luthier.get("data"), Mapping):
         luthier["data"] = {key: value for key, value in data.items() if key != "train"}
-    return merged(merged(base, own), luthier)
+    whole = merged(merged(base, own), luthier)
+    known = [key for key in Recipe.model_fields if key in whole]
+    return {key: whole[key] for key in [*known, *(key for key in whole if key not in known)]}
 
 
 def environment_of(job: JobRecord) -> dict[str, str]:

@@ -88,9 +88,8 @@ def signature(secret: str, id_: str, timestamp: int, body: bytes) -> str:
 
 def headers_of(secret: str, id_: str, timestamp: int, body: bytes) -> dict[str, str]:
     """The three headers of a signed webhook."""
-    return {
-        "webhook-id": id_, "webhook-timestamp": str(timestamp), "webhook-signature": signature(secret, id_, timestamp, body)
-    }  # fmt: skip
+    signed = signature(secret, id_, timestamp, body)
+    return {"webhook-id": id_, "webhook-timestamp": str(timestamp), "webhook-signature": signed}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,8 @@ def _due(store: Store) -> list[Due]:
     with store.database.reading() as connection:
         rows = connection.execute(
             "SELECT deliveries.*, notices.type, notices.created_at, notices.job_id FROM deliveries"
-            " JOIN notices ON notices.id = notice_id WHERE state = 'waiting' AND next_at <= ? ORDER BY next_at LIMIT 100",
+            " JOIN notices ON notices.id = notice_id"
+            " WHERE state = 'waiting' AND next_at <= ? ORDER BY next_at LIMIT 100",
             (store.clock(),),
         ).fetchall()
     return [Due(row["seq"], row["notice_id"], row["url"], row["attempts"], _body(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""`python -m luthier.launch.here --out FILE --err FILE -- PROGRAM ARGUMENT...`: become a program that dies with its parent.
+"""`python -m luthier.launch.here --out FILE --err FILE -- PROGRAM ...`: become a program that dies with its parent.
 
 Redirects its output, asks the kernel for SIGTERM when the parent ends (Linux), and turns into the program: no process
 stands between. SIGTERM because `luthier run` then saves a checkpoint. Imports nothing of ours.

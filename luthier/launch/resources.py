@@ -42,14 +42,14 @@ def resources_of(plan: Mapping[str, Any] | None, settings: LaunchSettings) -> Re
 
 def _seconds(plan: Mapping[str, Any], settings: LaunchSettings) -> int:
     time = plan["time"]
-    steps = time["steps"] * time["seconds_per_step"] + time.get("seconds_before", 0.0)
+    steps: float = time["steps"] * time["seconds_per_step"] + time.get("seconds_before", 0.0)
     minutes = math.ceil((steps * settings.time_margin + settings.overhead_minutes * 60) / 60)
     return min(minutes, settings.max_minutes) * 60
 
 
 def _memory(plan: Mapping[str, Any], settings: LaunchSettings) -> int:
     disk, memory = plan.get("disk", {}), plan["memory"]
-    needed = disk.get("base", 0) * 1.25 + disk.get("final", 0) * 3 + 8 * GIB
+    needed: float = disk.get("base", 0) * 1.25 + disk.get("final", 0) * 3 + 8 * GIB
     if settings.gpus == 0:
         needed += memory["total"]
     return max(math.ceil(needed / GIB), settings.memory_gib) * GIB

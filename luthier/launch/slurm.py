@@ -85,7 +85,9 @@ class Slurm(Launcher):
         number = said.strip().partition(";")[0]
         if not number.isdigit():
             raise EnvironmentProblem(
-                code="L113", message=f"`sbatch` printed no job number but {said.strip()[:200]!r}", hint="see its message"
+                code="L113",
+                message=f"`sbatch` printed no job number but {said.strip()[:200]!r}",
+                hint="see its message",
             )
         self._exit_files[number] = task.exit_file
         return number

@@ -34,6 +34,7 @@ def save_trained(
     folder: Path,
     *,
     masters: Mapping[str, torch.Tensor] | None = None,
+    whole: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Save the result of training into `folder`.
 
@@ -46,6 +47,7 @@ def save_trained(
         tokenizer: as used in training.
         folder: replaced if it exists.
         masters: fp32 values of trained parameters, by their name in `tuned_model.named_parameters()`.
+        whole: every weight, by its name in the state dict, of a whole model whose own weights are sharded.
 
     Raises:
         RunFailed: a tensor to be saved holds NaN or infinity.
@@ -68,8 +70,9 @@ def save_trained(
                 for name, parameter in tuned_model.named_parameters():
                     if masters and name in masters:
                         parameter.copy_(masters[name])
-            refuse_non_finite(non_finite_tensors(dict(base.named_parameters())), where="the trained model")
-            save_model_files(base, temporary)
+            held = dict(base.named_parameters()) if whole is None else dict(whole)
+            refuse_non_finite(non_finite_tensors(held), where="the trained model")
+            save_model_files(base, temporary, whole=whole)
         tokenizer.save_pretrained(temporary)
         if not is_reward_model(base):
             write_stop_ids(temporary, stop_ids(tokenizer, base), base)
@@ -107,8 +110,11 @@ def _save_adapter(model: Any, folder: Path, masters: Mapping[str, torch.Tensor])
     config.save_pretrained(folder)
 
 
-def save_model_files(model: PreTrainedModel, folder: Path, *, max_shard_size: str = "5GB") -> None:
-    """config.json and sharded safetensors of a whole model, shared tensors once.
+def save_model_files(
+    model: PreTrainedModel, folder: Path, *, max_shard_size: str = "5GB",
+    whole: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """config.json and sharded safetensors of a whole model, shared tensors once. `whole` stands for its weights.
 
     The generation config is left to `write_stop_ids`: transformers refuses to save some that it loads.
     """
@@ -122,7 +128,9 @@ def save_model_files(model: PreTrainedModel, folder: Path, *, max_shard_size: st
     model.generation_config = GenerationConfig()
     try:
         with quiet_libraries(), os_errors():
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            model.save_pretrained(
+                folder, max_shard_size=max_shard_size, state_dict=None if whole is None else dict(whole)
+            )
     finally:
         model.generation_config = kept
 

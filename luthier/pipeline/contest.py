@@ -62,7 +62,11 @@ def names(contestants: Sequence[Contestant]) -> list[str]:
 
 
 def contest(
-    section: EvaluateSection, contestants: Sequence[Contestant], *, recipe: Recipe | None = None
+    section: EvaluateSection,
+    contestants: Sequence[Contestant],
+    *,
+    recipe: Recipe | None = None,
+    other_prompts: bool = False,
 ) -> list[Scored]:
     """Scores of each model, in order.
 
@@ -70,13 +74,14 @@ def contest(
         section: Tasks and confidence.
         contestants: Models; those on this machine need `recipe`.
         recipe: Names base, template and dtype.
+        other_prompts: Tuned models may be asked with other prompts than they were trained on.
 
     Raises:
         RecipeError: no tasks; a model twice; a model of this machine without a recipe.
         LuthierError: whatever loading, asking or scoring raises.
     """
     require_tasks(section)
-    scored = contest_of(section, contestants, {"": section.tasks}, recipe=recipe)
+    scored = contest_of(section, contestants, {"": section.tasks}, recipe=recipe, other_prompts=other_prompts)
     return [by_prompt[""] for by_prompt in scored.values()]
 
 
@@ -86,6 +91,7 @@ def contest_of(
     prompts: Mapping[str, Sequence[TaskSpec]],
     *,
     recipe: Recipe | None = None,
+    other_prompts: bool = False,
 ) -> dict[str, dict[str, Scored]]:
     """Scores by model and name of a set of tasks; each model is loaded once for all sets. Arguments as `contest`."""
     from luthier.evaluate.tasks import load_tasks
@@ -98,7 +104,7 @@ def contest_of(
     tasks = {name: load_tasks(specs) for name, specs in prompts.items()}
     with asking(section) as ask:
         return {
-            label: dict(_scored(one, label, tasks, section, recipe, ask))
+            label: dict(_scored(one, label, tasks, section, recipe, ask, other_prompts))
             for one, label in zip(contestants, labels, strict=True)
         }
 
@@ -110,6 +116,7 @@ def _scored(
     section: EvaluateSection,
     recipe: Recipe | None,
     ask: Ask | None,
+    other_prompts: bool,
 ) -> Iterator[tuple[str, Scored]]:
     from luthier.evaluate.versus import Scored
 
@@ -130,7 +137,7 @@ def _scored(
     assert recipe is not None
     from luthier.evaluate.run import run_tasks
 
-    model, tokenizer = load_local(recipe, one.path, checkpoint=one.kind == "checkpoint")
+    model, tokenizer = load_local(recipe, one.path, checkpoint=one.kind == "checkpoint", other_prompts=other_prompts)
     for prompt, tasks in sets.items():
         note(f"scoring {named[prompt]}", style="bold")
         results = run_tasks(

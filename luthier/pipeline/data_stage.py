@@ -16,9 +16,9 @@ from luthier.recipe.paths import expand
 from luthier.report.loss_view import compared_with
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.console import note
-from luthier.runtime.hashing import hash_file
+from luthier.runtime.hashing import hash_file, hash_json
 
-__all__ = ["data_depends", "prepare_data"]
+__all__ = ["data_depends", "prepare_data", "template_facts"]
 
 LOSSES_FILE = "data/losses.jsonl"
 SCORES_FILE = "data/scores.jsonl"
@@ -36,10 +36,31 @@ def data_depends(session: Session) -> dict[str, Any]:
         "model": model.model_dump(mode="json", include={"chat_template", "chat_template_kwargs", "new_tokens"}),
         "seed": session.recipe.train.seed,
         "kind": row_kind(session.recipe.objective.name),
+        **template_facts(session),
         **_filter_facts(session),
         **_prompt_facts(session),
         **_evaluation_facts(session),
     }
+
+
+def template_facts(session: Session) -> dict[str, Any]:
+    """The content of a chat template in a file: its name says nothing about what is in it."""
+    from luthier.model.tokenizer import read_chat_template
+
+    value = session.recipe.model.chat_template
+    text = None if value is None else read_chat_template(value)
+    return {} if text is None or text == value else {"template": hash_json(text)}
+
+
+def _say_template(session: Session) -> None:
+    """A base that is asked in other words than its own is the usual reason for a tune that seems to do nothing."""
+    from luthier.data.template import ChatTemplate
+    from luthier.model.contract import other_template
+
+    section = session.recipe.model
+    words = other_template(ChatTemplate(session.tokenizer, kwargs=section.chat_template_kwargs), section)
+    if words is not None:
+        note(f"  note: the recipe asks in other words than the base's own chat template: {words}", style="yellow")
 
 
 def _filter_facts(session: Session) -> dict[str, Any]:
@@ -78,6 +99,7 @@ def _prompt_facts(session: Session) -> dict[str, Any]:
 
 def prepare_data(session: Session) -> dict[str, Any]:
     """Rows as tokens, their manifest, and what was lost on the way."""
+    _say_template(session)
     manifest = session.prepared.manifest
     write_json(session.run.path / "data" / "manifest.json", manifest)
     _write_losses(session)

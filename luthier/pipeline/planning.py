@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 """Raised when a change of the plan's code may decide otherwise."""
 
 
@@ -41,11 +41,10 @@ def run_request(session: Session) -> Request | None:
     if device is None:
         return None
     env = read_env()
-    request = make_request(
+    return make_request(
         session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
         unfrozen=session.selection[0].patterns if session.selection else None,
     )  # fmt: skip
-    return replace(request, may_shard=False)  # the loop copies the model to each process
 
 
 def decide(session: Session, request: Request) -> tuple[Decision, str]:
@@ -89,7 +88,7 @@ def _fingerprint(request: Request) -> str:
     return hash_json(
         [
             PLAN_VERSION,
-            recipe.model_dump(mode="json", include={"model", "method", "train", "objective"}),
+            recipe.model_dump(mode="json", include={"model", "method", "train", "objective", "distributed"}),
             [recipe.data.max_length, recipe.data.packing],
             [documents.rows, documents.tokens, documents.sequences],
             [request.sizes.parameters, request.num_gpus, request.device.name, request.device.memory_bytes],

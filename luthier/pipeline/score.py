@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.recipe.schema import EvaluateSection, Recipe
+from luthier.runtime.console import note
 from luthier.runtime.errors import RecipeError, RunFailed
 
 __all__ = ["load_local", "require_tasks"]
@@ -25,17 +26,20 @@ def require_tasks(section: EvaluateSection) -> None:
         )
 
 
-def load_local(recipe: Recipe, folder: Path | None, *, checkpoint: bool = False) -> tuple[Any, Any]:
+def load_local(
+    recipe: Recipe, folder: Path | None, *, checkpoint: bool = False, other_prompts: bool = False
+) -> tuple[Any, Any]:
     """(model, tokenizer).
 
     Args:
         recipe: Names base, template and dtype.
         folder: Adapter or model folder, or a checkpoint; None: the untouched base.
         checkpoint: `folder` is `RUN/checkpoints/step-N`.
+        other_prompts: Prompts may differ from those of the model's training; it is said, not refused.
 
     Raises:
         RecipeError: no such checkpoint.
-        RunFailed: it is damaged, or not of this recipe's method.
+        RunFailed: it is damaged, not of this recipe's method, or its prompts would not be those of its training.
         EnvironmentProblem, AccessError: as `load_base`.
     """
     from luthier.model.load import load_base, load_tuned
@@ -48,12 +52,32 @@ def load_local(recipe: Recipe, folder: Path | None, *, checkpoint: bool = False)
     dtype = section.dtype if section.dtype != "auto" else "bfloat16" if device.native_bf16 else "float32"
     quantization = "nf4" if recipe.method.name == "qlora" or section.quantization == "nf4" else "none"
     tokenizer = load_tokenizer(section)
+    _same_prompts(recipe, tokenizer, folder, checkpoint=checkpoint, other_prompts=other_prompts)
     if folder is not None and not checkpoint:
         return load_tuned(section, folder, device=device, dtype=dtype, quantization=quantization), tokenizer
     model: Any = load_base(section, device=device, dtype=dtype, quantization=quantization)
     if folder is not None:
         model = _with_checkpoint(model, tokenizer, recipe, folder)
     return model, tokenizer
+
+
+def _same_prompts(
+    recipe: Recipe, tokenizer: Any, folder: Path | None, *, checkpoint: bool, other_prompts: bool
+) -> None:
+    """What the recipe makes of a conversation is what the model was trained on, and so is what its own files say."""
+    from luthier.data.template import ChatTemplate
+    from luthier.model.contract import contract_of, problems_of_saved, prompt_problems
+
+    control = recipe.data.control_tokens
+    template = ChatTemplate(tokenizer, kwargs=recipe.model.chat_template_kwargs, control_tokens=control)
+    contract = None if folder is None or not folder.is_dir() else contract_of(folder)
+    problems = prompt_problems(contract, template, where="the recipe")
+    if folder is not None and contract is not None and not checkpoint:
+        problems += problems_of_saved(folder, contract)
+    if problems and not other_prompts:
+        raise RunFailed(problems=problems)
+    for problem in problems:
+        note(f"note [{problem.code}]: {problem.message}", style="bold yellow")
 
 
 def _with_checkpoint(model: Any, tokenizer: Any, recipe: Recipe, path: Path) -> Any:

@@ -22,6 +22,8 @@ __all__ = ["open_host", "resolve", "resolve_all"]
 
 # Prompt tokens between two steps: what a device reads in about the time that a stream may pause.
 PREFILL_TOKENS = {"cpu": 256, "cuda": 4_096}
+# Answers made at once: a GPU reads its weights once a step, for any number of rows.
+BATCH_SIZE = {"cpu": 32, "cuda": 256}
 
 
 def resolve(text: str, name: str | None = None) -> Target:
@@ -40,10 +42,26 @@ def resolve(text: str, name: str | None = None) -> Target:
     if not called or len(called) > 200 or not called.isprintable() or called.startswith("/"):
         raise RecipeError(code="S615", message=f"{called!r} cannot be the name of a model", hint="NAME=PATH")
     if (folder / "manifest.json").is_file():
-        return _run(folder, called)
+        return _checked(_run(folder, called), folder / "final")
     if is_adapter(folder):
-        return _adapter(folder, called)
-    return Target(name=called, section=ModelSection(name_or_path=text))
+        return _checked(_adapter(folder, called), folder)
+    return _checked(Target(name=called, section=ModelSection(name_or_path=text)), folder)
+
+
+def _checked(target: Target, folder: Path) -> Target:
+    """With what training froze about its prompts; the files in `folder` must still say the same.
+
+    Raises:
+        RunFailed: they do not: template, tokenizer or stop tokens were changed.
+    """
+    from luthier.model.contract import check_saved, contract_of
+
+    contract = contract_of(folder) if folder.is_dir() else None
+    if contract is None:
+        return target
+    check_saved(folder, contract)
+    section = target.section.model_copy(update={"chat_template_kwargs": dict(contract["kwargs"])})
+    return replace(target, section=section, control_tokens=contract["control_tokens"], contract=contract)
 
 
 def _run(folder: Path, name: str) -> Target:
@@ -116,7 +134,7 @@ def open_host(targets: Sequence[Target], *, limits: EngineLimits, dtype: str | N
 
     Args:
         targets: From `resolve_all`.
-        limits: Of each engine; `prefill_tokens` 0: as many as suit the device.
+        limits: Of each engine; `prefill_tokens` and `max_batch_size` 0: as many as suit the device.
         dtype: Of the weights; None: bfloat16 where the device computes with it, else float32.
     """
     from luthier.runtime.device import pick_device, set_threads
@@ -126,6 +144,8 @@ def open_host(targets: Sequence[Target], *, limits: EngineLimits, dtype: str | N
     set_threads()
     if not limits.prefill_tokens:
         limits = replace(limits, prefill_tokens=PREFILL_TOKENS.get(device.type, PREFILL_TOKENS["cpu"]))
+    if not limits.max_batch_size:
+        limits = replace(limits, max_batch_size=BATCH_SIZE.get(device.type, BATCH_SIZE["cpu"]))
     host = Host(device=device, dtype=dtype or ("bfloat16" if device.native_bf16 else "float32"), limits=limits)
     try:
         for target in targets:

@@ -27,6 +27,7 @@ from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 from luthier.spectrum.results import Scan
 from luthier.spectrum.select import Selection
+from luthier.train.distributed.group import Group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,8 @@ class Session:
         """Start the training over instead of resuming from a checkpoint."""
         self.again = False
         """The stage that runs now had finished before: its old result is replaced, not continued."""
+        self.group = Group()
+        """The processes of this run."""
 
     # -- inputs, without torch
 
@@ -72,7 +75,9 @@ class Session:
     @cached_property
     def selection(self) -> tuple[Selection, Scan | None] | None:
         """What method `spectrum` trains and the scan behind it; None for other methods. Scans on first use."""
-        return selection_of(self) if self.recipe.method.name == "spectrum" else None
+        if self.recipe.method.name != "spectrum":
+            return None
+        return self.group.from_main("selection of Spectrum", lambda: selection_of(self))
 
     @cached_property
     def source_hashes(self) -> list[str]:
@@ -198,6 +203,9 @@ class Session:
     def resolved(self) -> Resolved:
         """The recipe without `auto`, with the reason of every derived value; also written to the run folder, as is
         the plan behind it (`plan.json`)."""
+        return self.group.from_main("resolved recipe", self._resolve)
+
+    def _resolve(self) -> Resolved:
         counts = self.stage_result("data")
         request = None if self.is_online else run_request(self)
         decision, made_from = (None, "") if request is None else decide(self, request)

@@ -26,3 +26,5 @@ class Stage:
     action: Callable[[Session], dict[str, Any]]
     outputs: tuple[str, ...]
     """Files and folders that must exist for the stage to be reused, relative to the run folder."""
+    together: bool = False
+    """All processes of a run take part; else process 0 does it, and the others wait."""

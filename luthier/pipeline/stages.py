@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from luthier.pipeline.data_stage import data_depends, prepare_data
+from luthier.pipeline.data_stage import data_depends, prepare_data, template_facts
 from luthier.pipeline.judging import asking, judge_facts, judged
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import CODE_VERSION, Stage
@@ -33,6 +33,7 @@ def _scoring_depends(session: Session) -> dict[str, Any]:
         "confidence": recipe.evaluate.confidence,
         "model": recipe.model.model_dump(mode="json"),
         "base": session.identity,
+        **template_facts(session),
         **(judge_facts(recipe.evaluate) if any(task.grader for task in recipe.evaluate.tasks) else {}),
     }
 
@@ -79,6 +80,7 @@ def _evaluate(session: Session) -> dict[str, Any]:
     from luthier.model.load import load_tuned
 
     section = session.resolved.recipe.model
+    require_trained_prompts(session)
     model = load_tuned(
         section,
         session.run.path / "final",
@@ -152,6 +154,18 @@ def _judge(session: Session) -> dict[str, Any]:
 
 
 # -- merge and report
+
+
+def require_trained_prompts(session: Session) -> None:
+    """The recipe's prompts are those that the finished training froze."""
+    from luthier.data.template import ChatTemplate
+    from luthier.model.contract import check_saved, require_same
+
+    recipe, contract = session.recipe, session.stage_result("train").get("prompts")
+    kwargs, control = recipe.model.chat_template_kwargs, recipe.data.control_tokens
+    template = ChatTemplate(session.tokenizer, kwargs=kwargs, control_tokens=control)
+    require_same(contract, template, stops=None, where="the recipe")
+    check_saved(session.run.path / "final", contract)
 
 
 def _merge_depends(session: Session) -> dict[str, Any]:
@@ -268,7 +282,8 @@ STAGES: tuple[Stage, ...] = (
           outputs=("data/manifest.json",)),
     Stage(name="baseline", title="score the untouched model", wanted=_compares, depends_on=_scoring_depends,
           action=_baseline, outputs=("eval/before.json",)),
-    Stage(name="train", title="tune", wanted=_always, depends_on=train_depends, action=train_model, outputs=("final",)),
+    Stage(name="train", title="tune", wanted=_always, depends_on=train_depends, action=train_model, outputs=("final",),
+          together=True),
     Stage(name="evaluate", title="score the tuned model", wanted=_has_tasks, depends_on=_evaluate_depends,
           action=_evaluate, outputs=("eval/after.json",)),
     Stage(name="compare", title="before against after, same rows", wanted=_compares, depends_on=_compare_depends,

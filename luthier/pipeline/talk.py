@@ -151,6 +151,10 @@ def open_talkers(
     quantization = "nf4" if is_run and recipe_of_run(folder).method.name == "qlora" else "none"
     talkers = []
     for name in which if is_run else ("model",):
+        if is_run and name != "base":
+            _same_prompts(folder / ("final" if name == "tuned" else "merged"), tokenizer, section)
+        elif not is_run:
+            section = _same_prompts(folder, tokenizer, section)
         if name == "tuned":
             model = load_tuned(section, folder / "final", device=device, dtype=dtype, quantization=quantization)
         elif name == "merged":
@@ -170,6 +174,28 @@ def open_talkers(
             )
         )
     return talkers
+
+
+def _same_prompts(folder: Path, tokenizer: Any, section: ModelSection) -> ModelSection:
+    """The talk is rendered as training rendered its rows, and the folder's own files say the same.
+
+    Returns:
+        The section, with the template's variables of the training that made the folder.
+
+    Raises:
+        RunFailed: they do not.
+    """
+    from luthier.data.template import ChatTemplate
+    from luthier.model.contract import check_saved, contract_of, require_same
+
+    contract = contract_of(folder) if folder.is_dir() else None
+    if contract is None:
+        return section
+    section = section.model_copy(update={"chat_template_kwargs": dict(contract["kwargs"])})
+    template = ChatTemplate(tokenizer, kwargs=section.chat_template_kwargs)
+    require_same(contract, template, stops=None, where=str(folder))
+    check_saved(folder, contract)
+    return section
 
 
 def _merged_section(section: ModelSection, run: Path) -> ModelSection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.data_stage import data_depends
@@ -21,6 +22,7 @@ from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from luthier.model.adapters import Tuned
+    from luthier.runtime.device import Device
 
 __all__ = ["refuse_changed_resume", "train_depends", "train_model", "training_fingerprint", "tuned_model"]
 
@@ -94,13 +96,30 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
     intent = run.path / INTENT_FILE
     if session.restart or not interrupted or not intent.is_file() or all(stage.name != "train" for stage in wanted):
         return
-    changed = differences(json.loads(intent.read_text("utf-8")), json.loads(json.dumps(_intent(session))))
+    changed = differences(
+        _dealt_anyhow(json.loads(intent.read_text("utf-8"))), _dealt_anyhow(json.loads(json.dumps(_intent(session))))
+    )
     if changed:
         raise RecipeError(
             code="T432",
             message=f"{run.path} holds an interrupted training of another kind: " + "; ".join(changed[:10]),
             hint="undo the change to resume, or start over with --restart, or choose another `output_dir`",
         )
+
+
+def _loading_device(session: Session) -> Device:
+    """Where weights are loaded: in host memory if they are to be sharded, from where each layer goes to the device."""
+    sharded = session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
+    if not sharded or session.device.type == "cpu":
+        return session.device
+    return replace(session.device, type="cpu", index=0, reason="weights are sharded layer by layer")
+
+
+def _dealt_anyhow(intent: dict[str, Any]) -> dict[str, Any]:
+    """Without how a step is dealt to processes, which may be other ones; `train/resume.py` compares whole steps."""
+    dealing = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    train = {key: value for key, value in dict(intent.get("train") or {}).items() if key not in dealing}
+    return {**intent, "train": train}
 
 
 def tuned_model(session: Session) -> Tuned:
@@ -112,7 +131,7 @@ def tuned_model(session: Session) -> Tuned:
     recipe = session.resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
-        recipe.model, device=session.device, dtype=recipe.model.dtype, quantization=recipe.model.quantization,
+        recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
@@ -121,7 +140,7 @@ def tuned_model(session: Session) -> Tuned:
         model, recipe.method, seed=recipe.train.seed, new_token_ids=new_token_ids,
         start_folder=session.run.path / START_FOLDER, unfrozen=selection[0].patterns if selection else (),
     )  # fmt: skip
-    if selection:
+    if selection and session.group.is_main:
         keep_selection(session.run.path, *selection)
     for line in tuned.report.lines():
         note(f"  {line}")
@@ -129,24 +148,50 @@ def tuned_model(session: Session) -> Tuned:
 
 
 def train_model(session: Session) -> dict[str, Any]:
-    """Train, and write `final/`."""
+    """Train, write `final/`, and write down what its prompts and stop tokens are from now on."""
     from luthier.report.card.write import keep_cards
 
-    keep_cards(session.run)
+    if session.group.is_main:
+        keep_cards(session.run)
     if session.is_online:
-        return train_online(
+        result = train_online(
             session,
             fingerprint=training_fingerprint(session),
             keep_intent=lambda: write_json(session.run.path / INTENT_FILE, _intent(session)),
         )
+    else:
+        result = _train_on_rows(session)
+    return {**result, "prompts": session.group.from_main("prompts", lambda: _frozen_prompts(session))}
+
+
+def _frozen_prompts(session: Session) -> dict[str, Any] | None:
+    """None for a reward model, which writes no text."""
+    from luthier.data.template import ChatTemplate
+    from luthier.model.contract import freeze_prompts, saved_stops
+    from luthier.model.reward import is_reward_folder
+
+    final = session.run.path / "final"
+    if is_reward_folder(final):
+        return None
+    recipe = session.recipe
+    template = ChatTemplate(
+        session.tokenizer, kwargs=recipe.model.chat_template_kwargs, control_tokens=recipe.data.control_tokens
+    )
+    return freeze_prompts(template, saved_stops(final))
+
+
+def _train_on_rows(session: Session) -> dict[str, Any]:
     from luthier.pipeline.preferences import measure_preferences
     from luthier.runtime.hashing import hash_folder
     from luthier.train.loop import fit
     from luthier.train.predicted import tell_next_plan
 
+    group = session.group
     resolved = session.resolved
+    _say_processes(session)
     tuned = tuned_model(session)
-    write_json(session.run.path / INTENT_FILE, _intent(session))
+    if group.is_main:
+        write_json(session.run.path / INTENT_FILE, _intent(session))
     result = fit(
         tuned,
         session.prepared,
@@ -155,10 +200,29 @@ def train_model(session: Session) -> dict[str, Any]:
         tokenizer=session.tokenizer,
         fingerprint=training_fingerprint(session),
         restart=session.restart or session.again,
+        device=session.device.torch_device,
         reference_cache=read_env().cache_dir / "reference",
     )
-    if result.micro_batch is None:  # it was the run that was planned
-        tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
-    weights = hash_folder(session.run.path / "final", ("*.safetensors",))
-    preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
-    return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
+
+    def conclude() -> dict[str, Any]:
+        if result.micro_batch is None:  # it was the run that was planned
+            tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
+        weights = hash_folder(session.run.path / "final", ("*.safetensors",))
+        preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
+        return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
+
+    return group.from_main("result of training", conclude)
+
+
+def _say_processes(session: Session) -> None:
+    """How many processes there really are: an exit code of 0 does not say so."""
+    env = read_env()
+    if session.group.size > 1:
+        strategy = session.resolved.recipe.distributed.strategy
+        how = {"ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)"}[strategy]
+        note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
+    elif env.accelerate_strategy is not None:
+        note(
+            "  one process: `accelerate launch` starts no more than one on CPUs, whatever its config says; "
+            "`luthier launch --num-processes N` does", style="yellow",
+        )  # fmt: skip

@@ -9,8 +9,9 @@ The peak is the largest of three moments of a step:
 Gradients of earlier micro-batches exist in all three, the head's from the loss on, the others at the end.
 Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula: activations, transient, head
 (`activations.py`). Stated constants: workspace, and outside the allocator its fragmentation and the context
-(`efficiency.py`). A sharded setting divides weights, gradients and states by the number of devices and gathers
-the weights of two layers and of the embeddings at a time (FSDP2, ZeRO-3, arXiv:1910.02054).
+(`efficiency.py`). A sharded setting divides weights, gradients and states by the number of devices (adapters, which
+are small, are not) and gathers the weights of two layers, of the embeddings and of the head at a time (FSDP2, as
+ZeRO-3, arXiv:1910.02054).
 
 Units: bytes.
 """
@@ -113,18 +114,19 @@ def estimate_memory(
     """
     cuda = device_type == "cuda"
     share = setting.world if setting.sharded else 1
+    trained = 1 if sizes.adapters else share  # adapters are whole on every device (`train/distributed/fsdp.py`)
     weights = weight_bytes(sizes, setting, table)
     static = {
-        "weights": (weights["base"] + weights["unpacked"] + weights["modules_to_save"]) // share,
-        "adapters": weights["adapters"] // share,
-        "masters": master_bytes(sizes, setting.dtype_bytes) // share,
-        "optimizer": optimizer_bytes(sizes, optim, optim_args) // share,
+        "weights": (weights["base"] + weights["unpacked"]) // share + weights["modules_to_save"],
+        "adapters": weights["adapters"],
+        "masters": master_bytes(sizes, setting.dtype_bytes) // trained,
+        "optimizer": optimizer_bytes(sizes, optim, optim_args) // trained,
         "gathered": _gathered(sizes, setting),
         "workspace": table.workspace_bytes if cuda else table.process_bytes,
     }
     rows = max(1, round(supervised * setting.micro_tokens))
     head = head_bytes(sizes, setting, rows, table, cuda=cuda)
-    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim, share=share))
+    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim, share=trained))
     peak = sum(static.values()) + sum(dynamic.values())
     outside = round(table.fragmentation * peak) + table.context_bytes if cuda else 0
     outside += table.communication_bytes if setting.world > 1 else 0
@@ -213,9 +215,13 @@ def _peak(moments: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
 
 
 def _gathered(sizes: Sizes, setting: Setting) -> int:
-    """Two layers and the embeddings in the compute type, and as much gradient for what is trained."""
+    """Two layers, embeddings and head in the compute type, and as much gradient for what is trained.
+
+    The root keeps embeddings, last norm and head from its forward to the end of its backward pass.
+    """
     if not setting.sharded:
         return 0
-    layer = 2 * sizes.linear_per_layer + sizes.head
-    trained = layer if sizes.trained_linear else 0
-    return (layer + trained) * setting.dtype_bytes
+    root = sizes.head if sizes.shape.tied else 2 * sizes.head
+    layers = 2 * sizes.linear_per_layer
+    trained = (layers if sizes.trained_linear else 0) + (root if sizes.trained_head or sizes.trained_embedding else 0)
+    return (layers + root + (0 if sizes.adapters else trained)) * setting.dtype_bytes

@@ -26,6 +26,8 @@ def reasons_for(request: Request, chosen: Candidate, candidates: Sequence[Candid
         "train.gradient_checkpointing": _recompute(request, chosen, candidates, need),
         "model.dequantize_base": _base(request, chosen, candidates),
     }
+    if request.num_gpus > 1:
+        reasons["distributed.strategy"] = _strategy(request, chosen, candidates)
     layers = request.sizes.shape.layers
     setting = chosen.setting
     if setting.recompute_layers is not None:
@@ -62,6 +64,21 @@ def _recompute(request: Request, chosen: Candidate, candidates: Sequence[Candida
         more = chosen.seconds / same[0].seconds - 1
         return f"{without}, and {f'{more:.0%}' if more >= 0.01 else 'less than 1%'} more time"
     return without
+
+
+def _strategy(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> str:
+    """Copied or sharded, with the bytes of each device either way."""
+    here = f"{gib(chosen.needed_bytes)} on each of {request.num_gpus} devices"
+    others = [other for other in candidates if other.setting.sharded != chosen.setting.sharded]
+    if not others:
+        reason = request.why_not_sharded
+        return f"{here}; shards were not looked at: {reason}" if reason and not chosen.setting.sharded else here
+    best = min((other for other in others if other.fits), key=lambda other: other.seconds_per_token, default=None)
+    name = "shards" if others[0].setting.sharded else "copies"
+    if best is None:
+        least = min(others, key=lambda other: other.needed_bytes)
+        return f"{here}; {name} do not fit: at least {gib(least.needed_bytes)} of {gib(request.device.memory_bytes)}"
+    return f"{here}; {name}: {why_not(best, chosen)}"
 
 
 def _base(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> str:

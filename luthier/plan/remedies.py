@@ -52,7 +52,7 @@ def remedies(request: Request, fit: Callable[[Request], Candidate | None]) -> tu
             effect = f"{gib(candidate.needed_bytes)} of {gib(changed.device.memory_bytes)}, "
             effect += f"{candidate.tokens_per_second:,.0f} tokens/s"
             if changed.num_gpus > request.num_gpus:
-                effect += " (planned only: `luthier run` takes one process so far)"
+                effect += f" ({'fsdp2' if candidate.setting.sharded else 'ddp'})"
             found.append(Remedy(change=change, effect=effect))
     return tuple(found)
 

@@ -12,6 +12,7 @@ from luthier.plan.setting import Base, Recompute
 from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.work import Documents
+from luthier.recipe.distributed_rules import why_not_sharded
 from luthier.recipe.schema import Recipe
 from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
 
@@ -32,8 +33,23 @@ class Request:
     num_gpus: int = 1
     cache_dir: Path | None = None
     """Where measurements of earlier runs are; None: none are used."""
-    may_shard: bool = True
-    """Consider sharded weights on several devices."""
+
+    @property
+    def sharding(self) -> tuple[bool, ...]:
+        """Ways of distribution to look at: copied (False), sharded (True)."""
+        strategy = self.recipe.distributed.strategy
+        if self.num_gpus == 1 or strategy == "ddp":
+            return (False,)
+        if strategy == "fsdp2":
+            return (True,)
+        return (False,) if self.why_not_sharded else (False, True)
+
+    @property
+    def why_not_sharded(self) -> str | None:
+        """What in the recipe keeps the plan from sharding; None if nothing does."""
+        recipe = self.recipe
+        found = why_not_sharded(recipe.model, recipe.method, recipe.objective, recipe.train)
+        return next((reason for _, reason in found), None)
 
     @property
     def dtype_bytes(self) -> int:

@@ -124,6 +124,7 @@ class Plan:
         return Decision(
             micro_batch_tokens=self.chosen.budget, recompute=recompute, recompute_layers=setting.recompute_layers,
             dequantize_base=setting.base == "nf4_dequantized", reasons=dict(self.reasons),
+            strategy="fsdp2" if setting.sharded else "ddp",
         )  # fmt: skip
 
     def predicted(self) -> dict[str, Any]:

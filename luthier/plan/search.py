@@ -71,7 +71,7 @@ def search(request: Request) -> list[Candidate]:
     found: list[Candidate] = []
     for budget, split in request.splits():
         for base in request.bases:
-            for sharded in (False, True) if request.num_gpus > 1 and request.may_shard else (False,):
+            for sharded in request.sharding:
                 plain = _setting(request, split, base, sharded=sharded)
                 found += _policies(request, plain, budget, split)
     return found
@@ -107,7 +107,7 @@ def _setting(request: Request, split: Batching, base: Base, *, sharded: bool) ->
     return Setting(
         micro_tokens=min(largest, documents.tokens), base=base, dtype_bytes=request.dtype_bytes,
         accumulate=split.gradient_accumulation_steps, world=request.num_gpus, sharded=sharded,
-        extended=request.extended,
+        extended=request.extended and not sharded, replay=not sharded,
     )  # fmt: skip
 
 

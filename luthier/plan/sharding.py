@@ -1,4 +1,4 @@
-"""Communication between the devices of one host: DDP copies, or sharded weights (FSDP2, ZeRO-3).
+"""Communication between devices: DDP copies, or sharded weights (FSDP2, ZeRO-3).
 
     DDP      all-reduce of the gradients, once a step: 2 (N - 1) / N of their bytes over each link
     sharded  all-gather of the weights forward and backward, and reduce-scatter of the gradients of trained weights,
@@ -17,7 +17,12 @@ from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import weight_bytes
 
-__all__ = ["exchange_seconds"]
+__all__ = ["HOST_DEVICES", "NETWORK", "exchange_seconds"]
+
+HOST_DEVICES = 8
+"""More devices than that are taken to be on several hosts."""
+NETWORK = 50e9
+"""Bytes a second of one device to other hosts: one 400 Gbit/s adapter for each. A stated assumption, not measured."""
 
 
 def exchange_seconds(
@@ -26,12 +31,16 @@ def exchange_seconds(
     """Seconds of a step beyond `compute` that communication takes."""
     if setting.world == 1:
         return 0.0
-    bandwidth = device.link * table.link
+    bandwidth = (device.link if setting.world <= HOST_DEVICES else min(device.link, NETWORK)) * table.link
     part = (setting.world - 1) / setting.world
     if not setting.sharded:
         return 2.0 * part * 4.0 * sizes.trainable / bandwidth
     weights = weight_bytes(sizes, setting, table)
-    gathers = 2.0 * part * (weights["base"] + weights["adapters"])
-    reduces = part * setting.dtype_bytes * sizes.trainable
+    gathers = 2.0 * part * weights["base"]
+    if sizes.adapters:  # whole everywhere, averaged in fp32 once a step
+        once = 2.0 * part * 4.0 * sizes.trainable / bandwidth
+        seconds = setting.accumulate * gathers / bandwidth
+        return once + max(table.exposed_communication * seconds, seconds - compute)
+    reduces = part * 4.0 * sizes.trainable  # gradients are reduced in fp32
     seconds = setting.accumulate * (gathers + reduces) / bandwidth
     return max(table.exposed_communication * seconds, seconds - compute)

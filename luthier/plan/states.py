@@ -63,7 +63,7 @@ def gradient_bytes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
     if setting.dtype_bytes == 4:
         return (4 * sizes.trainable if setting.accumulate > 1 else 0), 4 * sizes.trainable
     live = setting.dtype_bytes * sizes.trainable
-    if setting.accumulate == 1 and setting.world == 1:
+    if setting.accumulate == 1 and (setting.world == 1 or (setting.sharded and not sizes.adapters)):
         return 0, live
     sums = 4 * sizes.trainable
     return (sums if setting.accumulate > 1 else 0), sums + (live if live <= COLLECTED_BYTES else 0)

@@ -107,8 +107,7 @@ Speed, by column: **measured** (H200): the constants are fitted to steps on it. 
 were measured, the rest is carried over from the H200. **Assumed** (all others, and communication between cards): shares
 of the data sheet; nothing was measured on such a card. [Measured beside planned](plan.md#measured-beside-planned).
 
-Several cards shard the weights (as FSDP2 and ZeRO-3 do) where copies do not fit or are slower; `luthier run` itself
-takes one process so far.
+Several cards shard the weights (FSDP2, docs/distributed.md) where copies do not fit or are slower.
 """
 
 

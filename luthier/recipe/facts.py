@@ -21,6 +21,8 @@ class Decision:
     """`train.gradient_checkpointing_layers`."""
     dequantize_base: bool
     """`model.dequantize_base`; False unless the base is nf4."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """`distributed.strategy`."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why, by key of the recipe (`train.per_device_train_batch_size` for the micro-batch)."""
 

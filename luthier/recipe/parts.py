@@ -11,6 +11,7 @@ from luthier.recipe.schema import (
     DataSection,
     DecontaminateSection,
     DedupSection,
+    DistributedSection,
     ExportSection,
     MethodSection,
     ModelSection,
@@ -39,6 +40,7 @@ class Parts:
     method: MethodSection | None = None
     objective: ObjectiveSection | None = None
     train: TrainSection | None = None
+    distributed: DistributedSection | None = None
     tasks: Mapping[int, TaskSpec] = field(default_factory=dict)
     judge: EvaluationJudge | None = None
     compare_with_base: bool = True
@@ -52,7 +54,7 @@ class Parts:
             model=recipe.model, data=recipe.data, sources=dict(enumerate(recipe.data.train)),
             validation=recipe.data.validation, filters=recipe.data.filters, dedup=recipe.data.dedup,
             decontaminate=recipe.data.decontaminate, method=recipe.method,
-            objective=recipe.objective, train=recipe.train,
+            objective=recipe.objective, train=recipe.train, distributed=recipe.distributed,
             tasks=dict(enumerate(recipe.evaluate.tasks)), judge=recipe.evaluate.judge,
             compare_with_base=recipe.evaluate.compare_with_base,
             export=recipe.export, output_dir=recipe.output_dir,

@@ -100,6 +100,7 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
         )
     values.fill("train.learning_rate", *multiplied(*rate, recipe.train.learning_rate_multiplier))
     _memory(values, facts)
+    _strategy(values, facts)
     every = max(1, math.ceil(steps / _EVENTS_PER_RUN))
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
@@ -223,6 +224,16 @@ def _memory(values: _Values, facts: Facts) -> None:
     else:
         whole = "all layers" if values.get(policy) is True else "no layer as a whole"
         values.fill(layers, None, f"gradient_checkpointing {str(values.get(policy)).lower()}: {whole}")
+
+
+def _strategy(values: _Values, facts: Facts) -> None:
+    key = "distributed.strategy"
+    if facts.world_size == 1:
+        values.fill(key, "ddp", "one process: nothing is distributed")
+    elif facts.planned:
+        values.fill(key, facts.planned.strategy, facts.planned.reasons.get(key, "what the plan chose"))
+    else:
+        values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 
 
 def _recompute_by_thumb(values: _Values, facts: Facts) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from luthier.recipe.builtin import FORGETTING
+from luthier.recipe.distributed_rules import distributed_rules
 from luthier.recipe.judge_rules import grader_rules, judge_rules
 from luthier.recipe.memory_rules import base_rules, recompute_rules
 from luthier.recipe.nearest import near
@@ -57,7 +58,7 @@ def apply_rules(parts: Parts, locate: Locate) -> list[Problem]:
     """Every problem that the rules find."""
     rules: tuple[Callable[[Parts, Locate], Iterator[Problem]], ...] = (
         _model, source_rules, validation_rules, filtering_rules, dedup_rules, decontaminate_rules, _method,
-        _objective, _memory, _train, _needs_validation, _tasks, _judge, _export,
+        _objective, _memory, _distributed, _train, _needs_validation, _tasks, _judge, _export,
     )  # fmt: skip
     return [problem for rule in rules for problem in rule(parts, locate)]
 
@@ -154,6 +155,14 @@ def _memory(parts: Parts, locate: Locate) -> Iterator[Problem]:
         yield from base_rules(parts.model, parts.method, locate)
     if parts.train is not None:
         yield from recompute_rules(parts.train, locate)
+
+
+def _distributed(parts: Parts, locate: Locate) -> Iterator[Problem]:
+    sections = (parts.distributed, parts.model, parts.method, parts.objective, parts.train)
+    distributed, model, method, objective, train = sections
+    if distributed is None or model is None or method is None or objective is None or train is None:
+        return
+    yield from distributed_rules(distributed, model, method, objective, train, locate)
 
 
 def _train(parts: Parts, locate: Locate) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ __all__ = [
     "DataSection",
     "DecontaminateSection",
     "DedupSection",
+    "DistributedSection",
     "EvaluateSection",
     "ExportSection",
     "MethodSection",
@@ -225,6 +226,17 @@ class TrainSection(Section):
     """Trackers besides the run folder; each must be installed."""
 
 
+class DistributedSection(Section):
+    """How several processes train one model; with one process nothing of it has an effect."""
+
+    strategy: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = "auto"
+    """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards (torch's
+    `fully_shard`). `auto`: the plan chooses. `zero2` and `zero3` (DeepSpeed) are not built: they are refused."""
+    reshard_after_forward: bool = True
+    """For `fsdp2`: free a layer's weights after its forward pass and gather them again for its backward pass. `false`
+    keeps them: less to send, and as much memory for weights as `ddp` while a step runs."""
+
+
 class ExportSection(Section):
     """What is made of the result."""
 
@@ -252,6 +264,7 @@ class Recipe(Section):
     method: MethodSection = Field(default_factory=MethodSection)
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     train: TrainSection = Field(default_factory=TrainSection)
+    distributed: DistributedSection = Field(default_factory=DistributedSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     export: ExportSection = Field(default_factory=ExportSection)
     output_dir: str

@@ -98,6 +98,6 @@ def set_threads() -> tuple[int, str]:
     if env.omp_num_threads is not None:
         torch.set_num_threads(env.omp_num_threads)
         return env.omp_num_threads, "OMP_NUM_THREADS"
-    threads = max(1, physical_cores() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", env.world_size))))
+    threads = max(1, physical_cores() // max(1, env.local_world_size))
     torch.set_num_threads(threads)
     return threads, "cores this process may use / local processes"

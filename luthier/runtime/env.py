@@ -38,6 +38,16 @@ class Env:
     """`LOCAL_RANK`."""
     world_size: int
     """`WORLD_SIZE`; 1 without torchrun."""
+    local_world_size: int
+    """`LOCAL_WORLD_SIZE`: processes on this machine."""
+    launched: bool
+    """`LUTHIER_LAUNCHED` is set: `luthier launch` started this process and tells its error."""
+    error_file: Path | None
+    """`TORCHELASTIC_ERROR_FILE`: where torchrun reads the error of a process."""
+    hang_seconds: float
+    """`LUTHIER_HANG_SECONDS`: without progress of any process for so long, a run counts as hung; 900 by default."""
+    accelerate_strategy: str | None
+    """What `accelerate launch` was configured for: `fsdp`, `deepspeed`, `ddp` or `one process`; None without it."""
     omp_num_threads: int | None
     """`OMP_NUM_THREADS` if the user set it: then Luthier leaves the thread count alone."""
     offline: bool
@@ -58,6 +68,11 @@ def read_env() -> Env:
         rank=int(get("RANK", "0")),
         local_rank=int(get("LOCAL_RANK", "0")),
         world_size=int(get("WORLD_SIZE", "1")),
+        local_world_size=int(get("LOCAL_WORLD_SIZE") or get("WORLD_SIZE", "1")),
+        launched=_truthy(get("LUTHIER_LAUNCHED", "")),
+        error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
+        hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
+        accelerate_strategy=_accelerate_strategy(),
         omp_num_threads=int(threads) if threads.isdigit() else None,
         offline=_truthy(get("HF_HUB_OFFLINE", "")),
         force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")),
@@ -116,6 +131,17 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 _URL_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+
+
+def _accelerate_strategy() -> str | None:
+    get = os.environ.get
+    if get("ACCELERATE_MIXED_PRECISION") is None:
+        return None
+    if _truthy(get("ACCELERATE_USE_FSDP", "")):
+        return "fsdp"
+    if _truthy(get("ACCELERATE_USE_DEEPSPEED", "")):
+        return "deepspeed"
+    return "ddp" if int(get("WORLD_SIZE", "1")) > 1 else "one process"
 
 
 def _truthy(value: str) -> bool:

@@ -40,7 +40,7 @@ class Problem:
 
     code: str
     """Stable code: C1xx recipe, D2xx data, M3xx model, T4xx training, E5xx evaluation, X6xx export, S6xx serving,
-    R7xx runtime."""
+    R7xx runtime, J1xx fine-tuning service."""
     message: str
     """What was got and what is allowed, in one sentence."""
     file: str | None = None

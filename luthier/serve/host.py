@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from luthier.data.template import ChatTemplate
 from luthier.generation.decode import context_length, inner_model
 from luthier.generation.generate import token_capacity
 from luthier.model.attach import is_adapter
+from luthier.model.contract import require_same
 from luthier.model.identity import base_identity
 from luthier.model.load import load_base, load_tuned
 from luthier.model.locate import locate_model
@@ -32,7 +34,7 @@ from luthier.serve.engine.adapters import Adapter, load_adapter, shareable
 from luthier.serve.engine.loop import Engine
 from luthier.serve.engine.scheduler import EngineLimits
 
-__all__ = ["Host", "Served", "Target"]
+__all__ = ["Host", "Served", "Target", "prompts_of"]
 
 # Tokens when a model does not say how many it holds.
 UNBOUNDED = 1 << 20
@@ -50,6 +52,14 @@ class Target:
     control_tokens: Literal["text", "allow", "error"] = "text"
     base_name: str | None = None
     """For an adapter: the name its base is served under."""
+    contract: Mapping[str, Any] | None = None
+    """What training froze about its prompts (`luthier.model.contract`)."""
+
+
+def prompts_of(target: Target) -> ChatTemplate:
+    """How its prompts are made."""
+    tokenizer = load_tokenizer(target.section)
+    return ChatTemplate(tokenizer, kwargs=target.section.chat_template_kwargs, control_tokens=target.control_tokens)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -164,7 +174,7 @@ class Host:
         parent = next((s.name for s in self._served.values() if s.shares == key and s.adapter is None), None)
         if parent is None and target.base_name is not None:
             self._check_free(target.base_name)
-            plain = replace(target, name=target.base_name, folder=None)
+            plain = replace(target, name=target.base_name, folder=None, contract=None)
             parent = self._register(plain, engine, engine.model, adapter=None, shares=key, parent=None).name
         return self._register(target, engine, engine.model, adapter=adapter, shares=key, parent=parent)
 
@@ -193,15 +203,15 @@ class Host:
         self, target: Target, engine: Engine, model: Any, *, adapter: Adapter | None, shares: str | None,
         parent: str | None,
     ) -> Served:  # fmt: skip
-        tokenizer = load_tokenizer(target.section)
+        template = prompts_of(target)
+        stops = tuple(stop_ids(template.tokenizer, model))
+        require_same(target.contract, template, stops=stops, where=target.name)
         served = Served(
             name=target.name,
             engine=engine,
             adapter=adapter,
-            template=ChatTemplate(
-                tokenizer, kwargs=target.section.chat_template_kwargs, control_tokens=target.control_tokens
-            ),
-            stop_ids=tuple(stop_ids(tokenizer, model)),
+            template=template,
+            stop_ids=stops,
             context=min(context_length(model) or UNBOUNDED, engine.limits.cache_tokens),
             parent=parent,
             shares=shares,

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.model.attach import is_adapter
+from luthier.model.contract import require_same
 from luthier.model.tokenizer import load_tokenizer
+from luthier.runtime.console import note
 from luthier.runtime.errors import EnvironmentProblem, RecipeError
 from luthier.serve.engine.adapters import shareable
-from luthier.serve.host import Target
+from luthier.serve.host import Target, prompts_of
 from luthier.serve.settings import ServeSettings
 
 __all__ = ["check_installed", "vllm_command"]
@@ -36,7 +38,13 @@ def vllm_command(
 
     Raises:
         RecipeError: models that one vLLM server cannot serve together.
+        RunFailed: a model's prompts are not those of its training.
     """
+    for target in targets:
+        require_same(target.contract, prompts_of(target), stops=None, where=target.name)
+        if target.section.chat_template_kwargs:
+            told = json.dumps(target.section.chat_template_kwargs)
+            note(f"{target.name} was trained with chat_template_kwargs {told}: vLLM takes them with each request only")
     adapters = [target for target in targets if target.folder is not None and is_adapter(target.folder)]
     models = [target for target in targets if target not in adapters]
     places = {_weights(target) for target in targets}

@@ -28,7 +28,8 @@ __all__ = ["admin_keys", "api_beside", "run_studio"]
 
 
 def run_studio(
-    settings: StudioSettings, service: ServiceSettings, *, home: Path, ready: Callable[[str, str], None], workers: int = 0
+    settings: StudioSettings, service: ServiceSettings, *, home: Path, ready: Callable[[str, str], None],
+    workers: int = 0,
 ) -> None:  # fmt: skip
     """Serve until a signal comes; runs that were started go on.
 

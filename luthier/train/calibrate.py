@@ -111,8 +111,11 @@ def _measure(trainer: Trainer, feed: Feed, step: int, moments: int) -> Calibrati
                     forward_backward(trainer, item, step=number, scale=scale)
                     seconds.append(_now(device) - started)
         except torch.OutOfMemoryError:
+            if trainer.engine.passes_together:
+                raise
             too_large = item
-    require_memory(trainer, too_large)
+    if not trainer.engine.passes_together:
+        require_memory(trainer, too_large)
     trainer.weights.zero_grad()
     one, peak = statistics.median(seconds[1:]), peak_bytes(device)
     if trainer.world_size > 1:

@@ -32,7 +32,8 @@ from luthier.runtime.errors import Problem, RunFailed
 from luthier.runtime.hashing import hash_file
 
 __all__ = [
-    "Checkpoint", "checkpoint_path", "checkpoints", "load_tensors", "read_state", "require_valid", "save", "verify",
+    "Checkpoint", "checkpoint_path", "checkpoints", "load_tensors", "read_state", "require_valid", "save", "seal",
+    "verify",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -73,15 +74,19 @@ def save(path: Path, *, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
     with atomic_folder(path) as temporary:
         for stem, group in tensors.items():
             _write_shards(temporary, stem, group)
-        _write(temporary / STATE, {"format": FORMAT, **state})
-        files = sorted(temporary.iterdir())
-        with ThreadPoolExecutor(HASH_THREADS) as pool:
-            hashes = list(pool.map(hash_file, files))
-        entries = {
-            file.name: {"bytes": file.stat().st_size, "blake2b": digest}
-            for file, digest in zip(files, hashes, strict=True)
-        }
-        _write(temporary / MANIFEST, {"format": FORMAT, "files": entries})
+        seal(temporary, state)
+
+
+def seal(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `state.json` and, last, the manifest of everything in a folder of tensors."""
+    _write(folder / STATE, {"format": FORMAT, **state})
+    files = sorted(folder.iterdir())
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        hashes = list(pool.map(hash_file, files))
+    entries = {
+        file.name: {"bytes": file.stat().st_size, "blake2b": digest} for file, digest in zip(files, hashes, strict=True)
+    }
+    _write(folder / MANIFEST, {"format": FORMAT, "files": entries})
 
 
 def verify(path: Path) -> list[Problem]:

@@ -27,8 +27,10 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.stages import flatten
 from luthier.runtime.errors import DataError, RecipeError
+from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
+from luthier.train.distributed.fsdp import gather_whole
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -46,6 +48,7 @@ from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make
 from luthier.train.snapshot import restore
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
@@ -70,6 +73,7 @@ def fit(
     restart: bool = False,
     calibrate: bool | None = None,
     reference_cache: Path | None = None,
+    device: torch.device | None = None,
 ) -> TrainResult:
     """Train, and write the result to `run.path/final`.
 
@@ -77,7 +81,8 @@ def fit(
     this very run. `fingerprint` is everything else the trained weights depend on (data, base,
     recipe). `restart` forgets earlier checkpoints instead. `calibrate` measures the largest
     micro-batch before the first step (None: on CUDA); it changes no result. `reference_cache` is a
-    folder in which reference log-probabilities of runs over the same rows are kept.
+    folder in which reference log-probabilities of runs over the same rows are kept. `device` is where the model
+    computes, if it is not there yet (None: it is).
 
     Raises:
         RunFailed: a step is not finite; no checkpoint is whole.
@@ -95,7 +100,7 @@ def fit(
     _require_validation(recipe, data.validation)
     refuse_float16(recipe)
     accelerator = make_accelerator(
-        next(iter(tuned.model.parameters())).device,
+        device or next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
@@ -135,10 +140,16 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
     try:
         trackers.start(accelerator, project=recipe.name or run.path.name, config=flatten(loop.identity))
         result = loop.run_to_end()
+        mark("write the result", watched=False)
         weights_from = loop.choose_weights()
         write_held_out(trainer, rows, run)
-        masters = trainer.weights.masters
-        on_main(accelerator, lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None))
+        masters, whole = trainer.weights.masters, None
+        if trainer.weights.sharded:
+            masters, whole = {}, gather_whole(tuned.model, keep=accelerator.is_main_process)
+        on_main(
+            accelerator,
+            lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None, whole=whole),
+        )
     finally:
         loop.batches.close()
         trackers.finish(accelerator)

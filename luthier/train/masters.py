@@ -43,10 +43,14 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Weights:
     """Trained parameters by name, and what the optimizer sees in their place."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.live: dict[str, nn.Parameter] = {
-            name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
+    sharded = False
+    """Each process holds a part of every tensor."""
+
+    def __init__(self, model: nn.Module, live: Mapping[str, nn.Parameter] | None = None) -> None:
+        """`live`: what stands for the trained parameters of `model`, where that is not they themselves."""
+        if live is None:
+            live = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.live: dict[str, nn.Parameter] = dict(live)
         self.tensors: dict[str, nn.Parameter] = {}
         """What the optimizer updates: the master where there is one, else the parameter itself."""
         self.whole_updates = False

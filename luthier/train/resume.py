@@ -1,9 +1,10 @@
 """Go on from the newest valid checkpoint, or say exactly why not.
 
-A checkpoint is resumed only by the run that wrote it: same data, base, recipe, batch shape and
-number of processes, compared key by key. Then the rest of the run is, bit for bit, what it
-would have been (one thread, or deterministic kernels). Another library version only warns: it
-can change rounding, not meaning.
+A checkpoint is resumed only by the run that wrote it: same data, base, recipe and batch shape,
+compared key by key. Then the rest of the run is, bit for bit, what it would have been (one thread,
+or deterministic kernels). Another number of processes may go on as long as a step has the same
+sequences: the sums are the same, their rounding and the draws of dropout are not. Another library
+version only warns: it can change rounding, not meaning.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from luthier.train.checkpoint import Checkpoint, checkpoints, read_state, verify
 __all__ = ["Resumed", "find", "roll_back_metrics", "run_identity", "start_anew", "versions"]
 
 VERSIONS = ("python", "luthier", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
+_DEALING = ("per_device_train_batch_size", "gradient_accumulation_steps")
 RESTART_HINT = "undo the change, choose another `output_dir`, or start this run anew with `--restart`"
 
 
@@ -39,8 +41,7 @@ class Resumed:
 def run_identity(fingerprint: Mapping[str, Any], *, world_size: int, total_steps: int) -> dict[str, Any]:
     """Everything that decides the trajectory, as JSON.
 
-    The number of processes is part of it: the trajectory would be the same up to rounding, but
-    not the same, and dropout draws per process.
+    The number of processes is part of it; `_require_same` lets another one go on where a step stays the same set.
     """
     whole = {**fingerprint, "processes": world_size, "total_steps": total_steps}
     identity: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
@@ -64,6 +65,7 @@ def find(run: RunFolder, identity: Mapping[str, Any]) -> Resumed | None:
         if not problems:
             state = read_state(checkpoint.path)
             _require_same(identity, state["identity"], checkpoint)
+            _say_processes(run, identity, state["identity"])
             _compare_versions(run, state["versions"])
             return Resumed(checkpoint, state)
         refused += problems
@@ -109,7 +111,28 @@ def versions() -> dict[str, str]:
     return {name: version for name, version in library_versions().items() if name in VERSIONS}
 
 
+def _per_step(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity with the sequences of a step in place of how they are dealt to processes and micro-batches."""
+    train = dict(identity.get("train") or {})
+    batch, accumulate = (train.pop(key, None) for key in _DEALING)
+    whole = {key: value for key, value in identity.items() if key not in ("processes", "train")}
+    known = isinstance(batch, int) and isinstance(accumulate, int)
+    dealt = batch * accumulate * identity["processes"] if known else [batch, accumulate]
+    return {**whole, "train": train, "sequences_per_step": dealt}
+
+
+def _say_processes(run: RunFolder, now: Mapping[str, Any], was: Mapping[str, Any]) -> None:
+    if now["processes"] != was["processes"]:
+        run.event("resumed_on_other_processes", was=was["processes"], now=now["processes"])
+        note(
+            f"  the checkpoint is of {was['processes']} process(es), this run has {now['processes']}: the same steps, "
+            "up to rounding (dropout draws other numbers)", style="yellow",
+        )  # fmt: skip
+
+
 def _require_same(now: Mapping[str, Any], was: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    if now["processes"] != was["processes"]:
+        now, was = _per_step(now), _per_step(was)
     changed = differences(was, now)
     if changed:
         table = "\n".join(f"          {line}" for line in changed)

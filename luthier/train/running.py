@@ -23,6 +23,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import Bar, note, progress
 from luthier.runtime.errors import Interrupted
+from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import Stop
 from luthier.train import trackers
 from luthier.train.calibrate import Calibration, calibrate
@@ -169,6 +170,7 @@ class Running:
         due = position.step == total or (every is not None and position.step % every == 0)
         if not self.validation or not due or position.step == 0 or position.eval_step == position.step:
             return
+        mark("validation", step=position.step - 1, watched=False)
         found = validate(
             self.trainer, self.validation, step=position.step, tokens_per_batch=self._tokens_per_batch(),
             abandon=self._must_stop, mismatched=self.validation_mismatched,
@@ -199,6 +201,7 @@ class Running:
         if self.is_main:
             _flush(self.run)
         started = time.perf_counter()
+        mark("write a checkpoint", step=position.step - 1, watched=False)
         removed = take(
             self.trainer, position, folder=self.run.path / "checkpoints", identity=self.identity,
             keep=self.recipe.train.save_total_limit,

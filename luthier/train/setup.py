@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import nn
 
 from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
-from luthier.fast.engine import attach
+from luthier.fast.engine import Engine, attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
+from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
 from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
+from luthier.train.distributed.fsdp import Passes, shard
+from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
 from luthier.train.mismatched import Mismatched
@@ -156,12 +162,11 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     """
     train = recipe.train
     objective = make_objective(recipe.objective)
-    engine = attach(model, engine_settings(recipe), objective=objective)
+    engine, wrapper = _engine(accelerator, model, recipe, objective)
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
-    model.train()
-    wrapper = engine.distribute(lambda module: accelerator.prepare_model(module, device_placement=False))
-    weights = Weights(model)
+    adapters = hasattr(model, "peft_config")
+    weights = ShardedWeights(model) if engine.passes_together and not adapters else Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
     weights.whole_updates = facts_of(train.optim).whole
@@ -185,6 +190,26 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         seed=train.seed,
         moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
     )
+
+
+def _engine(
+    accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, objective: Objective | None
+) -> tuple[Engine, nn.Module]:
+    """The engine and what its loss runs through, by `distributed.strategy`."""
+    settings = engine_settings(recipe)
+    if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
+        root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
+        engine = root(attach, model, replace(settings, sharded=True), objective=objective)
+        root.reshard()
+        model.train()
+        return engine, engine.distribute(lambda module: Passes(root, module), all_passes=True)
+    engine = attach(model, settings, objective=objective)
+    model.train()
+    with warnings.catch_warnings():
+        # torch 2.13 names a successor of `broadcast_buffers` that does something else.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        wrapper = engine.distribute(lambda module: accelerator.prepare_model(module, device_placement=False))
+    return engine, wrapper
 
 
 def fit_base(trainer: Trainer, examples: Sequence[TrainRow], packs: Sequence[Pack], *, order: Order) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
-from luthier.train.checkpoint import checkpoint_path, load_tensors, require_valid, save
+from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
+from luthier.train.distributed.sharded_weights import ShardedWeights
+from luthier.train.distributed.shards import load_whole, save_sharded
 from luthier.train.optim_state import optimizer_state, restore_optimizer
 from luthier.train.processes import on_main
 from luthier.train.progress import Progress
@@ -23,36 +25,48 @@ __all__ = ["load_weights", "restore", "take"]
 def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mapping[str, Any], keep: int) -> list[int]:
     """Write the checkpoint of the present step, verify it, then remove old ones; returns the steps removed.
 
-    Process 0 writes; all leave together.
+    Process 0 writes, or each its shards; all leave together.
 
     Raises:
         EnvironmentProblem: it cannot be written; the older checkpoints are untouched.
         RunFailed: what is on the disk is not what was written.
     """
 
-    def write() -> list[int]:
-        held, numbers = optimizer_state(trainer.optimizer, trainer.weights.tensors)
-        state = {
-            "step": progress.step, "identity": identity, "versions": versions(),
-            "progress": progress.to_json(), "optimizer_numbers": numbers,
-            "schedule": trainer.schedule.state(),
-        }  # fmt: skip
-        path = checkpoint_path(folder, progress.step)
-        save(path, tensors={"trainable": dict(trainer.weights.tensors), "optimizer": held}, state=state)
+    held, numbers = optimizer_state(trainer.optimizer, trainer.weights.tensors)
+    state = {
+        "step": progress.step, "identity": identity, "versions": versions(),
+        "progress": progress.to_json(), "optimizer_numbers": numbers,
+        "schedule": trainer.schedule.state(),
+    }  # fmt: skip
+    path = checkpoint_path(folder, progress.step)
+    if isinstance(trainer.weights, ShardedWeights):
+        save_sharded(trainer.accelerator, path, tensors=_as_sharded(trainer.weights, held), state=state)
+
+    def finish() -> list[int]:
+        if not trainer.weights.sharded:
+            save(path, tensors={"trainable": dict(trainer.weights.tensors), "optimizer": held}, state=state)
         require_valid(path)
         best = progress.best.step if progress.best else None
         return remove_old(folder, newest=progress.step, best=best, keep=keep)
 
-    return on_main(trainer.accelerator, write)
+    return on_main(trainer.accelerator, finish)
+
+
+def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Masters and the optimizer's state under the names of a sharded checkpoint."""
+    found = {f"trainable/{name}": tensor for name, tensor in weights.as_whole(weights.tensors).items()}
+    for full_name, tensor in held.items():
+        name = full_name.rpartition("/")[0]
+        whole = tensor.ndim > 0 and tensor.shape == weights.tensors[name].shape
+        found[f"optimizer/{full_name}"] = weights.as_whole({name: tensor})[name] if whole else tensor
+    return found
 
 
 def restore(trainer: Trainer, resumed: Resumed) -> Progress:
     """Weights, optimizer and position from a verified checkpoint."""
     load_weights(trainer, resumed.checkpoint.path)
-    restore_optimizer(
-        trainer.optimizer, trainer.weights.tensors,
-        held=load_tensors(resumed.checkpoint.path, "optimizer"), numbers=resumed.state["optimizer_numbers"],
-    )  # fmt: skip
+    held = _my_part(trainer, _whole(resumed.checkpoint.path, "optimizer"), of_state=True)
+    restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=resumed.state["optimizer_numbers"])
     trainer.schedule.restore(resumed.state.get("schedule", {}))
     return Progress.from_json(resumed.state["progress"])
 
@@ -63,13 +77,36 @@ def load_weights(trainer: Trainer, path: Path) -> None:
     Raises:
         RunFailed: the tensors are not the ones that are trained now.
     """
-    saved = load_tensors(path, "trainable")
-    problems = list(_misfits(saved, trainer.weights.tensors))
+    saved = _whole(path, "trainable")
+    wanted: Mapping[str, Any] = trainer.weights.tensors
+    if isinstance(trainer.weights, ShardedWeights):
+        wanted = trainer.weights.whole
+    problems = list(_misfits(saved, wanted))
     if problems:
         raise RunFailed(problems=[
             Problem(code="T433", message=f"{path.name}: {text}", file=str(path)) for text in problems
         ])  # fmt: skip
-    trainer.weights.load(saved)
+    trainer.weights.load(_my_part(trainer, saved, of_state=False))
+
+
+def _whole(path: Path, group: str) -> dict[str, Tensor]:
+    """A group of tensors of a checkpoint, sharded or not, whole."""
+    if not read_state(path).get("sharded"):
+        return load_tensors(path, group)
+    return load_whole(path, group)
+
+
+def _my_part(trainer: Trainer, whole: Mapping[str, Tensor], *, of_state: bool) -> dict[str, Tensor]:
+    """What this process holds of whole tensors, named by parameter or (`of_state`) by parameter and key."""
+    weights = trainer.weights
+    if not isinstance(weights, ShardedWeights):
+        return dict(whole)
+    found = {}
+    for full_name, tensor in whole.items():
+        name = full_name.rpartition("/")[0] if of_state else full_name
+        same = name in weights.whole and tensor.shape == weights.whole[name].shape
+        found[full_name] = weights.shard_of(name, tensor).contiguous() if same and tensor.ndim else tensor
+    return found
 
 
 def _misfits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from luthier.fast.engine import Engine
 from luthier.objective.base import Objective
 from luthier.runtime.errors import RunFailed
+from luthier.runtime.heartbeat import mark
 from luthier.train import foreach
 from luthier.train.counts import names_of
 from luthier.train.feed import MicroBatch
@@ -105,6 +106,7 @@ def update(
         Abandoned: a stop was asked for before the last micro-batch (one process only); nothing was updated.
     """
     # 1. How much does the whole step weigh?
+    mark("weigh the step", step=step, exchange=True)
     weight_sum = all_sum(trainer, [math.fsum(item.batch.weight_sum for item in micro_batches)])[0]
     if not weight_sum > 0.0:
         raise RunFailed(code="T411", message=f"the rows of step {step + 1} have a total loss weight of {weight_sum}")
@@ -114,6 +116,7 @@ def update(
     kl = reference_point(trainer, micro_batches)
 
     # 3. Gradients of all micro-batches add up. If one does not fit into memory, all of the step is given up.
+    mark("forward and backward", step=step)
     trainer.weights.begin(passes=len(micro_batches), processes=trainer.world_size)
     losses: list[Tensor] = []
     counts: list[dict[str, Tensor]] = []
@@ -125,11 +128,16 @@ def update(
         try:
             loss, sums = forward_backward(trainer, item, step=step, scale=scale, kl=kl)
         except torch.OutOfMemoryError:
+            if trainer.engine.passes_together:
+                raise  # the others are in the middle of this pass and cannot give it up
             too_large = item
             break
         losses.append(loss)
         counts.append(sums)
-    require_memory(trainer, too_large)
+    mark("compare memory", step=step, exchange=True)
+    if not trainer.engine.passes_together:
+        require_memory(trainer, too_large)
+    mark("average gradients", step=step, exchange=True)
     trainer.weights.average_over_processes(trainer.accelerator)
 
     # 4. The rate of this step; the update itself, if it need not wait for what the host has to know.
@@ -145,18 +153,23 @@ def update(
     loss_per_micro_batch, here = rest[: len(losses)], rest[len(losses) :]
     passes = len(losses)
     sums_here = [math.fsum(here[place * passes : (place + 1) * passes]) for place in range(len(names))]
+    mark("sum over processes", step=step, exchange=True)
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
-    loss_sum, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
-        math.fsum(loss_per_micro_batch) if finite else 0.0,
+    loss_sum, squares, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
+        math.fsum(loss_per_micro_batch) if finite else 0.0, grad_norm**2 if finite and trainer.weights.sharded else 0.0,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
         float(stop_requested()), float(not finite), *sums_here,
     ])  # fmt: skip
+
+    if trainer.weights.sharded:
+        grad_norm = math.sqrt(squares)  # each process has the norm of its shards
 
     # 6. Not finite anywhere: nothing was updated; stop, and say which rows.
     if not_finite:
         report_non_finite(trainer, micro_batches, step=step)
 
     # 7. Clip, update, round masters into the weights.
+    mark("update", step=step)
     if not ahead:
         trainer.weights.apply(trainer.optimizer, scale=_clipping(grad_norm, trainer.max_grad_norm))
     return Update(

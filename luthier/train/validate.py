@@ -21,7 +21,7 @@ from luthier.data.types import TrainRow
 from luthier.runtime.console import progress
 from luthier.runtime.errors import RunFailed
 from luthier.train.counts import names_of, report
-from luthier.train.feed import by_token_budget
+from luthier.train.feed import by_token_budget, without_weight
 from luthier.train.kl import log_ratio_sum, mean_over_processes
 from luthier.train.mismatched import Mismatched, partners
 from luthier.train.step import Abandoned, Trainer, all_sum
@@ -60,14 +60,16 @@ def validate(
         Abandoned: `abandon` said so between two batches.
     """
     # Not through DDP's wrapper: processes have different numbers of batches and nothing to exchange.
-    module = trainer.engine.module
+    module = trainer.engine.alone
     groups = list(by_token_budget(examples, tokens_per_batch))
     mine = groups[trainer.accelerator.process_index :: trainer.world_size]
+    # Where every pass is one of all processes, those with fewer batches make one more that counts nothing.
+    extra = trainer.engine.passes_together and len(mine) < -(-len(groups) // trainer.world_size)
     kl = _reference_point(trainer, len(examples), mismatched, tokens_per_batch)
     names = names_of(trainer.objective)
     losses, weights, counts, trained = [], [], [], 0
     shown = progress("validation", len(mine), "batches") if len(mine) >= WORTH_A_BAR else nullcontext()
-    with _evaluating(module), torch.no_grad(), shown as bar:
+    with _evaluating(trainer.engine.module), torch.no_grad(), shown as bar:
         for group in mine:
             if abandon():
                 raise Abandoned
@@ -79,6 +81,9 @@ def validate(
             trained += batch.trained_tokens
             if bar is not None:
                 bar.advance()
+        if extra:
+            batch = without_weight(collate_rows([min(examples, key=len)]))
+            module(batch.to(trainer.accelerator.device), kl=kl)
     columns = zip(*torch.stack(counts).tolist(), strict=True) if counts else ([] for _ in names)
     total_loss, weight_sum, total, *found = all_sum(trainer, [
         math.fsum(torch.stack(losses).tolist()) if losses else 0.0, math.fsum(weights), float(trained),

@@ -100,7 +100,9 @@ def test_the_official_client_unwraps_it(store, receiver, kind):
     event = client.webhooks.unwrap(body, headers)
     assert type(event).__name__ == f"FineTuningJob{kind.capitalize()}WebhookEvent"
     assert (event.type, event.data.id, event.object) == (f"fine_tuning.job.{kind}", id_, "event")
-    assert event.id == {key.lower(): value for key, value in headers.items()}["webhook-id"] and event.id.startswith("evt_")
+    assert event.id == {key.lower(): value for key, value in headers.items()}["webhook-id"] and event.id.startswith(
+        "evt_"
+    )
 
 
 def test_a_changed_body_or_another_secret_is_refused(store, receiver):

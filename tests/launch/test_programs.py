@@ -92,7 +92,8 @@ def test_slurm_submits_asks_and_ends(programs, tmp_path):
 
 
 @pytest.mark.parametrize(("record", "left", "code"), [
-    ("COMPLETED|0:0", None, 0), ("FAILED|2:0", None, 2), ("FAILED|130:0", None, 130), ("OUT_OF_MEMORY|0:125", None, -125),
+    ("COMPLETED|0:0", None, 0), ("FAILED|2:0", None, 2), ("FAILED|130:0", None, 130),
+    ("OUT_OF_MEMORY|0:125", None, -125),
     ("CANCELLED by 1000|0:0", None, -9), ("TIMEOUT|0:0", None, -9), ("NODE_FAIL|0:0", None, -9),
     ("PREEMPTED|0:15", None, -15), ("", "3", 3), ("COMPLETED|0:0", "0", 0), ("CANCELLED|0:0", "130", 130),
 ])  # fmt: skip

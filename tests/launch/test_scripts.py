@@ -21,7 +21,8 @@ from luthier.recipe.yaml12 import parse_yaml
 from luthier.runtime.errors import RecipeError
 
 HOSTILE = ["a;touch marker", "$(touch marker)", "`touch marker`", "a\ntouch marker\n", "-rf", "'; touch marker; '",
-           '"; touch marker; "', "#SBATCH --wrap=x", "a b", "é\u2028x", "${IFS}", "$$(HOME)", "*", "!!", "\\"]  # fmt: skip
+           '"; touch marker; "', "#SBATCH --wrap=x", "a b",
+           "é\u2028x", "${IFS}", "$$(HOME)", "*", "!!", "\\"]  # fmt: skip
 
 
 def _task(folder, *, command=("python", "-m", "luthier", "run", "recipe.yaml"), **changes):

@@ -9,7 +9,7 @@ from luthier.pipeline.rerun import rerun
 from luthier.pipeline.run import run_recipe
 from luthier.recipe.load import recipe_from_dict
 from luthier.runs.overview import describe_run, find_runs
-from luthier.runtime.errors import EnvironmentProblem, LuthierError, RecipeError
+from luthier.runtime.errors import LuthierError, RecipeError
 from tests.support.tiny import conversations, save_tiny
 
 
@@ -158,13 +158,6 @@ def test_runs_are_found_and_described(world):
     assert set(describe_run(folder / "run")["stages"]) >= {"data", "train", "merge"}
     with pytest.raises(RecipeError, match="no run folder"):
         describe_run(folder / "model")
-
-
-def test_a_launcher_with_several_processes_is_refused_before_the_folder_is_made(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EnvironmentProblem, match="2 processes"):
-        run_recipe(_recipe(world[0], output_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_training_of_another_kind_is_refused_before_anything_changes(world, tmp_path):

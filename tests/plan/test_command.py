@@ -61,7 +61,7 @@ def test_the_table_says_how_each_number_is_known(recipe):
         "exact: parameters x bytes", "formula: what the layers keep", "stated constant", "on H200 (4% stay free): fits",
             "of 139.8 GiB on each device, ",
         "1,000 rows, 250 tokens a row", "tokens/s", "MFU", "the whole step at once", "other settings:", "disk: base",
-        "takes one process so far",
+        "2 devices on one host; start it with `luthier launch`, strategy ddp", "distributed.strategy: ",
     ):  # fmt: skip
         assert words in text, words
 

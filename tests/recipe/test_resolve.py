@@ -140,7 +140,7 @@ method: {name: full}
     )
     assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (3, 5)
     assert (result.recipe.model.dtype, result.recipe.evaluate.batch_size) == ("float16", 3)
-    assert set(reasons(result)) == {"model.attn_implementation", "train.tokens_per_step"}
+    assert set(reasons(result)) == {"model.attn_implementation", "train.tokens_per_step", "distributed.strategy"}
 
 
 # -- batches

@@ -70,8 +70,8 @@ def ask(prompt, *, new=20, stop_ids=(2,), tokenizer=TOKENIZER, sampling=None, on
 class Running:
     """An engine that is closed at the end of a test."""
 
-    def __init__(self, model, **limits):
-        self.engine = Engine(model.eval(), EngineLimits(**limits))
+    def __init__(self, model, *, paged=None, **limits):
+        self.engine = Engine(model.eval(), EngineLimits(**limits), paged=paged)
 
     def __enter__(self):
         self.engine.start()

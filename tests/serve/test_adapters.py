@@ -38,12 +38,13 @@ def rows_of(n):
     return [[chooser.randrange(3, 600) for _ in range(chooser.randint(2, 30))] for _ in range(n)]
 
 
-def test_mixed_batches_equal_peft_row_by_row(folders):
+@pytest.mark.parametrize("paged", [False, True])
+def test_mixed_batches_equal_peft_row_by_row(folders, paged):
     names = ["one", None, "two", "rs", "one", None, "two", "rs"]
     rows = rows_of(len(names))
     model = tiny_model().eval()
     adapters = {name: load_adapter(folders[name], model, name) for name in ("one", "two", "rs")}
-    with Running(model, max_batch_size=5, prefill_tokens=24) as engine:
+    with Running(model, max_batch_size=5, prefill_tokens=24, paged=paged) as engine:
         asked = [
             ask(row, new=16, stop_ids=(), adapter=adapters.get(name)) for row, name in zip(rows, names, strict=True)
         ]

@@ -112,8 +112,11 @@ def test_every_line_once_and_in_order_over_many_reconnects(desk):
     assert connections > 5
     assert [step for step in seen if step] == list(range(1, last + 1))
     if saved and saved[-1] != last:
-        saved += [e["fields"]["step"] for e in asyncio.run(take(stream_of(desk), enough=lambda f: True))[0][1]["events"]
-                  if e["event"] == "checkpoint_saved" and e["fields"]["step"] > saved[-1]]  # fmt: skip
+        saved += [
+            e["fields"]["step"]
+            for e in asyncio.run(take(stream_of(desk), enough=lambda f: True))[0][1]["events"]
+            if e["event"] == "checkpoint_saved" and e["fields"]["step"] > saved[-1]
+        ]
     assert saved == list(range(50, last + 1, 50))
 
 

@@ -54,10 +54,20 @@ def data(rows: list[Example] | None = None, *, packed: bool = False, validation:
 
 LORA = {"name": "lora", "r": 4, "lora_alpha": 8.0}
 FULL = {"name": "full"}
+SPECTRUM = {"name": "spectrum"}
+UNFROZEN = (
+    "^lm_head.weight$", "^model.embed_tokens.weight$", "model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj",
+    "model.layers.1.self_attn.v_proj", "model.layers.1.self_attn.q_proj",
+)  # fmt: skip
+"""As a scan might choose: some matrices of a stack and not others."""
 
 
 def resolved(
-    *, method: dict[str, Any] | None = None, objective: dict[str, Any] | None = None, **train: Any
+    *,
+    method: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    strategy: str = "ddp",
+    **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
     settings = {
@@ -71,6 +81,7 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
+        distributed={"strategy": strategy},
         output_dir="unused",
     )
     return Resolved(recipe=recipe, derived=())
@@ -79,7 +90,8 @@ def resolved(
 def tuned(recipe: Resolved, *, model: Any = None) -> Any:
     """The tiny model (or `model`) prepared by the method of the recipe."""
     base = tiny_model() if model is None else model
-    return apply_method(base, recipe.recipe.method, seed=recipe.recipe.train.seed)
+    unfrozen = UNFROZEN if recipe.recipe.method.name == "spectrum" else ()
+    return apply_method(base, recipe.recipe.method, seed=recipe.recipe.train.seed, unfrozen=unfrozen)
 
 
 @dataclass
@@ -113,7 +125,12 @@ class Run:
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([tensor.detach().double().flatten() for tensor in tensors.values()])
+    return torch.cat([whole(tensor.detach()).double().flatten() for tensor in tensors.values()])
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    """The tensor, put together where it is in shards; called by all processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def distance(one: Run, other: Run) -> float:

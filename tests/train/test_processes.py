@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,26 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.runs.folder import RunFolder
-from luthier.train.checkpoint import load_tensors
-from tests.train.worker import CASES
+from luthier.train.checkpoint import load_tensors, verify
+from luthier.train.distributed.shards import load_whole
+from tests.train.worker import CASES, RESUMED
 
 ROOT = Path(__file__).parents[2]
 
 
+def half(source: Path, target: Path) -> None:
+    """A run that was interrupted after its checkpoint of step 3."""
+    shutil.copytree(source, target)
+    shutil.rmtree(target / "checkpoints/step-6")
+    shutil.rmtree(target / "final")
+
+
 @pytest.fixture(scope="module")
-def two(tmp_path_factory) -> Path:
+def two(one, tmp_path_factory) -> Path:
     """Folder of the two-process runs."""
     folder = tmp_path_factory.mktemp("two")
+    for name in RESUMED:
+        half(one[name.removeprefix("resumed_")].folder.path, folder / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
@@ -59,13 +70,39 @@ def test_there_really_are_two_processes_under_ddp(two):
         assert "CPU" in facts(two, rank)["kind"]
 
 
+def test_there_really_are_shards_under_fsdp2_and_the_engine_runs_its_layers(two):
+    held = [facts(two, rank)["sharded"]["held"] for rank in (0, 1)]
+    for rank in (0, 1):
+        found = facts(two, rank)["sharded"]
+        assert found["wrapper"] == "Passes"
+        assert found["root"] == "FSDPRoot"
+        assert found["layer"] == "PackedFSDPLlamaDecoderLayer"
+        assert found["parameter"] == "DTensor"
+    assert sum(held) == facts(two, 0)["sharded"]["whole"]
+    assert max(held) <= 0.51 * sum(held)
+    assert facts(two, 0)["held"] == facts(two, 0)["whole"]
+
+
+def test_the_result_of_shards_is_plain_files(two, one):
+    files = sorted(path.name for path in (two / "sharded_full/final").glob("*.safetensors"))
+    assert files == ["model.safetensors"]
+    mine = load_file(one["sharded_full"].folder.path / "final/model.safetensors")
+    theirs = load_file(two / "sharded_full/final/model.safetensors")
+    assert {name: tensor.shape for name, tensor in mine.items()} == {n: t.shape for n, t in theirs.items()}
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) <= 5e-5
+
+
 @pytest.mark.parametrize(
     "name",
-    ["full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto"],
-)
+    [
+        "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
+        "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
+        *RESUMED,
+    ],
+)  # fmt: skip
 def test_two_processes_take_the_trajectory_of_one(two, one, name):
     """B04, B05. Mean of per-process means would give d of about 1e-2."""
-    single = one[name]
+    single = one[name.removeprefix("resumed_")]
     parameters = {key: p for key, p in single.model.named_parameters() if p.requires_grad}
     reference = torch.cat([parameters[key].detach().double().flatten() for key in sorted(parameters)])
     assert single.moved >= 1e-3
@@ -83,16 +120,36 @@ def test_two_processes_take_the_trajectory_of_one(two, one, name):
             assert mine.get(key) == theirs.get(key), "no row is dropped or repeated"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_of_one_process_goes_on_with_two(two, name):
+    assert json.loads((two / f"{name}-0.json").read_text())["resumed_from"] == 3
+    events = [line["event"] for line in RunFolder(two / name).read_lines("events.jsonl")]
+    assert "resumed_on_other_processes" in events
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_of_two_processes_goes_on_with_one(two, one, tmp_path, name):
+    whole = name.removeprefix("resumed_")
+    assert verify(two / whole / "checkpoints/step-3") == []
+    half(two / whole, tmp_path / "run")
+    run = RESUMED[name](tmp_path / "run", 1)
+    assert run.result.resumed_from == 3
+    assert float((run.weights - one[whole].weights).abs().max()) <= 5e-5
+
+
+@pytest.mark.parametrize("name", [*CASES, *RESUMED])
 def test_both_processes_hold_the_same_weights_bit_for_bit(two, name):
     assert torch.equal(weights(two, name, 0), weights(two, name, 1))
 
 
-def test_masters_of_two_processes_are_those_of_one(two, one):
+@pytest.mark.parametrize("name", ["bf16", "sharded_bf16"])
+def test_masters_of_two_processes_are_those_of_one(two, one, name):
     """bf16: a forward pass of four rows rounds differently from one of eight, so the bound is wider."""
     step = "checkpoints/step-6"
     mine = load_tensors(one["bf16"].folder.path / step, "trainable")
-    theirs = load_tensors(two / "bf16" / step, "trainable")
+    load = load_whole if name.startswith("sharded") else load_tensors
+    theirs = load(two / name / step, "trainable")
+    assert set(mine) == set(theirs)
     start = {name: tensor.float() for name, tensor in one["bf16"].start.items()}
     moved = torch.cat([(mine[name] - start[name]).flatten() for name in mine])
     apart = torch.cat([(mine[name] - theirs[name]).flatten() for name in mine])

@@ -303,12 +303,24 @@ def test_changed_data_or_base_is_refused(tmp_path, crash_before, key):
         train(tmp_path, prepared("full"), fingerprint=other, **COMMON)
 
 
-def test_another_number_of_processes_is_refused(tmp_path, crash_before):
+@pytest.mark.parametrize(("batch", "goes_on"), [(1, True), (2, False)])
+def test_another_number_of_processes_goes_on_where_a_step_is_the_same_set(tmp_path, crash_before, batch, goes_on):
+    """4 sequences a step: 1 x 2 on each of two processes; with 2 x 2 on each a step would have 8."""
     cut(tmp_path, crash_before)
+
+    def of_two(state: dict) -> None:
+        state["identity"]["processes"] = 2
+        state["identity"]["train"]["per_device_train_batch_size"] = batch
+
     for step in (4, 5):
-        pretend(tmp_path / f"checkpoints/step-{step}", lambda state: state["identity"].update(processes=2))
-    with pytest.raises(RecipeError, match="processes: 2 -> 1"):
-        train(tmp_path, prepared("full"), **COMMON)
+        pretend(tmp_path / f"checkpoints/step-{step}", of_two)
+    if not goes_on:
+        with pytest.raises(RecipeError, match="sequences_per_step: 8 -> 4"):
+            train(tmp_path, prepared("full"), **COMMON)
+        return
+    run = train(tmp_path, prepared("full"), **COMMON)
+    assert run.result.resumed_from == 5
+    assert any(line["event"] == "resumed_on_other_processes" for line in run.folder.read_lines("events.jsonl"))
 
 
 def test_another_library_version_is_reported_and_not_refused(tmp_path, crash_before):

@@ -22,7 +22,7 @@ from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
-from tests.train.support import FULL, LORA, Data, Run, data, examples, resolved, train, tuned
+from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, data, examples, resolved, train, tuned, whole
 
 EIGHT = {"shuffle": False, "eval_steps": 3, "max_steps": 6}
 
@@ -64,6 +64,45 @@ def uneven_tail(folder: Path, world_size: int) -> Run:
     """13 rows, 8 a step in micro-batches of 2: 5 in the last step, 3 and 2, one micro-batch half, one empty."""
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // world_size}
     return train(folder, data(unequal(13), validation=5), num_train_epochs=3, shuffle=False, **settings)
+
+
+def thirteen(folder: Path, world_size: int, method: dict[str, Any], **settings: Any) -> Run:
+    """13 rows in packs, 4 a step: nearly all trained tokens on one process, and a last step that is not whole."""
+    rows = unequal(13)
+    packed = Data(rows, examples(5, seed=99), pack([len(row) for row in rows], 128))
+    return train(
+        folder, packed, method=method, max_steps=6, save_steps=3, eval_steps=3, per_device_train_batch_size=1,
+        gradient_accumulation_steps=4 // world_size, learning_rate=3e-3, **settings,
+    )  # fmt: skip
+
+
+def thirteen_full(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL)
+
+
+def thirteen_lora(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, LORA)
+
+
+def thirteen_spectrum(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, SPECTRUM)
+
+
+def sharded_full(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2")
+
+
+def sharded_lora(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, LORA, strategy="fsdp2")
+
+
+def sharded_spectrum(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, SPECTRUM, strategy="fsdp2")
+
+
+def sharded_bf16(folder: Path, world_size: int) -> Run:
+    recipe = resolved(method=FULL, strategy="fsdp2", **EIGHT, **per_process(world_size))
+    return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model().to(torch.bfloat16))
 
 
 def one_row_in_the_last_step(folder: Path, world_size: int) -> Run:
@@ -109,8 +148,15 @@ def kto(folder: Path, world_size: int) -> Run:
 
 CASES: dict[str, Callable[[Path, int], Run]] = {
     case.__name__: case
-    for case in (full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto)
+    for case in (
+        full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
+        thirteen_full, thirteen_lora, thirteen_spectrum, sharded_full, sharded_lora, sharded_spectrum, sharded_bf16,
+    )
+}  # fmt: skip
+RESUMED: dict[str, Callable[[Path, int], Run]] = {
+    f"resumed_{case.__name__}": case for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum)
 }
+"""Whose folders hold the first half of a run of another number of processes."""
 
 
 def failures(folder: Path, world_size: int) -> dict[str, Any]:
@@ -146,30 +192,38 @@ def _error(action: Callable[[], Any]) -> dict[str, Any] | None:
     return None
 
 
-def wrapper_of(prepared: Data, world_size: int) -> dict[str, Any]:
+def wrapper_of(strategy: str) -> dict[str, Any]:
     """What the loss really runs through: an exit code proves nothing."""
     from luthier.train.processes import make_accelerator
     from luthier.train.setup import make_trainer
 
-    recipe = resolved()
+    recipe = resolved(strategy=strategy)
     accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
-    trainer = make_trainer(accelerator, tuned(recipe).model, recipe.recipe, total_steps=1)
+    model = tuned(recipe).model
+    trainer = make_trainer(accelerator, model, recipe.recipe, total_steps=1)
+    layer = model.get_decoder().layers[0]
     return {
         "processes": accelerator.num_processes,
         "kind": str(accelerator.distributed_type),
         "wrapper": type(trainer.wrapper).__name__,
-        "expected": world_size,
+        "root": type(getattr(trainer.wrapper, "root", None)).__name__,
+        "layer": type(layer).__name__,
+        "weight": type(layer.self_attn.q_proj.weight).__name__,
+        "parameter": type(layer.self_attn.q_proj.weight.data).__name__,
+        "held": sum(tensor.numel() for tensor in trainer.weights.tensors.values()),
+        "whole": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 
 def run_all(folder: Path, world_size: int, rank: int) -> None:
-    for name, case in CASES.items():
+    begun = {name: case for name, case in RESUMED.items() if (folder / name).exists()}
+    for name, case in {**CASES, **begun}.items():
         run = case(folder / name, world_size)
         torch.distributed.barrier() if world_size > 1 else None
-        weights = {key: p.detach() for key, p in run.model.named_parameters() if p.requires_grad}
+        weights = {key: whole(p.detach()) for key, p in run.model.named_parameters() if p.requires_grad}
         save_file(weights, folder / f"{name}-{rank}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps({**run.result.to_json(), "moved": run.moved}))
-    facts = {**wrapper_of(data(), world_size), **failures(folder, world_size)}
+    facts = {**wrapper_of("ddp"), "sharded": wrapper_of("fsdp2"), **failures(folder, world_size)}
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 

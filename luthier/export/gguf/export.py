@@ -15,6 +15,8 @@ from luthier.export.gguf.modelfile import write_modelfile
 from luthier.export.gguf.tensors import weight_files
 from luthier.export.gguf.types import K_QUANTS, TYPES
 from luthier.export.gguf.write import Written, write_gguf
+from luthier.model.contract import check_saved, contract_of
+from luthier.model.identity import verify_record
 from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error, fsync_path
 from luthier.runtime.console import note
 from luthier.runtime.errors import EnvironmentProblem, Problem, RecipeError, RunFailed
@@ -37,10 +39,13 @@ def export_gguf(folder: Path, out: Path, kinds: Sequence[str], *, name: str, oll
 
     Raises:
         RecipeError: an unknown type, a name that is a path, or no merged model there; all that is wrong.
-        RunFailed: a model that llama.cpp would run differently, or a file that failed its check; all faults are told.
+        RunFailed: a model that llama.cpp would run differently, prompts or stop tokens that are not those of its
+            training, or a file that failed its check; all faults are told.
         EnvironmentProblem: no package gguf, a K-quant without llama-quantize, or a disk that is full.
     """
     _require(folder, kinds, name)
+    verify_record(folder)
+    check_saved(folder, contract_of(folder))
     reports = []
     for kind in dict.fromkeys(kinds):
         target = out / f"{name}-{kind}.gguf"

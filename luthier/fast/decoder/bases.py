@@ -5,6 +5,7 @@
                 so that  [x | u] E[:N]^T = x W^T + u B^T   and   [g | v] E[:, :K] = g W + v A
                 are one product each
     Dequantized a 4-bit base unpacked anew for each product (the same values as a kept copy)
+    Gathered    what the modules hold now: FSDP2 gathers the weights of a layer for its passes and frees them after
     Fp8         `fp8_base.py`
 
 A 4-bit base that is to be kept unpacked is a Dense or Extended one made from the unpacked values.
@@ -24,7 +25,7 @@ from luthier.fast.decoder.linears import LinearView
 from luthier.fast.decoder.lora import PAD
 from luthier.fast.products import grad_input, grad_weight, product
 
-__all__ = ["Base", "Dense", "Dequantized", "Extended", "bias_of", "unpack"]
+__all__ = ["Base", "Dense", "Dequantized", "Extended", "Gathered", "bias_of", "unpack"]
 
 
 class Base(Protocol):
@@ -153,3 +154,32 @@ class Dequantized:
     def input_gradient(self, g_mn: Tensor) -> Tensor:
         """g W."""
         return grad_input(g_mn, self._weight())
+
+
+class Gathered:
+    """Matrices that are whole only inside their layer's passes; one product each, into its columns of the result."""
+
+    def __init__(self, views: Sequence[LinearView]) -> None:
+        self.views = tuple(views)
+
+    def _weights(self) -> list[Tensor]:
+        return [view.base.weight.detach() for view in self.views]
+
+    def forward(self, x_mk: Tensor) -> Tensor:
+        """x W^T + bias."""
+        biases = [None if view.base.bias is None else view.base.bias.detach() for view in self.views]
+        parts = [product(x_mk, weight, bias) for weight, bias in zip(self._weights(), biases, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def input_gradient(self, g_mn: Tensor) -> Tensor:
+        """g W, summed over the matrices."""
+        weights = self._weights()
+        parts = g_mn.split([weight.shape[0] for weight in weights], dim=1)
+        total = grad_input(parts[0], weights[0])
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            total.addmm_(part, weight)
+        return total
+
+    def weight_gradient(self, g_mn: Tensor, x_mk: Tensor, rows: slice) -> Tensor:
+        """g^T x for some of the outputs."""
+        return grad_weight(g_mn[:, rows], x_mk)

@@ -42,16 +42,23 @@ class LayerProgram:
         self.qkv, self.out, self.gate_up, self.down = self.projections
         self.query_width = parts.heads * parts.head_dim
         self.key_width = parts.key_value_heads * parts.head_dim
+        self.stand_ins: Mapping[int, Tensor] = {}
+        """By id of a trained parameter: the tensor of the same memory that autograd is given instead (`graph.py`)."""
+
+    @property
+    def _norm_weights(self) -> tuple[nn.Parameter | None, ...]:
+        parts = self.parts
         norms = (parts.input_norm, parts.mlp_norm, parts.attention_post_norm, parts.mlp_post_norm,
                  parts.query_norm, parts.key_norm)  # fmt: skip
-        self._norm_weights = tuple(None if norm is None else norm.weight for norm in norms)
-        self.trained: tuple[nn.Parameter, ...] = (
+        return tuple(None if norm is None else norm.weight for norm in norms)
+
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """Trained parameters in a fixed order, as the modules hold them now."""
+        return (
             *(parameter for projection in self.projections for parameter in projection.trained),
             *(weight for weight in self._norm_weights if weight is not None and weight.requires_grad),
         )
-
-        self.stand_ins: Mapping[int, Tensor] = {}
-        """By id of a trained parameter: the tensor of the same memory that autograd is given instead (`graph.py`)."""
 
     @property
     def leaves(self) -> tuple[Tensor, ...]:

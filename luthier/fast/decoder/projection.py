@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended
+from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
@@ -76,10 +76,13 @@ class Projection:
         )
         packed = any(view.quantized for view in views) and settings.frozen_base != "dequantized"
         extend = device.type == "cuda" if settings.fuse_adapters is None else settings.fuse_adapters
+        self.sharded = settings.sharded
         self.base: Base
         self.lora: StackedLora | None = None
         if adapted and settings.frozen_base == "fp8" and not base_trains:
             self.base = Fp8(views, dtype)
+        elif settings.sharded:
+            self.base = Gathered(views)
         elif packed:
             self.base = Dequantized(views, dtype)
         elif adapted and extend and not base_trains:
@@ -89,12 +92,17 @@ class Projection:
             self.base = Dense(views, dtype)
         if adapted and self.lora is None:
             self.lora = _separate_lora(views, dtype, device)
-        self.trained = self._trained()
+        self._fixed = None if settings.sharded else self._trained()
         self._taken = [
             (owner, name, parameter, parameter.data_ptr())
             for view in views for owner in view.owners() for name, parameter in owner._parameters.items()
-            if parameter is not None and parameter.is_floating_point()
+            if parameter is not None and parameter.is_floating_point() and not (settings.sharded and owner is view.base)
         ]  # fmt: skip
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Trained parameters in the order of `parameter_gradients`."""
+        return self._trained() if self._fixed is None else self._fixed
 
     @property
     def spare(self) -> int:
@@ -162,7 +170,7 @@ class Projection:
         for view in self.views:
             rows = slice(start, start := start + view.out_features)
             if view.base.weight.requires_grad:
-                assert isinstance(self.base, Dense) and x_mk is not None
+                assert isinstance(self.base, Dense | Gathered) and x_mk is not None
                 found.append(self.base.weight_gradient(g_mn, x_mk, rows) if whole is None else whole[rows])
             if view.base.bias is not None and view.base.bias.requires_grad:
                 found.append(g_mn[:, rows].sum(dim=0))
@@ -185,14 +193,17 @@ class Projection:
     def restore(self) -> None:
         """Give the modules tensors of their own again."""
         for view in self.views:
-            parameters = [view.base.weight, view.base.bias] + ([view.a, view.b] if view.adapter is not None else [])
+            parameters = [] if self.sharded else [view.base.weight, view.base.bias]
+            parameters += [view.a, view.b] if view.adapter is not None else []
             for parameter in parameters:
                 if parameter is not None and parameter.is_floating_point():
                     parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
     def _whole_weight_gradient(self, g_mn: Tensor, x_mk: Tensor | None) -> Tensor | None:
         """One product for all layers when all of them are trained."""
-        if not isinstance(self.base, Dense) or not all(view.base.weight.requires_grad for view in self.views):
+        if not isinstance(self.base, Dense | Gathered) or not all(
+            view.base.weight.requires_grad for view in self.views
+        ):
             return None
         assert x_mk is not None
         return self.base.weight_gradient(g_mn, x_mk, slice(None))

@@ -58,9 +58,15 @@ _ACTIVATIONS: dict[str, Activation] = {
 class Norm:
     """One RMS norm."""
 
-    weight: nn.Parameter
+    module: Any
     eps: float
     plus_one: bool
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """What the module holds now: under FSDP2 the whole weight inside its layer's passes, a shard outside."""
+        weight: nn.Parameter = self.module.weight
+        return weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -93,14 +99,15 @@ def take_apart(layer: nn.Module) -> LayerParts:
     Raises:
         NotPlain: the family is not in the table, or a part is not what the table expects; the reason is the message.
     """
-    family = FAMILIES.get(type(layer).__name__)
-    if family is None or not type(layer).__module__.startswith("transformers.models."):
-        raise NotPlain(f"{type(layer).__name__} is not in the table of families")
+    kind = _library_class(layer)
+    family = FAMILIES.get(kind.__name__)
+    if family is None or not kind.__module__.startswith("transformers.models."):
+        raise NotPlain(f"{kind.__name__} is not in the table of families")
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
-    for part, kind in ((attention, "Attention"), (mlp, "MLP")):
-        if type(part).__name__ != type(layer).__name__.replace("DecoderLayer", kind):
-            raise NotPlain(f"{type(part).__name__} inside {type(layer).__name__}")
+    for part, name in ((attention, "Attention"), (mlp, "MLP")):
+        if type(part).__name__ != kind.__name__.replace("DecoderLayer", name):
+            raise NotPlain(f"{type(part).__name__} inside {kind.__name__}")
     config = attention.config
     _refuse_odd(layer, attention, config)
     linear = _viewer
@@ -132,6 +139,16 @@ def take_apart(layer: nn.Module) -> LayerParts:
     )  # fmt: skip
 
 
+def _is_sharded(layer: nn.Module) -> bool:
+    """Whether `fully_shard` made this module a subclass of its own class."""
+    return any(base.__name__ == "FSDPModule" for base in type(layer).__mro__)
+
+
+def _library_class(layer: nn.Module) -> type:
+    """The class that transformers gave the layer; `fully_shard` puts its own and its mixin before it."""
+    return type(layer).__mro__[2] if _is_sharded(layer) else type(layer)
+
+
 def _viewer(parent: Any, name: str) -> LinearView:
     try:
         return view_linear(getattr(parent, name))
@@ -148,7 +165,7 @@ def read_norm(family: Family, module: Any) -> Norm:
     if type(module).__name__ != family.norm or module._forward_hooks or module._forward_pre_hooks:
         raise NotPlain(f"norm of class {type(module).__name__}")
     eps = getattr(module, "variance_epsilon", None)
-    return Norm(module.weight, float(module.eps if eps is None else eps), family.plus_one)
+    return Norm(module, float(module.eps if eps is None else eps), family.plus_one)
 
 
 def _window(family: Family, attention: Any) -> int | None:
@@ -165,6 +182,7 @@ def _refuse_odd(layer: nn.Module, attention: Any, config: Any) -> None:
         raise NotPlain("attention is not causal")
     if getattr(config, "resid_pdrop", 0.0):
         raise NotPlain("residual dropout")
-    for module in layer.modules():
+    own = {layer} if _is_sharded(layer) else set()  # FSDP2's hooks gather and free the layer's weights
+    for module in set(layer.modules()) - own:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             raise NotPlain(f"{type(module).__name__} has hooks")

@@ -1,9 +1,9 @@
 """Where the things of a job are, and who is still at work in its run folder.
 
-    HOME/jobs/ID/recipe.yaml   what `luthier run` gets; written once, so that every attempt is the same run
-    HOME/jobs/ID/out.json      its `--json`: the result, or what was wrong
-    HOME/logs/ID.log           its messages
-    RUNS/ID/                   the run folder, as the command line writes it
+HOME/jobs/ID/recipe.yaml   what `luthier run` gets; written once, so that every attempt is the same run
+HOME/jobs/ID/out.json      its `--json`: the result, or what was wrong
+HOME/logs/ID.log           its messages
+RUNS/ID/                   the run folder, as the command line writes it
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a worker takes from the rest of the service: the recipe of a job, its variables, the check of its files, a plan."""
+"""What a worker takes from the rest of the service: the recipe of a job, variables, the check of files, a plan."""
 
 from __future__ import annotations
 
@@ -36,10 +36,23 @@ def recipe_maker(store: Store, service: ApiSettings, runs: Path) -> RecipeOf:
 
 def plan_of(recipe: Path, launch_gpu: str | None) -> Mapping[str, Any] | None:
     """`luthier plan` of a recipe for a device of the cluster; None where none can be made."""
-    call = [sys.executable, "-m", "luthier", "plan", str(recipe), "--json", *(["--gpu", launch_gpu] if launch_gpu else [])]
+    call = [
+        sys.executable,
+        "-m",
+        "luthier",
+        "plan",
+        str(recipe),
+        "--json",
+        *(["--gpu", launch_gpu] if launch_gpu else []),
+    ]
     try:
         done = subprocess.run(
-            call, capture_output=True, check=True, timeout=PLAN_SECONDS, env=child_environment(), stdin=subprocess.DEVNULL
+            call,
+            capture_output=True,
+            check=True,
+            timeout=PLAN_SECONDS,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
         )
         value: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):

@@ -1,10 +1,10 @@
 """One job, from its claim to its end. Every step can be cut off anywhere and done again.
 
-    recipe      written once
-    run folder  free? A run that a dead worker left is ended first
-    launch      `python -m luthier run RECIPE --json`, a child of this process or handed to a cluster
-    follow      what is new goes into the store; the lease is renewed; `wanted` is obeyed
-    end         exit code 0: succeeded. 1 to 6: failed. Anything else is a death: again, from the last checkpoint
+recipe      written once
+run folder  free? A run that a dead worker left is ended first
+launch      `python -m luthier run RECIPE --json`, a child of this process or handed to a cluster
+follow      what is new goes into the store; the lease is renewed; `wanted` is obeyed
+end         exit code 0: succeeded. 1 to 6: failed. Anything else is a death: again, from the last checkpoint
 """
 
 from __future__ import annotations

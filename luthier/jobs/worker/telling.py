@@ -72,9 +72,7 @@ def of_event(line: Mapping[str, Any]) -> Told | None:
     kind, step = line.get("event"), line.get("step")
     if kind == "stage_started":
         stage = str(line.get("stage"))
-        return Told(
-            mark=f"stage-{stage}", message=STAGES.get(stage, f"Stage {stage}"), data={"stage": stage}
-        )
+        return Told(mark=f"stage-{stage}", message=STAGES.get(stage, f"Stage {stage}"), data={"stage": stage})
     if kind == "training_started" and isinstance(line.get("total_steps"), int):
         total = line["total_steps"]
         at = step if isinstance(step, int) else 0
@@ -95,7 +93,7 @@ def of_event(line: Mapping[str, Any]) -> Told | None:
     if kind == "checkpoint_refused":
         problems = "; ".join(map(str, line.get("problems", [])))
         return Told(
-            mark=f"refused-{step}", level="warn", message=f"Checkpoint of step {step} is damaged and passed over: {problems}",
-            data={"step": step},
+            mark=f"refused-{step}", level="warn", data={"step": step},
+            message=f"Checkpoint of step {step} is damaged and passed over: {problems}",
         )  # fmt: skip
     return None

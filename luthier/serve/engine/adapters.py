@@ -128,7 +128,7 @@ class RowAdapters(nn.Module):  # type: ignore[misc]
         down, up, owners = pack
         h = nn.functional.linear(x, down)
         if bank.mixed:
-            h = h * (owners == bank.owner_of_row).to(h.dtype)
+            h = h * (owners == bank.owner_of_row[: x.shape[0]]).to(h.dtype)
         return y + nn.functional.linear(h, up)
 
 
@@ -143,13 +143,22 @@ class AdapterBank:
         """Whether any row of the batch has an adapter."""
         self.mixed = False
         self.owner_of_row: Tensor
-        """(R, 1, 1)."""
+        """(R, 1, 1), or (1, N, 1) for tokens of rows behind each other."""
+        self.version = 0
+        """Counts the packs made."""
+        self._rooms: dict[int, Tensor] = {}
         self._packed: tuple[Adapter, ...] = ()
         self._age: dict[Adapter, int] = {}
         """Forwards since an adapter of the packs was last wanted."""
 
-    def use(self, rows: Sequence[Adapter | None]) -> None:
-        """Say which adapter each row of the next forward has."""
+    def use(self, rows: Sequence[Adapter | None], *, counts: Sequence[int] | None = None, room: int = 0) -> None:
+        """Say which adapter each row of the next forward has.
+
+        Args:
+            rows: Its rows.
+            counts: New tokens of each, if they stand behind each other in one sequence.
+            room: Rows that a recorded step takes: the numbers go to a tensor that stays where it is.
+        """
         wanted = {adapter for adapter in rows if adapter is not None}
         self.wanted = bool(wanted)
         if not wanted:
@@ -163,10 +172,22 @@ class AdapterBank:
         numbers = {adapter: number for number, adapter in enumerate(self._packed)}
         self.mixed = len(self._packed) > 1 or None in rows
         owners = [-1 if adapter is None else numbers[adapter] for adapter in rows]
-        self.owner_of_row = torch.tensor(owners, device=self.model.device)[:, None, None]
+        device = self.model.device
+        if counts is not None:
+            owners = [owner for owner, count in zip(owners, counts, strict=True) for _ in range(count)]
+            self.owner_of_row = torch.tensor(owners, device=device)[None, :, None]
+        elif room:
+            self.mixed = True  # what is recorded is right for every mixture
+            if room not in self._rooms:
+                self._rooms[room] = torch.full((room, 1, 1), -1, dtype=torch.long, device=device)
+            self.owner_of_row = self._rooms[room]
+            self.owner_of_row.copy_(torch.tensor([*owners, *[-1] * (room - len(owners))])[:, None, None])
+        else:
+            self.owner_of_row = torch.tensor(owners, device=device)[:, None, None]
 
     def _pack(self, adapters: tuple[Adapter, ...]) -> None:
         self._packed, self.packs = adapters, {}
+        self.version += 1
         for path in sorted({path for adapter in adapters for path in adapter.factors}):
             self._wrap(path)
             held = [(number, a.factors[path]) for number, a in enumerate(adapters) if path in a.factors]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from luthier.generation.paged.pool import PAGE_TOKENS
 from luthier.serve.engine.adapters import AdapterBank
+from luthier.serve.engine.ahead import Ahead
+from luthier.serve.engine.paged import PagedSlots, new_slots
 from luthier.serve.engine.prefixes import Kept, PrefixStore
 from luthier.serve.engine.request import FinishReason, Piece, Request, TokenInfo
+from luthier.serve.engine.row import Counters, Row
 from luthier.serve.engine.sampling import Chooser, choose
 from luthier.serve.engine.scheduler import EngineLimits, QueueFull, Waiting
 from luthier.serve.engine.slots import Slots
@@ -24,54 +27,29 @@ __all__ = ["Counters", "Engine"]
 log = logging.getLogger("luthier.serve")
 
 
-@dataclass(slots=True)
-class Counters:
-    """What an engine has done so far."""
-
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    """Prompt tokens found in the prefix store."""
-    generated_tokens: int = 0
-    steps: int = 0
-    busy_seconds: float = 0.0
-
-
-@dataclass(eq=False, slots=True)
-class _Row:
-    """A request in a slot."""
-
-    request: Request
-    chooser: Chooser
-    text: TextStream
-    read: int = 0
-    """Prompt tokens read."""
-    made: list[int] = field(default_factory=list)
-
-    @property
-    def reading(self) -> bool:
-        return self.read < len(self.request.prompt)
-
-
 class Engine:
     """Continuous batching on one model.
 
     Args:
         model: A causal language model of transformers, in eval mode; it belongs to the engine from now on.
         limits: Rows, queue, memory.
+        paged: Keys and values in pages, steps as CUDA graphs; None for that on a GPU.
 
     Raises:
         EnvironmentProblem: the model keeps its state in a way that cannot be batched like this.
     """
 
-    def __init__(self, model: Any, limits: EngineLimits) -> None:
+    def __init__(self, model: Any, limits: EngineLimits, *, paged: bool | None = None) -> None:
         self.model, self.limits = model, limits
-        self.slots = Slots(model)
         self.bank = AdapterBank(model)
-        self.prefixes = PrefixStore(limits.prefix_tokens)
+        self.slots: Slots | PagedSlots = new_slots(model, limits, self.bank, paged=paged)
+        self.prefixes = PrefixStore(limits.prefix_tokens, self.slots.release)
         self.counters = Counters()
-        self._rows: list[_Row] = []
+        on_pages = isinstance(self.slots, PagedSlots)
+        self._ahead = Ahead(self.slots, self._accept, self.counters) if isinstance(self.slots, PagedSlots) else None
+        self._rows: list[Row] = []
         """Row i has slot i; rows that decode stand before rows that are still being read."""
-        self._waiting = Waiting(limits)
+        self._waiting = Waiting(limits, PAGE_TOKENS if on_pages else None)
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="luthier-engine", daemon=True)
@@ -135,7 +113,7 @@ class Engine:
     # --- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), self.slots.ready():
             while True:
                 with self._wake:
                     while not (self._closing or self._rows or len(self._waiting)):
@@ -152,13 +130,13 @@ class Engine:
                 self.counters.busy_seconds += time.monotonic() - started
 
     def _enter(self, request: Request) -> None:
-        row = _Row(request, Chooser(request.sampling, request.grammar), TextStream(request.tokenizer, request.stop))
+        row = Row(request, Chooser(request.sampling, request.grammar), TextStream(request.tokenizer, request.stop))
         slot = self.slots.open()
         self._rows.append(row)
         found = self.prefixes.find(request.prompt, request.adapter)
         if found is not None:
-            kept, row.read = found
-            self.slots.copy_in(slot, kept.layers, row.read)
+            kept, length = found
+            row.read = self.slots.copy_in(slot, kept.layers, length)
             request.reused = row.read
             self.counters.reused_tokens += row.read
 
@@ -192,6 +170,8 @@ class Engine:
             out = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
             log.error("a step failed: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
             problem = "out of memory; lower --max-batch-size" if out else "the model failed on this batch"
+            if self._ahead is not None:
+                self._ahead.drop()
             for row in list(self._rows):
                 self._leave(row)
                 self._tell(row.request, Piece(finish="error", problem=problem))
@@ -199,14 +179,20 @@ class Engine:
     def _read(self) -> None:
         """Read the next part of the prompts in line: at most `prefill_tokens` tokens, padding included."""
         first = next((index for index, row in enumerate(self._rows) if row.reading), None)
-        if first is None:
+        if first is None or (self._ahead is not None and not self._ahead.may_read(self._rows)):
             return
+        started = time.monotonic()
         head = self._rows[first]
         longest = min(len(head.request.prompt) - head.read, self.limits.prefill_tokens)
         rows = self._rows[first : first + max(1, self.limits.prefill_tokens // longest)]
         parts = [row.request.prompt[row.read : row.read + longest] for row in rows]
-        self.bank.use([row.request.adapter for row in rows])
-        logits = self.slots.forward(first, parts)
+        adapters = [row.request.adapter for row in rows]
+        tokens = None
+        if isinstance(self.slots, PagedSlots):
+            tokens, logits = self.slots.read(first, parts, adapters)
+        else:
+            self.bank.use(adapters)
+            logits = self.slots.forward(first, parts)
         for row, part in zip(rows, parts, strict=True):
             row.read += len(part)
             self.counters.prompt_tokens += len(part)
@@ -214,9 +200,13 @@ class Engine:
         if done:
             ready = [rows[index] for index in done]
             self._settle(first, ready)
-            self._say(ready, logits[done])
+            if self._ahead is not None and tokens is not None:
+                self._ahead.say(ready, range(first, first + len(ready)), tokens[done], logits[done])
+                self._ahead.has_read(started)
+            else:
+                self._say(ready, logits[done])
 
-    def _settle(self, border: int, ready: list[_Row]) -> None:
+    def _settle(self, border: int, ready: list[Row]) -> None:
         """Move rows that were read to the end before all rows that were not."""
         for row in ready:
             place = self._rows.index(row)
@@ -225,20 +215,30 @@ class Engine:
 
     def _decode(self) -> None:
         """One more token for every row that decodes."""
+        if self._ahead is not None:
+            self._ahead.decode(self._rows)
+            return
         rows = [row for row in self._rows if not row.reading]
-        if not rows:
+        if not rows or not isinstance(self.slots, Slots):
             return
         self.bank.use([row.request.adapter for row in rows])
         logits = self.slots.forward(0, [row.made[-1:] for row in rows])
         self.counters.steps += 1
         self._say(rows, logits)
 
-    def _say(self, rows: list[_Row], logits: torch.Tensor) -> None:
-        """Choose a token for each row, tell its text, and let finished rows go."""
+    def _say(self, rows: list[Row], logits: torch.Tensor) -> None:
+        """Choose a token for each row."""
         if logits.device.type == "mps":
             logits = logits.cpu()  # no float64 there
-        tokens, infos = choose(logits, [row.chooser for row in rows])
+        self._accept(rows, *choose(logits, [row.chooser for row in rows]))
+
+    def _accept(
+        self, rows: Sequence[Row], tokens: Sequence[int | None], infos: Sequence[TokenInfo | None]
+    ) -> None:
+        """Tell the text of each row's new token, and let finished rows go."""
         for row, token, info in zip(rows, tokens, infos, strict=True):
+            if row.gone:
+                continue  # it ended with an earlier token; this one was under way
             if token is None:
                 self._leave(row)
                 self._tell(row.request, Piece(finish="error", problem="the model's output is not finite"))
@@ -253,7 +253,7 @@ class Engine:
             if piece.finish is not None or piece.text or piece.infos or piece.ids:
                 self._tell(row.request, piece)
 
-    def _piece(self, row: _Row, token: int, info: TokenInfo | None) -> Piece:
+    def _piece(self, row: Row, token: int, info: TokenInfo | None) -> Piece:
         infos = () if info is None else (info,)
         if token in row.request.stop_ids:
             return Piece(text=row.text.finish(), ids=(token,), infos=infos, finish="stop")
@@ -263,16 +263,18 @@ class Engine:
             return Piece(text=text, ids=(token,), infos=infos, finish="stop" if row.text.stopped else "length")
         return Piece(text=text, ids=(token,), infos=infos, finish="stop" if row.text.stopped else None)
 
-    def _keep(self, row: _Row) -> None:
+    def _keep(self, row: Row) -> None:
         """Keep what was read and said for prompts that go on from here."""
         slot, request = self._rows.index(row), row.request
-        ids = (*request.prompt, *row.made)[: self.slots.lengths[slot]]
+        ids = (*request.prompt, *row.made)
+        ids = ids[: self.slots.kept_length(min(self.slots.lengths[slot], len(ids)))]
         if self.prefixes.wants(ids, request.adapter):
-            self.prefixes.keep(Kept(ids, request.adapter, self.slots.copy_out(slot)))
+            self.prefixes.keep(Kept(ids, request.adapter, self.slots.copy_out(slot, len(ids))))
 
-    def _leave(self, row: _Row) -> None:
+    def _leave(self, row: Row) -> None:
         """Free a row's slot and keep decoding rows in front, without holes."""
         place = self._rows.index(row)
+        row.gone = True
         if not row.reading:
             # The last decoding row moves into the hole, then the last row of all into its place.
             last = sum(not other.reading for other in self._rows) - 1

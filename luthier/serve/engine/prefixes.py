@@ -6,10 +6,9 @@ What is kept belongs to one adapter (or the base) and is given up oldest first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from luthier.serve.engine.adapters import Adapter
 
@@ -21,18 +20,18 @@ MIN_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """Tokens, and the keys and values of each layer: (H, len(ids), D)."""
+    """Tokens, and what the slots' `copy_out` gave for them."""
 
     ids: tuple[int, ...]
     adapter: Adapter | None
-    layers: list[tuple[Tensor, Tensor]]
+    layers: Any
 
 
 class PrefixStore:
-    """At most `max_tokens` tokens; 0 keeps nothing."""
+    """At most `max_tokens` tokens; 0 keeps nothing. `release` is called with the `layers` of what is given up."""
 
-    def __init__(self, max_tokens: int) -> None:
-        self.max_tokens = max_tokens
+    def __init__(self, max_tokens: int, release: Callable[[Any], None] = lambda layers: None) -> None:
+        self.max_tokens, self._release = max_tokens, release
         self._kept: list[Kept] = []
         """Last used last."""
 
@@ -49,12 +48,21 @@ class PrefixStore:
 
     def keep(self, new: Kept) -> None:
         """Take something up, in place of what it covers and of what was unused for longest."""
-        self._kept = [
-            kept for kept in self._kept if kept.adapter is not new.adapter or new.ids[: len(kept.ids)] != kept.ids
+        covered = [
+            kept for kept in self._kept if kept.adapter is new.adapter and new.ids[: len(kept.ids)] == kept.ids
         ]
+        self._kept = [kept for kept in self._kept if kept not in covered]
         self._kept.append(new)
         while self.tokens > self.max_tokens:
-            self._kept.pop(0)
+            covered.append(self._kept.pop(0))
+        for kept in covered:
+            self._release(kept.layers)
+
+    def clear(self) -> None:
+        """Give everything up."""
+        for kept in self._kept:
+            self._release(kept.layers)
+        self._kept = []
 
     def find(self, ids: Sequence[int], adapter: Adapter | None) -> tuple[Kept, int] | None:
         """What shares the longest beginning with a prompt, and how many tokens; one token is always left to read."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from luthier.serve.engine.grammar import GrammarState
 from luthier.serve.engine.request import Sampling, TokenInfo
 
-__all__ = ["Chooser", "choose"]
+__all__ = ["Chooser", "choose", "choose_free"]
 
 # `top_p` looks at so many likeliest tokens first; sorting a whole vocabulary costs milliseconds a row.
 NUCLEUS_TOKENS = 1_024
@@ -34,6 +34,18 @@ class Chooser:
         if sampling.temperature > 0:
             seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
             self._generator = torch.Generator().manual_seed(seed % (1 << 63))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is chosen as it is."""
+        return self.sampling.temperature == 0 and not self.sampling.logit_bias and self.free
+
+    @property
+    def free(self) -> bool:
+        """Whether the next token can be chosen before the last one is known to the host."""
+        settings = self.sampling
+        penalties = settings.presence_penalty or settings.frequency_penalty
+        return self.grammar is None and not penalties and settings.logprobs is None
 
     def uniform(self) -> float:
         """The next number of the row's generator, in [0, 1)."""
@@ -57,13 +69,7 @@ def choose(logits: Tensor, rows: Sequence[Chooser]) -> tuple[list[int | None], l
     broken = torch.isnan(logits.amax(dim=-1)).tolist()
     asked = [index for index, row in enumerate(rows) if row.sampling.logprobs is not None]
     log_probs = torch.log_softmax(logits[asked], dim=-1) if asked else None
-    _adjust(logits, rows)
-    tokens = logits.argmax(dim=-1)
-    drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0 and not broken[index]]
-    for nucleus in (False, True):
-        part = [index for index in drawn if (rows[index].sampling.top_p < 1.0) == nucleus]
-        if part:
-            tokens[part] = _draw(logits[part], [rows[index] for index in part], nucleus=nucleus)
+    tokens = _choose(logits, rows, [index for index in range(len(rows)) if not broken[index]])
     infos: list[TokenInfo | None] = [None] * len(rows)
     chosen = tokens.tolist()
     if log_probs is not None:
@@ -71,6 +77,28 @@ def choose(logits: Tensor, rows: Sequence[Chooser]) -> tuple[list[int | None], l
             if not broken[index]:
                 infos[index] = _info(log_probs[place], chosen[index], rows[index].sampling.logprobs or 0)
     return [None if bad else token for token, bad in zip(chosen, broken, strict=True)], infos
+
+
+def choose_free(logits: Tensor, rows: Sequence[Chooser]) -> Tensor:
+    """The next token of each row on the logits' device, -1 where they are not finite. All rows must be `free`.
+
+    Args:
+        logits: (R, V) float32; changed in place.
+        rows: State of each row.
+    """
+    broken = torch.isnan(logits.amax(dim=-1))
+    return _choose(logits, rows, range(len(rows))).masked_fill(broken, -1)
+
+
+def _choose(logits: Tensor, rows: Sequence[Chooser], sound: Iterable[int]) -> Tensor:
+    _adjust(logits, rows)
+    tokens = logits.argmax(dim=-1)
+    drawn = [index for index in sound if rows[index].sampling.temperature > 0]
+    for nucleus in (False, True):
+        part = [index for index in drawn if (rows[index].sampling.top_p < 1.0) == nucleus]
+        if part:
+            tokens[part] = _draw(logits[part], [rows[index] for index in part], nucleus=nucleus)
+    return tokens
 
 
 def _adjust(logits: Tensor, rows: Sequence[Chooser]) -> None:

@@ -24,7 +24,7 @@ class EngineLimits:
     prefix_tokens: int = 0
     """Most tokens of finished answers whose keys and values are kept for prompts that begin alike."""
     cache_tokens: int = 1 << 62
-    """Most tokens in the cache: rows times the widest of them."""
+    """Most tokens in the cache: rows times the widest of them; over pages, the sum of them."""
 
 
 class QueueFull(Exception):
@@ -38,8 +38,8 @@ class QueueFull(Exception):
 class Waiting:
     """Requests that have no row yet."""
 
-    def __init__(self, limits: EngineLimits) -> None:
-        self.limits = limits
+    def __init__(self, limits: EngineLimits, page_tokens: int | None = None) -> None:
+        self.limits, self._page = limits, page_tokens
         self._queue: deque[Request] = deque()
 
     def __len__(self) -> int:
@@ -55,15 +55,19 @@ class Waiting:
         The first in line is never overtaken: a wide request that waits for memory is not starved by narrow ones.
         """
         entering: list[Request] = []
-        rows = len(running)
-        widest = max((request.width for request in running), default=0)
-        while self._queue and rows < self.limits.max_batch_size:
-            wider = max(widest, self._queue[0].width)
-            if rows and (rows + 1) * wider > self.limits.cache_tokens:
+        inside = list(running)
+        while self._queue and len(inside) < self.limits.max_batch_size:
+            inside.append(self._queue[0])
+            if len(inside) > 1 and self._tokens(inside) > self.limits.cache_tokens:
                 break
             entering.append(self._queue.popleft())
-            rows, widest = rows + 1, wider
         return entering
+
+    def _tokens(self, requests: Sequence[Request]) -> int:
+        """Tokens of the cache that these may need together."""
+        if self._page is None:
+            return len(requests) * max(request.width for request in requests)
+        return sum(-(-request.width // self._page) * self._page for request in requests)
 
     def remove(self, unwanted: Sequence[Request]) -> None:
         """Forget requests that were given up."""

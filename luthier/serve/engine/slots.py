@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -125,20 +126,31 @@ class Slots:
             for layer in self._layers:
                 layer.buffers = []
 
-    def copy_out(self, slot: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of a slot, (H, C, D) a layer."""
-        length = self.lengths[slot]
+    def copy_out(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a slot's first tokens, (H, length, D) a layer."""
         return [
             (layer.buffers[0][slot, :, :length].clone(), layer.buffers[1][slot, :, :length].clone())
             for layer in self._layers
         ]
 
-    def copy_in(self, slot: int, layers: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
-        """Begin an empty slot with the first `length` tokens of what `copy_out` gave."""
+    def copy_in(self, slot: int, layers: Sequence[tuple[Tensor, Tensor]], length: int) -> int:
+        """Begin an empty slot with the first `length` tokens of what `copy_out` gave; how many that were."""
         self._make_room(length)
         for layer, held in zip(self._layers, layers, strict=True):
             layer.fill(slot, held, length)
         self.lengths[slot] = length
+        return length
+
+    def kept_length(self, length: int) -> int:
+        """How many of so many tokens `copy_out` can keep."""
+        return length
+
+    def release(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What `copy_out` gave is not needed any more."""
+
+    def ready(self) -> AbstractContextManager[None]:
+        """To be held while the engine works."""
+        return nullcontext()
 
     def swap(self, one: int, other: int) -> None:
         """Exchange two slots."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from starlette.requests import Request as HttpRequest
 
@@ -65,14 +67,50 @@ class Service:
         return asked or min(left, self.settings.max_new_tokens)
 
 
+_Item = tuple[int, Piece, float]
+"""Number of the answer, its piece, and when the engine made it."""
+
+
+class _Mail:
+    """Pieces from the engine's thread to one event loop: the loop is woken once for all that came meanwhile."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._items: deque[tuple[asyncio.Queue[_Item], _Item]] = deque()
+        self._told = False
+
+    def put(self, queue: asyncio.Queue[_Item], item: _Item) -> None:
+        """Called in the engine's thread.
+
+        Raises:
+            RuntimeError: the loop is closed.
+        """
+        if self._loop.is_closed():
+            raise RuntimeError("the event loop is closed")
+        self._items.append((queue, item))
+        if not self._told:
+            self._told = True
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._told = False  # before the first is taken: what comes from now on wakes the loop again
+        while self._items:
+            queue, item = self._items.popleft()
+            queue.put_nowait(item)
+
+
+_mails: WeakKeyDictionary[asyncio.AbstractEventLoop, _Mail] = WeakKeyDictionary()
+
+
 class Answers:
     """The answers to one HTTP request: submitted at once, read as they come, given up together."""
 
     def __init__(self, service: Service, served: Served) -> None:
         self.service, self.served = service, served
         self.requests: list[Request] = []
-        self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        self._mail = _mails.get(loop) or _mails.setdefault(loop, _Mail(loop))
         self._started = time.monotonic()
         self._last: dict[int, float] = {}
         self._open = 0
@@ -87,7 +125,7 @@ class Answers:
         index = len(self.requests)
 
         def on_piece(piece: Piece) -> None:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
+            self._mail.put(self._queue, (index, piece, time.monotonic()))
 
         self.requests.append(
             Request(
@@ -114,10 +152,26 @@ class Answers:
         self._open = len(self.requests)
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """(answer, piece) until all answers are finished."""
+        """(answer, piece) until all answers are finished.
+
+        Pieces of one answer that came while others were being sent are one piece: under load an event has several
+        tokens, and sending them does not fall behind making them.
+        """
+        held: _Item | None = None
         while self._open:
-            index, piece = await self._queue.get()
-            self._count(index, piece)
+            index, piece, at = held or await self._queue.get()
+            self._count(index, piece, at)
+            held = None
+            while piece.finish is None and not self._queue.empty():
+                other, more, at = self._queue.get_nowait()
+                if other != index:
+                    held = other, more, at
+                    break
+                self._count(index, more, at)
+                piece = Piece(
+                    text=piece.text + more.text, ids=piece.ids + more.ids, infos=piece.infos + more.infos,
+                    finish=more.finish, problem=more.problem,
+                )  # fmt: skip
             if piece.finish is not None:
                 self._open -= 1
             yield index, piece
@@ -143,8 +197,8 @@ class Answers:
                 self.served.engine.cancel(request)
             self._open = 0
 
-    def _count(self, index: int, piece: Piece) -> None:
-        metrics, now = self.service.metrics, time.monotonic()
+    def _count(self, index: int, piece: Piece, now: float) -> None:
+        metrics = self.service.metrics
         self.made += len(piece.ids)
         if piece.ids:
             if index in self._last:

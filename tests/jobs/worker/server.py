@@ -1,4 +1,4 @@
-"""`python -m tests.jobs.worker.server HOME`: a supervisor in a process of its own, as `luthier api` has it; to be killed."""
+"""`python -m tests.jobs.worker.server HOME`: a supervisor in a process of its own, to be killed."""
 
 import signal
 import sys

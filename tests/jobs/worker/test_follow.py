@@ -1,7 +1,6 @@
 """Contract: every whole line once, whatever is torn, rolled back or damaged; only measured numbers are told."""
 
 import json
-import os
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +32,7 @@ def test_a_log_that_was_rolled_back_is_read_anew(tmp_path):
     lines, place = new_lines(file, Place())
     assert [line["n"] for line in lines] == [1, 2, 3]
     (tmp_path / "new").write_text('{"n": 1}\n{"n": 2}\n{"n": 3}\n{"n": 4}\n')
-    os.replace(tmp_path / "new", file)
+    (tmp_path / "new").replace(file)
     lines, place = new_lines(file, place)
     assert [line["n"] for line in lines] == [1, 2, 3, 4], "another file, though longer"
     file.write_text('{"n": 9}\n')
@@ -74,7 +73,11 @@ def test_what_is_remembered_survives():
 
 
 def test_the_result_file_has_blanks_where_nothing_was_measured():
-    lines = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "eval_loss": 1.5}, {"step": 2, "loss": 0.5, "rewards/accuracies": 1.0}]
+    lines = [
+        {"step": 1, "loss": 0.1 + 0.2},
+        {"step": 2, "eval_loss": 1.5},
+        {"step": 2, "loss": 0.5, "rewards/accuracies": 1.0},
+    ]
     assert result_csv(lines).decode() == (
         "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n1,0.30000000000000004,,,\n2,0.5,,1.5,\n"
     )

@@ -104,13 +104,19 @@ def _each_ended_once(server: Server, jobs, *, steps: int) -> None:
         now = service.store.job(job.id)
         assert now.status == "succeeded", (now.error, service.messages(job))
         for before, after in zip(server.seen[job.id], server.seen[job.id][1:], strict=False):
-            assert after in ALLOWED[before] or after in ENDED or before in ("validating_files", "queued"), server.seen[job.id]
-        assert "queued" not in server.seen[job.id][server.seen[job.id].index("running"):]
+            assert after in ALLOWED[before] or after in ENDED or before in ("validating_files", "queued"), server.seen[
+                job.id
+            ]
+        assert "queued" not in server.seen[job.id][server.seen[job.id].index("running") :]
         assert service.messages(job).count("The job has successfully completed") == 1
         marks = [(event.message.split(":")[0].split("/")[0], event.message.split(" ")[2])
                  for event in service.events(job) if event.type == "metrics"]  # fmt: skip
         assert len(marks) == len(set(marks)), "an event is told once"
-        trained = [event.data["step"] for event in service.events(job) if "train_loss" in event.data and event.type == "metrics"]
+        trained = [
+            event.data["step"]
+            for event in service.events(job)
+            if "train_loss" in event.data and event.type == "metrics"
+        ]
         assert sorted(trained) == list(range(1, steps + 1)), "every step is told"
         assert len(now.result_files) == 1
         rows = service.store.file_path(service.store.file(now.result_files[0])).read_text().splitlines()
@@ -128,7 +134,9 @@ def _no_process_is_left(server: Server) -> None:
     wait_for(lambda: not server.of_home(), seconds=30, what="orphans are left")
 
 
-@pytest.mark.parametrize(("points", "seed"), [(6, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.parametrize(
+    ("points", "seed"), [(6, 1), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 def test_killed_at_random_points_every_job_ends_once(tmp_path, points, seed):
     """With a stand-in for the run, which is quick to start; the real one is below."""
     service, steps = Service(tmp_path, **stand_in(crashes=50)), 3 * points

@@ -43,7 +43,7 @@ def _run(service, runner, *, then=None):
     def beside():
         try:
             then()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the test
             failed.append(error)
             runner.stopping.set()
 
@@ -154,7 +154,13 @@ def test_a_shutdown_leaves_the_job_running_for_the_next_worker(service):
     (4, "server_error", None), (5, "out_of_memory", None), (6, "model_not_available", "model"),
 ])  # fmt: skip
 def test_exit_codes_become_errors(service, exit_code, code, param):
-    problem = {"code": "D210", "message": "no `messages`", "file": f"/srv/files/{service.file.id}", "line": 7, "hint": "add it"}
+    problem = {
+        "code": "D210",
+        "message": "no `messages`",
+        "file": f"/srv/files/{service.file.id}",
+        "line": 7,
+        "hint": "add it",
+    }
     say = {"ok": False, "exit_code": exit_code, "problems": [problem]}
     service.job(stand_in={"exit": exit_code, "say": say})
     done = _run(service, _runner(service))
@@ -183,7 +189,9 @@ def test_a_run_that_dies_goes_on_but_not_for_ever(service):
     assert done.status == "failed" and done.error["code"] == "server_error"
     assert "SIGKILL, 3 times in a row" in done.error["message"]
     assert sum("goes on from its last checkpoint" in message for message in service.messages(job)) == 3
-    steps = [event.data["step"] for event in service.events(job) if "train_loss" in event.data and event.type == "metrics"]
+    steps = [
+        event.data["step"] for event in service.events(job) if "train_loss" in event.data and event.type == "metrics"
+    ]
     assert steps == [1, 2, 3, 4], "told once, though the last steps ran again"
 
 
@@ -222,7 +230,9 @@ def test_a_run_that_a_dead_worker_left_is_ended_before_the_next_begins(service):
     place.make()
     place.write_recipe(runner.recipe_of(job))
     command = [*service.settings.launch.command, str(place.recipe), "--json"]
-    orphan = subprocess.Popen(command, env={**os.environ, **service.settings.launch.environment}, stdout=subprocess.DEVNULL)
+    orphan = subprocess.Popen(
+        command, env={**os.environ, **service.settings.launch.environment}, stdout=subprocess.DEVNULL
+    )
     wait_for(lambda: (place.run.path / "metrics.jsonl").is_file())
     assert lock_owner(place.run) == orphan.pid
     assert _run(service, runner).status == "succeeded"

@@ -1,0 +1,67 @@
+"""The error of one of several processes, left where its launcher finds it.
+
+The file is torchrun's own (`TORCHELASTIC_ERROR_FILE`), in its format, with the problems beside: so torchrun prints the
+cause, and `luthier launch` prints it as one process would have.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.runtime.atomic import write_json
+from luthier.runtime.env import read_env
+from luthier.runtime.errors import LuthierError, Problem
+
+__all__ = ["FOLLOW_UPS", "Failure", "leave_failure", "read_failure"]
+
+FOLLOW_UPS = frozenset(["T462", "L141"])
+"""Codes of a process that fails because another one did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """What a process said when it failed."""
+
+    rank: int
+    exit_code: int
+    problems: tuple[Problem, ...]
+    time: float
+    """Seconds since the epoch."""
+
+    @property
+    def follows(self) -> bool:
+        """It failed because another process did."""
+        return all(problem.code in FOLLOW_UPS for problem in self.problems)
+
+
+def leave_failure(error: LuthierError, *, file: Path | None = None) -> None:
+    """Write the error of this process; nothing where no launcher asked for it."""
+    env = read_env()
+    file = file or env.error_file
+    if file is None or env.world_size == 1:
+        return
+    now, text = time.time(), f"process {env.rank}: {error.render()}"
+    write_json(file, {
+        # torchrun prints the call stack under "Root Cause", so that is where the error has to be.
+        "message": {"message": text, "extraInfo": {"py_callstack": text, "timestamp": str(int(now))}},
+        "luthier": {
+            "rank": env.rank, "exit_code": error.exit_code, "time": now,
+            "problems": [problem.to_dict() for problem in error.problems],
+        },
+    })  # fmt: skip
+
+
+def read_failure(file: Path) -> Failure | None:
+    """What `leave_failure` wrote; None if it is not there, or from another program."""
+    try:
+        value: dict[str, Any] = json.loads(file.read_text("utf-8"))["luthier"]
+        problems = tuple(Problem(**problem) for problem in value["problems"])
+        return Failure(
+            rank=int(value["rank"]), exit_code=int(value["exit_code"]), problems=problems, time=float(value["time"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,115 @@
+"""A model under FSDP2: torch's `fully_shard` on each decoder layer, and a root around everything else.
+
+    shard(model)              each layer a group of its own; embeddings, last norm and head belong to the root
+    root(attach, model, ...)  whatever runs inside the root's forward finds those whole, and each layer while it runs
+    Passes(root, module)      the engine's loss as a pass through the root
+
+The engine's layer function stays: `fully_shard` gathers a layer's weights before its forward and its backward, and the
+function reads them from the modules then (`fast/decoder/bases.py: Gathered`). Adapters are small and stay whole on
+every process (`ignored_params`); their gradients are averaged as without sharding.
+
+torch.distributed.fsdp, fully_shard: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.fast.loss import inner_model
+from luthier.runtime.errors import RecipeError
+
+__all__ = ["Passes", "Root", "gather_whole", "shard"]
+
+
+class Root(nn.Module):  # type: ignore[misc]
+    """Calls what it is given, inside its own forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`run(*args, **kwargs)` with the root's own weights whole."""
+        return run(*args, **kwargs)
+
+
+class Passes(nn.Module):  # type: ignore[misc]
+    """Passes of `module` through the root; what a Trainer calls its wrapper."""
+
+    def __init__(self, root: nn.Module, module: nn.Module) -> None:
+        super().__init__()
+        self.root, self.module = root, module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module's."""
+        with warnings.catch_warnings():
+            # A layer returns (1, T, d), a view of (T, d). Nothing writes into it in place, which torch warns of.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
+            result = self.root(self.module, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            self.root.reshard()  # no backward pass will: its weights would stay whole, and become old
+        return result
+
+
+def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True) -> nn.Module:
+    """Shard `model` over all processes, in place; returns the root that its passes go through.
+
+    Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. Weights that are
+    not on `device` yet come to it layer by layer. Gradients are averaged in fp32.
+
+    Raises:
+        RecipeError: weights in 4 bits, or a model without a list of decoder layers.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    base = inner_model(model)
+    layers = list(getattr(base.get_decoder(), "layers", ()))
+    if not layers or any(not p.is_floating_point() for p in model.parameters()):
+        what = "has no list of decoder layers" if not layers else "has weights that are no floating-point numbers"
+        raise RecipeError(
+            code="L111", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it {what}",
+            hint="use `distributed.strategy: ddp`",
+        )  # fmt: skip
+    whole = _kept_whole(model, device)
+    root = Root(model)
+    settings: dict[str, Any] = {
+        "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+    }  # fmt: skip
+    for layer in layers:
+        fully_shard(layer, reshard_after_forward=reshard_after_forward, **settings)
+    fully_shard(root, **settings)
+    return root
+
+
+def _kept_whole(model: nn.Module, device: torch.device) -> set[nn.Parameter]:
+    """Trained parameters of a model with adapters, on the device; none where the weights themselves are trained."""
+    if not hasattr(model, "peft_config"):
+        return set()
+    found = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    for parameter in found:
+        parameter.data = parameter.data.to(device)
+    return found
+
+
+def gather_whole(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """Every weight of a sharded model as a whole tensor in host memory, one at a time through the device.
+
+    Called by all processes together; those that do not `keep` get nothing and hold no more than one tensor.
+    """
+    from torch.distributed.tensor import DTensor
+
+    made: dict[int, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in made:
+            whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+            made[id(tensor)] = whole.to("cpu") if keep else whole.new_empty(0)
+        found[name] = made[id(tensor)]
+    return found if keep else {}

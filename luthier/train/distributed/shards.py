@@ -1,0 +1,99 @@
+"""Checkpoints of sharded weights: each process writes its shards, and the whole is complete or absent.
+
+    checkpoints/step-12/
+      shard-00001-model-....safetensors   of process 1: its parts of masters and moments, with their places (torch's
+                                          distributed checkpoint in safetensors form: no pickle)
+      state.json, manifest.json           as in every checkpoint (`checkpoint.py`), written by process 0
+
+All write into one temporary folder; when all have, process 0 hashes what is there and renames it. Any number of
+processes reads it, also one without shards: a tensor is put together from the parts that overlap it. The folder must be
+one that all processes see.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error, fsync_path
+from luthier.runtime.errors import EnvironmentProblem
+from luthier.train.checkpoint import seal
+from luthier.train.processes import on_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["load_whole", "save_sharded"]
+
+
+def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint of DTensors (and of plain tensors that are equal everywhere). Called by all processes.
+
+    Raises:
+        EnvironmentProblem: a process could not write, or does not see the folder; nothing is left behind.
+        RunFailed: in the others.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    temporary = path.parent / f"{TEMP_PREFIX}{path.name}"
+    on_main(accelerator, lambda: _make_empty(temporary))
+    if not temporary.is_dir():
+        raise EnvironmentProblem(
+            code="L121", message=f"{temporary} is not seen by process {accelerator.process_index}",
+            hint="sharded checkpoints need a run folder on a file system that all machines share",
+        )  # fmt: skip
+    held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
+    with _quiet():
+        dcp.save(held, storage_writer=HuggingFaceStorageWriter(path=str(temporary), save_distributed=True))
+
+    def finish() -> None:
+        for file in temporary.iterdir():
+            fsync_path(file)
+        seal(temporary, {**state, "sharded": True})
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+        fsync_path(path.parent)
+
+    on_main(accelerator, finish)
+
+
+def load_whole(path: Path, group: str) -> dict[str, Tensor]:
+    """The tensors of one group of a verified sharded checkpoint (`trainable`, `optimizer`), whole and in host memory.
+
+    Read by this process alone, whatever the others do.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    reader = HuggingFaceStorageReader(str(path))
+    held = reader.read_metadata().state_dict_metadata
+    mine = {name: entry for name, entry in held.items() if name.startswith(f"{group}/")}
+    targets = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in mine.items()}
+    with _quiet():
+        dcp.load(targets, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(f"{group}/"): tensor for name, tensor in targets.items()}
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch warns that single-process reading is what was asked for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,190 @@
+"""Which error a launch ends with, and (slow) that it does on real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from luthier.launch.processes import _cause, choose_processes
+from luthier.runtime.errors import DataError, EnvironmentProblem, Interrupted, RecipeError, RunFailed
+from luthier.runtime.failure import leave_failure, read_failure
+from tests.support.tiny import conversations, save_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def failure(tmp_path, monkeypatch, error, rank: int):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", str(rank))
+    file = tmp_path / f"{rank}" / "error.json"
+    leave_failure(error, file=file)
+    return read_failure(file)
+
+
+def died(code: int) -> SimpleNamespace:
+    return SimpleNamespace(exitcode=code, pid=4711)
+
+
+def test_the_cause_is_an_error_of_its_own_before_those_that_followed(tmp_path, monkeypatch):
+    follows = failure(tmp_path, monkeypatch, RunFailed(code="L141", message="lost the others"), 0)
+    cause = failure(tmp_path, monkeypatch, DataError(code="D210", message="row 7 is wrong"), 2)
+    error = _cause([follows, cause], {0: died(1), 2: died(3)}, None, run=tmp_path, logs=[])
+    assert isinstance(error, DataError)
+    assert "process 2: row 7 is wrong" in str(error)
+
+
+def test_a_killed_process_is_the_cause_of_lost_contact(tmp_path, monkeypatch):
+    follows = failure(tmp_path, monkeypatch, RunFailed(code="L141", message="lost the others"), 2)
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    beat = {
+        "rank": 1, "host": "h", "pid": 4711, "beat": 3, "count": 9, "operation": "average gradients", "step": 5,
+        "exchange": True, "watched": True, "idle_seconds": 0.1,
+    }  # fmt: skip
+    (folder / "rank-1.json").write_text(json.dumps(beat))
+    error = _cause([follows], {0: died(-15), 1: died(-9), 3: died(-15)}, None, run=tmp_path, logs=[])
+    assert "process 1 (pid 4711) was ended by SIGKILL in `average gradients` of step 5" in str(error)
+    assert error.exit_code == 1
+
+
+def test_a_crash_without_an_error_of_ours_is_told_with_its_last_line(tmp_path):
+    logs = tmp_path / "x"
+    (logs / "attempt_0/1").mkdir(parents=True)
+    (logs / "attempt_0/1/stderr.log").write_text("a\nSegmentation fault in libfoo\n")
+    error = _cause([], {1: died(3)}, None, run=tmp_path, logs=[logs])
+    assert "process 1 (pid 4711) ended with exit code 3; it said: Segmentation fault in libfoo" in str(error)
+
+
+def test_stopped_by_a_signal_before_anything_was_saved(tmp_path):
+    error = _cause([], {}, signal.SIGTERM, run=tmp_path, logs=[])
+    assert isinstance(error, Interrupted)
+
+
+def test_a_file_of_another_program_is_not_ours(tmp_path):
+    (tmp_path / "error.json").write_text('{"message": {"message": "x"}}')
+    assert read_failure(tmp_path / "error.json") is None
+
+
+def test_numbers_of_processes():
+    assert choose_processes(None, 2) == (2, True)
+    with pytest.raises(RecipeError, match="exclude each other"):
+        choose_processes(1, 1)
+    with pytest.raises(EnvironmentProblem, match="1000 GPUs were asked for"):
+        choose_processes(1000, None)
+
+
+# -- real processes
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    save_tiny(tmp_path / "tiny")
+    rows = "".join(json.dumps(row) + "\n" for row in conversations(13))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+model: {{name_or_path: {tmp_path}/tiny, dtype: float32}}
+data: {{train: [{{path: {tmp_path}/rows.jsonl}}], max_length: 128}}
+method: {{name: full}}
+train: {{learning_rate: 1.0e-3, num_train_epochs: 3, per_device_train_batch_size: 1, gradient_accumulation_steps: 2}}
+export: {{merge: false}}
+output_dir: {tmp_path}/run
+"""
+    )
+    return tmp_path / "recipe.yaml"
+
+
+def start(*words: str, **environment: str) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def launched(recipe: Path, *words: str, **environment: str) -> subprocess.Popen:
+    return start("-m", "luthier", "launch", str(recipe), "--num-processes", "2", *words, **environment)
+
+
+def wait_for_step(recipe: Path, step: int) -> dict:
+    """What process 1 wrote when it was at `step`."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        try:
+            beat = json.loads((recipe.parent / "run/processes/rank-1.json").read_text())
+        except (OSError, ValueError):
+            beat = {}
+        if (beat.get("step") or 0) >= step:
+            return beat
+        time.sleep(0.1)
+    raise AssertionError("process 1 never came so far")
+
+
+@pytest.mark.slow
+def test_a_launch_prints_once_and_one_process_or_two_reuse_the_result(recipe):
+    process = launched(recipe, "--json")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    result = json.loads(out)
+    assert result["stages"]["train"]["processes"] == 2
+    assert err.count("train: tune") == 1
+    again = start("-m", "luthier", "run", str(recipe))
+    err = again.communicate(timeout=200)[1]
+    assert again.returncode == 0
+    assert "train: reused" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "freeze", "interrupt"])
+def test_the_last_thing_printed_is_the_cause(recipe, how):
+    process = launched(recipe, "train.num_train_epochs=4000", LUTHIER_HANG_SECONDS="6")
+    try:
+        beat = wait_for_step(recipe, 3)
+        began = time.monotonic()
+        if how == "interrupt":
+            os.kill(process.pid, signal.SIGINT)
+        else:
+            os.kill(beat["pid"], signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        err = process.communicate(timeout=90)[1]
+    finally:
+        process.kill()
+    assert time.monotonic() - began < 60, "within a minute"
+    last = err[err.rindex("error[") :]
+    if how == "kill":
+        assert process.returncode == 1
+        assert f"process 1 (pid {beat['pid']}) was ended by SIGKILL in `" in last
+    elif how == "freeze":
+        assert process.returncode == 1
+        assert f"process 1 ({beat['host']}, pid {beat['pid']}) has not answered for" in last
+        assert "process 0 in `" in last
+    else:
+        assert process.returncode == 130
+        assert "the checkpoint of step" in last
+
+
+@pytest.mark.slow
+def test_plain_torchrun_prints_the_cause_of_one_process_last(recipe):
+    """Rows that cannot be read: process 0 says why, the other only that it stops."""
+    recipe.write_text(recipe.read_text().replace("rows.jsonl", "absent.jsonl"))
+    (recipe.parent / "absent.jsonl").write_text('{"messages": 7}\n')
+    process = start(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "luthier", "train", str(recipe)
+    )
+    err = process.communicate(timeout=200)[1]
+    assert process.returncode != 0
+    assert "process 0: error[D" in err[err.rindex("Root Cause") :]
+
+
+def test_other_commands_are_refused_under_a_launcher(recipe):
+    process = start("-m", "luthier", "launch", str(recipe), "--num-processes", "2", WORLD_SIZE="2", RANK="1")
+    err = process.communicate(timeout=100)[1]
+    assert process.returncode == 2
+    assert "`luthier launch` was started by a launcher with 2 processes" in err

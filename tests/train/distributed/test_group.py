@@ -1,0 +1,78 @@
+"""What process 0 hands to the others."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from luthier.runtime.errors import DataError, RunFailed
+from luthier.train.distributed.group import Group
+
+
+class Store(dict):
+    """The two calls of torch's store that a group makes."""
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self for key in keys)
+
+    def get(self, key: str) -> bytes:
+        return self[key]
+
+    def set(self, key: str, value: bytes) -> None:
+        self[key] = value
+
+
+def both(action):
+    """What `action(group)` gives in process 0 and in process 1, which comes first."""
+    store, found = Store(), {}
+
+    def run(rank: int) -> None:
+        try:
+            found[rank] = action(Group(rank=rank, size=2, store=store))
+        except Exception as error:  # noqa: BLE001
+            found[rank] = error
+
+    other = threading.Thread(target=run, args=(1,))
+    other.start()
+    run(0)
+    other.join(20)
+    return found[0], found[1]
+
+
+def test_only_process_0_acts_and_all_have_the_value():
+    acted = []
+
+    def action(group: Group):
+        return group.from_main("rows", lambda: acted.append(group.rank) or {"rows": 13})
+
+    assert both(action) == ({"rows": 13}, {"rows": 13})
+    assert acted == [0]
+
+
+def test_an_error_of_process_0_ends_all_and_stays_what_it_is():
+    def fail():
+        raise DataError(code="D200", message="no such file")
+
+    first, second = both(lambda group: group.from_main("rows", fail))
+    assert isinstance(first, DataError)
+    assert isinstance(second, RunFailed)
+    assert second.problems[0].code == "T462"
+    assert "no such file" in str(second)
+
+
+def test_what_is_asked_for_inside_process_0s_work_needs_no_turn():
+    """A value that process 0 makes on the way is there for the others whenever they ask."""
+
+    def action(group: Group):
+        inside = lambda: group.from_main("inner", lambda: 7)  # noqa: E731
+        outer = group.from_main("outer", lambda: inside() + 1)
+        return outer, inside() if group.rank else 7
+
+    assert both(action) == ((8, 7), (8, 7))
+
+
+def test_a_group_of_one_acts_itself():
+    with pytest.raises(ZeroDivisionError):
+        Group().from_main("x", lambda: 1 / 0)
+    assert Group().from_main("x", lambda: 5) == 5
