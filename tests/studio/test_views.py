@@ -286,16 +286,11 @@ def test_a_hundred_thousand_rows_answer_a_page_without_reading_the_rest(tmp_path
             why="",
             tokens=row,
         )
-<<<<<<< HEAD
-    writer.close({"asked": {"kind": "file", "path": "f", "shown": "f", "root": "/"}, "summary": {}, "chips": [], "model": {}}, packs=[],
-                 chips={"c0": [number % 2 == 0 for number in range(100_000)]})  # fmt: skip
-=======
     writer.close(
         {"asked": {"kind": "file", "path": "f", "shown": "f", "root": "/"}, "summary": {}, "chips": [], "model": {}},
         packs=[],
         chips={"c0": [number % 2 == 0 for number in range(100_000)]},
     )
->>>>>>> studio_b
     view = View(StoredView(folder))
     slowest = 0.0
     for asked in (
