@@ -7,17 +7,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from luthier.evaluate.loss import row_losses
+from luthier.evaluate.loss import RowLoss, row_losses
 from luthier.evaluate.prompts import ControlTokens, Prompt, Renderer
 from luthier.evaluate.results import TaskResult, read_results, results_to_json
 from luthier.evaluate.scored import Answer, answered, question_of
 from luthier.evaluate.stats import ratio
 from luthier.evaluate.task import Task
 from luthier.generation.decode import context_length, inner_model
-from luthier.generation.generate import default_batch_size, generate, token_capacity
+from luthier.generation.generate import Generation, default_batch_size, generate, token_capacity
 from luthier.model.stops import stop_ids as find_stop_ids
 from luthier.runtime.errors import DataError, LuthierError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
+from luthier.runtime.spread import Spread
 from luthier.scoring.graders.models import Ask
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def run_tasks(
     stop_ids: Sequence[int] | None = None,
     control_tokens: ControlTokens = "text",
     ask: Ask | None = None,
+    spread: Spread | None = None,
 ) -> list[TaskResult]:
     """Score a model on tasks, in their order.
 
@@ -54,6 +56,8 @@ def run_tasks(
             comparison the same.
         control_tokens: As `data.control_tokens`.
         ask: How graders ask models; see `asking.JudgeServer`.
+        spread: The processes that share the rows. Process 0 scores and returns the results, the others return none;
+            tasks of the harness are process 0's alone.
 
     Raises:
         RecipeError: two tasks of one name.
@@ -74,6 +78,7 @@ def run_tasks(
     )
     size = default_batch_size(inner_model(model).device.type) if batch_size == "auto" else batch_size
     scorer = _Scorer(model, tokenizer, renderer, stop_ids=stops, batch_size=size, confidence=confidence, ask=ask)
+    scorer.spread = spread or Spread()
     return scorer.run(tasks)
 
 
@@ -91,7 +96,7 @@ class _Scorer:
         confidence: float,
         ask: Ask | None,
     ) -> None:
-        self.ask = ask
+        self.ask, self.spread = ask, Spread()
         self.model, self.tokenizer, self.renderer = model, tokenizer, renderer
         self.stop_ids, self.batch_size, self.confidence = stop_ids, batch_size, confidence
 
@@ -107,10 +112,10 @@ class _Scorer:
             raise DataError(problems=problems)
         results: list[TaskResult] = []
         for task, inputs in zip(tasks, ready, strict=True):
-            if not isinstance(task, Task):
+            if isinstance(task, Task):
+                results += (self._loss if task.metric == "loss" else self._answers)(task, inputs)
+            elif self.spread.is_main:
                 results += self._harness(task)
-            else:
-                results.append((self._loss if task.metric == "loss" else self._answers)(task, inputs))
         return results
 
     def _inputs(self, task: Task | HarnessTask) -> Any:
@@ -129,34 +134,37 @@ class _Scorer:
         )  # fmt: skip
         return run_harness(asked, task, confidence=self.confidence)
 
-    def _answers(self, task: Task, prompts: list[Prompt]) -> TaskResult:
+    def _answers(self, task: Task, prompts: list[Prompt]) -> list[TaskResult]:
         started = time.monotonic()
-        answers = generate(
-            self.model,
-            self.tokenizer,
-            [prompt.ids for prompt in prompts],
-            max_new_tokens=task.max_new_tokens,
-            stop_ids=self.stop_ids,
-            batch_size=self.batch_size,
-            max_batch_tokens=token_capacity(self.model),
-            label=task.name,
-        )
+
+        def answer(ids: Sequence[Sequence[int]]) -> list[Generation]:
+            return generate(
+                self.model, self.tokenizer, ids, max_new_tokens=task.max_new_tokens, stop_ids=self.stop_ids,
+                batch_size=self.batch_size, max_batch_tokens=token_capacity(self.model), label=task.name,
+            )  # fmt: skip
+
+        answers = self.spread.map(f"answers to {task.name}", [prompt.ids for prompt in prompts], answer)
+        if not self.spread.is_main:
+            return []
         seconds = time.monotonic() - started
         said = [Answer(text=one.text, finish_reason=one.finish_reason, new_tokens=len(one.ids)) for one in answers]
         settings = {"decoding": "greedy", "max_new_tokens": task.max_new_tokens, "stop_ids": sorted(self.stop_ids)}
-        return answered(
-            task,
-            [prompt.text for prompt in prompts],
-            said,
+        result = answered(
+            task, [prompt.text for prompt in prompts], said,
             settings={**settings, **self._settings(task, [prompt.ids for prompt in prompts])},
-            seconds=seconds,
-            confidence=self.confidence,
-            ask=self.ask,
-        )
+            seconds=seconds, confidence=self.confidence, ask=self.ask,
+        )  # fmt: skip
+        return [result]
 
-    def _loss(self, task: Task, examples: list[Any]) -> TaskResult:
+    def _loss(self, task: Task, examples: list[Any]) -> list[TaskResult]:
         started = time.monotonic()
-        losses = row_losses(self.model, examples, batch_size=self.batch_size, label=task.name)
+
+        def measure(part: Sequence[Any]) -> list[RowLoss]:
+            return list(row_losses(self.model, part, batch_size=self.batch_size, label=task.name))
+
+        losses = self.spread.map(f"losses of {task.name}", examples, measure)
+        if not self.spread.is_main:
+            return []
         seconds = time.monotonic() - started
         sums, weights = [loss.nll for loss in losses], [loss.weight for loss in losses]
         tokens = sum(loss.tokens for loss in losses)
@@ -173,7 +181,7 @@ class _Scorer:
             }
             for row, example, loss in zip(task.rows, examples, losses, strict=True)
         ]
-        return TaskResult(
+        result = TaskResult(
             name=task.name,
             version=task.version,
             metric="loss",
@@ -190,6 +198,7 @@ class _Scorer:
             rows=rows,
             higher_is_better=False,
         )
+        return [result]
 
     def _settings(self, task: Task, ids: list[list[int]]) -> dict[str, Any]:
         inner = inner_model(self.model)

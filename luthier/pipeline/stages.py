@@ -42,6 +42,7 @@ def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
     from luthier.evaluate.run import results_to_json, run_tasks
 
     recipe = session.resolved.recipe
+    spread = session.group.spread(label)
     with asking(recipe.evaluate) as ask:
         results = run_tasks(
             model,
@@ -52,7 +53,10 @@ def _score(session: Session, model: Any, label: str) -> dict[str, Any]:
             template_kwargs=recipe.model.chat_template_kwargs,
             control_tokens=recipe.data.control_tokens,
             ask=ask,
+            spread=spread,
         )
+    if not session.group.is_main:
+        return {}
     file = "before.json" if label == "base" else "after.json"
     value = results_to_json(results, model=label)
     write_json(session.run.path / "eval" / file, value)
@@ -193,8 +197,9 @@ def _merge(session: Session) -> dict[str, Any]:
     value = report.to_json()
     write_json(run / "export" / "merge.json", value)
     note(
-        f"  merged model and adapter agree: largest logit difference {value['max_logit_difference']:.2g} "
-        f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, "
+        f"  merged model and adapter agree: logits differ by {value['merging']:.2g} through merging and "
+        f"{value['writing']:.2g} through writing (bound {value['bound']:.2g}), by {value['rounding']:.2g} through "
+        f"rounding to {value['dtype']}, over {value['tokens']} tokens; "
         f"same first choice on {value['argmax_agreement']:.1%}"
     )
     write_cards(session.run)
@@ -281,11 +286,11 @@ STAGES: tuple[Stage, ...] = (
     Stage(name="data", title="read, render, mask, pack", wanted=_always, depends_on=data_depends, action=prepare_data,
           outputs=("data/manifest.json",)),
     Stage(name="baseline", title="score the untouched model", wanted=_compares, depends_on=_scoring_depends,
-          action=_baseline, outputs=("eval/before.json",)),
+          action=_baseline, outputs=("eval/before.json",), together=True),
     Stage(name="train", title="tune", wanted=_always, depends_on=train_depends, action=train_model, outputs=("final",),
           together=True),
     Stage(name="evaluate", title="score the tuned model", wanted=_has_tasks, depends_on=_evaluate_depends,
-          action=_evaluate, outputs=("eval/after.json",)),
+          action=_evaluate, outputs=("eval/after.json",), together=True),
     Stage(name="compare", title="before against after, same rows", wanted=_compares, depends_on=_compare_depends,
           action=_compare, outputs=("eval/comparison.json",)),
     Stage(name="merge", title="into the original base", wanted=lambda recipe: recipe.export.merge,

@@ -143,6 +143,27 @@ def test_a_launch_prints_once_and_one_process_or_two_reuse_the_result(recipe):
 
 
 @pytest.mark.slow
+def test_scores_of_two_processes_are_those_of_one(recipe):
+    """Rows are dealt and come back in order; 5 rows, so one process has one more."""
+    rows = [{"messages": row["messages"]} for row in conversations(5, seed=7)]
+    (recipe.parent / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = f"evaluate: {{tasks: [{{name: t, path: {recipe.parent}/task.jsonl, metric: exact, max_new_tokens: 8}}]}}\n"
+    recipe.write_text(recipe.read_text() + task)
+    two = launched(recipe)
+    err = two.communicate(timeout=250)[1]
+    assert two.returncode == 0, err
+    after = json.loads((recipe.parent / "run/eval/after.json").read_text())["tasks"][0]
+    before = json.loads((recipe.parent / "run/eval/before.json").read_text())["tasks"][0]
+    one = start("-m", "luthier", "run", str(recipe), f"output_dir={recipe.parent}/one")
+    err = one.communicate(timeout=250)[1]
+    assert one.returncode == 0, err
+    expected = json.loads((recipe.parent / "one/eval/before.json").read_text())["tasks"][0]
+    assert [row["output"] for row in before["rows"]] == [row["output"] for row in expected["rows"]]
+    assert (before["n"], before["score"]) == (expected["n"], expected["score"])
+    assert after["n"] == 5
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "freeze", "interrupt"])
 def test_the_last_thing_printed_is_the_cause(recipe, how):
     process = launched(recipe, "train.num_train_epochs=4000", LUTHIER_HANG_SECONDS="6")

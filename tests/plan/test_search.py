@@ -238,8 +238,29 @@ def test_sharding_makes_a_full_fine_tune_fit_on_several_devices():
     assert not make_plan(request({"name": "full"}, gpu="H100")).fits
     plan = make_plan(request({"name": "full"}, gpu="H100", num_gpus=8))
     assert plan.fits and plan.chosen.setting.sharded
-    copied = make_plan(replace(plan.request, may_shard=False))
-    assert not copied.fits
+    decision = plan.decision()
+    assert decision.strategy == "fsdp2"
+    assert "copies do not fit" in decision.reasons["distributed.strategy"]
+    recipe = plan.request.recipe
+    ddp = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update={"strategy": "ddp"})})
+    assert not make_plan(replace(plan.request, recipe=ddp)).fits
+
+
+def test_a_recipe_that_shards_cannot_serve_is_copied_and_the_reason_is_said():
+    plan = make_plan(request({"name": "qlora"}, gpu="H100", num_gpus=8))
+    assert plan.decision().strategy == "ddp"
+    assert "an nf4 base is not sharded yet" in plan.reasons["distributed.strategy"]
+
+
+def test_adapters_are_whole_on_every_device():
+    lora = make_plan(request({"name": "lora"}, gpu="H100", num_gpus=8))
+    sharded = replace(lora.chosen.setting, sharded=True, extended=False)
+    from luthier.plan.memory import estimate_memory
+
+    memory = estimate_memory(lora.request.sizes, sharded, optim="adamw_torch_fused", supervised=0.6)
+    trained = lora.request.sizes.trainable
+    assert (memory.masters, memory.optimizer) == (4 * trained, 8 * trained)
+    assert memory.weights == lora.request.sizes.parameters * 2 // 8
 
 
 @settings(max_examples=20, deadline=None)

@@ -164,8 +164,8 @@ def test_communication_by_hand():
         2 * 7 / 8 * 4 * sizes.parameters / link
     )
     sharded = replace(copied, sharded=True)
-    # in each of four micro-batches the weights twice and the gradients once, 2 bytes each, 7/8 of them
-    wire = 4 * 7 / 8 * 3 * 2 * sizes.parameters / link
+    # in each of four micro-batches the weights twice in 2 bytes and the gradients once in 4, 7/8 of them
+    wire = 4 * 7 / 8 * (2 * 2 + 4) * sizes.parameters / link
     hidden = exchange_seconds(sizes, sharded, H200, compute=100.0, table=EFFICIENCY)
     assert hidden == pytest.approx(EFFICIENCY.exposed_communication * wire)
     assert exchange_seconds(sizes, sharded, H200, compute=0.01, table=EFFICIENCY) == pytest.approx(wire - 0.01)

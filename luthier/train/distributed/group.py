@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, LuthierError, RunFailed
 from luthier.runtime.heartbeat import current, mark
+from luthier.runtime.spread import Spread
 
 if TYPE_CHECKING:
     from luthier.runtime.device import Device
@@ -50,16 +51,36 @@ class Group:
         key = f"luthier/{name}"
         if self.is_main:
             return self._publish(key, action)
-        before = current()
-        mark(f"waiting for process 0: {name}", exchange=True, watched=False)
-        while not self._store.check([key]):
-            time.sleep(POLL_SECONDS)
-        ok, value = pickle.loads(self._store.get(key))
-        mark(before.name, exchange=before.exchange, watched=before.watched)
+        ok, value = pickle.loads(self._await(key, f"process 0: {name}"))
         if not ok:
             raise RunFailed(code="T462", message=f"process 0 failed, so this one stops too: {value}")
         result: Result = value
         return result
+
+    def spread(self, label: str) -> Spread:
+        """Items dealt to all processes, results exchanged through the store: texts and numbers, no tensors.
+
+        `label` tells apart what is done twice in a run under one name.
+        """
+        return Spread(
+            rank=self.rank, size=self.size, exchange=lambda name, value: self._exchange(f"{label}: {name}", value)
+        )
+
+    def _exchange(self, name: str, value: Any) -> list[Any]:
+        if self.size == 1:
+            return [value]
+        self._store.set(f"luthier/{name}/{self.rank}", pickle.dumps(value))
+        ranks = range(self.size)
+        return [pickle.loads(self._await(f"luthier/{name}/{rank}", f"process {rank}: {name}")) for rank in ranks]
+
+    def _await(self, key: str, what: str) -> bytes:
+        before = current()
+        mark(f"waiting for {what}", exchange=True, watched=False)
+        while not self._store.check([key]):
+            time.sleep(POLL_SECONDS)
+        value: bytes = self._store.get(key)
+        mark(before.name, exchange=before.exchange, watched=before.watched)
+        return value
 
     def _publish(self, key: str, action: Callable[[], Result]) -> Result:
         try:

@@ -72,6 +72,33 @@ def test_what_is_asked_for_inside_process_0s_work_needs_no_turn():
     assert both(action) == ((8, 7), (8, 7))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 13])
+def test_rows_are_dealt_and_come_back_in_their_order(count):
+    """Each row once, on one process; one without rows does nothing."""
+    done: list[tuple[int, int]] = []
+
+    def action(group: Group):
+        def work(rows):
+            assert rows
+            done.extend((group.rank, row) for row in rows)
+            return [f"answer {row}" for row in rows]
+
+        return group.spread("tuned").map("task", list(range(count)), work)
+
+    whole = [f"answer {row}" for row in range(count)]
+    assert both(action) == (whole, whole)
+    assert sorted(row for _, row in done) == list(range(count))
+    assert {rank for rank, row in done if row % 2} <= {1}
+
+
+def test_the_same_task_of_two_models_is_two_exchanges():
+    def action(group: Group):
+        return [group.spread(label).map("task", [1, 2], lambda rows, label=label: [f"{label} {r}" for r in rows])
+                 for label in ("base", "tuned")]  # fmt: skip
+
+    assert both(action)[0] == [["base 1", "base 2"], ["tuned 1", "tuned 2"]]
+
+
 def test_a_group_of_one_acts_itself():
     with pytest.raises(ZeroDivisionError):
         Group().from_main("x", lambda: 1 / 0)

@@ -1,0 +1,189 @@
+"""One setting as one of several processes (torchrun); process 0 prints a line `RESULT {json}`.
+
+    torchrun --standalone --nproc_per_node 2 benchmarks/gpu/distributed_rank.py --strategy fsdp2 ...
+
+apply_method -> the trainer of luthier/train/setup.py -> `update`, as in bench.py, with the parts of a step dealt to the
+processes as the product deals them. `--check FILE` takes a few steps in fp32 and keeps losses and trained weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+STARTED = time.time()
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+from benchmarks.gpu.models import SHAPES  # noqa: E402
+
+LLAMA3B = ("llama", {
+    **SHAPES["llama1b"][1], "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "head_dim": 128,
+})  # fmt: skip
+"""Llama-3.2-3B: the largest of the family that one 80 GB card trains in full with fp32 moments."""
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"name": "lora", "r": 16, "lora_alpha": 16.0},
+    "full": {"name": "full"},
+    "freeze": {"name": "freeze", "trainable": [r"layers\.[13]\.mlp", "lm_head", "embed_tokens"]},
+}
+"""`freeze` trains some matrices of some layers, embeddings and head, as Spectrum does."""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="llama8b", choices=[*SHAPES, "llama3b"])
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--method", default="lora", choices=["lora", "full", "freeze"])
+    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2"])
+    parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a step and process")
+    parser.add_argument("--max-doc", type=int, default=1024)
+    parser.add_argument("--micro-batches", type=int, default=1)
+    parser.add_argument("--recompute", default="none", choices=["none", "selective", "layer"])
+    parser.add_argument("--optim", default="adamw_torch_fused")
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--dtype")
+    parser.add_argument("--check", type=Path, help="6 steps over 13 documents; losses and weights go here")
+    parser.add_argument("--label", default="")
+    options = parser.parse_args()
+    options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
+    return options
+
+
+def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
+    """(trainer, batches, trained model)."""
+    import torch
+    from torch.distributed import is_initialized
+
+    from benchmarks.gpu import trainers
+    from benchmarks.gpu.documents import make_documents
+    from benchmarks.gpu.models import random_model, shape
+    from luthier.data.pack import one_by_one, pack
+    from luthier.model.adapters import apply_method
+    from luthier.train.prefetch import Batches
+    from luthier.train.processes import make_accelerator
+    from luthier.train.setup import make_feed, make_order, make_trainer
+
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    accelerator = make_accelerator(torch.device(options.device), report_to=[], logging_dir="none")
+    assert accelerator.num_processes == world, (accelerator.num_processes, world, is_initialized())
+    kind, settings = LLAMA3B if options.model == "llama3b" else shape(options.model)
+    if options.layers:
+        settings = {**settings, "num_hidden_layers": options.layers}
+    model = random_model(kind, settings, device=options.device, dtype=options.dtype)
+    sequences = max(1, options.tokens // options.max_doc)
+    if options.check:
+        documents = make_documents(40 * options.max_doc, max_doc=options.max_doc, vocab_size=settings["vocab_size"])[
+            :13
+        ]
+        packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // world, 6
+    else:
+        steps = options.warmup + options.steps
+        documents = make_documents(
+            (steps * sequences * world + 1) * options.max_doc, max_doc=options.max_doc,
+            vocab_size=settings["vocab_size"],
+        )  # fmt: skip
+        packs = pack([len(one) for one in documents], options.max_doc)
+        per_process, accumulate = sequences // options.micro_batches, options.micro_batches
+    method = METHODS[options.method]
+    recipe = trainers.make_recipe(
+        method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
+        max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
+        train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
+               **trainers.recompute_keys(options.recompute, None)},
+    )  # fmt: skip
+    tuned = apply_method(model, recipe.method, seed=0).model
+    trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
+    order = make_order(recipe.train, sequences=len(packs), world_size=world)
+    feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
+    return trainer, Batches(feed), tuned
+
+
+def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
+    import torch
+
+    from benchmarks.gpu.clock import Clock, median
+    from luthier.train.step import update
+
+    clock = Clock(options.device)
+    trainer, batches, model = build(options, world)
+    info: dict[str, Any] = {
+        "wrapper": type(trainer.wrapper).__name__, "layers": [
+            f"{part.name}: {part.runs}" for part in trainer.engine.report if part.name == "decoder layers"],
+        "setup_s": round(time.time() - STARTED, 1),
+    }  # fmt: skip
+    marks, losses, tokens = [], [], []
+    for step in range(6 if options.check else options.warmup + options.steps):
+        done = update(trainer, batches.take(step), step=step, stop_requested=lambda: False)
+        losses.append(done.loss)
+        if step == options.warmup - 1:
+            clock.wait()
+            clock.reset_peak()
+        if step >= options.warmup - 1:
+            marks.append(clock.mark())
+            tokens.append(done.tokens)
+    clock.wait()
+    peak = torch.tensor([clock.peak_gib()[0] or 0.0, clock.peak_gib()[1] or 0.0], device=trainer.accelerator.device)
+    each = trainer.accelerator.gather(peak[None]).tolist()
+    info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
+             "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
+    if options.check:
+        _keep(model, losses, options.check, rank)
+    else:
+        ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
+        info |= {
+            "tok_s": round(sum(tokens[1:]) / sum(ms) * 1e3, 1), "ms_step_median": round(median(ms), 1),
+            "tok_s_median": round(median([t / m * 1e3 for t, m in zip(tokens[1:], ms, strict=True)]), 1),
+            "tokens_step": round(sum(tokens[1:]) / len(ms)),
+        }  # fmt: skip
+    batches.close()
+    return info
+
+
+def _keep(model: Any, losses: list[float], file: Path, rank: int) -> None:
+    import torch
+
+    held = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = parameter.detach()
+            held[name] = (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
+    if rank == 0:
+        torch.save({"losses": losses, "weights": held}, file)
+
+
+def main() -> None:
+    options = parse()
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    info: dict[str, Any] = {"label": options.label, "processes": world, **{
+        key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}}  # fmt: skip
+    try:
+        info |= run(options, world, rank)
+    except Exception as error:  # noqa: BLE001  said in the result
+        info["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+        traceback.print_exc()
+    if rank == 0 or "error" in info:
+        print("RESULT " + json.dumps({**info, "rank": rank}), flush=True)
+    if world > 1 and "error" not in info:
+        import torch
+
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    os._exit(1 if "error" in info else 0)
+
+
+if __name__ == "__main__":
+    main()
