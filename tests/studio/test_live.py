@@ -164,6 +164,11 @@ def test_a_torn_line_waits_for_its_end(tmp_path):
     lines, after = read_from(file, place)
     assert lines == [(1, {"step": 2}), (4, {"step": 3})] and after.line == 5
     assert Place.parse(str(after)) == after
+    other = tmp_path / "other"
+    other.write_bytes(file.read_bytes() + b'{"step": 4}\n')
+    other.replace(file)
+    assert read_from(file, after) is None, "another file, though a longer one"
+    lines, after = read_from(file, Place())
     file.write_bytes(b"")
     assert read_from(file, after) is None
     file.unlink()

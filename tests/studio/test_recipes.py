@@ -125,6 +125,12 @@ def test_what_cannot_be_changed_is_refused(change):
     assert error.value.problems[0].code == "W140"
 
 
+@pytest.mark.parametrize("key", ["method.name", "method.r"])
+def test_a_key_that_shares_its_line_is_not_removed_with_its_neighbours(key):
+    with pytest.raises(RecipeError, match="cannot be changed"):
+        edit_text("method: {name: lora, r: 8}\nname: x\n", [{"key": key, "remove": True}])
+
+
 def test_broken_texts_say_where():
     with pytest.raises(RecipeError) as error:
         edit_text("a: [\n", [{"key": "a", "value": 1}])
