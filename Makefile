@@ -62,6 +62,11 @@ bench: $(VENV)/.ready  ## Speed on this CPU against TRL, same rows, one run
 acceptance: $(VENV)/.ready  ## The reliability checks through the real command line
 	$(BIN)/python tests/acceptance/run.py
 
+studio: $(VENV)/.ready-run  ## The pages on the quickstart's run (which is made first if there is none)
+	$(PIP) install -c constraints.txt -e '.[api,explore,data]'
+	test -f runs/quickstart/report.html || $(BIN)/luthier quickstart
+	$(BIN)/luthier studio runs --open
+
 studio/node_modules/.ready: studio/package.json studio/package-lock.json
 	cd studio && npm ci
 	@touch $@

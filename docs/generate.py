@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "plan_page", "recipe_page", "synthesis_page"]
+__all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "plan_page", "recipe_page", "service_page", "synthesis_page"]
 
 FOLDER = Path(__file__).parent / "reference"
 PLAN = Path(__file__).parent / "plan.md"
@@ -58,12 +58,21 @@ SYNTH_NESTED = {
     "ScorerSpec": "rejection.scorer",
 }
 
+SERVICE_NESTED = {
+    "SlurmSettings": "launch.slurm",
+    "KubernetesSettings": "launch.kubernetes",
+    "Volume": "launch.kubernetes.volumes[]",
+    "SkySettings": "launch.skypilot",
+    "WebhookSettings": "webhooks[]",
+}
+
 
 def pages() -> dict[Path, str]:
     """Every generated page: where it goes, and its text."""
     return {
         FOLDER / "recipe.md": recipe_page(),
         FOLDER / "synthesis.md": synthesis_page(),
+        FOLDER / "api.md": service_page(),
         FOLDER / "cli.md": cli_page(),
         FOLDER.parent / "hardware.md": hardware_page(),
         PLAN: plan_page(PLAN.read_text("utf-8")),
@@ -98,6 +107,18 @@ def synthesis_page() -> str:
         "`seeds.examples` and `evolve.source`) are shown once.\n",
     ]
     return _keys_page(spec_schema(), head, SYNTH_NESTED)
+
+
+def service_page() -> str:
+    """All keys of `api.yaml`, from the JSON Schema that `luthier schema api` prints."""
+    from luthier.api.config import settings_schema
+
+    head = [
+        "# Keys of api.yaml\n",
+        "Every key that `luthier api --config api.yaml` may find there; the prose is in [api](../api.md),",
+        "[the fine-tuning service](../fine-tuning-service.md) and [jobs at work](../jobs.md).\n",
+    ]
+    return _keys_page(settings_schema(), head, SERVICE_NESTED)
 
 
 def _keys_page(schema: Mapping[str, Any], head: list[str], nested: Mapping[str, str]) -> str:
@@ -256,6 +277,8 @@ def cli_page() -> str:
 def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
+            if command.invoke_without_command:
+                yield f"{prefix} {name}", command
             yield from _commands(command, f"{prefix} {name}")
         else:
             yield f"{prefix} {name}", command

@@ -20,15 +20,12 @@ One JSON line a measurement, into $OUT/serve.jsonl too. Everything is done once 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import json
 import os
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -76,14 +73,18 @@ class Bench:
         self.facts = machine(args.device)
         self.model = random_model(*shape(args.model), device=args.device, dtype=args.dtype).eval()
         self.vocabulary = self.model.config.vocab_size
-        self.tokenizer = Words(args.tokenizer)
+        self.tokenizer: Any = Words(args.tokenizer)
+        if self.vocabulary <= self.tokenizer.size:
+            self.tokenizer = self.tokenizer.inner
         self.prompts = self.ids(args.prompts, seed=1)
 
     def ids(self, count: int, seed: int) -> list[list[int]]:
         """Prompts."""
         chooser = random.Random(seed)
         low, high = (40, 240) if not self.args.quick else (4, 24)
-        return [[chooser.randrange(3, self.vocabulary) for _ in range(chooser.randint(low, high))] for _ in range(count)]
+        return [
+            [chooser.randrange(3, self.vocabulary) for _ in range(chooser.randint(low, high))] for _ in range(count)
+        ]
 
     def timed(self, work: Any) -> tuple[Any, float, float]:
         """(result, seconds, GiB that tensors took above the model)."""
@@ -110,12 +111,15 @@ class Bench:
         for start in range(0, len(order), self.args.batch):
             rows = order[start : start + self.args.batch]
             width = len(prompts[rows[0]])
-            ids = self.torch.tensor([[0] * (width - len(prompts[i])) + prompts[i] for i in rows], device=self.model.device)
+            ids = self.torch.tensor(
+                [[0] * (width - len(prompts[i])) + prompts[i] for i in rows], device=self.model.device
+            )
             mask = self.torch.tensor(
                 [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=self.model.device
             )
             said = self.model.generate(
-                ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=stops or None, pad_token_id=0,
+                ids, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=stops or None,
+                pad_token_id=0,
                 use_cache=True,
             )[:, width:].tolist()  # fmt: skip
             ends = set(stops)
@@ -168,7 +172,7 @@ class Bench:
                 continue
             own: list[tuple[int, ...]] | None = None
             for name, way in ways.items():
-                if self.args.only and self.args.only not in name:
+                if self.args.only and name not in self.args.only.split(","):
                     continue
                 way(self.prompts[: self.args.batch // 4], 4, stops)
                 answers, seconds, gib = self.timed(lambda way=way, new=new, stops=stops: way(self.prompts, new, stops))
@@ -233,12 +237,13 @@ class Bench:
 
     def engine(self) -> None:
         """Streams on the engine in this process."""
+        from luthier.generation.generate import token_capacity
         from luthier.serve.engine.loop import Engine
         from luthier.serve.engine.scheduler import EngineLimits
-        from luthier.generation.generate import token_capacity
 
         limits = EngineLimits(
-            max_batch_size=max(self.args.streams), max_queue=4096, prefill_tokens=4096, prefix_tokens=16_384,
+            max_batch_size=max(self.args.streams), max_queue=4096, prefill_tokens=self.args.prefill,
+            prefix_tokens=16_384,
             cache_tokens=min(token_capacity(self.model), max(self.args.streams) * 1024),
         )  # fmt: skip
         engine = Engine(self.model, limits, paged=True)
@@ -330,160 +335,16 @@ class Bench:
             made[number] = Adapter(f"adapter-{number}", 16, factors)
         return made[number]
 
-    # --- http -----------------------------------------------------------------------------------------------------
-
     def http(self) -> None:
         """Servers as processes of their own."""
-        from luthier.serve.engine.adapters import RowAdapters
+        from serve_http import serve_all
 
-        for path, module in list(self.model.named_modules()):
-            if isinstance(module, RowAdapters):
-                parent, _, name = path.rpartition(".")
-                setattr(self.model.get_submodule(parent), name, module.base)
-        folder = Path(tempfile.mkdtemp(prefix="serve-model-"))
-        self.model.save_pretrained(folder)
-        self.tokenizer.inner.save_pretrained(folder)
-        del self.model
-        gc.collect()
-        if self.cuda:
-            self.torch.cuda.empty_cache()
-        for name in self.args.servers.split(","):
-            try:
-                self.served(name, folder)
-            except Exception as error:  # noqa: BLE001 - a peer that does not start must not end the rest
-                out(stage="http", model=self.args.model, server=name, failed=f"{type(error).__name__}: {error}"[:500])
-
-    def served(self, name: str, folder: Path) -> None:
-        """One server."""
-        port, most = free_port(), max(self.args.streams)
-        dtype = self.args.dtype
-        if name.startswith("luthier"):
-            seconds = 0.0005 if name == "luthier-switch" else 0.005
-            code = f"import sys; sys.setswitchinterval({seconds}); from luthier.cli.main import main; main()"
-            command = ["-c", code, "serve", f"model={folder}", "--port", str(port), "--dtype", dtype,
-                       "--max-batch-size", str(most), "--max-queue", "2048"]  # fmt: skip
-            called = "model"
-        else:
-            command = ["-c", "from transformers.cli.transformers import main; main()", "serve", str(folder), "--port",
-                       str(port), "--dtype", dtype, "--device", self.args.device]  # fmt: skip
-            command += ["--continuous-batching"] if name == "batching" else []
-            called = str(folder)
-        log = (Path(os.environ.get("OUT", tempfile.gettempdir())) / f"server-{self.args.model}-{name}.log").open("w")
-        server = subprocess.Popen([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT)
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", server)
-            for streams in self.args.streams:
-                if name == "transformers" and streams > 32:
-                    continue  # one request after the other: known, and it would take minutes
-                self.clients(port, called, streams, warm=True)
-                started = time.monotonic()
-                found = self.clients(port, called, streams, warm=False)
-                first = sorted(value for one in found for value in one["first"])
-                begun, ended = min(one["begun"] for one in found), max(one["ended"] for one in found)
-                tokens = sum(one["tokens"] for one in found)
-                out(
-                    stage="http", model=self.args.model, dtype=dtype, server=name, streams=streams, tokens=tokens,
-                    seconds=round(ended - begun, 3), tokens_s=round(tokens / (ended - begun), 1),
-                    first_token_ms=round(1000 * statistics.median(first), 1),
-                    first_token_p95_ms=round(1000 * first[int(0.95 * (len(first) - 1))], 1),
-                    answers=len(first), whole_s=round(time.monotonic() - started, 1),
-                )  # fmt: skip
-        finally:
-            server.terminate()
-            try:
-                server.wait(30)
-            except subprocess.TimeoutExpired:
-                server.kill()
-
-    def clients(self, port: int, model: str, streams: int, *, warm: bool) -> list[dict[str, Any]]:
-        """Processes that ask; they begin together."""
-        count = min(4, streams)
-        shares = [streams // count + (number < streams % count) for number in range(count)]
-        begin = time.time() + (2.5 if not self.args.quick else 4.0)
-        made = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--client", json.dumps(
-                    {"port": port, "model": model, "streams": share, "each": 1 if warm else 2, "tokens": self.args.tokens,
-                     "seed": 1000 * streams + number + (500 if warm else 0), "begin": begin}
-                )], stdout=subprocess.PIPE, text=True,
-            )
-            for number, share in enumerate(shares)
-        ]  # fmt: skip
-        found = []
-        for process in made:
-            said, _ = process.communicate(timeout=240)
-            found.append(json.loads(said.strip().splitlines()[-1]))
-        return found
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(url: str, process: Any) -> None:
-    """Until a server answers."""
-    import urllib.error
-    import urllib.request
-
-    end = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except (urllib.error.URLError, OSError):
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError("the server did not start; see its log") from None
-            time.sleep(0.25)
-
-
-WORDS = "the river garden market station winter letter engine doctor number village mountain bread answer".split()
-
-
-async def client(asked: dict[str, Any]) -> None:
-    """Streams of one process, each with a request after the other."""
-    from openai import AsyncOpenAI
-
-    chooser = random.Random(asked["seed"])
-    first: list[float] = []
-    tokens = 0
-
-    async def stream(api: Any) -> None:
-        nonlocal tokens
-        for _ in range(asked["each"]):
-            text = " ".join(chooser.choices(WORDS, k=chooser.randint(30, 200)))
-            begun, seen, counted = time.time(), 0, None
-            async for chunk in await api.chat.completions.create(
-                model=asked["model"], messages=[{"role": "user", "content": text}], max_tokens=asked["tokens"],
-                temperature=0, stream=True, stream_options={"include_usage": True},
-            ):  # fmt: skip
-                if chunk.choices and chunk.choices[0].delta.content:
-                    if not seen:
-                        first.append(time.time() - begun)
-                    seen += 1
-                if chunk.choices and chunk.choices[0].finish_reason == "length":
-                    counted = counted or asked["tokens"]  # servers that do not tell usage
-                if chunk.usage is not None:
-                    counted = chunk.usage.completion_tokens
-            tokens += counted if counted else seen
-
-    async with AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{asked['port']}/v1", api_key="a-key-for-nothing", timeout=200, max_retries=0
-    ) as api:
-        await asyncio.sleep(max(0.0, asked["begin"] - time.time()))
-        begun = time.time()
-        await asyncio.gather(*(stream(api) for _ in range(asked["streams"])))
-    print(json.dumps({"first": first, "tokens": tokens, "begun": begun, "ended": time.time()}))
+        serve_all(self, out)
 
 
 def main() -> None:
     """Run the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--client")
     parser.add_argument("--model", default="smol135m")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16")
@@ -494,14 +355,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--tokenizer", default=str(Path(os.environ.get("SITE", ".")) / "tok"))
     parser.add_argument("--servers", default="luthier,batching", help="luthier, transformers, batching (theirs)")
-    parser.add_argument("--only", help="ways of `evaluate` whose names contain this")
+    parser.add_argument("--only", help="ways of `evaluate`, by their full names")
     parser.add_argument("--label", default="")
+    parser.add_argument("--prefill", type=int, default=4096, help="prompt tokens between two steps of the engine")
     parser.add_argument("--kinds", default="fixed,ends")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    if args.client:
-        asyncio.run(client(json.loads(args.client)))
-        return
     if args.quick:
         args.prompts, args.batch, args.tokens, args.streams = 12, 4, 8, [1, 3]
     started = time.monotonic()

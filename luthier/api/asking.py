@@ -1,17 +1,15 @@
-"""What requests ask with: query parameters, JSON bodies, empty bodies. All of it is checked."""
+"""What requests ask with besides JSON: query parameters, and no body at all. All of it is checked."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.requests import Request
 
-from luthier.data.strict_json import JsonError, parse
 from luthier.serve.http.errors import invalid, unsupported
 
-__all__ = ["Paging", "empty_body", "json_body", "no_query", "paging"]
+__all__ = ["Paging", "empty_body", "no_query", "paging"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +54,6 @@ def no_query(request: Request, known: Collection[str] = ()) -> None:
             raise unsupported(name[:80])
         if names.count(name) > 1:
             raise invalid(name[:80], f"`{name[:80]}` stands twice")
-
-
-async def json_body(request: Request) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ApiError: 400.
-    """
-    try:
-        value = parse((await request.body()).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise invalid(None, "the body is not UTF-8", code="invalid_json") from error
-    except JsonError as error:
-        raise invalid(None, f"the body is not JSON: {error.message}", code="invalid_json") from error
-    if not isinstance(value, dict):
-        raise invalid(None, "the body must be a JSON object", code="invalid_json")
-    return value
 
 
 async def empty_body(request: Request) -> None:

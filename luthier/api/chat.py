@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable
 from starlette.requests import Request
 from starlette.responses import Response
 
-from luthier.api.asking import json_body, no_query
+from luthier.api.asking import no_query
 from luthier.api.caller import caller_of
 from luthier.api.catalog import Catalog
 from luthier.api.loading import Loader
 from luthier.api.problems import answering
 from luthier.serve.http.errors import invalid
+from luthier.serve.http.schema import read_object
 
 __all__ = ["AnswerRoute"]
 
@@ -27,8 +28,8 @@ class AnswerRoute:
     async def answer(self, request: Request) -> Response:
         """Answer."""
         no_query(request)
-        # The body is kept by the request, so the inner route reads the same one.
-        name = (await json_body(request)).get("model")
+        # The inner route is given the same object.
+        name = (await read_object(request)).get("model")
         if not isinstance(name, str) or not name:
             code = "missing_required_parameter" if name is None else "invalid_value"
             raise invalid("model", "`model` must be the name of a model", code=code)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from luthier.api.settings import ServiceSettings
 from luthier.jobs.settings import load_settings
+from luthier.recipe.json_schema import json_schema
 from luthier.runtime.errors import EnvironmentProblem, RecipeError
 
-__all__ = ["check_open", "needed_packages", "read_settings"]
+__all__ = ["check_open", "needed_packages", "read_settings", "settings_schema"]
+
+SCHEMA_ID = "luthier-api-1.schema.json"
 
 
 def read_settings(path: Path | None, *, host: str | None = None, port: int | None = None) -> ServiceSettings:
@@ -25,6 +29,11 @@ def read_settings(path: Path | None, *, host: str | None = None, port: int | Non
     settings = load_settings(path, ServiceSettings)
     said = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     return settings.model_copy(update={"server": settings.server.model_copy(update=said)})
+
+
+def settings_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of `api.yaml`, for editors."""
+    return json_schema(ServiceSettings, schema_id=SCHEMA_ID, title="Luthier api.yaml")
 
 
 def check_open(settings: ServiceSettings, *, keys: int) -> None:

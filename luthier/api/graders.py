@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from luthier.api.asking import json_body, no_query
+from luthier.api.asking import no_query
 from luthier.api.caller import Caller, caller_of
 from luthier.api.internal import InternalChat
 from luthier.api.problems import answering
@@ -20,6 +20,7 @@ from luthier.scoring.graders.models import Asked
 from luthier.scoring.graders.sandbox import Limits
 from luthier.scoring.graders.shapes import AnyGrader, MultiGrader, PythonGrader, parse_grader
 from luthier.serve.http.errors import ApiError, invalid, unsupported
+from luthier.serve.http.schema import read_object
 
 __all__ = ["GraderRoutes"]
 
@@ -35,14 +36,14 @@ class GraderRoutes:
     async def validate(self, request: Request) -> Response:
         """`POST .../validate`."""
         no_query(request)
-        body = _known(await json_body(request), {"grader"})
+        body = _known(await read_object(request), {"grader"})
         return JSONResponse(await asyncio.to_thread(validate_grader, body["grader"]))
 
     @answering
     async def run(self, request: Request) -> Response:
         """`POST .../run`."""
         no_query(request)
-        body = _known(await json_body(request), {"grader", "model_sample", "item"})
+        body = _known(await read_object(request), {"grader", "model_sample", "item"})
         sample, item = body.get("model_sample"), body.get("item", {})
         if not isinstance(sample, str):
             raise invalid("model_sample", "`model_sample` must be a text")

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from luthier.api import wire
-from luthier.api.asking import empty_body, json_body, no_query, paging
+from luthier.api.asking import empty_body, no_query, paging
 from luthier.api.caller import caller_of, tightest
 from luthier.api.catalog import Catalog
 from luthier.api.problems import answering
@@ -20,6 +20,7 @@ from luthier.jobs.records import JobRecord
 from luthier.jobs.settings import ApiSettings
 from luthier.jobs.store import Store
 from luthier.serve.http.errors import ApiError, invalid
+from luthier.serve.http.schema import read_object
 
 __all__ = ["JobRoutes"]
 
@@ -42,7 +43,7 @@ class JobRoutes:
         none, but says when it tries again: such a request answers with the job of the same body, too.
         """
         no_query(request)
-        body = await json_body(request)
+        body = await read_object(request)
         key = request.headers.get("idempotency-key")
         retried = request.headers.get("x-stainless-retry-count", "0") not in ("0", "")
         caller, digest = caller_of(request), body_digest(body)

@@ -16,16 +16,16 @@ from luthier.jobs.store import Store
 from luthier.jobs.worker.places import find_gpus
 from luthier.jobs.worker.settings import WorkerSettings
 from luthier.jobs.worker.supervisor import Supervisor
+from luthier.pipeline.serving import open_host
 from luthier.runtime.atomic import explain_os_error
-from luthier.runtime.device import pick_device, set_threads
 from luthier.runtime.errors import EnvironmentProblem
 from luthier.serve.engine.scheduler import EngineLimits
-from luthier.serve.host import Host
 from luthier.serve.server import run_server
 
 __all__ = ["Ready", "own_home", "run_service", "worker_settings"]
 
-PREFILL_TOKENS = {"cpu": 256, "cuda": 4_096}
+PREFIX_TOKENS = 65_536
+"""Prompt tokens kept for requests that begin alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,8 @@ def run_service(
             check_open(settings, keys=keys)
             of_workers = worker_settings(settings, runs, workers)
             supervisor = Supervisor(home, of_workers) if workers != 0 else None
-            application = api_app(store, _host(), settings)
+            host = open_host([], limits=EngineLimits(prefill_tokens=0, prefix_tokens=PREFIX_TOKENS), dtype=None)
+            application = api_app(store, host, settings)
 
             def on_ready(url: str) -> None:
                 models = tuple(sorted(application.state.catalog.bases))
@@ -113,10 +114,3 @@ def own_home(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _host() -> Host:
-    device = pick_device()
-    set_threads()
-    limits = EngineLimits(prefill_tokens=PREFILL_TOKENS.get(device.type, PREFILL_TOKENS["cpu"]), prefix_tokens=65_536)
-    return Host(device=device, dtype="bfloat16" if device.native_bf16 else "float32", limits=limits)

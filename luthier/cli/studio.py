@@ -18,21 +18,25 @@ def studio(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
     host: Annotated[str, typer.Option(help="Address; other than loopback only with a key of the API.")] = "127.0.0.1",
     home: Annotated[Path, typer.Option(help="Folder of the API: files, jobs, keys.")] = Path(".luthier"),
+    config: Annotated[Path | None, typer.Option(help="api.yaml of the API: models, limits, workers.")] = None,
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Jobs of the API to run at a time here.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the pages in the browser.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Web pages over all runs of a folder: data, recipes, live curves, comparisons, answers, a playground."""
-    from luthier.serve.server import needed_packages
+    from luthier.api.config import needed_packages, read_settings
 
     needed_packages()
-    from luthier.api.settings import ServerSection, ServiceSettings
     from luthier.studio.serve import run_studio
     from luthier.studio.settings import StudioSettings
 
     settings = StudioSettings(
         runs=runs, root=Path(), program=(sys.executable, "-m", "luthier")
     ).absolute()  # fmt: skip
-    service = ServiceSettings(server=ServerSection(host=host, port=port, drain_seconds=3.0))
+    service = read_settings(config, host=host, port=port)
+    # Streams of pages never end by themselves.
+    server = service.server.model_copy(update={"drain_seconds": min(3.0, service.server.drain_seconds)})
+    service = service.model_copy(update={"server": server})
 
     def ready(url: str, link: str) -> None:
         if as_json:
@@ -46,4 +50,4 @@ def studio(
 
             webbrowser.open(link)
 
-    run_studio(settings, service, home=home, ready=ready)
+    run_studio(settings, service, home=home.absolute(), ready=ready, workers=workers)

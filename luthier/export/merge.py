@@ -85,8 +85,9 @@ def merge(
             if not report.passed:
                 raise RunFailed(
                     code="X601",
-                    message=f"merged and adapter model differ: logits by up to {report.max_logit_difference:.3g}, "
-                    f"at most {report.bound:.3g} is explained by rounding; no merged folder was written",
+                    message=f"merged and adapter model differ: logits by up to {report.merging:.3g} through the merge, "
+                    f"{report.writing:.3g} through writing it; at most {report.bound:.3g} is explained by the order "
+                    "of sums; no merged folder was written",
                     hint="please report this; the adapter folder itself is untouched and can be used",
                 )
             check_saved(temporary, contract)
@@ -170,24 +171,24 @@ def _verify(
     section: ModelSection, adapter_folder: Path, merged_folder: Path, record: dict[str, Any], *,
     prompts: list[list[int]], dtypes: dict[str, torch.dtype], device: Device, bar: Any,
 ) -> MergeReport:  # fmt: skip
-    """R, C and M one after the other, so that only one model is in memory."""
+    """R, B, E, C and M one after the other, so that only one model is in memory."""
     free_memory(device)
     adapter = is_adapter(adapter_folder)
     model, _ = _tuned(section, adapter_folder, record, device=device, dtype=torch.float32)
     reference = logits_of(model, prompts)
-    adapter_kl = None
+    adapter_kl, untuned = None, None
     if adapter:
         with model.disable_adapter():
-            adapter_kl = mean_kl(reference, logits_of(model, prompts))
+            untuned = logits_of(model, prompts)
+        adapter_kl = mean_kl(reference, untuned)
     bar.advance(say="adapter")
-    rounded = reference
+    exact_model = _merge_exactly(model, dict.fromkeys(dtypes, torch.float32))
+    exact = rounded = logits_of(exact_model, prompts)
     if any(dtype != torch.float32 for dtype in dtypes.values()):
-        rounded_model = _merge_exactly(model, dict.fromkeys(dtypes, torch.float32))
-        for name, parameter in rounded_model.named_parameters():
+        for name, parameter in exact_model.named_parameters():
             parameter.data = parameter.data.to(dtypes[name]).float()
-        rounded = logits_of(rounded_model, prompts)
-        del rounded_model
-    del model
+        rounded = logits_of(exact_model, prompts)
+    del model, exact_model
     free_memory(device)
     reward = 0 if is_reward_folder(merged_folder) else None
     plain = load_model_folder(merged_folder, section, device=device, dtype=torch.float32, reward_seed=reward)
@@ -197,7 +198,7 @@ def _verify(
     bar.advance(say="merged")
     base = _base_of(record)
     packed = base is not None and base.quantization == "nf4"
-    found = compare_logits(reference, rounded, merged)
+    found = compare_logits(reference, exact, rounded, merged, untuned)
     found.update(_against_packed(section, adapter_folder, prompts, merged, device=device) if packed else {})
     bar.advance(say="compared")
     return MergeReport(

@@ -33,6 +33,7 @@ _RANGES: Mapping[str, tuple[type, float, float]] = {
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MAX_SEED = 2**31 - 1
 _MAX_LUTHIER = 64 << 10
+_MAX_DEPTH = 20
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _ONLINE = (
     "method reinforcement is not offered here; online RL with rewards of Luthier's own runs from a recipe "
@@ -224,7 +225,7 @@ def _integrations(top: _Body) -> tuple[dict[str, Any], ...]:
         own.text("entity")
         tags = own.value.get("tags", [])
         if not isinstance(tags, list) or not all(
-            isinstance(tag, str) and 1 <= len(tag) <= 64 and "," not in tag for tag in tags
+            isinstance(tag, str) and 1 <= len(tag) <= 64 and "," not in tag and _storable(tag) for tag in tags
         ):
             own.wrong("tags", f"`{own.param('tags')}` must be a list of texts of at most 64 characters, without commas")
     return tuple(entry for entry in value if isinstance(entry, dict))
@@ -238,14 +239,29 @@ def _luthier(top: _Body) -> dict[str, Any]:
         top.wrong("luthier", f"`luthier` must be an object of recipe keys; got {_got(value)}")
         return {}
     try:
-        size = len(json.dumps(value, allow_nan=False))
-    except (ValueError, RecursionError):
-        top.wrong("luthier", "`luthier` has a number that is not finite, or is nested too deeply")
+        size = len(json.dumps(value, allow_nan=False, ensure_ascii=False).encode()) if _shallow(value) else None
+    except ValueError:
+        top.wrong("luthier", "`luthier` has a number that is not finite, or half of a surrogate pair")
+        return {}
+    if size is None:
+        top.wrong("luthier", f"`luthier` is nested more than {_MAX_DEPTH} deep")
         return {}
     if size > _MAX_LUTHIER:
-        top.wrong("luthier", f"`luthier` has {size:,} characters; {_MAX_LUTHIER:,} are allowed")
+        top.wrong("luthier", f"`luthier` has {size:,} bytes; {_MAX_LUTHIER:,} are allowed")
         return {}
     return value
+
+
+def _shallow(value: Any) -> bool:
+    """Whether a value is nested at most `_MAX_DEPTH` deep; without recursion, which would fail on what is not."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        below = [item for one in level for item in (one.values() if isinstance(one, dict) else one)
+                 if isinstance(item, dict | list)]  # fmt: skip
+        if not below:
+            return True
+        level = below
+    return False
 
 
 def _whole(value: Any) -> bool:
@@ -253,7 +269,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _storable(text: str) -> bool:

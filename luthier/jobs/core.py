@@ -15,7 +15,7 @@ from luthier.jobs.database import Database
 from luthier.jobs.errors import Invalid, NotFound
 from luthier.jobs.records import ALL_OWNERS
 
-__all__ = ["Core", "as_record", "dump", "new_id", "owned", "page"]
+__all__ = ["Core", "as_record", "dump", "new_id", "owned", "page", "storable"]
 
 Record = TypeVar("Record")
 _JSON = {
@@ -43,6 +43,11 @@ class Core:
 def new_id(prefix: str) -> str:
     """`prefix` and 24 random hexadecimal digits."""
     return prefix + secrets.token_hex(12)
+
+
+def storable(text: str) -> str:
+    """A text as SQLite can hold it: halves of surrogate pairs become `?`. No id or name has one."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def dump(value: Any) -> str:
@@ -123,7 +128,8 @@ def page(
     if after is not None:
         alive = [condition for condition in conditions if "deleted_at" not in condition]
         clause = " AND ".join([*alive, f"{key} = :after"])
-        found = connection.execute(f"SELECT {by} FROM {table} WHERE {clause}", {**bound, "after": after}).fetchone()
+        place = {**bound, "after": storable(after)}
+        found = connection.execute(f"SELECT {by} FROM {table} WHERE {clause}", place).fetchone()
         if found is None:
             raise NotFound(code="J102", message=f"`after` is no item of this list: `{after[:100]}`", param="after")
         conditions.append(f"{by} {'<' if order == 'desc' else '>'} :place")

@@ -211,7 +211,7 @@ def _source(file_id: str, store: Store, luthier: Mapping[str, Any]) -> dict[str,
 
 def _hyperparameters(job: JobRecord, said: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe keys of the hyperparameters that have a value, less those of `auto` that other keys decide."""
-    asked = job.method[job.method["type"]]["hyperparameters"]
+    asked = job.method.get(job.method["type"], {}).get("hyperparameters", {})
     result: dict[str, Any] = {}
     for name, value in job.hyperparameters.items():
         key, same = _KEYS[name]

@@ -22,6 +22,8 @@ __all__ = ["Database"]
 _BUSY_MS = 30_000
 _KEPT = 8
 """Idle connections that are kept open."""
+_PARENTS: list[list[sqlite3.Connection]] = []
+"""Connections of a process that forked this one: kept, for to forget them is to close them."""
 
 
 class Database:
@@ -87,7 +89,8 @@ class Database:
 
     def _take(self) -> sqlite3.Connection:
         with self._lock:
-            if self._pid != os.getpid():  # a connection must not cross a fork; not even closed
+            if self._pid != os.getpid():  # a connection must not cross a fork; not even to be closed
+                _PARENTS.append(self._idle)
                 self._pid, self._idle = os.getpid(), []
             if self._idle:
                 return self._idle.pop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from luthier.runtime.errors import LuthierError, Problem
 
@@ -17,6 +16,7 @@ __all__ = [
     "ServiceError",
     "TooLarge",
     "TooMany",
+    "escaped",
     "problem",
 ]
 
@@ -40,7 +40,7 @@ class ServiceError(LuthierError):
 
     def __post_init__(self) -> None:
         if not self.problems:
-            self.problems = (JobProblem(code=self.code, message=self.message, hint=self.hint, param=self.param),)
+            self.problems = (problem(self.code, self.message, hint=self.hint, param=self.param),)
         self.exit_code = 2
         super().__post_init__()
 
@@ -93,6 +93,17 @@ class TooMany(ServiceError):
         super().__post_init__()
 
 
-def problem(code: str, message: str, *, param: str | None = None, hint: str | None = None, **where: Any) -> JobProblem:
-    """A problem in one line."""
-    return JobProblem(code=code, message=message, param=param, hint=hint, **where)
+def problem(code: str, message: str, *, param: str | None = None, hint: str | None = None) -> JobProblem:
+    """A problem in one line. What a client sent stands in it: unprintable characters are escaped."""
+    shown = {"message": escaped(message), "param": param and escaped(param), "hint": hint and escaped(hint)}
+    return JobProblem(code=code, **shown)  # type: ignore[arg-type]
+
+
+def escaped(text: str) -> str:
+    """A text as one printable line that UTF-8 can hold."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for letter in text
+    )

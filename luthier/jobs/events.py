@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.jobs.core import Core, as_record, dump, new_id, page
+from luthier.jobs.core import Core, as_record, dump, new_id, page, storable
 from luthier.jobs.records import CheckpointRecord, EventRecord
 
 __all__ = ["EventStore", "insert_event"]
@@ -100,6 +100,7 @@ def insert_event(
     mark: str | None = None,
 ) -> EventRecord | None:
     """Write an event in the transaction of what it tells of."""
+    message = storable(message)
     if len(message) > _MAX_MESSAGE:
         message = f"{message[:_MAX_MESSAGE]} ... ({len(message):,} characters)"
     cursor = connection.execute(

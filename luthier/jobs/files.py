@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from luthier.jobs.blobs import BlobWriter, blob_path, check_filename, chunks_of
-from luthier.jobs.core import Core, as_record, new_id, owned, page
+from luthier.jobs.core import Core, as_record, new_id, owned, page, storable
 from luthier.jobs.errors import Conflict, Invalid, ServiceError
 from luthier.jobs.records import ALL_OWNERS, FileRecord
 from luthier.jobs.states import LIVE
@@ -203,7 +203,7 @@ def file_row(
 
     A file past its time is gone, but for jobs that are still at work with it.
     """
-    row = connection.execute("SELECT * FROM files WHERE id = ? AND deleted_at IS NULL", (id_,)).fetchone()
+    row = connection.execute("SELECT * FROM files WHERE id = ? AND deleted_at IS NULL", (storable(id_),)).fetchone()
     if row is not None and row["expires_at"] is not None and row["expires_at"] <= now:
         row = row if needing_job(connection, id_) is not None else None
     return owned(row, owner, "file", id_, param=param)

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from luthier.jobs.core import Core, as_record, dump, owned, page
+from luthier.jobs.core import Core, as_record, dump, owned, page, storable
 from luthier.jobs.errors import Conflict, Invalid, TooMany
 from luthier.jobs.events import insert_event
 from luthier.jobs.files import file_row
@@ -161,7 +161,7 @@ class JobStore(Core):
             where.append("status = :status")
         for index, (key, value) in enumerate((metadata or {}).items()):
             where.append(f"seq IN (SELECT job_seq FROM job_metadata WHERE key = :k{index} AND value = :v{index})")
-            values |= {f"k{index}": key, f"v{index}": value}
+            values |= {f"k{index}": storable(key), f"v{index}": storable(value)}
         with self.database.reading() as connection:
             return page(connection, "jobs", JobRecord, where=where, values=values, after=after, limit=limit)
 
@@ -201,7 +201,7 @@ def job_row(connection: sqlite3.Connection, id_: str, owner: str = ALL_OWNERS) -
     Raises:
         NotFound: J102.
     """
-    row = connection.execute("SELECT * FROM jobs WHERE id = ?", (id_,)).fetchone()
+    row = connection.execute("SELECT * FROM jobs WHERE id = ?", (storable(id_),)).fetchone()
     return owned(row, owner, "fine-tuning job", id_)
 
 
@@ -243,8 +243,16 @@ def write_fields(connection: sqlite3.Connection, id_: str, fields: Mapping[str, 
 
 
 def body_digest(body: Mapping[str, Any]) -> str:
-    """SHA-256 of a request body, whatever the order of its keys."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
+    """SHA-256 of a request body, whatever the order of its keys.
+
+    Raises:
+        Invalid: J130 a body that is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
+    except (RecursionError, ValueError):
+        message = "the body is nested too deeply, or has a number of thousands of digits"
+        raise Invalid(code="J130", message=message) from None
     return hashlib.sha256(text.encode()).hexdigest()
 
 

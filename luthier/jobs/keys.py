@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from luthier.jobs.core import Core, as_record, dump, new_id
-from luthier.jobs.errors import Conflict, Forbidden, Invalid, NotFound
+from luthier.jobs.core import Core, as_record, dump, new_id, storable
+from luthier.jobs.errors import Conflict, Forbidden, Invalid, NotFound, escaped, problem
 from luthier.jobs.records import ALL_OWNERS, KeyRecord
 
 __all__ = ["LIMITS", "PREFIX", "SCOPES", "KeyStore", "require"]
@@ -86,10 +86,10 @@ class KeyStore(Core):
         with self.database.writing() as connection:
             connection.execute(
                 "UPDATE keys SET revoked_at = :now WHERE id = :id AND revoked_at IS NULL AND :owner IN (owner, '*')",
-                {"now": self.now(), "id": key_id, "owner": owner},
+                {"now": self.now(), "id": storable(key_id), "owner": owner},
             )
             row = connection.execute(
-                "SELECT * FROM keys WHERE id = :id AND :owner IN (owner, '*')", {"id": key_id, "owner": owner}
+                "SELECT * FROM keys WHERE id = :id AND :owner IN (owner, '*')", {"id": storable(key_id), "owner": owner}
             ).fetchone()
         if row is None:
             raise NotFound(code="J102", message=f"no key `{key_id[:100]}`")
@@ -126,11 +126,7 @@ def require(key: KeyRecord, scope: str) -> None:
 
 def audit_text(text: str) -> str:
     """A text as one harmless line."""
-    text = _SECRET.sub(lambda match: match.group()[:3] + "...", text)
-    shown = "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for letter in text
-    )
+    shown = escaped(_SECRET.sub(lambda match: match.group()[:3] + "...", text))
     return shown if len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT] + "..."
 
 
@@ -139,8 +135,6 @@ def _hash(text: str) -> str:
 
 
 def _check_key(name: str, owner: str, scopes: frozenset[str], limits: Mapping[str, int]) -> None:
-    from luthier.jobs.errors import problem
-
     problems = []
     if not name.strip() or not name.isprintable() or len(name) > 100:
         problems.append(problem("J120", "a key has a name of 1 to 100 printable characters", param="name"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from luthier.jobs.core import Core, as_record, owned
+from luthier.jobs.core import Core, as_record, owned, storable
 from luthier.jobs.errors import Conflict
 from luthier.jobs.records import ALL_OWNERS, JobRecord, ModelRecord
 
@@ -47,7 +47,7 @@ class ModelStore(Core):
         with self.database.reading() as connection:
             row = connection.execute(
                 f"SELECT * FROM models WHERE name = :name AND deleted_at IS NULL AND {_OWN}",
-                {"name": name, "owner": owner},
+                {"name": storable(name), "owner": owner},
             ).fetchone()
             return as_record(ModelRecord, owned(row, ALL_OWNERS, "model", name, param="model"))
 
@@ -67,7 +67,9 @@ class ModelStore(Core):
             Conflict: J123 a job that has not ended starts from it.
         """
         with self.database.writing() as connection:
-            row = connection.execute("SELECT * FROM models WHERE name = ? AND deleted_at IS NULL", (name,)).fetchone()
+            row = connection.execute(
+                "SELECT * FROM models WHERE name = ? AND deleted_at IS NULL", (storable(name),)
+            ).fetchone()
             row = owned(row, owner, "model", name, param="model")
             job = connection.execute(
                 "SELECT id, status FROM jobs WHERE model = ? AND finished_at IS NULL LIMIT 1", (name,)

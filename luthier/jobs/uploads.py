@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from luthier.jobs.blobs import BlobWriter, blob_path, check_filename, chunks_of
-from luthier.jobs.core import as_record, new_id, owned
+from luthier.jobs.core import as_record, new_id, owned, storable
 from luthier.jobs.errors import Conflict, Invalid
 from luthier.jobs.files import MAX_FILE_BYTES, FileStore, check_expiry, check_purpose, insert_file
 from luthier.jobs.records import FileRecord, PartRecord, UploadRecord
@@ -17,6 +17,7 @@ __all__ = ["MAX_PART_BYTES", "UploadStore"]
 
 MAX_PART_BYTES = 64 << 20
 _MAX_PARTS = 10_000
+_MAX_MIME = 200
 _SECONDS = 3_600
 """An upload that is not complete after an hour expires, as the hosted service's do."""
 
@@ -43,11 +44,14 @@ class UploadStore(FileStore):
         """Announce a file.
 
         Raises:
-            Invalid: J106 name, J107 purpose, J108 expiry, J112 size.
+            Invalid: J106 name, J107 purpose, J108 expiry, J112 size, J131 MIME type.
         """
         check_filename(filename, param="filename")
         check_purpose(purpose)
         check_expiry(expires_after)
+        if not mime_type.isprintable() or len(mime_type) > _MAX_MIME:
+            message = f"`mime_type` takes at most {_MAX_MIME} printable characters"
+            raise Invalid(code="J131", message=message, param="mime_type")
         if isinstance(bytes_, bool) or not 1 <= bytes_ <= max_bytes:
             raise Invalid(code="J112", message=f"`bytes` is {bytes_}; allowed is 1 to {max_bytes:,}", param="bytes")
         now = self.now()
@@ -73,7 +77,7 @@ class UploadStore(FileStore):
             NotFound: J102.
         """
         with self.database.reading() as connection:
-            row = connection.execute("SELECT * FROM uploads WHERE id = ?", (id_,)).fetchone()
+            row = connection.execute("SELECT * FROM uploads WHERE id = ?", (storable(id_),)).fetchone()
             return as_record(UploadRecord, owned(row, owner, "upload", id_))
 
     def part_writer(self) -> BlobWriter:
@@ -203,7 +207,7 @@ class UploadStore(FileStore):
 
     def _pending_row(self, connection: sqlite3.Connection, upload_id: str, owner: str) -> sqlite3.Row:
         """The row of an upload that can still take parts."""
-        row = connection.execute("SELECT * FROM uploads WHERE id = ?", (upload_id,)).fetchone()
+        row = connection.execute("SELECT * FROM uploads WHERE id = ?", (storable(upload_id),)).fetchone()
         row = owned(row, owner, "upload", upload_id)
         status = row["status"]
         if status == "pending" and row["expires_at"] <= self.now():

@@ -31,12 +31,12 @@ def call(arguments: Sequence[str], *, text: str | None = None, may_fail: bool = 
         )  # fmt: skip
     except FileNotFoundError as error:
         raise EnvironmentProblem(
-            code="L110", message=f"`{program}` is not installed here",
+            code="L160", message=f"`{program}` is not installed here",
             hint="run the server where the cluster's programs are, or set `launch.kind: local`",
         ) from error  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise EnvironmentProblem(
-            code="L111", message=f"`{program}` gave no answer within {SECONDS} s", hint="is the cluster's control up?"
+            code="L161", message=f"`{program}` gave no answer within {SECONDS} s", hint="is the cluster's control up?"
         ) from error
     if done.returncode == 0:
         return done.stdout
@@ -44,5 +44,5 @@ def call(arguments: Sequence[str], *, text: str | None = None, may_fail: bool = 
         return None
     said = " ".join(done.stderr.split())[:500] or f"exit code {done.returncode}"
     raise EnvironmentProblem(
-        code="L112", message=f"`{program} {' '.join(arguments[1:2])}` failed: {said}", hint="see its message"
+        code="L162", message=f"`{program} {' '.join(arguments[1:2])}` failed: {said}", hint="see its message"
     )

@@ -140,7 +140,7 @@ def launch_settings(value: Any) -> LaunchSettings:
     except ValidationError as error:
         problems = [
             Problem(
-                code="L100", message=f"`launch.{'.'.join(map(str, one['loc']))}`: {one['msg'].lower()}",
+                code="L150", message=f"`launch.{'.'.join(map(str, one['loc']))}`: {one['msg'].lower()}",
                 hint="see docs/jobs.md, Launchers",
             )
             for one in error.errors()

@@ -85,7 +85,7 @@ class Slurm(Launcher):
         number = said.strip().partition(";")[0]
         if not number.isdigit():
             raise EnvironmentProblem(
-                code="L113",
+                code="L163",
                 message=f"`sbatch` printed no job number but {said.strip()[:200]!r}",
                 hint="see its message",
             )
@@ -145,5 +145,5 @@ class Slurm(Launcher):
 
 def _number(handle: str) -> str:
     if not handle.isdigit():
-        raise EnvironmentProblem(code="L113", message=f"{handle!r} is no job number of Slurm", hint="see docs/jobs.md")
+        raise EnvironmentProblem(code="L163", message=f"{handle!r} is no job number of Slurm", hint="see docs/jobs.md")
     return shlex.quote(handle)

@@ -100,7 +100,7 @@ def check_task(task: Task) -> None:
     if not NAME.fullmatch(task.name):
         problems.append(
             Problem(
-                code="L101", message=f"{task.name!r} cannot be the name of a task",
+                code="L151", message=f"{task.name!r} cannot be the name of a task",
                 hint="letters, digits, `.`, `_` and `-`, beginning with a letter or digit, at most 100",
             )
         )  # fmt: skip
@@ -108,13 +108,13 @@ def check_task(task: Task) -> None:
         if not VARIABLE.fullmatch(name):
             problems.append(
                 Problem(
-                    code="L102", message=f"{name!r} cannot be the name of an environment variable",
+                    code="L152", message=f"{name!r} cannot be the name of an environment variable",
                     hint="letters, digits and `_`",
                 )
             )  # fmt: skip
     texts = [*task.command, *task.environment.values(), *map(str, (task.folder, task.out, task.err, task.exit_file))]
     problems += [
-        Problem(code="L103", message=f"{text!r} holds a NUL character", hint="take it out")
+        Problem(code="L153", message=f"{text!r} holds a NUL character", hint="take it out")
         for text in texts
         if "\0" in text
     ]

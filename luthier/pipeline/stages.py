@@ -197,8 +197,9 @@ def _merge(session: Session) -> dict[str, Any]:
     value = report.to_json()
     write_json(run / "export" / "merge.json", value)
     note(
-        f"  merged model and adapter agree: largest logit difference {value['max_logit_difference']:.2g} "
-        f"(bound {value['bound']:.2g}) over {value['tokens']} tokens, "
+        f"  merged model and adapter agree: logits differ by {value['merging']:.2g} through merging and "
+        f"{value['writing']:.2g} through writing (bound {value['bound']:.2g}), by {value['rounding']:.2g} through "
+        f"rounding to {value['dtype']}, over {value['tokens']} tokens; "
         f"same first choice on {value['argmax_agreement']:.1%}"
     )
     write_cards(session.run)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.api.problems import as_api_error
 from luthier.api.settings import ServiceSettings
+from luthier.jobs.errors import TooMany
 from luthier.jobs.store import Store
 from luthier.jobs.throttle import WrongKeys
 from luthier.runtime.errors import RecipeError
-from luthier.serve.http.errors import ApiError
 from luthier.serve.server import run_server
 from luthier.studio.app import LaterApp, studio_app
 from luthier.studio.context import Studio
@@ -26,7 +28,8 @@ __all__ = ["admin_keys", "api_beside", "run_studio"]
 
 
 def run_studio(
-    settings: StudioSettings, service: ServiceSettings, *, home: Path, ready: Callable[[str, str], None]
+    settings: StudioSettings, service: ServiceSettings, *, home: Path, ready: Callable[[str, str], None],
+    workers: int = 0,
 ) -> None:  # fmt: skip
     """Serve until a signal comes; runs that were started go on.
 
@@ -35,6 +38,7 @@ def run_studio(
         service: Address and bounds of the server.
         home: Folder of the API: files, jobs, keys.
         ready: Called with the address and the link that works once, when connections are accepted.
+        workers: Jobs of the API that run at a time here; 0: none (`luthier api` beside it may run them).
 
     Raises:
         RecipeError: W125: others can reach the address, and there is no key.
@@ -55,12 +59,23 @@ def run_studio(
             studio, service.server, sessions, other=api_beside(studio, store, service, sessions),
             key_is_admin=admin_keys(store, service),
         )  # fmt: skip
-        run_server(
-            application, service.server.serving(),
-            ready=lambda url: ready(url, f"{url}/studio/login?once={sessions.new_link()}"),
-        )  # fmt: skip
+        with _queue(home, settings.runs, service, workers) if workers else nullcontext():
+            run_server(
+                application, service.server.serving(),
+                ready=lambda url: ready(url, f"{url}/studio/login?once={sessions.new_link()}"),
+            )  # fmt: skip
     finally:
         store.close()
+
+
+@contextmanager
+def _queue(home: Path, runs: Path, service: ServiceSettings, workers: int) -> Iterator[None]:
+    """Workers that run the jobs of the API, as `luthier api` has them; a home has one such server."""
+    from luthier.api.service import own_home, worker_settings
+    from luthier.jobs.worker.supervisor import Supervisor
+
+    with own_home(home), Supervisor(home, worker_settings(service, runs, workers)):
+        yield
 
 
 def api_beside(studio: Studio, store: Store, service: ServiceSettings, sessions: Sessions) -> LaterApp:
@@ -84,17 +99,16 @@ def api_beside(studio: Studio, store: Store, service: ServiceSettings, sessions:
 
 def admin_keys(store: Store, service: ServiceSettings) -> KeyCheck:
     """Keys of the API with the scope `admin` open the studio's routes as well; guessing is slowed down."""
-    wrong = WrongKeys(allowed=service.server.wrong_keys_per_minute)
+    wrong = WrongKeys(service.server.wrong_keys_per_minute + 1)
 
     async def check(key: str, address: str) -> bool:
-        if wait := wrong.wait(address, key):
-            message = f"too many wrong keys from this address; try again in {wait} s"
-            raise ApiError(429, message, code="too_many_wrong_keys", headers={"Retry-After": str(wait)})
         record = await asyncio.to_thread(store.key_of, key)
         if record is None:
-            wrong.wrong(address, key)
+            try:
+                wrong.wrong(address)
+            except TooMany as error:
+                raise as_api_error(error) from error
             return False
-        wrong.right(address, key)
         return "admin" in record.scopes
 
     return check

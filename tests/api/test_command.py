@@ -116,7 +116,7 @@ def test_a_home_has_one_server(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_it_says_where_it_is_and_stops_on_a_signal(tmp_path, number):
     call = [
         sys.executable,

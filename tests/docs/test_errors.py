@@ -7,8 +7,7 @@ from pathlib import Path
 from luthier.runtime import errors
 
 ROOT = Path(__file__).parents[2]
-CODE = re.compile(r"[CDMTEXSRJ][1-7][0-9]{2}\Z")
-CODE = re.compile(r"[CDMTLEXSR][1-7][0-9]{2}\Z")
+CODE = re.compile(r"[ACDEJLMRSTWX][1-7][0-9]{2}\Z")
 ROW = re.compile(r"^\| ([A-Z][0-9]{3}) \|", re.MULTILINE)
 EXITS_ROW = re.compile(r"^\| ([A-Z][0-9]{3}) \| ([0-9, ]+) \|", re.MULTILINE)
 EXIT_ROW = re.compile(r"^\| ([0-9]+) \| `?(\w*)`? \|", re.MULTILINE)

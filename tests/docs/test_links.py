@@ -53,7 +53,7 @@ def names_in(file: Path) -> set[str]:
 
 def broken_links(page: Path) -> list[str]:
     broken = []
-    for target in LINK.findall(without_code(page.read_text("utf-8"))):
+    for target in LINK.findall(QUOTED.sub("", without_code(page.read_text("utf-8")))):
         if re.match(r"[a-z]+:", target):
             continue
         name, _, anchor = target.partition("#")
@@ -118,10 +118,12 @@ def test_every_command_in_an_example_exists(page):
             words = line.split("#")[0].split()
             if words[:1] != ["luthier"] or len(words) < 2 or words[1].startswith("-"):
                 continue
-            command = root.commands.get(words[1])
-            if command is not None and hasattr(command, "commands"):
-                command = command.commands.get(words[2])
-            if command is None:
+            command = root
+            for word in words[1:]:
+                if word not in getattr(command, "commands", {}):
+                    break
+                command = command.commands[word]
+            if hasattr(command, "commands") and not command.invoke_without_command:
                 wrong.append(line)
                 continue
             known = {

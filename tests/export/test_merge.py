@@ -70,7 +70,7 @@ def test_merged_model_equals_adapter_model_in_plain_transformers(tmp_path, metho
     base = logits(load(where), some_ids(extra))
     assert (expected - base).abs().max() > 0.1  # training did something
     assert (merged_logits(tmp_path / "merged", extra) - expected).abs().max() <= 1e-5
-    assert report.max_logit_difference <= 1e-5 < report.bound
+    assert max(report.max_logit_difference, report.merging) <= 1e-5 < report.bound and report.writing == 0
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["tie_word_embeddings"] is tied
     assert ("lm_head.weight" in load_file(tmp_path / "merged" / "model.safetensors")) is not tied
@@ -79,13 +79,13 @@ def test_merged_model_equals_adapter_model_in_plain_transformers(tmp_path, metho
 @pytest.mark.parametrize("method", ["lora", "dora", "both tables", "full"])
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
 def test_a_16_bit_base_is_merged_in_fp32_and_rounded_once(tmp_path, stored, method):
-    where, final, extra = tune(tmp_path, stored=stored, method=METHODS[method])
+    where, final, _ = tune(tmp_path, stored=stored, method=METHODS[method])
     report = do_merge(where, final)
     assert {value.dtype for value in load_file(tmp_path / "merged" / "model.safetensors").values()} == {stored}
     assert report.dtype == str(stored).removeprefix("torch.")
     # Rounding the exactly merged weights explains all of the difference, not only two thirds of it.
     assert report.max_logit_difference == report.rounding > 0
-    assert (merged_logits(tmp_path / "merged", extra) - tuned_logits(where, final, extra)).abs().max() <= report.bound
+    assert report.writing == 0 and report.merging <= 0.2 * report.bound, "rounding is told, and loosens nothing"
 
 
 def test_each_merged_weight_is_the_rounded_fp32_product(tmp_path):
@@ -179,6 +179,16 @@ def wrong_scale(model, dtypes):
     return EXACT(model, dtypes)
 
 
+def halved_scale(model, dtypes):
+    """Planted: alpha / r is half of what it was in training."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scaling["default"] *= 0.5
+    return EXACT(model, dtypes)
+
+
 def lost_layer(model, dtypes):
     """Planted: one adapter is forgotten."""
     name = next(name for name, _ in model.named_parameters() if "down_proj.lora_B" in name)
@@ -221,6 +231,29 @@ def test_a_wrong_merge_is_refused_and_leaves_no_folder(tmp_path, monkeypatch, pl
         do_merge(where, final)
     assert (caught.value.exit_code, caught.value.problems[0].code) == (1, "X601")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "final"]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("planted", [halved_scale, lost_layer])
+def test_a_merge_that_is_wrong_everywhere_is_refused_after_three_steps(tmp_path, monkeypatch, planted, stored):
+    """The written merge and the one it is compared with have the same fault, and the adapter does next to nothing:
+    rounding to 16 bits changes the logits by more than the fault does."""
+    where, final, _ = tune(tmp_path, stored=stored, steps=1, method={"name": "lora"})
+    (final / "luthier.json").unlink()
+    file = final / "adapter_model.safetensors"
+    chooser = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(value.shape, generator=chooser) * 1e-4 if "lora_B" in name else value
+        for name, value in load_file(file).items()
+    }
+    save_file(tensors, file)
+    report = do_merge(where, final)
+    assert report.passed and report.merging <= 0.5 * report.bound
+    if stored == torch.bfloat16:
+        assert 1.5 * report.rounding > 0.5 * report.effect, "a bound that rounding loosens would let it through"
+    monkeypatch.setattr(merge_module, "_merge_exactly", planted)
+    with pytest.raises(RunFailed, match="merged and adapter model differ"):
+        do_merge(where, final)
 
 
 def test_a_failing_merge_keeps_the_folder_of_an_earlier_one(tmp_path, monkeypatch):
@@ -365,7 +398,9 @@ def test_a_fresh_process_without_luthier_gets_the_same_logits_template_and_stop(
             optimizer.step()
             optimizer.zero_grad()
         save_trained(tuned.model, tokenizer, folder / "final")
-        bounds[name] = merge(where, folder / "final", folder / "merged", device=CPU).bound
+        report = merge(where, folder / "final", folder / "merged", device=CPU)
+        # Other prompts than the check's: 1e-5 max|logit|, and for bf16 what rounding costs.
+        bounds[name] = 0.1 * report.bound if name != "f" else 1.5 * report.rounding + report.bound
         ids = some_ids(extra)
         expected = {
             "ids": ids,
@@ -382,7 +417,7 @@ def test_a_fresh_process_without_luthier_gets_the_same_logits_template_and_stop(
         got = json.loads(line)
         assert got["luthier"] is False
         assert got["missing"] == []
-        assert got["difference"] <= (bounds[name] if name == "f" else 0.1 * bounds[name]), name  # 1e-5 max|logit|
+        assert got["difference"] <= bounds[name], name
         assert got["text"] == "<|im_start|>user\npeople way<|im_end|>\n"
         if name == "e":  # trained in full, so few steps are enough to learn the lesson
             assert got["answer"] == [9, 10, 11, 2], name  # it stops by itself

@@ -25,34 +25,50 @@ def test_kl_is_a_mean_over_positions_not_over_prompts():
     assert mean_kl([p, torch.cat([q, q, q])], [q, torch.cat([q, q, q])]) == pytest.approx(single / 4, rel=1e-9)
 
 
-def test_the_bound_for_fp32_is_a_ten_thousandth_of_the_largest_logit():
+def test_the_bound_is_a_ten_thousandth_of_the_largest_logit():
     reference = [torch.tensor([[1.0, -50.0]])]
-    found = compare_logits(reference, reference, [torch.tensor([[1.004, -50.0]])])
+    base = [torch.tensor([[9.0, -50.0]])]
+    off = [torch.tensor([[1.004, -50.0]])]
+    found = compare_logits(reference, off, off, off, base)
     assert found["bound"] == pytest.approx(5e-3)
-    assert found["max_logit_difference"] == pytest.approx(4e-3, rel=1e-4)
-    assert found["passed"]
-    assert not compare_logits(reference, reference, [torch.tensor([[1.006, -50.0]])])["passed"]
+    assert found["merging"] == found["max_logit_difference"] == pytest.approx(4e-3, rel=1e-4)
+    assert found["passed"] and found["writing"] == 0
+    off = [torch.tensor([[1.006, -50.0]])]
+    assert not compare_logits(reference, off, off, off, base)["passed"]
+    assert not compare_logits(reference, reference, reference, off, base)["passed"], "written wrongly"
+    assert compare_logits(reference, reference, reference, reference, None)["effect"] is None
 
 
-def test_rounding_widens_the_bound_by_half_of_itself():
-    reference = [torch.zeros(1, 3)]
-    rounded = [torch.tensor([[0.0, 0.2, 0.0]])]
-    assert compare_logits(reference, rounded, [torch.full((1, 3), 0.299)])["passed"]
-    assert not compare_logits(reference, rounded, [torch.full((1, 3), 0.301)])["passed"]
+def test_of_an_adapter_that_does_little_the_bound_is_a_hundredth_of_that():
+    reference, base = [torch.tensor([[1.0, -50.0]])], [torch.tensor([[1.1, -50.0]])]
+    found = compare_logits(reference, reference, reference, reference, base)
+    assert found["effect"] == pytest.approx(0.1, rel=1e-5) and found["bound"] == pytest.approx(1e-3, rel=1e-5)
+    base = [torch.tensor([[1.0001, -50.0]])]
+    assert compare_logits(reference, reference, reference, reference, base)["bound"] == pytest.approx(5e-4), "noise"
+
+
+def test_rounding_is_told_and_loosens_nothing():
+    reference, base = [torch.tensor([[0.0, 2.0]])], [torch.zeros(1, 2)]
+    rounded = [torch.tensor([[0.0, 2.5]])]
+    found = compare_logits(reference, reference, rounded, rounded, base)
+    assert found["passed"] and found["rounding"] == found["max_logit_difference"] == 0.5
+    assert not compare_logits(reference, reference, rounded, [torch.tensor([[0.0, 2.501]])], base)["passed"]
 
 
 def test_nan_never_passes():
     reference = [torch.zeros(2, 3)]
     bad = torch.zeros(2, 3)
     bad[1, 1] = float("nan")
-    assert not compare_logits(reference, reference, [bad])["passed"]
-    assert not compare_logits([bad], [bad], reference)["passed"]
+    good = [reference, reference, reference, reference]
+    assert compare_logits(*good, reference)["passed"]
+    for place in range(4):
+        assert not compare_logits(*[[bad] if index == place else one for index, one in enumerate(good)], None)["passed"]
 
 
 def test_agreement_counts_positions():
     reference = [torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])]
     other = [torch.tensor([[0.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])]
-    found = compare_logits(reference, reference, other)
+    found = compare_logits(reference, reference, other, other, None)
     assert (found["argmax_agreement"], found["prompts"], found["tokens"]) == (0.75, 2, 4)
 
 

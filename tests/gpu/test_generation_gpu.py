@@ -156,7 +156,7 @@ def test_adapters_in_recorded_steps():
             engine.submit(*(one.request for one in asked))
             assert [one.wait().ids for one in asked] == expected
         assert len(engine.slots.paged.graphs) > 0 and engine.slots.paged.graphs.refused is None
-    assert len({one for one in expected}) == 12
+    assert len(set(expected)) == 12
 
 
 def test_an_engine_with_graphs_says_what_one_without_pages_says():

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from luthier.jobs.create import environment_of, job_from_body, recipe_of
-from luthier.jobs.errors import Invalid
+from luthier.jobs.errors import Invalid, NotFound
 from luthier.jobs.guarded import GUARDED, NEVER
 from luthier.jobs.records import ModelRecord
 from luthier.jobs.settings import EMBEDDED, AllowSection, ApiSettings
@@ -19,6 +23,14 @@ from tests.jobs.schema_keys import text_keys
 
 MODEL = "gpt-4o-mini-2024-07-18"
 SETTINGS = ApiSettings(models={MODEL: EMBEDDED}, integrations=["wandb"])
+FIELDS = st.sampled_from(
+    [
+        "model", "training_file", "validation_file", "suffix", "seed", "metadata", "integrations", "method", "type",
+        "hyperparameters", "luthier", "supervised", "dpo", "n_epochs", "batch_size", "learning_rate_multiplier",
+        "beta", "wandb", "project", "tags", "data", "train", "objective", "evaluate", "tasks",
+    ]
+)  # fmt: skip
+_SHARED: Store | None = None
 
 
 @pytest.fixture
@@ -328,3 +340,48 @@ def test_every_key_that_takes_text_is_sorted() -> None:
     ]  # fmt: skip
     assert unsorted == []
     assert free <= set(text_keys())
+
+
+# -- anything at all
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from([10**400, "auto"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10) | FIELDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(changes=st.dictionaries(FIELDS | st.text(alphabet=st.characters(codec=None), max_size=8), JSON, max_size=6))
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_is_sent_is_a_job_or_one_error(tmp_path_factory: Any, changes: dict[str, Any]) -> None:
+    global _SHARED
+    _SHARED = _SHARED or open_store(tmp_path_factory.mktemp("home"))
+    try:
+        job = job_from_body({**body(_SHARED), **changes}, _SHARED, SETTINGS, "ann")
+    except Invalid as error:
+        for problem in error.problems:
+            text = f"{problem.message} {problem.hint} {problem.param}"  # type: ignore[attr-defined]
+            assert text.isprintable() and text.encode()
+        return
+    assert _SHARED.create_job(job)[0] == job == _SHARED.job(job.id)
+    json.dumps([job.metadata, job.luthier, job.method], ensure_ascii=False, allow_nan=False).encode()
+
+
+def test_depth_and_surrogates_of_recipe_keys(store: Store) -> None:
+    deep: Any = 1
+    for _ in range(5_000):
+        deep = {"a": deep}
+    assert "nested more than 20 deep" in problems(store, luthier=deep)["luthier"]
+    kwargs = {"model": {"chat_template_kwargs": {"\ud800": 1}}}
+    assert "surrogate" in problems(store, luthier=kwargs)["luthier"]
+    assert "got 1" in problems(store, luthier={"train": {"\x1b[31m": 1}, "data": 1})["luthier.data"]
+    assert "unknown field `a\\x1b[31m`" in problems(store, **{"a\x1b[31m": 1})["a\\x1b[31m"]
+
+
+def test_names_that_no_database_can_hold_are_not_there(store: Store) -> None:
+    for call in (store.job, store.file, store.model, store.delete_model, store.delete_file, store.upload, store.revoke):
+        with pytest.raises(NotFound, match="no "):
+            call("\ud800", "ann")  # type: ignore[operator]
+    with pytest.raises(NotFound):
+        store.jobs("ann", after="\ud800")
+    assert store.jobs("ann", metadata={"\ud800": "\udfff"}) == ([], False)

@@ -12,7 +12,7 @@ import pytest
 from luthier.jobs.errors import Conflict, Invalid, LeaseLost, NotFound, TooMany
 from luthier.jobs.jobs import body_digest
 from luthier.jobs.models import checkpoint_name, tuned_name
-from luthier.jobs.records import ModelRecord
+from luthier.jobs.records import JobRecord, ModelRecord
 from luthier.jobs.schedule import Waiting, finish_times
 from luthier.jobs.states import ALLOWED, STATES, check_move
 from luthier.jobs.store import Store
@@ -84,6 +84,12 @@ def test_a_retry_finds_the_job_of_the_same_body(store: Store, file: str, clock: 
 
 def test_the_digest_of_a_body() -> None:
     assert body_digest({"a": 1, "b": {"c": 2, "d": 3}}) == body_digest({"b": {"d": 3, "c": 2}, "a": 1})
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    for wrong in (deep, 10**5_000):
+        with pytest.raises(Invalid, match="nested too deeply"):
+            body_digest({"luthier": wrong})
     assert body_digest({"a": 1}) != body_digest({"a": "1"}) != body_digest({"a": True})
 
 
@@ -131,20 +137,35 @@ def test_pages_owners_metadata_and_states(store: Store, file: str) -> None:
         store.want(ids[0], "cancel", "bob")
 
 
-def test_10_000_jobs_list_in_20_ms(store: Store, file: str) -> None:
+def fill(store: Store, model: JobRecord, count: int) -> None:
+    """So many copies of a job, of 20 owners, with metadata, and the job itself away."""
+    others = [name for name in JobRecord.__dataclass_fields__ if name not in ("id", "owner", "run_name", "metadata")]
+    numbers = f"WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1})"
     with store.database.writing() as connection:
-        for index in range(10_000):
-            owner = f"u{index % 20}"
-            metadata = {"team": str(index % 7), "run": str(index)}
-            store._insert(connection, job_record(store, file, owner, metadata=metadata))  # the checks left out
+        connection.execute(
+            f"INSERT INTO jobs (id, owner, run_name, metadata, {', '.join(others)}) {numbers} SELECT"
+            " printf('ftjob-%024x', i), 'u' || (i % 20), 'run' || i,"
+            " json_object('team', '' || (i % 7), 'run', '' || i),"
+            f" {', '.join(others)} FROM n, jobs WHERE id = ?",
+            (model.id,),
+        )
+        connection.execute(
+            "INSERT INTO job_metadata SELECT jobs.id, jobs.seq, j.key, j.value FROM jobs, json_each(jobs.metadata) AS j"
+        )
+    store.want(model.id, "cancel")
+
+
+def test_10_000_jobs_list_in_20_ms(store: Store, file: str) -> None:
+    fill(store, add_job(store, file), 10_000)
     half = store.jobs("*", limit=10_000)[0][5_000]
 
+    # Of this thread on a core, so that other work on the machine does not count.
     def best(**query: Any) -> float:
         times = []
         for _ in range(5):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             assert store.jobs(**query)[0]
-            times.append(time.perf_counter() - begin)
+            times.append(time.thread_time() - begin)
         return min(times)
 
     own = store.jobs("u3", limit=250)[0][-1].id

@@ -155,6 +155,6 @@ def _reachable(old: str, new: str) -> bool:
 
 
 Queue.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestQueue = Queue.TestCase

@@ -64,6 +64,26 @@ def test_threads_share_a_store(tmp_path: Path) -> None:
     assert len(store.jobs("ann", limit=100)[0]) == 60
 
 
+def test_a_forked_child_opens_its_own_connections(tmp_path: Path) -> None:
+    store = Store.open(tmp_path)
+    file = store.add_file("ann", "t.jsonl", "fine-tune", [ROW]).id
+    parents = list(store.database._idle)
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+
+    def child() -> None:
+        job, _ = store.create_job(job_record(store, file))
+        answers.put((job.id, any(own in parents for own in store.database._idle)))
+
+    process = context.Process(target=child)
+    process.start()
+    made, shared = answers.get(timeout=60)
+    process.join(30)
+    assert parents and not shared
+    assert store.job(made).owner == "ann"
+    store.create_job(job_record(store, file))
+
+
 def open_and_close(home: str, start, done) -> None:  # type: ignore[no-untyped-def]
     start.wait()
     try:

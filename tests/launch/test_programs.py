@@ -131,14 +131,14 @@ def test_a_refusal_is_one_clear_error(programs, tmp_path, monkeypatch):
     programs.answer(sbatch=[[[], 1, "", "sbatch: error: invalid partition specified: gpu\n"]])
     with pytest.raises(EnvironmentProblem, match="invalid partition") as caught:
         slurm.submit(_task(tmp_path))
-    assert caught.value.problems[0].code == "L112"
+    assert caught.value.problems[0].code == "L162"
     programs.answer(sbatch=[[[], 0, "Submitted\n", ""]])
     with pytest.raises(EnvironmentProblem, match="no job number"):
         slurm.submit(_task(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EnvironmentProblem, match="`sbatch` is not installed") as caught:
         slurm.submit(_task(tmp_path))
-    assert caught.value.problems[0].code == "L110"
+    assert caught.value.problems[0].code == "L160"
     with pytest.raises(EnvironmentProblem, match="no job number"):
         slurm.stop("7; touch x", hard=True)
 

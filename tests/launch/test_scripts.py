@@ -117,13 +117,13 @@ def test_a_hostile_name_is_refused_everywhere(tmp_path, name):
     for make in (batch_script, manifest, task_file):
         with pytest.raises(RecipeError) as caught:
             make(task, LaunchSettings())
-        assert caught.value.problems[0].code == "L101"
+        assert caught.value.problems[0].code == "L151"
 
 
 def test_variable_names_and_nul_are_refused_together(tmp_path):
     with pytest.raises(RecipeError) as caught:
         batch_script(_task(tmp_path, environment={"A=B;x": "1"}, command=("a\0b",)), LaunchSettings())
-    assert [problem.code for problem in caught.value.problems] == ["L102", "L103"]
+    assert [problem.code for problem in caught.value.problems] == ["L152", "L153"]
 
 
 @pytest.mark.parametrize("change", [
@@ -135,7 +135,7 @@ def test_configuration_that_cannot_be_right_names_its_key(change):
     with pytest.raises(RecipeError) as caught:
         launch_settings(change)
     key = next(iter(change))
-    assert caught.value.problems[0].code == "L100"
+    assert caught.value.problems[0].code == "L150"
     assert f"`launch.{key}" in caught.value.problems[0].message
 
 

@@ -137,7 +137,9 @@ def test_every_name_of_another_tool_leads_to_a_key_that_exists_and_is_none_of_ou
 
 
 def test_the_hint_of_a_key_like_nothing_lists_what_is_allowed():
-    assert problem_of("export: {zzzz: 1}\n").hint == "allowed here: merge, max_shard_size, gguf, push_to_hub"
+    assert (
+        problem_of("export: {zzzz: 1}\n").hint == "allowed here: merge, max_shard_size, checkpoints, gguf, push_to_hub"
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,23 @@ def test_a_port_in_use_is_told():
             make_server(None, ServeSettings(port=held.getsockname()[1]), ready=lambda _: None)
 
 
+def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(base):
+    """With Nagle's algorithm each took 44 ms."""
+    import http.client
+    import statistics
+
+    with serving([plain(base)]) as server:
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+        times = []
+        for _ in range(31):
+            started = time.perf_counter()
+            connection.request("GET", "/v1/models")
+            connection.getresponse().read()
+            times.append(time.perf_counter() - started)
+        connection.close()
+    assert statistics.median(times) < 0.03
+
+
 def test_every_route_needs_the_key_and_loading_needs_the_admins(base):
     admin = "the-admins-own-key"
     with serving([plain(base)], api_key=KEY, admin_key=admin) as server:

@@ -57,3 +57,22 @@ def test_held_back():
     assert held_back("abc<to", ("<tool>",)) == 3
     assert held_back("abc", ("x", "bcd", "cde")) == 2
     assert held_back("abc", ()) == 0
+
+
+def test_the_library_asked_itself_gives_what_the_tokenizer_gives():
+    from luthier.serve.engine.text import _decoder
+    from tests.support.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    direct = _decoder(tokenizer)
+    assert direct.__name__ == "direct"
+    for start in range(0, 590, 7):
+        ids = [*range(start, start + 9), 2]
+        assert direct(ids) == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    class Own(type(tokenizer)):
+        def _decode(self, *ids, **settings):
+            return "its own"
+
+    tokenizer.__class__ = Own
+    assert _decoder(tokenizer)([5, 6]) == "its own"

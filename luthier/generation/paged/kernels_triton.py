@@ -58,7 +58,9 @@ def _decode(
     col = tl.arange(0, block_d)
     token = tl.arange(0, page)
     q_mask = (g < groups)[:, None] & (col < d)[None, :]
-    q = tl.load(q_ptr + row.to(tl.int64) * q_n + (head * groups + g)[:, None] * q_h + col[None, :], mask=q_mask, other=0.0)
+    q = tl.load(
+        q_ptr + row.to(tl.int64) * q_n + (head * groups + g)[:, None] * q_h + col[None, :], mask=q_mask, other=0.0
+    )
     first = 0
     if has_window:
         first = tl.maximum(length - window, 0)
@@ -80,7 +82,7 @@ def _decode(
         inside = seen[:, None] & (col < d)[None, :]
         k = tl.load(keys_ptr + place, mask=inside, other=0.0)
         v = tl.load(values_ptr + place, mask=inside, other=0.0)
-        if ieee:
+        if ieee:  # noqa: SIM108
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         else:
             score = tl.dot(q, tl.trans(k)) * scale
@@ -160,7 +162,7 @@ def _prefill(
         inside = (position < length)[:, None] & (col < d)[None, :]
         k = tl.load(keys_ptr + place, mask=inside, other=0.0)
         v = tl.load(values_ptr + place, mask=inside, other=0.0)
-        if ieee:
+        if ieee:  # noqa: SIM108
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         else:
             score = tl.dot(q, tl.trans(k)) * scale
@@ -237,6 +239,4 @@ def _decode_rows(q: Tensor, keys: Tensor, values: Tensor, out: Tensor, look: Loo
         rows_g=max(16, triton.next_power_of_2(q_heads // heads)), num_warps=4, num_stages=3,
     )  # fmt: skip
     if shares > 1:
-        _combine[(rows * q_heads,)](
-            part, sums, out, d=d, shares=shares, block_d=triton.next_power_of_2(d), num_warps=4
-        )
+        _combine[(rows * q_heads,)](part, sums, out, d=d, shares=shares, block_d=triton.next_power_of_2(d), num_warps=4)

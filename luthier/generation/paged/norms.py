@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,9 +16,8 @@ __all__ = ["fused_norms"]
 _LIKE_LLAMA = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Phi3RMSNorm", "SmolLM3RMSNorm")
 
 
-@cache
 def _fused(base: type[nn.Module]) -> type[nn.Module]:
-    class Fused(base):  # type: ignore[misc, valid-type]
+    class Fused(base):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Tensor:
             rows = hidden_states.reshape(-1, hidden_states.shape[-1])
             return add_rms_norm(rows, self.weight, eps=self.variance_epsilon)[0].view(hidden_states.shape)
@@ -33,9 +31,10 @@ def fused_norms(model: Any) -> Iterator[int]:
     """Give the norms of a model their fast subclass meanwhile; yields how many."""
     found = [module for module in model.modules() if type(module).__name__ in _LIKE_LLAMA]
     own = [(module, type(module)) for module in found]
+    fused = {kind: _fused(kind) for _, kind in own}
     try:
         for module, kind in own:
-            module.__class__ = _fused(kind)
+            module.__class__ = fused[kind]
         yield len(own)
     finally:
         for module, kind in own:

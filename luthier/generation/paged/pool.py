@@ -61,7 +61,7 @@ class PagePool:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page in all layers."""
-        return self.data.nbytes // (self.pages + 1)
+        return int(self.data.nbytes) // (self.pages + 1)
 
     def keys(self, layer: int) -> Tensor:
         """(P x page, H, D)."""

@@ -11,9 +11,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from luthier.generation.paged.attention import Unsupported
 from luthier.generation.paged.model import PagedModel, Shape
 
-__all__ = ["shape_of", "token_bytes"]
+__all__ = ["shape_of"]
 
-# Tokens of the prompt that is read both ways, and the root of the mean squared difference of the logits over their spread.
+# Tokens of the prompt that is read both ways; root of the mean squared difference of the logits over their spread.
 PROBE_TOKENS = 9
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -63,8 +63,3 @@ def _differs(inner: Any, shape: Shape) -> str | None:
     if not apart <= TOLERANCE[inner.dtype]:
         return f"logits over pages are {apart:.2g} of their spread away from the model's own"
     return None
-
-
-def token_bytes(inner: Any, shape: Shape) -> int:
-    """Bytes of one token's keys and values."""
-    return 2 * shape.layers * shape.heads * shape.head_size * int(inner.dtype.itemsize)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 
 from luthier.jobs import webhooks
 from luthier.jobs.errors import LeaseLost
@@ -19,6 +20,7 @@ __all__ = ["check_next", "run_clerk"]
 
 ESTIMATES, SWEEP = 10.0, 600.0
 CHECK_LEASE = 600.0
+FAULT_SECONDS = 10.0
 
 
 def run_clerk(store: Store, settings: WorkerSettings, stopping: threading.Event) -> None:
@@ -64,16 +66,24 @@ def check_next(store: Store, settings: WorkerSettings) -> bool:
             store.move(job.id, to="failed", by=CLERK, error=found.error)
     except LeaseLost as lost:  # cancelled meanwhile
         note(lost.problems[0].message, style="yellow")
-    except LuthierError as error_:
-        store.move(job.id, to="failed", by=CLERK, error=error_of_luthier(job, error_))
+    except LuthierError as error:
+        store.move(job.id, to="failed", by=CLERK, error=error_of_luthier(job, error))
+    except Exception as error:  # noqa: BLE001 - one file must not stop the clerk for ever
+        traceback.print_exc()
+        message = f"a fault in Luthier while the files were checked ({type(error).__name__})"
+        store.move(job.id, to="failed", by=CLERK, error={"code": "server_error", "message": message, "param": None})
     return True
 
 
 def _send(store: Store, settings: WorkerSettings, stopping: threading.Event) -> None:
     while True:
         ending = stopping.is_set()  # once more after the last job of this service has ended
-        webhooks.spread(store, settings.webhooks)
-        webhooks.deliver_due(store, settings.webhooks)
+        try:
+            webhooks.spread(store, settings.webhooks)
+            webhooks.deliver_due(store, settings.webhooks)
+        except Exception:  # noqa: BLE001 - it is tried again; the thread must live
+            traceback.print_exc()
+            stopping.wait(FAULT_SECONDS)
         if ending:
             return
         stopping.wait(settings.workers.poll_seconds)

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,13 +24,14 @@ from luthier.jobs.store import Store
 from luthier.jobs.worker.ending import FINAL_CODES, error_of_exit, error_of_luthier, succeed
 from luthier.jobs.worker.folder import JobPlace, end_orphan, lock_owner
 from luthier.jobs.worker.hooks import RecipeOf, environment_of, plan_of
+from luthier.jobs.worker.progress import read_progress, write_progress
 from luthier.jobs.worker.settings import WorkerSettings
 from luthier.jobs.worker.tell import Teller
 from luthier.launch.resources import resources_of
 from luthier.launch.task import Launcher, Status, Task
 from luthier.runtime.console import note
 from luthier.runtime.env import child_environment
-from luthier.runtime.errors import LuthierError
+from luthier.runtime.errors import EnvironmentProblem, LuthierError
 
 __all__ = ["Runner"]
 
@@ -65,15 +67,21 @@ class Runner:
             note(f"{job.id}: {lost.problems[0].message}", style="yellow")
         except LuthierError as error:
             self.store.move(job.id, to="failed", by=self.worker, error=error_of_luthier(job, error))
+        except Exception as error:  # noqa: BLE001 - one job must not stop a worker for ever
+            traceback.print_exc()
+            self._stumbled(job, error)
 
     def _attempt(self, job: JobRecord, place: JobPlace, teller: Teller) -> bool:
         """Start the run, or find it, and follow it to its end; returns whether another attempt is needed."""
         task = self._task(job, place)
-        handle = self.launcher.find(task)
-        if handle is None and not self._wait_until_free(job, place):
-            return self._settle(job, place, teller, None, "shutdown" if self.stopping.is_set() else "pause")
-        if handle is None:
-            handle = self.launcher.submit(self._with_resources(task, place))
+        try:
+            handle = self.launcher.find(task)
+            if handle is None and not self._wait_until_free(job, place):
+                return self._settle(job, place, teller, None, "shutdown" if self.stopping.is_set() else "pause")
+            if handle is None:
+                handle = self.launcher.submit(self._with_resources(task, place))
+        except EnvironmentProblem as error:  # a cluster's control may be down for a while
+            return self._died(job, teller, f"could not be started: {error.problems[0].message}")
         try:
             status, asked = self._follow(job, handle, teller)
         except BaseException:
@@ -202,10 +210,10 @@ class Runner:
         elif asked:
             return True  # a pause that was taken back meanwhile
         else:
-            return self._died(job, teller, code)
+            return self._died(job, teller, _how(code))
         return False
 
-    def _died(self, job: JobRecord, teller: Teller, code: int | None) -> bool:
+    def _died(self, job: JobRecord, teller: Teller, how: str) -> bool:
         workers, progress = self.settings.workers, teller.progress
 
         def count() -> None:
@@ -213,7 +221,6 @@ class Runner:
             progress.seen = progress.news
 
         teller.save(count)
-        how = _how(code)
         if progress.crashes >= workers.crashes:
             message = f"the run {how}, {progress.crashes} times in a row without getting any further"
             error = {"code": "server_error", "message": message, "param": None}
@@ -226,6 +233,21 @@ class Runner:
         if wish := self._wish(self.store.job(job.id)):
             return self._settle_wish(job, wish)
         return True
+
+    def _stumbled(self, job: JobRecord, error: Exception) -> None:
+        """A fault of ours: the job is given back, and fails when that has happened too often."""
+        progress = read_progress(self.store, job.id)
+        progress.crashes += 1
+        with self.store.database.writing() as connection:
+            write_progress(connection, job.id, progress)
+        if progress.crashes < self.settings.workers.crashes:
+            self.store.release(job.id, self.worker)
+            self.stopping.wait(self.settings.workers.crash_wait_seconds * progress.crashes)
+            return
+        message = f"a fault in Luthier ({type(error).__name__}); the log of worker {self.worker} has the trace"
+        self.store.move(
+            job.id, to="failed", by=self.worker, error={"code": "server_error", "message": message, "param": None}
+        )
 
     def _settle_wish(self, job: JobRecord, wish: Asked) -> bool:
         if wish == "shutdown":

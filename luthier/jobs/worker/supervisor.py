@@ -105,7 +105,14 @@ class Supervisor:
                 if one.child is not None and one.child.poll() is not None:
                     self._died(one, one.child.returncode)
                 elif one.child is None and time.monotonic() >= one.started:
-                    self._spawn(one)
+                    self._try_again(one)
+
+    def _try_again(self, one: _Place) -> None:
+        try:
+            self._spawn(one)
+        except OSError as error:  # no process or no file may be made just now
+            one.started = time.monotonic() + 5.0
+            note(f"{one.name} cannot be started: {error}", style="yellow")
 
     def _died(self, one: _Place, code: int) -> None:
         young = time.monotonic() - one.started < YOUNG_SECONDS

@@ -48,7 +48,7 @@ def summary(facts: CardFacts) -> str:
     merge = facts.run.merge
     if facts.kind == "merged" and merge:
         rows.append(("Merged against adapter", f"largest logit difference {merge['max_logit_difference']:.3g} "
-                     f"(rounding explains {merge['bound']:.3g}), same most likely token at "
+                     f"(rounding alone: {merge.get('rounding', merge['bound']):.3g}), same most likely token at "
                      f"{percent(merge['argmax_agreement'])} of {merge['tokens']:,} positions"))  # fmt: skip
     return f"# {plain(facts.name)}\n\n{_KINDS[facts.kind]}. Written by Luthier from the files of the run.\n\n" + table(
         ("", ""), rows

@@ -232,9 +232,7 @@ class Engine:
             logits = logits.cpu()  # no float64 there
         self._accept(rows, *choose(logits, [row.chooser for row in rows]))
 
-    def _accept(
-        self, rows: Sequence[Row], tokens: Sequence[int | None], infos: Sequence[TokenInfo | None]
-    ) -> None:
+    def _accept(self, rows: Sequence[Row], tokens: Sequence[int | None], infos: Sequence[TokenInfo | None]) -> None:
         """Tell the text of each row's new token, and let finished rows go."""
         for row, token, info in zip(rows, tokens, infos, strict=True):
             if row.gone:

@@ -111,7 +111,9 @@ class PagedSlots:
         """How many of so many tokens `copy_out` can keep."""
         return length // PAGE_TOKENS * PAGE_TOKENS
 
-    def read(self, first: int, tokens: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]) -> tuple[Tensor, Tensor]:
+    def read(
+        self, first: int, tokens: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]
+    ) -> tuple[Tensor, Tensor]:
         """Read new tokens of rows `first`, ...: likeliest next tokens (R,), -1 if not finite, and logits (R, V)."""
         self.bank.use(adapters, counts=[len(row) for row in tokens])
         slots = self._order[first : first + len(tokens)]

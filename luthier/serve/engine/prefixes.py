@@ -48,9 +48,7 @@ class PrefixStore:
 
     def keep(self, new: Kept) -> None:
         """Take something up, in place of what it covers and of what was unused for longest."""
-        covered = [
-            kept for kept in self._kept if kept.adapter is new.adapter and new.ids[: len(kept.ids)] == kept.ids
-        ]
+        covered = [kept for kept in self._kept if kept.adapter is new.adapter and new.ids[: len(kept.ids)] == kept.ids]
         self._kept = [kept for kept in self._kept if kept not in covered]
         self._kept.append(new)
         while self.tokens > self.max_tokens:

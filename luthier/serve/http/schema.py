@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,8 +12,10 @@ from starlette.requests import Request
 from luthier.data.strict_json import JsonError, parse
 from luthier.serve.http.errors import ApiError, invalid, unsupported
 
-__all__ = ["ChatBody", "CompletionBody", "LoadBody", "StreamOptions", "read_body"]
+__all__ = ["ChatBody", "CompletionBody", "LoadBody", "StreamOptions", "read_body", "read_object"]
 
+LONG_BODY = 64 << 10
+KEPT = "luthier.object"
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1_000
 
 
@@ -119,24 +122,43 @@ class LoadBody(_Body):
 B = TypeVar("B", bound=BaseModel)
 
 
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object that is the body of a request; read once, however often it is asked for.
+
+    Raises:
+        ApiError: 400.
+    """
+    if KEPT not in request.scope:
+        data = await request.body()
+        # A long one would hold up everybody else's streams.
+        request.scope[KEPT] = await asyncio.to_thread(_parsed, data) if len(data) > LONG_BODY else _parsed(data)
+    found: dict[str, Any] = request.scope[KEPT]
+    return found
+
+
 async def read_body(request: Request, kind: type[B]) -> B:
     """The JSON body of a request, checked.
 
     Raises:
         ApiError: 400 that names the field.
     """
+    value = await read_object(request)
     try:
-        value = parse((await request.body()).decode("utf-8"))
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _first_problem(error) from error
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        value = parse(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise invalid(None, "the body is not UTF-8", code="invalid_json") from error
     except JsonError as error:
         raise invalid(None, f"the body is not JSON: {error.message}", code="invalid_json") from error
     if not isinstance(value, dict):
         raise invalid(None, "the body must be a JSON object", code="invalid_json")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        raise _first_problem(error) from error
+    return value
 
 
 def _first_problem(error: ValidationError) -> ApiError:

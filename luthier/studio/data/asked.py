@@ -16,7 +16,7 @@ from luthier.studio.names import path_below
 
 __all__ = ["VERSION", "AskedRows", "file_rows", "run_rows"]
 
-VERSION = 1
+VERSION = 2
 """Raised when views are stored differently."""
 _LONGEST = 1 << 24
 

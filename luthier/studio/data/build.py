@@ -10,7 +10,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from luthier.studio.data.stored import ViewWriter
 from luthier.studio.data.summary import manifest_summary
 
 if TYPE_CHECKING:
+    from luthier.data.types import TrainRow
     from luthier.explore.rows import Explored, Item
 
 __all__ = ["build_view", "main"]
@@ -140,19 +141,30 @@ def _file(asked: AskedRows) -> tuple[Explored, dict[str, Any], dict[str, Any]]:
 
 
 def _loses_answer(explored: Explored, asked: AskedRows) -> list[bool]:
-    """Of each row whether `max_length` takes some of what is trained."""
+    """Of each row whether `max_length` takes some of what is trained.
+
+    Rows of a run that were dropped for their length get the tokens that they would have, so that a page can show them.
+    """
     if asked.kind == "file":
         return [_trained_beyond(item, asked.max_length) for item in explored.items]
-    cut = [place for place, item in enumerate(explored.items) if _is_cut(item)]
-    found = [item.split == "dropped" and item.why.startswith("overlong") for item in explored.items]
-    for place, whole in zip(cut, _whole(explored, cut, asked), strict=True):
+    found = [False] * len(explored.items)
+    places = [place for place, item in enumerate(explored.items) if _is_cut(item) or _is_overlong(item)]
+    for place, whole in zip(places, _whole(explored, places, asked), strict=True):
         item = explored.items[place]
-        found[place] = item.tokens is not None and whole > item.tokens.trained_tokens
+        if item.tokens is None:
+            found[place] = True
+            explored.items[place] = replace(item, tokens=whole)
+        else:
+            found[place] = whole is not None and whole.trained_tokens > item.tokens.trained_tokens
     return found
 
 
 def _is_cut(item: Item) -> bool:
     return item.tokens is not None and any(note.startswith("truncated ") for note in item.tokens.notes)
+
+
+def _is_overlong(item: Item) -> bool:
+    return item.split == "dropped" and item.why.startswith("overlong")
 
 
 def _trained_beyond(item: Item, limit: int | None) -> bool:
@@ -163,8 +175,8 @@ def _trained_beyond(item: Item, limit: int | None) -> bool:
     return any(item.tokens.weights[limit:]) if isinstance(item.tokens, Example) else True
 
 
-def _whole(explored: Explored, places: Sequence[int], asked: AskedRows) -> list[int]:
-    """Trained tokens of rows that were cut, as they were before."""
+def _whole(explored: Explored, places: Sequence[int], asked: AskedRows) -> list[TrainRow | None]:
+    """Rows as they would be without `data.max_length`."""
     from luthier.data.branching import tokenize_preferences
     from luthier.data.template import ChatTemplate
     from luthier.data.tokenize import tokenize_all
@@ -183,7 +195,7 @@ def _whole(explored: Explored, places: Sequence[int], asked: AskedRows) -> list[
     tokenize = tokenize_preferences if pairs else tokenize_all
     rows = [explored.items[place].row for place in places]
     results = [outcome.result for outcome in tokenize(rows, template, section=section)]
-    return [0 if isinstance(result, Dropped) else result.trained_tokens for result in results]
+    return [None if isinstance(result, Dropped) else result for result in results]
 
 
 def _packs(explored: Explored) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A first look at a log of metrics, without reading all of a long one: the last steps, and points for a small picture."""
+"""A first look at a log of metrics, without reading all of a long one: the last steps, points for a small picture."""
 
 from __future__ import annotations
 

@@ -85,9 +85,7 @@ def test_what_all_prompts_begin_with_is_read_once():
         shape = shape_of(MODEL)
         paged = Watched(MODEL, shape, slots=7, tokens=4096, context=512)
         with paged.ready():
-            found = dict(
-                continuous.answers(paged, rows, max_new_tokens=20, stop_ids=frozenset([STOP]), shared=140)
-            )
+            found = dict(continuous.answers(paged, rows, max_new_tokens=20, stop_ids=frozenset([STOP]), shared=140))
     assert [found[i] for i in range(6)] == expected
     assert sum(read) == 128 + sum(len(row) - 128 for row in rows)
     assert paged.pool.used == 0 and paged.free_slots == 7

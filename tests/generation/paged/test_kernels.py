@@ -62,12 +62,9 @@ def test_strided_queries_and_writing():
     q, keys, values, look = case([3, 1], [3, 9], heads=2, groups=2, d=16)
     wide = torch.randn(4, 4, 4, 16)
     wide[:, 1] = q
-    found = kernels_triton.attend(
-        wide.to(DEVICE)[:, 1], keys.to(DEVICE), values.to(DEVICE), on(DEVICE, look), scale=1.0, window=None, softcap=None
-    )
-    torch.testing.assert_close(
-        found.cpu(), attend_reference(q, keys, values, look, scale=1.0), atol=2e-5, rtol=2e-5
-    )
+    tensors = (wide.to(DEVICE)[:, 1], keys.to(DEVICE), values.to(DEVICE), on(DEVICE, look))
+    found = kernels_triton.attend(*tensors, scale=1.0, window=None, softcap=None)
+    torch.testing.assert_close(found.cpu(), attend_reference(q, keys, values, look, scale=1.0), atol=2e-5, rtol=2e-5)
     new = torch.randn(2, 5, 16).transpose(0, 1)
     at = torch.tensor([70, 3, 64, 100, 9])
     ours = [t.clone().to(DEVICE) for t in (keys, values)]

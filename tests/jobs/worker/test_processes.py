@@ -117,6 +117,14 @@ def test_a_job_that_is_cancelled_while_its_files_are_read_stays_cancelled(servic
     assert service.store.job(job.id).status == "cancelled"
 
 
+def test_a_fault_while_files_are_checked_fails_that_job_alone(service, monkeypatch, capsys):
+    job = service.job(checked=False)
+    monkeypatch.setattr("luthier.jobs.worker.clerk.check_job", lambda *arguments, **keywords: 1 / 0)
+    assert check_next(service.store, service.settings) is True
+    assert service.store.job(job.id).error["code"] == "server_error"
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_the_clerk_sends_webhooks_and_what_is_left_at_its_end(service):
     receiver = Receiver()
     try:

@@ -27,6 +27,12 @@ def service(tmp_path):
     return Service(tmp_path, **stand_in())
 
 
+@pytest.fixture
+def unplanned(monkeypatch):
+    """No plan is made for a cluster: it takes a second or two."""
+    monkeypatch.setattr("luthier.jobs.worker.runner.plan_of", lambda recipe, gpu: None)
+
+
 def _runner(service, launcher=None, worker="cpu-0", **workers):
     section = service.settings.workers.model_copy(update=workers)
     settings = service.settings.model_copy(update={"workers": section})
@@ -208,6 +214,41 @@ def test_a_recipe_that_cannot_be_made_fails_the_job(service):
     assert done.status == "failed" and done.error["code"] == "invalid_recipe"
 
 
+def test_a_fault_of_ours_gives_the_job_back_and_fails_it_only_in_the_end(service, capsys):
+    job = service.job()
+
+    def fault(job):
+        raise ZeroDivisionError
+
+    for attempt in (1, 2, 3):
+        runner = _runner(service, crashes=3)
+        runner.recipe_of = fault
+        now = _run(service, runner)
+        assert now.status == ("failed" if attempt == 3 else "running") and now.worker is None
+    assert now.error["code"] == "server_error" and "ZeroDivisionError" in now.error["message"]
+    assert "Traceback" in capsys.readouterr().err
+    assert service.messages(job)[-1].startswith("The job failed: a fault in Luthier")
+
+
+def test_a_cluster_that_is_down_for_a_while_fails_no_job(service, unplanned):
+    from luthier.runtime.errors import EnvironmentProblem
+
+    class Down(Cluster):
+        def submit(self, task):
+            if len(self.submitted) < 2:
+                self.submitted.append(task)
+                raise EnvironmentProblem(code="L162", message="`sbatch` failed: unable to contact the controller")
+            self.answer = Status(phase="ended", exit_code=0)
+            return task.name
+
+        def find(self, task):
+            return None
+
+    job = service.job()
+    assert _run(service, _runner(service, launcher=Down())).status == "succeeded"
+    assert sum("unable to contact" in message for message in service.messages(job)) == 2
+
+
 def test_the_recipe_is_written_once(service):
     job, runner = service.job(steps=40), _runner(service)
 
@@ -250,6 +291,32 @@ def test_a_folder_that_somebody_else_works_in_is_waited_for(service):
             service.store.want(job.id, "cancel")
 
         assert _run(service, runner, then=release).status == "cancelled"
+
+
+def test_a_kill_between_the_result_file_and_the_end_leaves_one_of_each(service, monkeypatch):
+    job, runner = service.job(steps=4), _runner(service)
+    real = service.store.move
+
+    class Killed(BaseException):
+        pass
+
+    def killed(id_, *, to, **fields):
+        if to == "succeeded":
+            raise Killed
+        return real(id_, to=to, **fields)
+
+    monkeypatch.setattr(service.store, "move", killed)
+    with pytest.raises(Killed):
+        _run(service, runner)
+    monkeypatch.undo()
+    assert service.store.job(job.id).status == "running"
+    service.store.release(job.id, "cpu-0")
+    done = _run(service, runner)
+    assert done.status == "succeeded"
+    files, _ = service.store.files("me", purpose="fine-tune-results")
+    assert [file.id for file in files] == list(done.result_files)
+    created = [message for message in service.messages(job) if message.startswith("New fine-tuned model")]
+    assert len(created) == 1
 
 
 def test_a_worker_that_lost_its_job_ends_its_run_and_touches_nothing(service):
@@ -331,7 +398,7 @@ def test_a_cluster_goes_on_while_the_service_is_down_and_is_asked_once(service, 
     assert len(cluster.submitted) == 1, "found by its name, not submitted again"
 
 
-def test_a_task_that_a_cluster_lost_is_submitted_again(service):
+def test_a_task_that_a_cluster_lost_is_submitted_again(service, unplanned):
     service.job()
     cluster = Cluster()
 

@@ -49,6 +49,11 @@ class World:
     def runs(self) -> Path:
         return self.root / "runs"
 
+    @property
+    def count(self) -> int:
+        """Of runs that there are now."""
+        return len(list(self.runs.glob("*/events.jsonl")))
+
 
 def _rows(count: int, seed: int) -> list[dict]:
     rows = conversations(count, seed=seed)
@@ -63,7 +68,7 @@ def _recipe(root: Path, run: str, **train: Any) -> Any:
         "version": 1,
         "name": f"Title {PAYLOADS[0]}",
         "model": {"name_or_path": str(root / "model"), "dtype": "float32"},
-        "data": {"train": [{"path": "train.jsonl"}], "validation": {"fraction": 0.2}, "max_length": 256},
+        "data": {"train": [{"path": "train.jsonl"}], "validation": {"fraction": 0.2}, "max_length": 448},
         "method": {"name": "lora", "r": 4},
         "train": {
             "max_steps": 8,

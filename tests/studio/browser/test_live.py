@@ -34,9 +34,11 @@ def growing(world: World) -> Iterator[threading.Thread]:
     def write() -> None:
         with RunFolder(folder).lock(), (folder / "metrics.jsonl").open("a") as file:
             for step in range(1, STEPS + 1):
-                row = {"step": step, "epoch": step / STEPS, "loss": 2 / step,
-                       "grad_norm": 0.0 if step == STEPS else 1.0, "learning_rate": 1e-3, "tokens": 100 * step, "trained_tokens": 50 * step, "seconds": 0.06 * step,
-                       "tokens_per_second": 1000.0}  # fmt: skip
+                row = {
+                    "step": step, "epoch": step / STEPS, "loss": 2 / step, "grad_norm": 0.0 if step == STEPS else 1.0,
+                    "learning_rate": 1e-3, "tokens": 100 * step, "trained_tokens": 50 * step, "seconds": 0.06 * step,
+                    "tokens_per_second": 1000.0,
+                }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 time.sleep(0.06)

@@ -38,13 +38,13 @@ def test_names_titles_errors_and_tags_of_the_list(page: Any, world: World) -> No
     page.get_by_text("first", exact=True).hover()
     page.get_by_role("button", name="Tags and notes of first").click()
     page.get_by_label("Tags, with commas between").fill("<b>x</b>")
-    page.get_by_label("Notes").fill("\n".join(PAYLOADS))
+    page.get_by_role("textbox", name="Notes").fill("\n".join(PAYLOADS))
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_role("dialog")).to_have_count(0)
     page.goto("/studio/?cols=name,tags")
     expect(page.locator(".cell.tags .tag", has_text="<b>x</b>")).to_be_visible()
     page.get_by_role("button", name="Tags and notes of first").click()
-    expect(page.get_by_label("Notes")).to_have_value("\n".join(PAYLOADS))
+    expect(page.get_by_role("textbox", name="Notes")).to_have_value("\n".join(PAYLOADS))
     _inert(page)
 
 

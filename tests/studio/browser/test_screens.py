@@ -21,7 +21,7 @@ def test_runs_are_found_sorted_pinned_tagged_and_picked(page: Any, world: World)
     page.goto("/studio/")
     rows = page.get_by_role("grid", name="Runs").get_by_role("row")
     expect(page.get_by_role("link", name="second", exact=True)).to_be_visible()
-    expect(rows).to_have_count(5)  # four runs and the head
+    expect(rows).to_have_count(world.count + 1)  # and the head
     page.get_by_role("searchbox", name="Search runs").fill("second")
     expect(rows).to_have_count(2)
     assert "q=second" in page.url
@@ -40,7 +40,7 @@ def test_runs_are_found_sorted_pinned_tagged_and_picked(page: Any, world: World)
     expect(page.get_by_role("button", name="Pin second")).to_have_attribute("aria-pressed", "true")
     page.get_by_role("button", name="Tags and notes of second").click()
     page.get_by_label("Tags, with commas between").fill("keep, best")
-    page.get_by_label("Notes").fill("a note")
+    page.get_by_role("textbox", name="Notes").fill("a note")
     page.get_by_role("button", name="Save").click()
     page.get_by_role("button", name="★ pinned").click()
     expect(rows).to_have_count(2)
@@ -132,6 +132,22 @@ def test_form_and_text_follow_each_other_and_problems_have_lines(page: Any) -> N
     expect(page.get_by_role("region", name="Plan")).to_contain_text("fits", timeout=120_000)
     expect(page.get_by_role("region", name="Equivalent command")).to_contain_text("luthier run")
     expect(page.get_by_role("button", name="Start run")).to_be_enabled(timeout=60_000)
+
+
+def test_a_run_is_started_and_followed_to_its_end(page: Any, world: World) -> None:
+    page.goto("/studio/new?from=second")
+    editor = page.get_by_role("textbox", name="Recipe (YAML)")
+    expect(editor).to_have_value(re.compile("runs/second"))
+    page.get_by_role("region", name="Short form").get_by_label("Run folder").fill("runs/started")
+    page.get_by_role("region", name="Short form").get_by_label("Run folder").press("Tab")
+    expect(editor).to_have_value(re.compile("runs/started"))
+    expect(page.get_by_role("button", name="Start run")).to_be_enabled()
+    page.get_by_role("button", name="Start run").click()
+    page.wait_for_url("**/studio/runs/*")
+    expect(page.get_by_role("heading", level=1)).to_have_text("started")
+    expect(page.get_by_text("finished", exact=True).first).to_be_visible(timeout=240_000)
+    expect(page.get_by_role("region", name="Event feed")).to_contain_text("training ended at step 8")
+    assert (world.runs / "started" / "report.html").is_file()
 
 
 def test_the_editor_offers_keys_of_the_schema(page: Any) -> None:
