@@ -43,7 +43,7 @@ def launch(
     loaded = load_with_overrides(recipe, overrides)
     if node_rank >= nodes or (nodes > 1 and rendezvous is None):
         raise RecipeError(
-            code="L152", message=f"machine {node_rank} of {nodes}, rendezvous {rendezvous or 'not given'}",
+            code="L103", message=f"machine {node_rank} of {nodes}, rendezvous {rendezvous or 'not given'}",
             hint="several machines need `--nodes N --node-rank 0..N-1 --rendezvous HOST:PORT`, the same port on each",
         )  # fmt: skip
     processes, cpu = choose_processes(num_gpus, num_processes)

@@ -139,7 +139,7 @@ def _require_one_process(arguments: list[str]) -> None:
     command = next((word for word in arguments if not word.startswith("-")), "")
     if processes > 1 and command not in TOGETHER:
         raise RecipeError(
-            code="L151",
+            code="L102",
             message=f"`luthier {command}` was started by a launcher with {processes} processes; it takes one",
             hint=f"start it without the launcher; only {' and '.join(TOGETHER)} take several",
         )

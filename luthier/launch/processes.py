@@ -61,17 +61,17 @@ def choose_processes(num_gpus: int | None, num_processes: int | None) -> tuple[i
     import torch
 
     if num_gpus is not None and num_processes is not None:
-        raise RecipeError(code="L152", message="`--num-gpus` and `--num-processes` exclude each other")
+        raise RecipeError(code="L103", message="`--num-gpus` and `--num-processes` exclude each other")
     if num_processes is not None:
         return num_processes, True
     there = torch.cuda.device_count()
     if num_gpus is None and not there:
         raise RecipeError(
-            code="L152", message="no GPU here, and no number of processes", hint="`--num-processes N` takes the CPU"
+            code="L103", message="no GPU here, and no number of processes", hint="`--num-processes N` takes the CPU"
         )
     if num_gpus is not None and num_gpus > there:
         raise EnvironmentProblem(
-            code="L150", message=f"{num_gpus} GPUs were asked for, this machine shows {there}",
+            code="L101", message=f"{num_gpus} GPUs were asked for, this machine shows {there}",
             hint="lower `--num-gpus`, or look at CUDA_VISIBLE_DEVICES",
         )  # fmt: skip
     return num_gpus or there, False

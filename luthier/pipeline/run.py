@@ -127,7 +127,7 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
     recipe, wanted = session.recipe, _wanted(session.recipe, only)
     if session.is_online and session.group.size > 1:
         raise RecipeError(
-            code="L153", message=f"`objective.name: {recipe.objective.name}` takes one process so far",
+            code="L104", message=f"`objective.name: {recipe.objective.name}` takes one process so far",
             hint="start it without a launcher",
         )  # fmt: skip
     refuse_changed_resume(session, wanted=wanted)

@@ -45,13 +45,13 @@ def distributed_rules(
     """Refused combinations, by name."""
     if section.strategy in ("zero2", "zero3"):
         yield locate("distributed.strategy").problem(
-            "L154", f"`distributed.strategy: {section.strategy}` (DeepSpeed) is not built",
+            "L110", f"`distributed.strategy: {section.strategy}` (DeepSpeed) is not built",
             hint="fsdp2 shards the same: weights, gradients and optimizer state",
         )  # fmt: skip
     if section.strategy == "fsdp2":
         for key, reason in why_not_sharded(model, method, objective, train):
             message = f"`distributed.strategy: fsdp2` beside `{key}`: {reason}"
-            yield locate("distributed.strategy").problem("L156", message, hint="write ddp or auto, or change that key")
+            yield locate("distributed.strategy").problem("L112", message, hint="write ddp or auto, or change that key")
     if section.strategy == "ddp" and not section.reshard_after_forward:
         key = "distributed.reshard_after_forward"
         message = f"`{key}` would have no effect: `distributed.strategy` is ddp"

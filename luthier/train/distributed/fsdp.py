@@ -74,7 +74,7 @@ def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool
     if not layers or any(not p.is_floating_point() for p in model.parameters()):
         what = "has no list of decoder layers" if not layers else "has weights that are no floating-point numbers"
         raise RecipeError(
-            code="L155", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it {what}",
+            code="L111", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it {what}",
             hint="use `distributed.strategy: ddp`",
         )  # fmt: skip
     whole = _kept_whole(model, device)

@@ -154,7 +154,7 @@ def _require_one_gpu_each(device: Device) -> None:
     env = read_env()
     if device.type == "mps":
         raise EnvironmentProblem(
-            code="L150", message="an Apple GPU is one device: it takes one process", hint="start it without a launcher"
+            code="L101", message="an Apple GPU is one device: it takes one process", hint="start it without a launcher"
         )
     if device.type != "cuda":
         return
@@ -163,7 +163,7 @@ def _require_one_gpu_each(device: Device) -> None:
     there = torch.cuda.device_count()
     if env.local_world_size > there:
         raise EnvironmentProblem(
-            code="L150",
+            code="L101",
             message=f"{env.local_world_size} processes on this machine, which shows {there} GPU(s): each needs its own",
             hint=f"start {there} processes, or `--num-processes {env.local_world_size}` for CPUs",
         )

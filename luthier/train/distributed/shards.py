@@ -47,7 +47,7 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
     on_main(accelerator, lambda: _make_empty(temporary))
     if not temporary.is_dir():
         raise EnvironmentProblem(
-            code="L157", message=f"{temporary} is not seen by process {accelerator.process_index}",
+            code="L121", message=f"{temporary} is not seen by process {accelerator.process_index}",
             hint="sharded checkpoints need a run folder on a file system that all machines share",
         )  # fmt: skip
     held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
