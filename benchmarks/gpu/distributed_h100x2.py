@@ -135,7 +135,7 @@ def trl(run: Any, processes: int, tiny: bool, site: str | None) -> None:
     flags = ["--peer", "trl", "--attn", "sdpa", "--device", "cpu", "--tiny", "--steps", "2", "--warmup", "1"]
     if not tiny:
         flags = ["--peer", "trl_liger_nockpt", "--model", "llama8b", "--seq", "1024", "--bs", "8", "--steps", "8"]
-    packages = {"PYTHONPATH": f"{site}/common:{site}/trl:{site}/fa2"} if site and not tiny else {}
+    packages = {"PYTHONPATH": f"{site}/trl:{site}/common:{site}/fa2"} if site and not tiny else {}
     if site and not tiny:
         flags += ["--tok", f"{site}/tok"]
     words = [str(HERE / "one_gpu_each.py"), str(peers[0]), *flags, "--method", "lora"]
