@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-METHODS = ("full", "lora", "freeze")
 
 
 def settings(tiny: bool) -> list[tuple[str, int, list[str]]]:
@@ -107,25 +106,23 @@ def checks(run: Any, processes: int, tiny: bool, folder: Path) -> list[str]:
     """Trajectories on all GPUs against one."""
     import torch
 
-    shape = ["--model", "tiny", "--layers", "4"] if tiny else ["--model", "smol135m", "--layers", "6"]
-    shape += ["--max-doc", "64" if tiny else "512"] + (["--device", "cpu"] if tiny else [])
+    words = [str(HERE / "distributed_rank.py"), "--check", str(folder)]
+    words += ["--model", "tiny", "--layers", "4", "--max-doc", "64", "--device", "cpu"] if tiny else []
+    words += [] if tiny else ["--model", "smol135m", "--layers", "6", "--max-doc", "512"]
+    one, many = run("check, one", 1, words), run("check, all", processes, words)
+    if "error" in one or "error" in many:
+        return [f"checks NOT DONE: {one.get('error')} / {many.get('error')}"]
     lines = []
-    for method in METHODS:
-        base = [str(HERE / "distributed_rank.py"), *shape, "--method", method]
-        one = run(f"check {method}, one", 1, [*base, "--check", str(folder / f"{method}-1.pt")])
-        for strategy in ("ddp", "fsdp2"):
-            file = folder / f"{method}-{strategy}.pt"
-            many = run(f"check {method}, {strategy}", processes, [*base, "--strategy", strategy, "--check", str(file)])
-            if "error" in one or "error" in many:
-                lines.append(f"check {method:6} {strategy:5}: NOT DONE {one.get('error') or many.get('error')}")
-                continue
-            a, b = (torch.load(path) for path in (folder / f"{method}-1.pt", file))
-            loss = max(abs(x - y) for x, y in zip(a["losses"], b["losses"], strict=True))
-            weight = max(float((a["weights"][k].double() - b["weights"][k].double()).abs().max()) for k in a["weights"])
-            lines.append(
-                f"check {method:6} {strategy:5}: {many['processes']} processes, {many['wrapper']}, loss {loss:.1e}, "
-                f"weight {weight:.1e} {'ok' if weight <= 5e-5 else 'TOO FAR (bound 5e-5)'}; {'; '.join(many['layers'])}"
-            )
+    for name, case in many["cases"].items():
+        method, strategy = name.split()
+        files = (folder / f"{method}-ddp-1.pt", folder / f"{method}-{strategy}-{processes}.pt")
+        a, b = (torch.load(path) for path in files)
+        loss = max(abs(x - y) for x, y in zip(a["losses"], b["losses"], strict=True))
+        weight = max(float((a["weights"][k].double() - b["weights"][k].double()).abs().max()) for k in a["weights"])
+        lines.append(
+            f"check {method:6} {strategy:5}: {many['processes']} processes, {case['wrapper']}, loss {loss:.1e}, weight "
+            f"{weight:.1e} {'ok' if weight <= 5e-5 else 'TOO FAR (bound 5e-5)'}; {'; '.join(case['layers'])}"
+        )
     return lines
 
 
@@ -138,7 +135,7 @@ def trl(run: Any, processes: int, tiny: bool, site: str | None) -> None:
     flags = ["--peer", "trl", "--attn", "sdpa", "--device", "cpu", "--tiny", "--steps", "2", "--warmup", "1"]
     if not tiny:
         flags = ["--peer", "trl_liger_nockpt", "--model", "llama8b", "--seq", "1024", "--bs", "8", "--steps", "8"]
-    packages = {"PYTHONPATH": f"{site}/common:{site}/trl:{site}/fa2"} if site and not tiny else {}
+    packages = {"PYTHONPATH": f"{site}/trl:{site}/common:{site}/fa2"} if site and not tiny else {}
     if site and not tiny:
         flags += ["--tok", f"{site}/tok"]
     words = [str(HERE / "one_gpu_each.py"), str(peers[0]), *flags, "--method", "lora"]

@@ -3,7 +3,8 @@
     torchrun --standalone --nproc_per_node 2 benchmarks/gpu/distributed_rank.py --strategy fsdp2 ...
 
 apply_method -> the trainer of luthier/train/setup.py -> `update`, as in bench.py, with the parts of a step dealt to the
-processes as the product deals them. `--check FILE` takes a few steps in fp32 and keeps losses and trained weights.
+processes as the product deals them. `--check FOLDER` takes a few steps in fp32 of every method (and, on several
+processes, of both strategies) and keeps losses and trained weights.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype")
-    parser.add_argument("--check", type=Path, help="6 steps over 13 documents; losses and weights go here")
+    parser.add_argument("--check", type=Path, help="folder: 6 steps over 13 documents of each method")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -141,7 +142,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
              "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
     if options.check:
-        _keep(model, losses, options.check, rank)
+        _keep(model, losses, options.check / f"{options.method}-{options.strategy}-{world}.pt", rank)
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
         info |= {
@@ -151,6 +152,16 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
         }  # fmt: skip
     batches.close()
     return info
+
+
+def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
+    """Every method, on several processes with both strategies."""
+    cases = {}
+    for method in METHODS:
+        for strategy in ("ddp",) if world == 1 else ("ddp", "fsdp2"):
+            options.method, options.strategy = method, strategy
+            cases[f"{method} {strategy}"] = run(options, world, rank)
+    return {"cases": cases}
 
 
 def _keep(model: Any, losses: list[float], file: Path, rank: int) -> None:
@@ -171,7 +182,7 @@ def main() -> None:
     info: dict[str, Any] = {"label": options.label, "processes": world, **{
         key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}}  # fmt: skip
     try:
-        info |= run(options, world, rank)
+        info |= check(options, world, rank) if options.check else run(options, world, rank)
     except Exception as error:  # noqa: BLE001  said in the result
         info["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         traceback.print_exc()
