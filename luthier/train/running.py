@@ -213,9 +213,8 @@ class Running:
         self._serve(position.step, removed)
 
     def _serve(self, step: int, removed: Sequence[int] = ()) -> None:
-        served = self.served
-        if served is not None:
-            on_main(self.trainer.accelerator, lambda: served.keep(step, removed))
+        if self.served is not None:
+            self.served.keep(step, removed)
 
     def _interrupted(self) -> Interrupted:
         step, total = self.position.step, self.order.total_steps

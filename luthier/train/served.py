@@ -10,20 +10,26 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.runs.folder import RunFolder
 from luthier.runtime.atomic import TEMP_PREFIX, sweep
+from luthier.train.processes import on_main
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 __all__ = ["Served"]
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Writes and removes them; on process 0 only."""
+    """Writes and removes them. Called on all processes: shards are gathered from all of them."""
 
     run: RunFolder
+    accelerator: Accelerator
     write: Callable[[Path], None]
-    """Saves the weights as they are now into a folder that is complete or absent."""
+    """Saves the weights as they are now into a folder that is complete or absent; called on all processes."""
 
     @property
     def folder(self) -> Path:
@@ -37,13 +43,21 @@ class Served:
             step: The model is as after this step.
             removed: Steps whose checkpoints are gone: theirs go, too.
         """
-        sweep(self.folder)
         target = self.folder / f"step-{step}"
-        if not target.is_dir():
+
+        def missing() -> bool:
+            sweep(self.folder)
+            return not target.is_dir()
+
+        if on_main(self.accelerator, missing):
             self.write(target)
-        self.run.event("checkpoint_served", step=step, path=f"served/step-{step}")
-        for gone in removed:
-            self._remove(gone)
+
+        def told() -> None:
+            self.run.event("checkpoint_served", step=step, path=f"served/step-{step}")
+            for gone in removed:
+                self._remove(gone)
+
+        on_main(self.accelerator, told)
 
     def _remove(self, step: int) -> None:
         target = self.folder / f"step-{step}"

@@ -51,6 +51,15 @@ def test_chats(server, change):
     refused(server, CHAT, {"model": "tiny", "messages": HI, "max_tokens": 4, **change})
 
 
+def test_a_million_messages(server):
+    many = b",".join([json.dumps(HI[0]).encode()] * 1_000_000)
+    status, told = server.ask(CHAT, method="POST", body=b'{"model": "tiny", "messages": [' + many + b"]}")
+    assert status == 413 and told["error"]["code"] == "body_too_large"
+    fits = b",".join([json.dumps(HI[0]).encode()] * 50_000)
+    status, told = server.ask(CHAT, method="POST", body=b'{"model": "tiny", "messages": [' + fits + b"]}")
+    assert status == 400 and told["error"]["message"]
+
+
 def test_finish_reason_is_length_exactly_when_cut(server):
     client = server.client()
     cut = client.chat.completions.create(model="tiny", messages=HI, max_tokens=3, logit_bias={"77": 100})

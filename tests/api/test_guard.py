@@ -202,6 +202,8 @@ def test_without_keys_this_machine_may_do_everything_until_there_is_one(tmp_path
         assert server.ask("/v1/files")[0] == 401 and server.ask("/v1/files", text)[0] == 200
         server.store.revoke(key.id)
         assert server.ask("/v1/files")[0] == 401, "revoking the last key does not open the server"
+    with api(tmp_path / "home") as again:
+        assert again.ask("/v1/files")[0] == 401, "nor does a restart"
 
 
 @pytest.mark.parametrize(
@@ -246,6 +248,15 @@ def test_large_headers_addresses_and_bodies_are_refused(server):
     body = b'{"x": "' + b"a" * (9 << 20) + b'"}'
     status, told = server.ask("/v1/fine_tuning/jobs", key, method="POST", body=body)
     assert status == 413 and told["error"]["code"] == "body_too_large"
+    import http.client
+
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "Transfer-Encoding": "chunked"}
+    pieces = iter([b'{"x": "', *[b"a" * (1 << 20)] * 9, b'"}'])
+    connection.request("POST", "/v1/fine_tuning/jobs", body=pieces, encode_chunked=True, headers=headers)
+    answer = connection.getresponse()
+    assert answer.status == 413 and json.loads(answer.read())["error"]["code"] == "body_too_large"
+    connection.close()
     for length in ("-1", "x", "1e3", "9" * 30):
         with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=10) as plain:
             plain.sendall(f"POST /v1/uploads HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n".encode())

@@ -167,6 +167,18 @@ def test_permissions_of_checkpoints_are_honestly_absent(server):
         permissions.retrieve("ft:none:ckpt-step-1")
 
 
+def test_what_was_used_least_recently_makes_room():
+    async def story():
+        host = FakeHost()
+        loader = Loader(host, ServerSection(max_loaded_models=2, max_loaded_bases=1))
+        for name in ("a", "b", "a", "c"):
+            async with loader.lease(name, loading(name)):
+                pass
+        assert set(host.there) == {"a", "c"}
+
+    asyncio.run(story())
+
+
 class FakeHost:
     """Loads nothing; some models refuse to go."""
 

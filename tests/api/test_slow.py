@@ -3,7 +3,6 @@
 import json
 import os
 
-import openai
 import pytest
 
 from luthier.api.service import worker_settings
@@ -14,7 +13,7 @@ from luthier.quickstart.tickets import make_tickets
 from tests.api.serving import api, until
 from tests.api.test_jobs import ENDED, HOSTED, run_script
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def client(service):
 
 @pytest.fixture(scope="module")
 def tickets(client, service):
-    text = "".join(json.dumps(row) + "\n" for row in make_tickets(48, seed=1, split="train"))
+    text = "".join(json.dumps(row) + "\n" for row in make_tickets(32, seed=1, split="train"))
     return client.files.create(file=("tickets.jsonl", text.encode()), purpose="fine-tune").id
 
 
@@ -56,18 +55,17 @@ def steps(client, job):
 
 def test_a_job_is_paused_resumed_and_ends_as_one(client, tickets):
     jobs = client.fine_tuning.jobs
-    job = jobs.create(model=HOSTED, training_file=tickets, hyperparameters={"n_epochs": 2, "batch_size": 4}, seed=3)
-    until(lambda: len(steps(client, job)) >= 5, 300, pause=0.2)
+    job = jobs.create(model=HOSTED, training_file=tickets, hyperparameters={"n_epochs": 1, "batch_size": 4}, seed=3)
+    until(lambda: len(steps(client, job)) >= 2, 300, pause=0.2)
     jobs.pause(job.id)
     paused = until(lambda: (now := jobs.retrieve(job.id)).status == "paused" and now, 120)
     done = len(steps(client, job))
-    assert 5 <= done < 24 and paused.finished_at is None
-    with pytest.raises(openai.ConflictError):
-        jobs.pause(job.id)
+    assert 2 <= done < 8 and paused.finished_at is None
+    assert jobs.pause(job.id).status == "paused", "asked again, the same"
     jobs.resume(job.id)
-    ended = until(lambda: (now := jobs.retrieve(job.id)).status in ENDED and now, 600, pause=0.5)
+    ended = until(lambda: (now := jobs.retrieve(job.id)).status in ENDED and now, 1200, pause=0.5)
     assert ended.status == "succeeded", ended.error
-    assert steps(client, job) == list(range(1, 25)), "every step once, in order"
+    assert steps(client, job) == list(range(1, 9)), "every step once, in order"
     said = events(client, job)
     assert "Fine-tuning job paused" in said and "Fine-tuning job resumed" in said
     asked = {"messages": make_tickets(1, seed=2, split="test")[0]["messages"][:-1], "max_tokens": 24}

@@ -296,6 +296,7 @@ def test_wandb(store: Store) -> None:
         ({"data": {"validation": {"path": "s3://bucket/x"}}}, "data.validation.path"),
         ({"data": {"filters": {"python": ["evil.py:run"]}}}, "data.filters.python"),
         ({"data": {"filters": {"judge": {"rubric": "x"}}}}, "data.filters.judge"),
+        ({"data": {"filters": {"listed": {"files": ["/etc/passwd"]}}}}, "data.filters.listed"),
         ({"method": {"init_from": "/root"}}, "method.init_from"),
         ({"objective": {"grpo": {"rewards": [{"name": "number"}, {"python": "/tmp/evil.py:run"}]}}},
          "objective.grpo.rewards.1.python"),

@@ -129,7 +129,7 @@ def test_variable_names_and_nul_are_refused_together(tmp_path):
 @pytest.mark.parametrize("change", [
     {"slurm": {"partition": "a;b"}}, {"slurm": {"partition": "-p"}}, {"slurm": {"account": "a\n#SBATCH --x"}},
     {"slurm": {"qos": "$(id)"}}, {"kubernetes": {"namespace": "A b"}}, {"kubernetes": {"image": "a b"}},
-    {"gpu_type": "h100\n"}, {"gpus": 2}, {"kind": "pbs"}, {"unknown": 1},
+    {"gpu_type": "h100\n"}, {"gpus": 65}, {"kind": "pbs"}, {"unknown": 1},
 ])  # fmt: skip
 def test_configuration_that_cannot_be_right_names_its_key(change):
     with pytest.raises(RecipeError) as caught:

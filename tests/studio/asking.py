@@ -45,9 +45,13 @@ class Desk:
         self.studio = Studio.open(self.settings)
         self.sessions = Sessions()
         self.app = studio_app(
-            self.studio, ServerSection(), self.sessions, other=other, key_is_admin=key_is_admin,
+            self.studio,
+            ServerSection(),
+            self.sessions,
+            other=other,
+            key_is_admin=key_is_admin,
             static=static or root / "no pages",
-        )  # fmt: skip
+        )
         self.cookie = self.sessions.enter(self.sessions.new_link())
 
     def close(self) -> None:
@@ -59,8 +63,15 @@ class Desk:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def ask(self, path: str, *, method: str = "GET", body: Any = None, headers: Mapping[str, str] | None = None,
-            session: bool = True) -> Answer:  # fmt: skip
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        session: bool = True,
+    ) -> Answer:
         """One request; bodies are sent as our page sends them."""
         given = {"host": "127.0.0.1:7860"}
         if session:
@@ -88,11 +99,19 @@ async def call(app: Any, method: str, target: str, headers: Mapping[str, str], b
 
     path, _, query = target.partition("?")
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-        "path": unquote(path), "raw_path": path.encode(), "query_string": query.encode(), "root_path": "",
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
         "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
-        "client": ("127.0.0.1", 50_000), "server": ("127.0.0.1", 7_860),
-    }  # fmt: skip
+        "client": ("127.0.0.1", 50_000),
+        "server": ("127.0.0.1", 7_860),
+    }
     sent: list[dict[str, Any]] = []
     parts = [{"type": "http.request", "body": body, "more_body": False}]
 

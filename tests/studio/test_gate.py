@@ -86,10 +86,17 @@ def test_every_write_wants_proof_that_it_is_ours(desk):
             assert answer.status == 403 and answer.error["code"] == "W102", (path, headers)
 
 
-@pytest.mark.parametrize("headers", [
-    {"origin": "https://evil.example"}, {"origin": "null"}, {"origin": "http://127.0.0.1:9999"}, {"host": "evil.example"},
-    {"host": "127.0.0.1.evil.example:7860"}, {"host": ""},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:9999"},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example:7860"},
+        {"host": ""},
+    ],
+)
 def test_foreign_addresses_are_refused(desk, headers):
     for path in ("/studio/api/runs", "/studio/", "/studio/login?once=x"):
         answer = desk.ask(path, headers=headers)
@@ -176,10 +183,23 @@ def test_pages(desk):
     assert desk.ask("/studio/", method="POST", session=False).status == 405
 
 
-@pytest.mark.parametrize("name", [
-    "../secret.js", "..%2fsecret.js", "%2e%2e/secret.js", "..%5csecret.js", "leak-BX12cd9_.js", "absent.js", ".hidden", "%00", "a%0ab",
-    "x" * 300, "-rf", "assets/../../secret.js",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.js",
+        "..%2fsecret.js",
+        "%2e%2e/secret.js",
+        "..%5csecret.js",
+        "leak-BX12cd9_.js",
+        "absent.js",
+        ".hidden",
+        "%00",
+        "a%0ab",
+        "x" * 300,
+        "-rf",
+        "assets/../../secret.js",
+    ],
+)
 def test_no_file_but_the_built_ones(desk, name):
     for base in ("/studio/assets/", "/studio/"):
         answer = desk.ask(f"{base}{name}")

@@ -92,8 +92,23 @@ def test_every_order_with_nulls_last_both_ways(index, tmp_path):
     index.scan()
     assert names(index, sort="loss") == ["one", "three", "none"]
     assert names(index, sort="-loss") == ["three", "one", "none"]
-    for name in ("started_at", "finished_at", "updated_at", "name", "status", "base", "method", "steps", "loss", "eval_loss",
-                 "delta", "score", "tokens_per_second", "peak_bytes", "seconds"):  # fmt: skip
+    for name in (
+        "started_at",
+        "finished_at",
+        "updated_at",
+        "name",
+        "status",
+        "base",
+        "method",
+        "steps",
+        "loss",
+        "eval_loss",
+        "delta",
+        "score",
+        "tokens_per_second",
+        "peak_bytes",
+        "seconds",
+    ):
         assert sorted(names(index, sort=name)) == sorted(names(index, sort=f"-{name}")) == ["none", "one", "three"]
     with pytest.raises(RecipeError, match="sort must be one of"):
         listing(index, Asked(sort="no such"))
@@ -140,8 +155,10 @@ def test_a_name_that_cannot_be_shown_is_told(index, tmp_path):
     assert told["name"] == "a\\x1b[31m"
 
 
-HOLD = "import sys; from pathlib import Path; from luthier.runs.folder import RunFolder\n" \
-       "with RunFolder(Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()"  # fmt: skip
+HOLD = (
+    "import sys; from pathlib import Path; from luthier.runs.folder import RunFolder\n"
+    "with RunFolder(Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()"
+)
 
 
 def test_the_process_that_owns_a_run_is_seen_without_locking_it(index, tmp_path):

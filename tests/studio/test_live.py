@@ -112,8 +112,11 @@ def test_every_line_once_and_in_order_over_many_reconnects(desk):
     assert connections > 5
     assert [step for step in seen if step] == list(range(1, last + 1))
     if saved and saved[-1] != last:
-        saved += [e["fields"]["step"] for e in asyncio.run(take(stream_of(desk), enough=lambda f: True))[0][1]["events"]
-                  if e["event"] == "checkpoint_saved" and e["fields"]["step"] > saved[-1]]  # fmt: skip
+        saved += [
+            e["fields"]["step"]
+            for e in asyncio.run(take(stream_of(desk), enough=lambda f: True))[0][1]["events"]
+            if e["event"] == "checkpoint_saved" and e["fields"]["step"] > saved[-1]
+        ]
     assert saved == list(range(50, last + 1, 50))
 
 
@@ -161,6 +164,11 @@ def test_a_torn_line_waits_for_its_end(tmp_path):
     lines, after = read_from(file, place)
     assert lines == [(1, {"step": 2}), (4, {"step": 3})] and after.line == 5
     assert Place.parse(str(after)) == after
+    other = tmp_path / "other"
+    other.write_bytes(file.read_bytes() + b'{"step": 4}\n')
+    other.replace(file)
+    assert read_from(file, after) is None, "another file, though a longer one"
+    lines, after = read_from(file, Place())
     file.write_bytes(b"")
     assert read_from(file, after) is None
     file.unlink()

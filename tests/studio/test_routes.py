@@ -29,10 +29,36 @@ def desk(tmp_path, monkeypatch):
 
 
 LINE = {
-    "id", "name", "title", "status", "stage", "base", "method", "objective", "data", "step", "total_steps", "loss", "eval_loss",
-    "spark", "headline", "score", "tokens_per_second", "peak_bytes", "seconds", "started_at", "finished_at", "updated_at", "error",
-    "warnings", "job", "pinned", "tags", "notes", "actions",
-}  # fmt: skip
+    "id",
+    "name",
+    "title",
+    "status",
+    "stage",
+    "base",
+    "method",
+    "objective",
+    "data",
+    "step",
+    "total_steps",
+    "loss",
+    "eval_loss",
+    "spark",
+    "headline",
+    "score",
+    "tokens_per_second",
+    "peak_bytes",
+    "seconds",
+    "started_at",
+    "finished_at",
+    "updated_at",
+    "error",
+    "warnings",
+    "job",
+    "pinned",
+    "tags",
+    "notes",
+    "actions",
+}
 
 
 def test_the_list(desk):
@@ -46,15 +72,35 @@ def test_the_list(desk):
 def test_one_run(desk):
     found = desk.ask("/studio/api/runs/a").json
     assert set(found) == {
-        "run", "folder", "command", "started_with", "stages", "recipe", "resolved_text", "resolved", "plan", "measured",
-        "manifest", "data", "checkpoints", "models", "children", "files", "report",
-    }  # fmt: skip
+        "run",
+        "folder",
+        "command",
+        "started_with",
+        "stages",
+        "recipe",
+        "resolved_text",
+        "resolved",
+        "plan",
+        "measured",
+        "manifest",
+        "data",
+        "checkpoints",
+        "models",
+        "children",
+        "files",
+        "report",
+    }
     assert found["folder"] == "runs/a" and found["command"] == "luthier run runs/a/recipe.yaml"
     assert found["recipe"].startswith("# the user's words")
     assert {"key": "train.max_steps", "value": 5, "reason": "five"} in found["resolved"]
     assert [(stage["name"], stage["state"]) for stage in found["stages"]] == [
-        ("data", "done"), ("baseline", "waiting"), ("train", "done"), ("evaluate", "done"), ("compare", "done"), ("report", "done")
-    ]  # fmt: skip
+        ("data", "done"),
+        ("baseline", "waiting"),
+        ("train", "done"),
+        ("evaluate", "done"),
+        ("compare", "done"),
+        ("report", "done"),
+    ]
     assert "names" not in found["stages"][2]["result"], "lists of a hundred names are no news"
     assert found["manifest"]["working_directory"] == desk.settings.root.name
     assert str(desk.settings.root) not in json.dumps(found)
@@ -252,12 +298,23 @@ def nothing_at(desk, name):
             assert answer.status in (400, 404) and answer.error["code"] in ("W103", "W105", "W106"), (name, place)
 
 
-@pytest.mark.parametrize("path", [
-    "/studio/api/runs?limit=0", "/studio/api/runs?limit=501", "/studio/api/runs?offset=-1", "/studio/api/runs?limit=1e3",
-    "/studio/api/runs?sort=__class__", "/studio/api/runs/a/log?level=x", "/studio/api/runs/a/metrics?since=x",
-    "/studio/api/runs/a/evals/t/rows?sort=x", "/studio/api/runs/a/evals/t/rows?only=x", "/studio/api/runs?q=" + "x" * 401,
-    "/studio/api/runs/a/data/rows/0?view=x", "/studio/api/files/data?path=rows.jsonl&max_length=-1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/studio/api/runs?limit=0",
+        "/studio/api/runs?limit=501",
+        "/studio/api/runs?offset=-1",
+        "/studio/api/runs?limit=1e3",
+        "/studio/api/runs?sort=__class__",
+        "/studio/api/runs/a/log?level=x",
+        "/studio/api/runs/a/metrics?since=x",
+        "/studio/api/runs/a/evals/t/rows?sort=x",
+        "/studio/api/runs/a/evals/t/rows?only=x",
+        "/studio/api/runs?q=" + "x" * 401,
+        "/studio/api/runs/a/data/rows/0?view=x",
+        "/studio/api/files/data?path=rows.jsonl&max_length=-1",
+    ],
+)
 def test_wrong_questions_have_one_form(desk, path, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     answer = desk.ask(path)

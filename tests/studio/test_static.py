@@ -15,9 +15,15 @@ STATIC = Path(luthier.__file__).parent / "studio" / "static"
 SOURCES = Path(__file__).resolve().parents[2] / "studio"
 # As in studio/build-record.ts.
 NAMES = (
-    "index.html", "package.json", "package-lock.json", "vite.config.ts", "build-record.ts", "svelte.config.js",
-    "tsconfig.json", "src",
-)  # fmt: skip
+    "index.html",
+    "package.json",
+    "package-lock.json",
+    "vite.config.ts",
+    "build-record.ts",
+    "svelte.config.js",
+    "tsconfig.json",
+    "src",
+)
 
 
 def _sha256(path: Path) -> str:

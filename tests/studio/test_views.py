@@ -1,7 +1,9 @@
 """Rows as their training gets them, page by page from disk."""
 
 import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,8 +45,14 @@ ROWS = [
     chat("write to jane.doe@example.com", "she is at jane.doe@example.com", "be brief"),
     chat("tell me a long story", "once upon a time " * 30),
 ]
-PAIRS = [{"prompt": [{"role": "user", "content": f"say {n}"}], "chosen": [{"role": "assistant", "content": f"yes {n}"}],
-          "rejected": [{"role": "assistant", "content": "no"}]} for n in range(4)]  # fmt: skip
+PAIRS = [
+    {
+        "prompt": [{"role": "user", "content": f"say {n}"}],
+        "chosen": [{"role": "assistant", "content": f"yes {n}"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    for n in range(4)
+]
 
 
 def write(path, rows):
@@ -70,14 +78,13 @@ def built(root, **query):
 
 def a_run(root, name="a", overlong="truncate"):
     """A run folder as `luthier run` leaves it after its data stage."""
-    import os
 
     from luthier.pipeline.session import Session
     from luthier.recipe.load import recipe_from_text
     from luthier.runs.folder import RunFolder
     from luthier.runtime.atomic import write_json, write_text
 
-    here = os.getcwd()
+    here = Path.cwd()
     os.chdir(root)
     try:
         recipe = recipe_from_text(
@@ -86,8 +93,14 @@ def a_run(root, name="a", overlong="truncate"):
         run = RunFolder(root / "runs" / name).create()
         write_text(run.path / "recipe.yaml", RECIPE.format(overlong=overlong))
         prepared = Session(recipe, run).prepared
-        write_json(run.path / "manifest.json", {"recipe": recipe.model_dump(mode="json", exclude_unset=True), "working_directory": str(root),
-                                                "method": "lora"})  # fmt: skip
+        write_json(
+            run.path / "manifest.json",
+            {
+                "recipe": recipe.model_dump(mode="json", exclude_unset=True),
+                "working_directory": str(root),
+                "method": "lora",
+            },
+        )
         write_json(run.path / "data" / "manifest.json", prepared.manifest)
         run.finish_stage("data", depends_on={}, result={}, seconds=1.0)
     finally:
@@ -226,8 +239,16 @@ def test_search_filter_sort_pages(root):
 def test_roles_are_those_of_the_turns():
     texts = ["<s>", "user", "\n", "he", "llo", "</s>", "<a>", " hi", "</s>"]
     assert roles_of(texts, [["user", "hello", ""], ["assistant", "hi", ""]]) == [
-        None, None, None, "user", "user", None, None, "assistant", None
-    ]  # fmt: skip
+        None,
+        None,
+        None,
+        "user",
+        "user",
+        None,
+        None,
+        "assistant",
+        None,
+    ]
     assert roles_of(["a", "b"], [["user", "not there", ""], ["assistant", "b", ""]]) == [None, "assistant"]
     assert roles_of([], []) == []
 
@@ -265,8 +286,11 @@ def test_a_hundred_thousand_rows_answer_a_page_without_reading_the_rest(tmp_path
             why="",
             tokens=row,
         )
-    writer.close({"asked": {"kind": "file", "path": "f", "shown": "f", "root": "/"}, "summary": {}, "chips": [], "model": {}}, packs=[],
-                 chips={"c0": [number % 2 == 0 for number in range(100_000)]})  # fmt: skip
+    writer.close(
+        {"asked": {"kind": "file", "path": "f", "shown": "f", "root": "/"}, "summary": {}, "chips": [], "model": {}},
+        packs=[],
+        chips={"c0": [number % 2 == 0 for number in range(100_000)]},
+    )
     view = View(StoredView(folder))
     slowest = 0.0
     for asked in (

@@ -67,6 +67,7 @@ def resolved(
     method: dict[str, Any] | None = None,
     objective: dict[str, Any] | None = None,
     strategy: str = "ddp",
+    served: bool = False,
     **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
@@ -82,6 +83,7 @@ def resolved(
         objective=objective or {},
         train=settings,
         distributed={"strategy": strategy},
+        export={"checkpoints": served},
         output_dir="unused",
     )
     return Resolved(recipe=recipe, derived=())

@@ -92,6 +92,15 @@ def test_the_result_of_shards_is_plain_files(two, one):
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) <= 5e-5
 
 
+def test_checkpoints_of_shards_are_served_as_plain_files(two):
+    run = two / "sharded_full"
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert len(kept) >= 2 and sorted(path.name for path in (run / "served").iterdir()) == kept
+    final = load_file(run / "final/model.safetensors")
+    last = load_file(run / "served" / max(kept, key=lambda name: int(name[5:])) / "model.safetensors")
+    assert all(torch.equal(final[name], last[name]) for name in final)
+
+
 @pytest.mark.parametrize(
     "name",
     [

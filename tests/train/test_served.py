@@ -7,20 +7,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from luthier.recipe.resolve import Resolved
-from luthier.recipe.schema import ExportSection
 from luthier.runtime.errors import RecipeError
 from luthier.train.checkpoint import load_tensors
 from tests.support.tiny import tiny_model
-from tests.train.support import resolved, train
+from tests.train.support import train
 
 SETTINGS = {"max_steps": 6, "save_steps": 2, "eval_steps": 2}
 
 
 def _train(folder, *, served=True):
-    recipe = resolved(method={"name": "lora", "r": 4}, **SETTINGS).recipe
-    recipe = recipe.model_copy(update={"export": ExportSection(checkpoints=served)})
-    return train(folder, recipe=Resolved(recipe=recipe, derived=()))
+    return train(folder, method={"name": "lora", "r": 4}, served=served, **SETTINGS)
 
 
 def _served(run):

@@ -89,7 +89,7 @@ def thirteen_spectrum(folder: Path, world_size: int) -> Run:
 
 
 def sharded_full(folder: Path, world_size: int) -> Run:
-    return thirteen(folder, world_size, FULL, strategy="fsdp2")
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", served=True)
 
 
 def sharded_lora(folder: Path, world_size: int) -> Run:

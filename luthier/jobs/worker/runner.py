@@ -30,10 +30,10 @@ from luthier.jobs.worker.tell import Teller
 from luthier.launch.resources import resources_of
 from luthier.launch.task import Launcher, Status, Task
 from luthier.runtime.console import note
-from luthier.runtime.env import child_environment
+from luthier.runtime.env import child_environment, read_visible_devices
 from luthier.runtime.errors import EnvironmentProblem, LuthierError
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "run_verb"]
 
 Asked = Literal["", "cancel", "pause", "shutdown"]
 LOST_SECONDS = 600
@@ -162,7 +162,8 @@ class Runner:
     def _task(self, job: JobRecord, place: JobPlace) -> Task:
         launch = self.settings.launch
         remote = self.launcher.remote
-        program = launch.command or [launch.python if remote else sys.executable, "-m", "luthier", "run"]
+        verb = run_verb(launch.gpus if remote else len((read_visible_devices() or "").split(",")))
+        program = launch.command or [launch.python if remote else sys.executable, "-m", "luthier", *verb]
         inherited = {} if remote else child_environment(keep=launch.pass_secrets)
         return Task(
             name=job.id, command=(*program, str(place.recipe), "--json"),
@@ -255,6 +256,11 @@ class Runner:
         else:
             self.store.move(job.id, to="cancelled" if wish == "cancel" else "paused", by=self.worker)
         return False
+
+
+def run_verb(gpus: int) -> list[str]:
+    """`run`, or `launch` where a run has several GPUs; it prepares the data once and watches the processes."""
+    return ["run"] if gpus <= 1 else ["launch", "--num-gpus", str(gpus)]
 
 
 def _how(code: int | None) -> str:

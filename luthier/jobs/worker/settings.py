@@ -20,8 +20,8 @@ class WorkersSection(Section):
     """Workers and how patient they are."""
 
     devices: list[str] | None = None
-    """For CUDA_VISIBLE_DEVICES of each worker, for instance `["0", "1"]`. null: every GPU there is; on a machine
-    without one, one worker."""
+    """For CUDA_VISIBLE_DEVICES of each worker, for instance `["0", "1"]`; `["0,1", "2,3"]`: two workers whose runs
+    have two GPUs. null: every GPU there is; on a machine without one, one worker."""
     lease_seconds: Seconds = 60.0
     """A worker that has not reported for so long has lost its job to the next one."""
     poll_seconds: Seconds = 0.5

@@ -60,6 +60,9 @@ class Index:
         """Folders that cannot be shown, and why."""
         self.version = 0
         """Raised by every look that changed a line."""
+        self._sorted: tuple[int, list[Known]] = (-1, [])
+        self.orders: dict[tuple[Any, ...], tuple[int, list[dict[str, Any]], dict[str, int], list[str]]] = {}
+        """Answers of `listing`, good for the version they were made for."""
 
     # -- looking
 
@@ -172,7 +175,15 @@ class Index:
     # -- asking
 
     def lines(self) -> list[Known]:
-        """All runs as last seen."""
+        """All runs as last seen, by name; the same list as long as nothing changes."""
+        version, known = self._sorted
+        if version != self.version:
+            version = self.version
+            known = sorted(self._all(), key=lambda one: one.line["name"])
+            self._sorted = version, known
+        return known
+
+    def _all(self) -> list[Known]:
         waiting = [
             Known(self.settings.runs / ident, "", line, line, _words(line)) for ident, line in self._waiting.items()
         ]

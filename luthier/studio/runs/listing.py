@@ -25,6 +25,12 @@ _SORTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }  # fmt: skip
 
 
+_SMALL = 500
+"""So many runs are looked at before an answer, so that one just started is in it."""
+_KEPT = 64
+"""Orders that are remembered: the next page of the same question is a cut."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What a page of the list is asked for with."""
@@ -47,23 +53,31 @@ def listing(index: Index, asked: Asked) -> dict[str, Any]:
     name = asked.sort.removeprefix("-")
     if name not in _SORTS:
         raise RecipeError(code="W103", message=f"sort must be one of {', '.join(_SORTS)}; got {asked.sort[:40]!r}")
-    complete = index.refresh(wait=_wait(index))
-    words = asked.q.lower().split()
-    found = [known for known in index.lines() if _holds(known, words, asked)]
-    counts = Counter(known.line["status"] for known in found)
-    tags = sorted({tag for known in found for tag in known.line["tags"]})
-    if asked.status:
-        found = [known for known in found if known.line["status"] in asked.status]
-    lines = _ordered([known.line for known in found], _SORTS[name], descending=asked.sort.startswith("-"))
+    complete = index.refresh(wait=0.0 if len(index.lines()) > _SMALL else 0.5)
+    key = (asked.q, asked.status, asked.sort, asked.pinned, asked.tag)
+    known = index.orders.get(key)
+    if known is None or known[0] != index.version:
+        if len(index.orders) >= _KEPT:
+            index.orders.clear()
+        known = index.orders[key] = _found(index, asked, _SORTS[name])
+    _, lines, counts, tags = known
     return {
-        "total": len(lines), "offset": asked.offset, "limit": asked.limit, "counts": dict(counts), "tags": tags,
+        "total": len(lines), "offset": asked.offset, "limit": asked.limit, "counts": counts, "tags": tags,
         "runs": lines[asked.offset : asked.offset + asked.limit], "damaged": index.damaged, "working": not complete,
     }  # fmt: skip
 
 
-def _wait(index: Index) -> float:
-    """A small folder is looked at before the answer, so that a run just started is in it."""
-    return 0.05 if len(index.lines()) > 500 else 0.5
+def _found(
+    index: Index, asked: Asked, key: Callable[[dict[str, Any]], Any]
+) -> tuple[int, list[dict[str, Any]], dict[str, int], list[str]]:
+    """Version of the index, lines in order, counts by status before the choice of one, tags."""
+    version, words = index.version, asked.q.lower().split()
+    found = [known.line for known in index.lines() if _holds(known, words, asked)]
+    counts = dict(Counter(line["status"] for line in found))
+    tags = sorted({tag for line in found for tag in line["tags"]})
+    if asked.status:
+        found = [line for line in found if line["status"] in asked.status]
+    return version, _ordered(found, key, descending=asked.sort.startswith("-")), counts, tags
 
 
 def _holds(known: Known, words: list[str], asked: Asked) -> bool:
@@ -78,8 +92,7 @@ def _holds(known: Known, words: list[str], asked: Asked) -> bool:
 def _ordered(
     lines: list[dict[str, Any]], key: Callable[[dict[str, Any]], Any], *, descending: bool
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """In order, equal ones by name; those without a value last both ways."""
-    lines = sorted(lines, key=lambda line: line["name"])
+    """In order, equal ones by name (as they come); those without a value last both ways."""
     known = [line for line in lines if key(line) is not None]
     known.sort(key=key, reverse=descending)
     return known + [line for line in lines if key(line) is None]

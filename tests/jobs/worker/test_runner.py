@@ -457,6 +457,27 @@ def test_a_log_that_is_read_twice_is_told_once(service):
     assert [model.name for model in service.store.models("me")] == []
 
 
+@pytest.mark.parametrize(("devices", "verb"), [
+    ("", ["run"]), ("GPU-aa", ["run"]), ("0,1", ["launch", "--num-gpus", "2"])
+])  # fmt: skip
+def test_a_worker_with_several_gpus_launches_several_processes(tmp_path, monkeypatch, devices, verb):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    service, seen = Service(tmp_path, launch={"environment": {}}), []
+
+    class Watching(Cluster):
+        remote = False
+
+        def submit(self, task):
+            seen.extend(task.command)
+            self.answer = Status(phase="ended", exit_code=0)
+            return task.name
+
+    service.job()
+    _run(service, _runner(service, launcher=Watching()))
+    assert seen[:3] == [sys.executable, "-m", "luthier"]
+    assert seen[3:-2] == verb and seen[-1] == "--json"
+
+
 def test_secrets_stay_out_of_a_runs_environment(service, monkeypatch):
     monkeypatch.setenv("LUTHIER_ADMIN_KEY", "canary")
     monkeypatch.setenv("HF_TOKEN", "hf_needed")

@@ -11,6 +11,6 @@ PAYLOADS = (
     "javascript:alert('p5')",
     "{{constructor.constructor('alert(6)')()}} ${alert(6)} {@html '<b onclick=alert(6)>x</b>'}",
     "</textarea></style></script><script>alert('p7')</script>",
-    f"<style>@import '{CANARY}/p8.css'; b{{background:url({CANARY}/p8.png)}}</style><link rel=stylesheet href={CANARY}>",
+    f"<style>@import '{CANARY}/p8.css'; b{{background:url({CANARY}/8.png)}}</style><link rel=stylesheet href={CANARY}>",
     "<details open ontoggle=alert('p9')><a href=javascript:alert('p9') autofocus onfocus=alert('p9')>p9</a></details>",
 )
