@@ -1,0 +1,65 @@
+"""`distributed`: what is refused by name, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.recipe.load import recipe_from_dict
+from luthier.runtime.errors import RecipeError
+
+FSDP2 = {"strategy": "fsdp2"}
+
+
+@pytest.fixture
+def document(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"messages": []}\n')
+
+    def make(**sections):
+        return {
+            "model": {"name_or_path": "some/model"}, "data": {"train": [{"path": str(tmp_path / "rows.jsonl")}]},
+            "output_dir": str(tmp_path / "run"), **sections,
+        }  # fmt: skip
+
+    return make
+
+
+def codes(document) -> dict[str, str]:
+    with pytest.raises(RecipeError) as caught:
+        recipe_from_dict(document, origin="test")
+    return {problem.code: problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_deepspeed_is_refused_by_name(document, strategy):
+    found = codes(document(distributed={"strategy": strategy}))
+    assert strategy in found["L110"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"method": {"name": "qlora"}}, "model.quantization"),
+        ({"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}}, "train.optim"),
+        ({"objective": {"name": "dpo"}}, "objective.name"),
+        ({"method": {"name": "lora", "modules_to_save": ["lm_head"]}}, "method.modules_to_save"),
+        ({"method": {"name": "lora", "use_dora": True}}, "method.use_dora"),
+        ({"method": {"name": "lora", "init_lora_weights": "pissa"}}, "method.init_lora_weights"),
+    ],
+)
+def test_what_shards_cannot_be_combined_with_is_named(document, sections, key):
+    assert f"`{key}`" in codes(document(distributed=FSDP2, **sections))["L112"]
+    recipe_from_dict(document(distributed={"strategy": "auto"}, **sections), origin="test")
+    recipe_from_dict(document(distributed={"strategy": "ddp"}, **sections), origin="test")
+
+
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora"}, {"name": "spectrum"}])
+def test_what_can_be_sharded_is_taken(document, method):
+    recipe = recipe_from_dict(
+        document(distributed={"strategy": "fsdp2", "reshard_after_forward": False}, method=method), origin="test"
+    )
+    assert recipe.distributed.strategy == "fsdp2"
+
+
+def test_a_key_of_shards_beside_copies_has_no_effect(document):
+    found = codes(document(distributed={"strategy": "ddp", "reshard_after_forward": False}))
+    assert "distributed.reshard_after_forward" in found["C111"]
