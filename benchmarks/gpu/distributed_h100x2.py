@@ -149,7 +149,8 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=500, help="seconds in all")
     parser.add_argument("--cap", type=float, default=90, help="seconds of one setting")
     parser.add_argument("--dry-run", action="store_true", help="gloo on the CPU, tiny sizes")
-    parser.add_argument("--only", default="", help="check, speed or trl")
+    parser.add_argument("--only", nargs="*", default=["check", "speed", "trl"], help="check, speed, trl")
+    parser.add_argument("--settings", nargs="*", help="words; settings whose label holds one of them are run")
     options = parser.parse_args()
     began, rows = time.time(), []
     out = Path(os.environ.get("OUT") or tempfile.mkdtemp())
@@ -172,12 +173,14 @@ def main() -> None:
 
     said = []
     with tempfile.TemporaryDirectory() as folder:
-        if options.only in ("", "check"):
+        if "check" in options.only:
             said = checks(run, options.processes, options.dry_run, Path(folder))
-    if options.only in ("", "speed"):
+    if "speed" in options.only:
         for label, processes, flags in settings(options.dry_run):
+            if options.settings and not any(word in label for word in options.settings):
+                continue
             run(label, processes or options.processes, [str(HERE / "distributed_rank.py"), *flags])
-    if options.only in ("", "trl"):
+    if "trl" in options.only:
         trl(run, options.processes, options.dry_run, os.environ.get("SITE"))
     print("\n".join(said))
     print(f"{'setting':40} {'proc':>4} {'tokens/s':>10} {'median':>10} {'ms/step':>8}  GiB of each process")

@@ -90,13 +90,13 @@ def random_model(
     config = make_config(kind, settings)
     config.dtype = dtype
     torch_dtype = getattr(torch, dtype)
-    place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    place = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
     cls = AutoModelForCausalLM._model_mapping[type(config)]
     state = _random_state(cls, config, place, torch_dtype, std=std, perturbed=perturbed, seed=seed)
     extra = {"quantization_config": nf4_config(torch_dtype)} if nf4 else {}
     model = cls.from_pretrained(
         None, config=config, state_dict=state, dtype=torch_dtype, attn_implementation="sdpa",
-        device_map={"": 0 if device == "cuda" else "cpu"}, **extra,
+        device_map={"": place.index if device == "cuda" else "cpu"}, **extra,
     )  # fmt: skip
     del state
     gc.collect()

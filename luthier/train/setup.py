@@ -22,7 +22,7 @@ from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
-from luthier.train.distributed.fsdp import Passes, shard
+from luthier.train.distributed.fsdp import Passes, reshard, shard
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
@@ -200,7 +200,7 @@ def _engine(
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
         root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
-        root.reshard()
+        reshard(root)
         model.train()
         return engine, engine.distribute(lambda module: Passes(root, module), all_passes=True)
     engine = attach(model, settings, objective=objective)

@@ -23,7 +23,7 @@ from torch import nn
 from luthier.fast.loss import inner_model
 from luthier.runtime.errors import RecipeError
 
-__all__ = ["Passes", "Root", "gather_whole", "shard"]
+__all__ = ["Passes", "Root", "gather_whole", "reshard", "shard"]
 
 
 class Root(nn.Module):  # type: ignore[misc]
@@ -52,8 +52,17 @@ class Passes(nn.Module):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
             result = self.root(self.module, *args, **kwargs)
         if not torch.is_grad_enabled():
-            self.root.reshard()  # no backward pass will: its weights would stay whole, and become old
+            reshard(self.root)  # no backward pass will: its weights would stay whole, and become old
         return result
+
+
+def reshard(root: nn.Module) -> None:
+    """Free what is whole now, of every layer too: with `reshard_after_forward: false` layers stay whole."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True) -> nn.Module:
