@@ -20,7 +20,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     norms: list[Tensor] = []
     for kind in kinds:
         same = [gradient for gradient in gradients if gradient.dtype == kind]
-        norms += torch._foreach_norm(same, 2.0, dtype=torch.float32)
+        norms += torch._foreach_norm(same, 2.0, dtype=torch.promote_types(same[0].dtype, torch.float32))
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -111,7 +111,7 @@ class Weights:
             return
         for bucket in foreach.buckets(self._pairs(), BUCKET_BYTES):
             gradients = [gradient for _, gradient in bucket]
-            assert all(gradient.dtype == torch.float32 for gradient in gradients), "16-bit sums are for one process"
+            assert all(gradient.dtype.itemsize >= 4 for gradient in gradients), "16-bit sums are for one process"
             flat = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), reduction="mean")
             parts = flat.split([gradient.numel() for gradient in gradients])
             foreach.copy_(gradients, [part.view_as(gradient) for gradient, part in zip(gradients, parts, strict=True)])

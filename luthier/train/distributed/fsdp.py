@@ -88,8 +88,10 @@ def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool
         )  # fmt: skip
     whole = _kept_whole(model, device)
     root = Root(model)
+    # Gradients add up in fp32, or in fp64 where weights are.
+    widest = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
     settings: dict[str, Any] = {
-        "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+        "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=widest),
     }  # fmt: skip
     for layer in layers:
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **settings)
