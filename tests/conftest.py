@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -29,3 +30,9 @@ def _clean_environment(monkeypatch, tmp_path_factory):
     torch = sys.modules.get("torch")
     if torch is not None:
         assert torch.get_default_dtype() == torch.float32, "a test changed torch's default type"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look at it again, which many tests wait for."""
+    gc.collect()
+    gc.freeze()

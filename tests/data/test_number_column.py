@@ -14,7 +14,7 @@ from luthier.runtime.errors import DataError
 
 def read(rows: list[dict[str, Any]], name: str) -> tuple[list[float | None], list[str]]:
     column = NumberColumn(name, code="D231", needs="`dedup.score`", hint="choose another `keep`")
-    numbers = [column.number(Row(value, RowRef("rows.jsonl", line))) for line, value in enumerate(rows, 1)]
+    numbers = [column.number(Row(value=value, ref=RowRef("rows.jsonl", line))) for line, value in enumerate(rows, 1)]
     faults = Faults()
     column.report(faults)
     try:
