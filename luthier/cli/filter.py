@@ -11,9 +11,9 @@ import typer
 from luthier.cli.columns import columns_of, hints_as_options
 from luthier.cli.common import JsonOption
 from luthier.cli.dedup import kind_for
+from luthier.cli.filter_settings import BY_DEFAULT, filter_settings, listed_keys, tokenizer_for
 from luthier.cli.output import emit_json, show
 from luthier.runtime.console import note
-from luthier.runtime.errors import Problem, RecipeError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -21,18 +21,16 @@ if TYPE_CHECKING:
     from luthier.curate.filters.base import Change, Drop, Mark
     from luthier.curate.filters.files import Filtered
     from luthier.recipe.filter_schema import FilterSection
-    from luthier.recipe.objective_kind import RowKind
 
 __all__ = ["filter_", "filter_lines"]
 
-_BY_DEFAULT = ("encoding", "pii", "echo", "endings", "refusals", "boilerplate", "repetition")
 _AROUND = 80
 
 
 def filter_(
     files: Annotated[list[str], typer.Argument(help="Files, folders or globs of rows, in order.", show_default=False)],
     use: Annotated[
-        str | None, typer.Option(help=f"Filters, with commas; without --set and --recipe: {','.join(_BY_DEFAULT)}.")
+        str | None, typer.Option(help=f"Filters, with commas; without --set and --recipe: {','.join(BY_DEFAULT)}.")
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -66,11 +64,11 @@ def filter_(
     from luthier.runtime.env import read_env
 
     columns, kind = columns_of(map or []), kind_for(objective)
-    section = _settings(use, [*_lists(drop_listed, keep_listed), *(set_ or [])], recipe, kind)
+    section = filter_settings(use, [*listed_keys(drop_listed, keep_listed), *(set_ or [])], recipe, kind)
     if out is not None:
         check_target(files, out, force=force)
     tools = Tools(
-        tokenizer=_tokenizer(section, tokenizer, recipe), cache_dir=read_env().cache_dir / "judge", dry=dry_run
+        tokenizer=tokenizer_for(section, tokenizer, recipe), cache_dir=read_env().cache_dir / "judge", dry=dry_run
     )
     with hints_as_options():
         found = filter_files(files, section, tools, format=format, map=columns, kind=kind)
@@ -90,134 +88,6 @@ def filter_(
         note("nothing is written" + ("; --out FILE writes the rows that stay" if out is None else " (--dry-run)"))
     for name, rows in () if as_json else written.items():
         note(f"{name}: {rows:,} {'entries' if name.endswith(('.losses.jsonl', '.scores.jsonl')) else 'rows'}")
-
-
-def _lists(drop: list[str] | None, keep: list[str] | None) -> list[str]:
-    """--drop-listed and --keep-listed as keys of data.filters.
-
-    Raises:
-        RecipeError: both are given.
-    """
-    if drop and keep:
-        raise RecipeError(code="C110", message="--drop-listed and --keep-listed exclude each other", hint="name one")
-    if not drop and not keep:
-        return []
-    return [f"listed.files={json.dumps(drop or keep)}", f"listed.action={'drop' if drop else 'keep'}"]
-
-
-def _settings(use: str | None, sets: list[str], recipe: Path | None, kind: RowKind) -> FilterSection:
-    """The options as the section of a recipe.
-
-    Raises:
-        RecipeError: all that is wrong with them.
-    """
-    from pydantic import ValidationError
-
-    from luthier.recipe.filter_rules import filter_rules
-    from luthier.recipe.filter_schema import FILTERS, FilterSection
-    from luthier.recipe.positions import nowhere
-
-    value = _of_recipe(recipe)
-    names = [] if use is None else [name for name in use.split(",") if name]
-    unknown = [name for name in names if name not in FILTERS]
-    if unknown:
-        message = f"--use: no filter is called {', '.join(unknown)}; there are {', '.join(FILTERS)}"
-        raise RecipeError(code="C103", message=message)
-    if use is None and not sets and recipe is None:
-        names = list(_BY_DEFAULT)
-    if use is not None:
-        value = {name: item for name, item in value.items() if name in (*names, "answers")}
-    for name in names:
-        value.setdefault(name, [] if name == "python" else {})
-    _set_keys(value, sets)
-    try:
-        section = FilterSection.model_validate(value)
-    except ValidationError as error:
-        raise RecipeError(problems=[_invalid(entry) for entry in error.errors()]) from error
-    problems = list(filter_rules(section, nowhere, kind=kind))
-    if problems:
-        raise RecipeError(problems=problems)
-    return section
-
-
-def _of_recipe(recipe: Path | None) -> dict[str, Any]:
-    if recipe is None:
-        return {}
-    from luthier.recipe.load import load_recipe
-
-    filters = load_recipe(recipe, []).recipe.data.filters
-    if filters is None:
-        raise RecipeError(code="C110", message=f"{recipe} has no `data.filters`", hint="add it, or leave --recipe out")
-    value: dict[str, Any] = filters.model_dump(mode="json", exclude_unset=True)
-    return value
-
-
-def _set_keys(value: dict[str, Any], sets: list[str]) -> None:
-    from luthier.recipe.overrides import override_value
-
-    problems: list[Problem] = []
-    for text in sets:
-        key, equals, told = text.partition("=")
-        path = key.removeprefix("data.filters.").split(".")
-        if not equals or not all(path):
-            hint = "write filter.key=value, for instance pii.action=drop"
-            problems.append(Problem(code="C107", message=f"--set {text} sets no key", hint=hint))
-            continue
-        item, wrong = override_value(told, origin=f"--set {text}")
-        problems += wrong
-        place = value
-        for part in path[:-1]:
-            below = place.get(part)
-            place[part] = below if isinstance(below, dict) else {}
-            place = place[part]
-        place[path[-1]] = item
-    if problems:
-        raise RecipeError(problems=problems)
-
-
-def _invalid(entry: Any) -> Problem:
-    from luthier.recipe.describe import allowed, field_at
-    from luthier.recipe.filter_schema import FilterSection
-
-    path = tuple(entry["loc"])
-    key = ".".join(map(str, path))
-    if entry["type"] == "missing":
-        return Problem(code="C104", message=f"`{key}` is needed", hint=f"--set {key}=...")
-    if entry["type"] == "extra_forbidden":
-        return Problem(code="C102", message=f"`{key}` is no key of data.filters", hint="see docs/reference/recipe.md")
-    try:
-        annotation, field = field_at(FilterSection, path)
-        words = allowed(annotation, field.metadata if field else []).replace(" or null", "")
-        message = f"`{key}` must be {words}; got {entry['input']!r:.60}"
-    except (KeyError, AttributeError, TypeError, ValueError):
-        message = f"`{key}`: {entry['msg']}; got {entry['input']!r:.60}"
-    return Problem(code="C103", message=message)
-
-
-def _tokenizer(section: FilterSection, name: str | None, recipe: Path | None) -> Any:
-    """The tokenizer, if something counts tokens; loading one takes seconds.
-
-    Raises:
-        RecipeError: one is named, and nothing does.
-    """
-    if section.length is None or section.length.unit != "tokens":
-        if name is not None:
-            message = "--tokenizer would have no effect: no filter counts tokens"
-            raise RecipeError(code="C111", message=message, hint="remove it, or add --set length.max_answer=800")
-        return None
-    if name is None and recipe is None:
-        return None
-    from luthier.model.tokenizer import load_tokenizer
-    from luthier.recipe.load import load_recipe
-    from luthier.recipe.schema import ModelSection
-
-    if name is not None:
-        return load_tokenizer(ModelSection(name_or_path=name))
-    assert recipe is not None
-    return load_tokenizer(load_recipe(recipe, []).recipe.model)
-
-
-# -- what is shown
 
 
 def stage_lines(stages: dict[str, dict[str, Any]]) -> list[str]:
