@@ -67,6 +67,7 @@ def resolved(
     method: dict[str, Any] | None = None,
     objective: dict[str, Any] | None = None,
     strategy: str = "ddp",
+    reshard: bool = True,
     served: bool = False,
     **train: Any,
 ) -> Resolved:
@@ -82,7 +83,7 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
-        distributed={"strategy": strategy},
+        distributed={"strategy": strategy, "reshard_after_forward": reshard},
         export={"checkpoints": served},
         output_dir="unused",
     )

@@ -97,7 +97,8 @@ def sharded_lora(folder: Path, world_size: int) -> Run:
 
 
 def sharded_spectrum(folder: Path, world_size: int) -> Run:
-    return thirteen(folder, world_size, SPECTRUM, strategy="fsdp2")
+    """Layers stay whole between the passes; passes that validate between the steps must not leave old weights."""
+    return thirteen(folder, world_size, SPECTRUM, strategy="fsdp2", reshard=False)
 
 
 def sharded_bf16(folder: Path, world_size: int) -> Run:
