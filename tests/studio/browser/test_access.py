@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.studio.browser.conftest import World
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 AXE = Path(__file__).resolve().parents[3] / "studio" / "node_modules" / "axe-core" / "axe.min.js"
 SCREENS = (

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
 
 from luthier.runs.folder import RunFolder
 from tests.studio.browser.conftest import World
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 STEPS = 160
 

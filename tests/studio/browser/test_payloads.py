@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.studio.browser.conftest import World
 from tests.studio.browser.payloads import PAYLOADS
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 STRAY = ", ".join(
     f"main {one}"

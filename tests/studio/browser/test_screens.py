@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.studio.browser.conftest import World
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 SCREENS = (
     "", "new", "data", "compare", "play", "runs/first", "runs/first/data?row=1&view=tokens", "runs/first/evals",
