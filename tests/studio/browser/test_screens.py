@@ -165,7 +165,7 @@ def test_the_editor_offers_keys_of_the_schema(page: Any) -> None:
     expect(page.locator(".help")).to_contain_text("The loop")  # the schema is there
     editor.press("End")
     editor.press("Control+Space")
-    expect(page.get_by_role("option", name="learning_rate")).to_be_visible(timeout=30_000)
+    expect(page.get_by_role("option", name="learning_rate Peak")).to_be_visible(timeout=30_000)
     editor.press("Enter")
     expect(editor).to_have_value("train:\n  learning_rate: ")
     expect(page.locator(".help")).to_contain_text("Peak learning rate")
