@@ -97,7 +97,7 @@ def sharded_lora(folder: Path, world_size: int) -> Run:
 
 
 def sharded_spectrum(folder: Path, world_size: int) -> Run:
-    """Layers stay whole between the passes; passes that validate between the steps must not leave old weights."""
+    """Layers stay whole between the passes, also after the engine's probes, which precede the shards' first use."""
     return thirteen(folder, world_size, SPECTRUM, strategy="fsdp2", reshard=False)
 
 

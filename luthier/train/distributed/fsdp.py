@@ -52,7 +52,7 @@ class Passes(nn.Module):  # type: ignore[misc]
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
             result = self.root(self.module, *args, **kwargs)
         if not torch.is_grad_enabled():
-            reshard(self.root)  # no backward pass will: its weights would stay whole, and become old
+            reshard(self.root)  # no backward pass will: weights would stay whole beside their shards
         return result
 
 
