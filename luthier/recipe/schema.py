@@ -231,10 +231,18 @@ class DistributedSection(Section):
 
     strategy: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = "auto"
     """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards (torch's
-    `fully_shard`). `auto`: the plan chooses. `zero2` and `zero3` (DeepSpeed) are not built: they are refused."""
+    `fully_shard`); `zero2`, `zero3`: DeepSpeed's. `auto`: the plan chooses."""
     reshard_after_forward: bool = True
     """For `fsdp2`: free a layer's weights after its forward pass and gather them again for its backward pass. `false`
     keeps them: less to send, and as much memory for weights as `ddp` while a step runs."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too."""
+    sequence_parallel_size: PositiveInt = 1
+    """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions)."""
+    deepspeed_config: str | None = None
+    """A DeepSpeed configuration (JSON) that you have; what it says must agree with the recipe or be `auto`."""
+    accelerate_config: str | None = None
+    """A configuration of accelerate (YAML) that you have; its strategy and offload are taken."""
 
 
 class ExportSection(Section):
