@@ -198,7 +198,10 @@ def _engine(
     """The engine and what its loss runs through, by `distributed.strategy`."""
     settings = engine_settings(recipe)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
-        root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
+        root = shard(
+            model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
+            keep_unpacked=settings.frozen_base == "dequantized",
+        )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
         model.train()

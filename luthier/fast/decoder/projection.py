@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered
+from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered, GatheredQuantized
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
@@ -82,7 +82,7 @@ class Projection:
         if adapted and settings.frozen_base == "fp8" and not base_trains:
             self.base = Fp8(views, dtype)
         elif settings.sharded:
-            self.base = Gathered(views)
+            self.base = GatheredQuantized(views, dtype) if packed else Gathered(views)
         elif packed:
             self.base = Dequantized(views, dtype)
         elif adapted and extend and not base_trains:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from luthier.fast.loss import inner_model
+from luthier.model.packed import pack_linears
 from luthier.runtime.errors import RecipeError
 
 __all__ = ["Passes", "Root", "gather_whole", "reshard", "shard"]
@@ -65,14 +66,18 @@ def reshard(root: nn.Module) -> None:
             module.reshard()
 
 
-def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True) -> nn.Module:
+def shard(
+    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True, keep_unpacked: bool = False
+) -> nn.Module:
     """Shard `model` over all processes, in place; returns the root that its passes go through.
 
     Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. Weights that are
-    not on `device` yet come to it layer by layer. Gradients are averaged in fp32.
+    not on `device` yet come to it layer by layer. Gradients are averaged in fp32. A 4-bit matrix is a vector of its
+    packed bytes, each process holding a part of them (`model/packed.py`); one that waits in host memory to be quantised
+    is quantised here, on the device. `keep_unpacked`: the unpacked values are sharded instead.
 
     Raises:
-        RecipeError: weights in 4 bits, or a model without a list of decoder layers.
+        RecipeError: a model without a list of decoder layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -80,11 +85,10 @@ def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     base = inner_model(model)
     layers = list(getattr(base.get_decoder(), "layers", ()))
-    if not layers or any(not p.is_floating_point() for p in model.parameters()):
-        what = "has no list of decoder layers" if not layers else "has weights that are no floating-point numbers"
+    if not layers:
         raise RecipeError(
-            code="L111", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it {what}",
-            hint="use `distributed.strategy: ddp`",
+            code="L111", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it has no list of "
+            "decoder layers", hint="use `distributed.strategy: ddp`",
         )  # fmt: skip
     whole = _kept_whole(model, device)
     root = Root(model)
@@ -94,7 +98,9 @@ def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool
         "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=widest),
     }  # fmt: skip
     for layer in layers:
+        pack_linears(layer, device, keep_unpacked=keep_unpacked)
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **settings)
+    pack_linears(root, device, keep_unpacked=keep_unpacked)
     fully_shard(root, **settings)
     return root
 
