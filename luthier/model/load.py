@@ -16,7 +16,7 @@ from luthier.model.attach import attach_adapter, base_record, check_adapter_file
 from luthier.model.identity import BaseRecord, base_identity, verify_record
 from luthier.model.locate import locate_model
 from luthier.model.new_tokens import extend_vocabulary
-from luthier.model.quantize import keep_storage, nf4_config, nf4_later
+from luthier.model.quantize import nf4_config, nf4_later
 from luthier.model.quiet import first_line, quiet_libraries
 from luthier.model.reward import HEAD, refuse_generation, set_up_config, start_head
 from luthier.model.tokenizer import load_plain_tokenizer, load_tokenizer
@@ -145,10 +145,8 @@ def load_model_folder(
     if device.type == "mps":
         model.to(device.torch_device)
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
-    if packing is not None:
-        if later:
-            nf4_later(model, packing)
-        keep_storage(model)
+    if packing is not None and later:
+        nf4_later(model, packing)
     return model
 
 

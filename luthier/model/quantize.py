@@ -10,7 +10,7 @@ import torch
 
 from luthier.runtime.errors import EnvironmentProblem
 
-__all__ = ["is_quantized", "keep_storage", "nf4_config", "nf4_later", "parameter_numel"]
+__all__ = ["is_quantized", "nf4_config", "nf4_later", "parameter_numel"]
 
 
 def nf4_config(compute_dtype: torch.dtype, *, keep: Sequence[str] = ()) -> Any:
@@ -48,30 +48,20 @@ def nf4_later(model: Any, config: Any) -> None:
     process keeps a shard is quantised layer by layer, on the device, as a whole one is there.
     """
     from bitsandbytes.nn import Params4bit
-    from torch import nn
+    from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    linears = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    before = dict(model.named_modules())
     quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
     quantizer.preprocess_model(model=model, device_map={"": "cpu"})
     for name, module in model.named_modules():
         if type(module).__name__ == "Linear4bit":
-            plain, settings = linears[name], dict(module.weight.__dict__)
-            module.weight = Params4bit(plain.weight.data, requires_grad=False, **{**settings, "module": module})
+            plain, settings = before[name], {**module.weight.__dict__, "module": module}
+            matrix = plain.weight.data.t() if isinstance(plain, Conv1D) else plain.weight.data
+            module.weight = Params4bit(matrix, requires_grad=False, **settings)
             module.bias = plain.bias
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
-
-
-def keep_storage(model: Any) -> None:
-    """Keep bitsandbytes from rearranging a base in host memory.
-
-    On CPUs with AVX512-BF16 the first forward pass in evaluation mode packs each 4-bit matrix anew for a kernel of its
-    own and rounds the scales to bfloat16; what is unpacked from it afterwards are other weights.
-    """
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit" and hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def is_quantized(parameter: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 
 from luthier.data.pack import pack
 from luthier.model.packed import PackedLinear
-from luthier.model.quantize import keep_storage, nf4_config, nf4_later
+from luthier.model.quantize import nf4_config, nf4_later
 from tests.support.tiny import tiny_model
 from tests.train.support import Data, Run, resolved, train, tuned
 
@@ -20,7 +20,6 @@ def nf4_model(*, whole: bool, **settings: Any) -> Any:
     """The tiny model in 4 bits (`whole`), or marked for it as the loader marks a model that is to be sharded."""
     model = tiny_model(**settings)
     nf4_later(model, nf4_config(model.dtype))
-    keep_storage(model)
     return model.to("cpu") if whole else model
 
 
