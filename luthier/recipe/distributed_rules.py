@@ -19,8 +19,6 @@ def why_not_sharded(
     model: ModelSection, method: MethodSection, objective: ObjectiveSection, train: TrainSection
 ) -> Iterator[tuple[str, str]]:
     """(key, reason) of everything in a recipe that shards cannot be combined with."""
-    if model.quantization == "fp8":
-        yield ("model.quantization", "an fp8 base is not sharded yet")
     if objective.name != "sft":
         yield ("objective.name", f"objective {objective.name} makes passes that its processes do not make together")
     if method.name in ("full", "freeze", "spectrum"):

@@ -200,12 +200,14 @@ def _engine(
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
         root = shard(
             model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
-            keep_unpacked=settings.frozen_base == "dequantized",
+            frozen_base=settings.frozen_base,
         )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
         model.train()
-        return engine, engine.distribute(lambda module: Passes(root, module), all_passes=True)
+        return engine, engine.distribute(
+            lambda module: Passes(root, module), all_passes=True, whole=lambda run: Passes(root, run)()
+        )
     engine = attach(model, settings, objective=objective)
     model.train()
     with warnings.catch_warnings():

@@ -60,7 +60,7 @@ def unpack(view: LinearView, dtype: torch.dtype) -> Tensor:
     """The matrix (N, K) of a layer in `dtype`; a 4-bit one dequantised by bitsandbytes."""
     weight = view.base.weight
     if not view.quantized:
-        return weight.data
+        return weight.data.to(view.device)
     if isinstance(view.base, PackedLinear):
         return view.base.unpacked().to(dtype)
     import bitsandbytes.functional as bnb

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from luthier.fast.linear import FastLinear
+from luthier.model.hosted import HostLinear
 from luthier.model.packed import PackedLinear
 
 __all__ = ["LinearView", "NotPlain", "view_linear"]
@@ -44,6 +45,11 @@ class LinearView:
     def in_features(self) -> int:
         """K."""
         return int(self.base.in_features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its products are."""
+        return self.base.device if isinstance(self.base, HostLinear) else self.base.weight.device
 
     @property
     def quantized(self) -> bool:
@@ -109,7 +115,7 @@ def view_linear(module: nn.Module) -> LinearView:
 def _plain_base(module: nn.Module) -> nn.Module:
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         raise NotPlain(f"{type(module).__name__} has hooks")
-    if type(module) in (nn.Linear, FastLinear, PackedLinear):
+    if type(module) in (nn.Linear, FastLinear, PackedLinear, HostLinear):
         return module
     if type(module).__name__ == "Linear4bit" and getattr(module.weight, "quant_state", None) is not None:
         return module

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.fast.decoder.fp8_shards import pack_fp8
 from luthier.fast.loss import inner_model
+from luthier.fast.settings import FrozenBase
 from luthier.model.packed import pack_linears
 from luthier.runtime.errors import RecipeError
 
@@ -42,7 +44,7 @@ class Root(nn.Module):  # type: ignore[misc]
 class Passes(nn.Module):  # type: ignore[misc]
     """Passes of `module` through the root; what a Trainer calls its wrapper."""
 
-    def __init__(self, root: nn.Module, module: nn.Module) -> None:
+    def __init__(self, root: nn.Module, module: Callable[..., Any]) -> None:
         super().__init__()
         self.root, self.module = root, module
 
@@ -67,14 +69,15 @@ def reshard(root: nn.Module) -> None:
 
 
 def shard(
-    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True, keep_unpacked: bool = False
+    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True, frozen_base: FrozenBase = "as_loaded"
 ) -> nn.Module:
     """Shard `model` over all processes, in place; returns the root that its passes go through.
 
     Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. Weights that are
     not on `device` yet come to it layer by layer. Gradients are averaged in fp32. A 4-bit matrix is a vector of its
     packed bytes, each process holding a part of them (`model/packed.py`); one that waits in host memory to be quantised
-    is quantised here, on the device. `keep_unpacked`: the unpacked values are sharded instead.
+    is quantised here, on the device; with `frozen_base: dequantized` its unpacked values are sharded instead. With `fp8`
+    the 8-bit copies of the layers' matrices are (`fast/decoder/fp8_shards.py`).
 
     Raises:
         RecipeError: a model without a list of decoder layers.
@@ -98,9 +101,12 @@ def shard(
         "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=widest),
     }  # fmt: skip
     for layer in layers:
-        pack_linears(layer, device, keep_unpacked=keep_unpacked)
+        stores = pack_fp8(layer, device) if frozen_base == "fp8" else []
+        pack_linears(layer, device, keep_unpacked=frozen_base == "dequantized")
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **settings)
-    pack_linears(root, device, keep_unpacked=keep_unpacked)
+        for store in stores:
+            store.remember_shard()
+    pack_linears(root, device, keep_unpacked=frozen_base == "dequantized")
     fully_shard(root, **settings)
     return root
 
