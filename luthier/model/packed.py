@@ -2,7 +2,7 @@
 
     weight   [ two weights a byte | scales of the blocks of 64, one byte each ] seen as fp32, one axis
 
-torch shards floating-point parameters only (its integer ones differ by version), so the bytes are looked at as numbers;
+Integer parameters break `fully_shard` up to torch 2.11 (pytorch/pytorch#177844), so the bytes are looked at as numbers;
 nobody computes with them: `fully_shard` copies, and mixed precision stays off. The scales' own scales (fp32, one for
 256 blocks: 0.002 bits a weight) and the table of the 16 values stay whole on every process.
 
