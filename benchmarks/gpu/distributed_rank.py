@@ -186,8 +186,6 @@ def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     for method in METHODS:
         for strategy in ("ddp",) if world == 1 else ("ddp", "fsdp2"):
             options.method, options.strategy = method, strategy
-            if options.separate:
-                strategy = "separate"  # noqa: PLW2901
             cases[f"{method} {strategy}"] = run(options, world, rank)
     return {"cases": cases}
 

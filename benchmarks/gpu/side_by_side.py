@@ -68,7 +68,7 @@ def read_list(path: Path, *, cap: float, dry: bool) -> list[Setting]:
 def start(setting: Setting, devices: list[int], *, dry: bool) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1" if dry else "8"}
     environment |= {"LUTHIER_FORCE_CPU": "1"} if dry else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-    setting.output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    setting.output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
     setting.devices, setting.began = devices, time.time()
     setting.child = subprocess.Popen(
         setting.words, stdout=setting.output, stderr=subprocess.STDOUT, start_new_session=True, env=environment

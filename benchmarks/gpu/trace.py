@@ -10,8 +10,9 @@
     elementwise      torch's elementwise and reduction kernels, and Triton's (norm, rotary, activation)
     other            the rest
 
-`exposed_exchange_ms` is the time in which nothing but NCCL ran. `idle_ms` is the unprofiled median step minus the time in which at least one kernel ran in the profiled one: the
-profiler slows the host down, not the kernels.
+`exposed_exchange_ms` is the time in which nothing but NCCL ran, or waited for another process. `idle_ms` is the
+unprofiled median step minus the time in which at least one kernel ran in the profiled one: the profiler slows the host
+down, not the kernels.
 """
 
 from __future__ import annotations
