@@ -60,7 +60,7 @@ class HostLinear(nn.Module):  # type: ignore[misc]
         """Where its products are."""
         self.store: PackedStore | None = None
         """Of the first layer of those that are one product."""
-        self.weight: Tensor = linear.weight.detach()
+        self.weight: Tensor = linear.weight.detach().to("cpu")
 
     def release(self) -> None:
         """Free the matrix: nothing is made from it any more."""
