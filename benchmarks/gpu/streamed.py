@@ -76,7 +76,7 @@ def _parameters(module: Any) -> list[tuple[Any, str, Any]]:
 
 
 def _put(owner: Any, name: str, value: Any) -> None:
-    """A frozen parameter of the class and with the settings of the one that is there (bitsandbytes keeps some on it)."""
+    """A frozen parameter of the class and with the settings of the one that is there."""
     import torch
 
     old = owner._parameters[name]

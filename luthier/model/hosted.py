@@ -1,7 +1,7 @@
 """Frozen linear layers whose products another matrix takes over, of which each process holds a part.
 
-    HostLinear     in the place of `nn.Linear`: its 16-bit matrix waits in host memory for what is made from it
-    PackedStore    the matrices that are multiplied with instead, as one vector that FSDP2 can shard (`packed.py`)
+HostLinear     in the place of `nn.Linear`: its 16-bit matrix waits in host memory for what is made from it
+PackedStore    the matrices that are multiplied with instead, as one vector that FSDP2 can shard (`packed.py`)
 """
 
 from __future__ import annotations

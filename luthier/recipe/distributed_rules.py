@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.runtime.errors import Problem
@@ -32,6 +33,7 @@ def why_not_sharded(
                    "adapters that read the base's weights need them whole")  # fmt: skip
     if model.new_tokens:
         yield ("model.new_tokens", "rows of new tokens were not tried in shards")
+    yield from why_not_packed(model, method, objective)
 
 
 def distributed_rules(

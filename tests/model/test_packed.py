@@ -1,5 +1,5 @@
-"""Contract: a 4-bit matrix as sharded bytes has bitsandbytes' values, bit for bit; one that is quantised later is the one
-quantised at once.
+"""Contract: a 4-bit matrix as sharded bytes has bitsandbytes' values, bit for bit; one that is quantised later is
+the one quantised at once.
 
 Planted and seen to fail: scales of another matrix; bytes through bfloat16.
 """

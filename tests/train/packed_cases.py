@@ -93,7 +93,8 @@ def nf4_facts() -> dict[str, Any]:
     linears = [module for module in layers.modules() if isinstance(module, PackedLinear)]
     first = layers[0].self_attn.q_proj.base_layer
     return {
-        "layer": type(layers[0]).__name__, "linear": type(first).__name__, "parameter": type(first.weight.data).__name__,
+        "layer": type(layers[0]).__name__, "linear": type(first).__name__,
+        "parameter": type(first.weight.data).__name__,
         "bases": sorted({type(projection.base).__name__ for projection in layers[0].luthier_program.projections}),
         "held": sum(module.weight.to_local().numel() for module in linears),
         "all": sum(module.weight.numel() for module in linears), "compared": len(values), "matrices": len(linears),
@@ -159,7 +160,9 @@ def gathered_bytes(*, cast: bool) -> bool:
 
     patterns = torch.arange(65536).to(torch.uint16).view(torch.uint8)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if cast else None, reduce_dtype=torch.float32)
-    holder = fully_shard(Holder(), mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)), mp_policy=policy)
+    holder = fully_shard(
+        Holder(), mesh=init_device_mesh("cpu", (torch.distributed.get_world_size(),)), mp_policy=policy
+    )
     try:
         with torch.no_grad():
             return torch.equal(holder(), patterns)

@@ -90,7 +90,11 @@ def test_a_4bit_base_in_shards_unpacks_to_the_values_of_a_whole_one(two):
     for rank in (0, 1):
         found = facts(two, rank)["packed"]["nf4"]
         assert found["layer"] == "PackedFSDPLlamaDecoderLayer"
-        assert (found["linear"], found["parameter"], found["bases"]) == ("PackedLinear", "DTensor", ["GatheredQuantized"])
+        assert (found["linear"], found["parameter"], found["bases"]) == (
+            "PackedLinear",
+            "DTensor",
+            ["GatheredQuantized"],
+        )
         assert found["compared"] == found["matrices"] == 14 and found["same_values"]
         assert facts(two, rank)["packed"]["bytes_kept"] == {"as they are": True, "cast": False}
     assert sum(held) == facts(two, 0)["packed"]["nf4"]["all"]

@@ -170,7 +170,8 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
-    f"resumed_{case.__name__}": case for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum, sharded_qlora)
+    f"resumed_{case.__name__}": case
+    for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum, sharded_qlora)
 }
 """Whose folders hold the first half of a run of another number of processes."""
 

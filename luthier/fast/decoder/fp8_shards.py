@@ -74,22 +74,22 @@ class GatheredFp8(Fp8):
         self.kept_error: Tensor | None = None
 
     @property
-    def rows_nk(self) -> Tensor:  # type: ignore[override]
+    def rows_nk(self) -> Tensor:
         """(N, K) in 8 bits, for the forward pass."""
         return self.store.parts()[0]
 
     @property
-    def rows_scale(self) -> Tensor:  # type: ignore[override]
+    def rows_scale(self) -> Tensor:
         """(N, 1)."""
         return self.store.parts()[1]
 
     @property
-    def columns_kn(self) -> Tensor:  # type: ignore[override]
+    def columns_kn(self) -> Tensor:
         """(K, N) in 8 bits, for the gradient of the input."""
         return self.store.parts()[2]
 
     @property
-    def columns_scale(self) -> Tensor:  # type: ignore[override]
+    def columns_scale(self) -> Tensor:
         """(K, 1)."""
         return self.store.parts()[3]
 

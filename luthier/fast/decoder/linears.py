@@ -27,7 +27,7 @@ class LinearView:
     """One linear layer, taken apart."""
 
     module: Any
-    """What the decoder layer holds: `nn.Linear`, a 4-bit linear (or its sharded form), or PEFT's LoRA layer around one."""
+    """What the decoder layer holds: `nn.Linear`, a 4-bit linear or its sharded form, PEFT's LoRA layer around one."""
     base: Any
     """The layer with the matrix."""
     adapter: str | None = None

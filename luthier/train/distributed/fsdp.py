@@ -69,17 +69,19 @@ def reshard(root: nn.Module) -> None:
 
 
 def shard(
-    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True, frozen_base: FrozenBase = "as_loaded",
-    bring: Callable[[nn.Module], None] | None = None,
+    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True,
+    frozen_base: FrozenBase = "as_loaded", bring: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Shard `model` over all processes, in place; returns the root that its passes go through.
 
     Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. Weights that are
-    not on `device` yet come to it layer by layer. Gradients are averaged in fp32. A 4-bit matrix is a vector of its
-    packed bytes, each process holding a part of them (`model/packed.py`); one that waits in host memory to be quantised
-    is quantised here, on the device; with `frozen_base: dequantized` its unpacked values are sharded instead. With `fp8`
-    the 8-bit copies of the layers' matrices are (`fast/decoder/fp8_shards.py`). `bring` gives each layer's frozen
-    parameters their values, right before they are packed and sharded: a process never holds more than one whole layer.
+    not on `device` yet come to it layer by layer. Gradients are averaged in fp32.
+
+    A 4-bit matrix is a vector of its packed bytes, of which each process holds a part (`model/packed.py`); one that
+    waits in host memory to be quantised is quantised here, on the device. With `frozen_base: dequantized` its unpacked
+    values are sharded instead; with `fp8` the 8-bit copies of the layers' matrices (`fast/decoder/fp8_shards.py`).
+    `bring` gives each layer's frozen parameters their values right before they are packed and sharded: a process never
+    holds more than one whole layer.
 
     Raises:
         RecipeError: a model without a list of decoder layers.
