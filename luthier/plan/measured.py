@@ -16,7 +16,7 @@ from typing import Any
 from luthier.plan.devices import DEVICES
 from luthier.plan.known import known_model
 from luthier.plan.memory import MemoryPlan, estimate_memory
-from luthier.plan.setting import Base, Recompute, Setting
+from luthier.plan.setting import Base, Offload, Recompute, Setting, Strategy, Way
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.time import StepTime, estimate_step
 from luthier.plan.work import Documents
@@ -58,6 +58,15 @@ class Row:
     """The decoder was replayed as CUDA graphs."""
     source: str
     """Hash of the engine's sources that ran."""
+    world: int = 1
+    """Devices; tokens, bytes and `flops_per_token` are of each of them."""
+    strategy: Strategy = "ddp"
+    reshard: bool = True
+    """`distributed.reshard_after_forward`."""
+    offload: Offload = "none"
+    sequence_parallel: int = 1
+    reserved_gib: float | None = None
+    """Held by the allocator, where it was recorded."""
     changed: str = ""
     """What of the engine has changed since, so that its time is no longer that of this step; empty: nothing known."""
 
@@ -72,7 +81,8 @@ class Row:
             self.replayed,
             round(self.squares_per_token, -2),
         )
-        return (self.device, self.model, self.method, self.base, self.optim, *step)
+        spread = (self.world, self.strategy, self.reshard, self.offload, self.sequence_parallel)
+        return (self.device, self.model, self.method, self.base, self.optim, *step, *spread)
 
     def with_squares(self, squares_per_token: float) -> Row:
         """The same step of other documents."""
@@ -86,8 +96,13 @@ class Row:
         """As it ran."""
         return Setting(
             micro_tokens=self.tokens // self.micro_batches, recompute=self.recompute, base=self.base,
-            accumulate=self.micro_batches, replay=self.replayed,
+            accumulate=self.micro_batches, replay=self.replayed, world=self.world, way=self.way(),
+            reshard=self.reshard, extended=not self.way().sharded,
         )  # fmt: skip
+
+    def way(self) -> Way:
+        """How the devices shared the work."""
+        return Way(strategy=self.strategy, offload=self.offload, sequence_parallel=self.sequence_parallel)
 
     def documents(self) -> Documents:
         """With the measured lengths: those of one step stand for all."""
@@ -117,6 +132,9 @@ class Row:
         optim = ", 8-bit AdamW" if self.optim == "adamw_8bit" else ""
         documents = f", documents up to {self.max_length:,}" if self.max_length != 1024 else ""
         documents += ", replayed" if self.replayed else ""
+        if self.world > 1:
+            kept = "" if self.reshard else ", layers kept whole"
+            documents += f", {self.world} devices: {self.way().words()}{kept}"
         more = f"{_BASES[self.base]}{_RECOMPUTE[self.recompute]}{optim}{documents}"
         return f"{self.model} {method}, {self.tokens:,} tokens{more}"
 
