@@ -1,7 +1,7 @@
 """Steps that were measured, and what the plan says of the same steps: `measured.jsonl`, one row a step.
 
 `tests/plan/test_measured.py` holds the plan to them, docs/plan.md shows them, and `tests/plan/fit.py` takes new ones
-from results of `benchmarks/gpu/bench.py`.
+from results of `benchmarks/gpu/bench.py` and `distributed_rank.py`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Row:
     micro_batches: int
     recompute: Recompute
     step_tokens: float
-    """Real tokens of a step."""
+    """Real tokens of a step; on several devices the mean of each."""
     supervised: float
     squares_per_token: float
     """Sum of n^2 over documents by sum of n."""
-    flops_per_token: float
-    """Model FLOPs by the benchmark's own formula."""
+    flops_per_token: float | None = None
+    """Model FLOPs by the benchmark's own formula, where it was recorded."""
     peak_gib: float
-    """Of the allocator (`max_memory_allocated`)."""
+    """Of the allocator (`max_memory_allocated`); of several devices the largest."""
     ms: float
     """Of a step, median."""
     replayed: bool
@@ -59,7 +59,7 @@ class Row:
     source: str
     """Hash of the engine's sources that ran."""
     world: int = 1
-    """Devices; tokens, bytes and `flops_per_token` are of each of them."""
+    """Devices; tokens and bytes are of each of them."""
     strategy: Strategy = "ddp"
     reshard: bool = True
     """`distributed.reshard_after_forward`."""

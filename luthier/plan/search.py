@@ -89,8 +89,9 @@ def look(request: Request) -> tuple[list[Candidate], dict[Way, str]]:
     found: list[Candidate] = []
     refused: dict[Way, str] = {}
     for tier in tiers(request):
-        refused |= {way: reason for way, reason in tier if reason}
-        for way in (way for way, reason in tier if not reason):
+        useful = [(way, reason) for way, reason in tier if _useful(request, way, found)]
+        refused |= {way: reason for way, reason in useful if reason}
+        for way in (way for way, reason in useful if not reason):
             for budget, split in request.splits(way):
                 for base in request.bases(way):
                     plain = _setting(request, split, base, way)
@@ -104,6 +105,19 @@ def look(request: Request) -> tuple[list[Candidate], dict[Way, str]]:
             hint="take one device, or change the key that is named",
         )  # fmt: skip
     return found, refused
+
+
+def _useful(request: Request, way: Way, found: list[Candidate]) -> bool:
+    """Sharing sequences helps only where their tokens are what does not fit: without activations, a layer's transient
+    and logits the smallest setting that was looked at (of the same storage, if there is one) would."""
+    if way.sequence_parallel == request.recipe.distributed.sequence_parallel_size or not found:
+        return True
+    same = [other for other in found if other.setting.way.offload == way.offload] or found
+    return any(
+        other.needed_bytes - other.memory.activations - other.memory.transient - other.memory.logits
+        <= other.available_bytes
+        for other in same
+    )
 
 
 def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching) -> Candidate:
