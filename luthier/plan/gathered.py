@@ -11,9 +11,12 @@ the next layer while one runs, and keeps the root (embeddings, last norm, head) 
 
 DeepSpeed (runtime/zero/config.py and stage3.py of 0.19; arXiv:1910.02054), in elements:
 
-    zero2       one bucket of gradients (`reduce_bucket_size`, 5e8), made at its full size
+    zero2       one bucket of gradients in fp32 (`reduce_bucket_size`, d^2), made at its full size
     zero3       the bucket; weights that live (`stage3_max_live_parameters`, 1e9, or the largest module) and are fetched
-                ahead (`stage3_prefetch_bucket_size`, 5e7); the gradient of a layer and of R
+                ahead (`stage3_prefetch_bucket_size`, 0.9 d^2); the gradient of a layer and of R
+
+d is the hidden size: what transformers' Trainer, and Luthier, write for `auto` (DeepSpeed's own defaults are 5e8, 5e7).
+A configuration of the user's own (`distributed.deepspeed_config`) may say other sizes; these are not looked at.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import PACKED_BYTES
 
-__all__ = ["LIVE_PARAMETERS", "PREFETCH_BUCKET", "REDUCE_BUCKET", "gathered_bytes", "layer_bytes", "root_bytes"]
+__all__ = ["LIVE_PARAMETERS", "gathered_bytes", "layer_bytes", "root_bytes"]
 
-REDUCE_BUCKET, PREFETCH_BUCKET, LIVE_PARAMETERS = 500_000_000, 50_000_000, 1_000_000_000
-"""Defaults of DeepSpeed 0.19, in elements."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Default of DeepSpeed 0.19, in elements."""
 REDUCE_BYTES = 4
 """Gradients are reduced in fp32 (`train/distributed/fsdp.py`)."""
 
@@ -33,7 +36,8 @@ REDUCE_BYTES = 4
 def layer_bytes(sizes: Sizes, setting: Setting) -> int:
     """Bytes of one decoder layer as it is gathered: packed 4-bit values, two 8-bit copies, or the compute type."""
     each = {"nf4": PACKED_BYTES, "fp8": 2.0}.get(setting.base, float(setting.dtype_bytes))
-    return round(sizes.linear_per_layer * each)
+    scales = sum(4 * (group.outputs + group.inputs) for group in sizes.groups) if setting.base == "fp8" else 0
+    return round(sizes.linear_per_layer * each) + scales
 
 
 def root_bytes(sizes: Sizes, setting: Setting) -> int:
@@ -63,13 +67,12 @@ def gathered_bytes(sizes: Sizes, setting: Setting) -> dict[str, int]:
 
 
 def _deepspeed(sizes: Sizes, setting: Setting) -> int:
-    """Buckets are in the compute type; they have their full size whatever is trained."""
-    size = setting.dtype_bytes
-    bucket = REDUCE_BUCKET * size
+    size, square = setting.dtype_bytes, sizes.shape.hidden_size**2
+    bucket = REDUCE_BYTES * square
     if not setting.sharded:
         return bucket
     largest = max([sizes.head, *(group.parameters for group in sizes.groups)])
-    live = min(sizes.parameters, max(LIVE_PARAMETERS, largest) + PREFETCH_BUCKET) * size
+    live = min(sizes.parameters, max(LIVE_PARAMETERS, largest) + round(0.9 * square)) * size
     gradient = sizes.linear_per_layer if sizes.trained_linear else 0
     gradient += sizes.head if sizes.trained_head or sizes.trained_embedding else 0
     return bucket + live + gradient * size

@@ -10,8 +10,9 @@ there, too, and go up before each gather (FSDP2's CPUOffloadPolicy; ZeRO-3's `of
 Bytes of one host, with n of the devices:
 
     processes    n x Python with torch and CUDA's libraries
-    loading      n x the largest piece that is read at a time: a layer, or embeddings (`model/load.py`)
-    states       n x the device's masters and optimizer state, where they are offloaded
+    loading      n x the largest tensor, of which a process reads its rows (`train/distributed/fill.py`); of a base that
+                 is packed into shards (nf4, fp8) n x the whole base, which waits in 16 bits for it
+    states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
     weights      n x the device's shards of weights and their gradients, with `all`
     checkpoint   n x the trained shards in fp32 with their states, on their way to the disk
     result       one file of the result that process 0 writes (`export.max_shard_size`)
@@ -25,7 +26,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.plan.devices import Accelerator
-from luthier.plan.gathered import layer_bytes, root_bytes
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import held_weights, master_bytes, optimizer_bytes
@@ -78,14 +78,17 @@ def estimate_host(
     """Host memory of a run. On a CPU what a device holds is in host memory as well and not counted again here."""
     count, parts = host_devices(setting), setting.trained_parts(sizes.adapters)
     states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
-    own = sum(-(-size // parts) for size in states)
-    offloaded = setting.offload != "none"
+    offloaded = setting.moves_states(sizes.adapters)
+    master = states[0] or 4 * sizes.trainable  # of fp32 weights, which have no master on a device
+    own = -(-master // parts) + -(-states[1] // parts)
     shards = held_weights(sizes, setting)["shards"] if setting.offload == "all" else 0
     if shards and not sizes.adapters:
         shards += -(-sizes.trainable * setting.dtype_bytes // parts)
     saved = -(-(4 * sizes.trainable + states[1]) // parts)
     writers = count if parts > 1 else 1
-    piece = max(layer_bytes(sizes, setting), root_bytes(sizes, setting))
+    piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
+    if setting.sharded and setting.base in ("nf4", "fp8"):
+        piece = sizes.parameters * setting.dtype_bytes
     result = (sizes.trainable if sizes.adapters else sizes.parameters) * setting.dtype_bytes
     return HostPlan(
         devices=count, processes=count * PROCESS_BYTES if cuda else 0, loading=count * piece,

@@ -130,7 +130,7 @@ def estimate_memory(
     cuda = device_type == "cuda"
     parts = setting.trained_parts(sizes.adapters)
     held = held_weights(sizes, setting, table)
-    on_device = 1 if setting.offload == "none" else 0
+    on_device = 0 if setting.moves_states(sizes.adapters) else 1
     states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
     static = {
         "weights": held["whole"] + (0 if setting.offload == "all" else held["shards"]),
@@ -166,9 +166,9 @@ def _moments(
     size = setting.dtype_bytes
     activations = activation_bytes(sizes, setting, supervised)
     before, after = (part // share for part in gradient_bytes(sizes, setting))
-    if setting.sharded and not sizes.adapters and setting.offload == "all":
-        before = after = 0  # each reduced gradient goes to host memory at once
     head_gradient = size * sizes.head // share if sizes.trained_head else 0
+    if setting.sharded and not sizes.adapters and setting.offload == "all":
+        before = after = head_gradient = 0  # each reduced gradient goes to host memory at once
     # Where gradients are summed tensor by tensor, the head's is gone into its sum at once.
     early = before + (0 if before and after == before else head_gradient)
     lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer

@@ -81,6 +81,10 @@ class Setting:
         """What lives in host memory."""
         return self.way.offload if self.world > 1 else "none"
 
+    def moves_states(self, adapters: bool) -> bool:
+        """Masters and optimizer state are in host memory; those of adapters are small and stay (`fsdp2`)."""
+        return self.offload != "none" and (self.deepspeed or not adapters)
+
     @property
     def sequence_parallel(self) -> int:
         """Devices that share each sequence."""

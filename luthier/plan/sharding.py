@@ -4,9 +4,9 @@
     fsdp2    all-gather of each layer forward and again backward (once with `reshard_after_forward: false`), of
              embeddings and head once, and a reduce-scatter of fp32 gradients, in every micro-batch: (N - 1) / N of
              the bytes each; adapters as under ddp (arXiv:1910.02054; torch's fully_shard)
-    zero2    all-reduce of gradients in the compute type in every micro-batch, not overlapped; all-gather of what was
-             updated once a step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
-    zero3    as fsdp2, everything gathered twice, gradients reduced in the compute type, adapters' too
+    zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
+             step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
+    zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well
     sequences shared by S devices (arXiv:2309.14509): all-to-all of q, k, v and of attention's output in each layer,
              (S - 1) / S x T / S x (2 q + 2 kv) elements forward, as many backward, forward once more where a layer is
              recomputed; a layer waits for each
@@ -61,12 +61,11 @@ def exchange_seconds(
     if strategy == "ddp":
         return shared + 2.0 * part * 4.0 * sizes.trainable / link
     if strategy == "zero2":
-        reduced = setting.accumulate * 2.0 * part * size * sizes.trainable
+        reduced = setting.accumulate * 2.0 * part * 4.0 * sizes.trainable
         return shared + (reduced + part * size * sizes.trainable) / link
     gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
     divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable
-    reduced = (4.0 if strategy == "fsdp2" else float(size)) * divided
-    seconds = part * (gathered + reduced) / link
+    seconds = part * (gathered + 4.0 * divided) / link
     if setting.offload == "all":
         moved = (gathered + size * divided) / setting.world
         seconds = max(seconds, moved / device.host_link)

@@ -15,8 +15,9 @@ __all__ = [
     "weight_bytes",
 ]  # fmt: skip
 
-PACKED_BYTES = 0.5
-NF4_BYTES = PACKED_BYTES + (1 + 4 / 256) / 64
+PACKED_BYTES = 0.5 + 1 / 64
+"""A 4-bit value and its share of an 8-bit scale per 64: what is sharded and gathered (`model/packed.py`)."""
+NF4_BYTES = PACKED_BYTES + 4 / 256 / 64
 """A 4-bit value, an 8-bit scale per 64 values, an fp32 scale per 256 scales (QLoRA, arXiv:2305.14314)."""
 ADAM_BYTES = 8
 """Two fp32 moments."""
@@ -60,9 +61,10 @@ def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY)
 def held_weights(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:
     """Bytes of the weights one device holds between layers: `shards` (all of them without sharding) and `whole`.
 
-    Under shards (FSDP2, ZeRO-3) each of N devices has 1/N of stored weights (arXiv:1910.02054, section 5.3). Whole on
-    each stay what is small beside them: quantisation constants of nf4 (0.0159 bytes a weight), the scales of fp8, and
-    copies in `modules_to_save`, which FSDP2 leaves whole with the adapters (`train/distributed/fsdp.py`).
+    Under shards (FSDP2, ZeRO-3) each of N devices has 1/N of stored weights (arXiv:1910.02054, section 5.3); of fp8
+    both 8-bit copies with their scales, and no 16-bit base (`fast/decoder/fp8_shards.py`). Whole on each stay the
+    scales of nf4's scales (0.0002 bytes a weight), and copies in `modules_to_save`, which FSDP2 leaves whole with the
+    adapters (`train/distributed/fsdp.py`).
     """
     parts = weight_bytes(sizes, setting, table)
     stored, saved = parts["base"] + parts["unpacked"], parts["modules_to_save"]
@@ -71,8 +73,8 @@ def held_weights(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY)
     whole = 0
     if setting.base in ("nf4", "nf4_dequantized"):
         whole = round(sizes.linear * (NF4_BYTES - PACKED_BYTES))
-    elif setting.base == "fp8":
-        whole = sum(4 * (group.outputs + group.inputs) for group in sizes.groups) * sizes.shape.layers
+    elif setting.base == "fp8" and table.fp8_keeps_base:
+        stored -= sizes.linear * setting.dtype_bytes
     divided = stored - whole
     if setting.deepspeed:
         divided, saved = divided + saved, 0

@@ -144,7 +144,7 @@ def _update_seconds(
     parts = setting.trained_parts(sizes.adapters)
     moved, norm = _optimizer_bytes(sizes, setting, optim)
     rate = device.bandwidth * table.optimizer
-    if setting.offload == "none":
+    if not setting.moves_states(sizes.adapters):
         return (moved + norm) / parts / rate, 0.0
     return norm / parts / rate, update_seconds(sizes, setting, device, update_bytes=moved)
 

@@ -1,8 +1,8 @@
 """Which ways to spread a model over devices a plan looks at, and in what order.
 
     first    `distributed` as it is written; with `strategy: auto` copies (ddp) and shards (fsdp2)
-    then     only if nothing of the first fits, and only keys that the recipe does not have: fsdp2 with the optimizer,
-             then everything, offloaded; and 2, 4, 8 devices of a host for each sequence
+    then     only if nothing of the first fits, and only keys that the recipe does not have: fsdp2 with the optimizer
+             (where weights themselves are trained) or everything offloaded; 2, 4, 8 devices of a host for each sequence
     last     both together
 
 zero2 and zero3 are looked at when they are named. A way that the rules of recipes refuse (`recipe/rules.py`) is left
@@ -89,7 +89,8 @@ def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     first += [way_of(recipe, "ddp")] if section.offload == "none" else []
     yield [(way, why_refused(recipe, way)) for way in reversed(first)]
     written = section.model_fields_set
-    offloads: tuple[Offload, ...] = () if "offload" in written else ("optimizer", "all")
+    offloads: tuple[Offload, ...] = ("all",) if request.sizes.adapters else ("optimizer", "all")
+    offloads = () if "offload" in written else offloads
     sizes = () if "sequence_parallel_size" in written else sequence_sizes(request)
     shards = way_of(recipe, "fsdp2")
     more = [Way(strategy="fsdp2", offload=off, sequence_parallel=shards.sequence_parallel) for off in offloads]

@@ -109,11 +109,13 @@ def choose_batching(
 
     The sequences of one device are the nearest whole number; the micro-batch is their largest divisor
     within the token budget of the device (`micro_batch_tokens` of a plan, else `MICRO_BATCH_TOKENS`), so the
-    split never changes what goes into a step.
+    split never changes what goes into a step. Where a step is no multiple of the devices, each gets a number that
+    divides well: 135 sequences over 8 devices are 16 each, and not 17, of which only one or all fit a micro-batch.
     """
     micro, accumulate = per_device_train_batch_size, gradient_accumulation_steps
     per_device = max(1, round(sequences_per_step / world_size))
     if micro is None and accumulate is None:
+        per_device = per_device if sequences_per_step % world_size == 0 else divisible(per_device)
         budget = micro_batch_tokens or MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
         divisors = [size for size in range(1, per_device + 1) if per_device % size == 0]
         micro = max([size for size in divisors if size * mean_tokens <= budget], default=1)

@@ -187,11 +187,11 @@ def test_deepspeeds_communication_by_hand():
     sizes = _sizes("Llama-3.1-8B", name="full")
     link, p = H200.link * EFFICIENCY.link, sizes.parameters
     zero2 = Setting(micro_tokens=2048, accumulate=4, world=8, way=Way(strategy="zero2"))
-    # four all-reduces of 2 bytes that nothing hides, and what was updated once
-    assert _exchange(sizes, zero2, compute=100.0) == pytest.approx(7 / 8 * (4 * 2 * 2 + 2) * p / link)
+    # four all-reduces of 4 bytes that nothing hides, and what was updated once, in 2
+    assert _exchange(sizes, zero2, compute=100.0) == pytest.approx(7 / 8 * (4 * 2 * 4 + 2) * p / link)
     zero3 = replace(zero2, way=Way(strategy="zero3"))
     gathered = 2 * 2 * (sizes.linear + 2 * 4096 * 128_256)
-    wire = 4 * 7 / 8 * (gathered + 2 * p) / link
+    wire = 4 * 7 / 8 * (gathered + 4 * p) / link
     copies = 4 * (gathered * 3.25 + 11.25 * p) / H200.bandwidth
     assert _exchange(sizes, zero3, compute=100.0) == pytest.approx(EFFICIENCY.exposed_communication * wire + copies)
 
