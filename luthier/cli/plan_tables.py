@@ -114,7 +114,7 @@ def ways_table(answer: Plan) -> object:
 
 HOW_HOST = {
     "processes": "stated constant: 3 GiB each",
-    "loading": "formula: the largest tensor of each process; a base that is packed into shards: all of it",
+    "loading": "formula: the largest tensor of each process, or the whole base where shards are cut from it",
     "states": "exact: masters and optimizer state of its devices",
     "weights": "exact: shards of its devices, with the gradients of trained ones",
     "checkpoint": "upper bound: trained shards in fp32 with their states, while one is written",

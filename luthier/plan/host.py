@@ -10,8 +10,8 @@ there, too, and go up before each gather (FSDP2's CPUOffloadPolicy; ZeRO-3's `of
 Bytes of one host, with n of the devices:
 
     processes    n x Python with torch and CUDA's libraries
-    loading      n x the largest tensor, of which a process reads its rows (`train/distributed/fill.py`); of a base that
-                 is packed into shards (nf4, fp8) n x the whole base, which waits in 16 bits for it
+    loading      n x the largest tensor, of which a process reads its rows; where values are needed before there are
+                 shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base
     states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
     weights      n x the device's shards of weights and their gradients, with `all`
     checkpoint   n x the trained shards in fp32 with their states, on their way to the disk
@@ -26,11 +26,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.plan.devices import Accelerator
-from luthier.plan.setting import Setting
+from luthier.plan.setting import Setting, Way
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import held_weights, master_bytes, optimizer_bytes
+from luthier.recipe.names import takes_from_base
+from luthier.recipe.schema import Recipe
 
-__all__ = ["HOST_BANDWIDTH", "HOST_DEVICES", "HostPlan", "estimate_host", "update_seconds"]
+__all__ = ["HOST_BANDWIDTH", "HOST_DEVICES", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
 
 HOST_DEVICES = 8
 """More devices than that are taken to be on several hosts."""
@@ -73,9 +75,13 @@ def host_devices(setting: Setting) -> int:
 
 
 def estimate_host(
-    sizes: Sizes, setting: Setting, *, optim: str, optim_args: dict[str, Any] | None = None, cuda: bool = True
-) -> HostPlan:
-    """Host memory of a run. On a CPU what a device holds is in host memory as well and not counted again here."""
+    sizes: Sizes, setting: Setting, *, optim: str, optim_args: dict[str, Any] | None = None, cuda: bool = True,
+    values_first: bool = False,
+) -> HostPlan:  # fmt: skip
+    """Host memory of a run. On a CPU what a device holds is in host memory as well and not counted again here.
+
+    `values_first`: each process has the whole base in host memory before it is sharded (`values_first_of`).
+    """
     count, parts = host_devices(setting), setting.trained_parts(sizes.adapters)
     states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
     offloaded = setting.moves_states(sizes.adapters)
@@ -87,13 +93,24 @@ def estimate_host(
     saved = -(-(4 * sizes.trainable + states[1]) // parts)
     writers = count if parts > 1 else 1
     piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
-    if setting.sharded and setting.base in ("nf4", "fp8"):
+    if setting.sharded and values_first:
         piece = sizes.parameters * setting.dtype_bytes
     result = (sizes.trainable if sizes.adapters else sizes.parameters) * setting.dtype_bytes
     return HostPlan(
         devices=count, processes=count * PROCESS_BYTES if cuda else 0, loading=count * piece,
         states=count * own if offloaded else 0, weights=count * shards, checkpoint=writers * saved,
         result=min(result, RESULT_BYTES),
+    )  # fmt: skip
+
+
+def values_first_of(recipe: Recipe, way: Way) -> bool:
+    """Shards of this recipe are cut from a base that each process has whole in host memory."""
+    model, method = recipe.model, recipe.method
+    packed = model.quantization in ("nf4", "fp8") or (model.quantization == "auto" and method.name == "qlora")
+    from_base = method.use_dora or takes_from_base(method.init_lora_weights) or bool(method.modules_to_save)
+    return bool(
+        way.strategy == "zero3" or packed or model.new_tokens or recipe.objective.name == "reward"
+        or (method.name in ("lora", "qlora") and from_base)
     )  # fmt: skip
 
 

@@ -160,6 +160,7 @@ class Plan:
             "trained_how": request.sizes.trained_how,
             "setting": {
                 **asdict(chosen.setting),
+                "sharded": chosen.setting.sharded,
                 "per_device_train_batch_size": chosen.split.per_device_train_batch_size,
                 "gradient_accumulation_steps": chosen.split.gradient_accumulation_steps,
                 "words": chosen.setting.describe(layers),

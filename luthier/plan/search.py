@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from luthier.plan.efficiency import efficiency_of
-from luthier.plan.host import HostPlan, estimate_host
+from luthier.plan.host import HostPlan, estimate_host, values_first_of
 from luthier.plan.memory import estimate_memory
 from luthier.plan.objective import passes_before, work_of
 from luthier.plan.reasons import reasons_for, why_not
@@ -223,8 +223,9 @@ def _best_of_each_way(chosen: Candidate, candidates: list[Candidate]) -> Iterato
 def _host(request: Request, setting: Setting) -> HostPlan:
     train = request.recipe.train
     return estimate_host(
-        request.sizes, setting, optim=train.optim, optim_args=train.optim_args, cuda=request.device.type == "cuda"
-    )
+        request.sizes, setting, optim=train.optim, optim_args=train.optim_args, cuda=request.device.type == "cuda",
+        values_first=values_first_of(request.recipe, setting.way),
+    )  # fmt: skip
 
 
 def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:

@@ -157,7 +157,8 @@ def test_host_memory_by_hand():
     assert everything.total == sum((plain.processes, states.states, everything.weights, plain.checkpoint))
     copied = estimate_host(full, _setting("ddp"), optim="adamw_torch_fused")
     assert copied.checkpoint == 12 * P  # process 0 writes it
-    packed = estimate_host(_sizes(name="qlora"), _setting("fsdp2", base="nf4"), optim="adamw_torch_fused")
+    qlora = _sizes(name="qlora")
+    packed = estimate_host(qlora, _setting("fsdp2", base="nf4"), optim="adamw_torch_fused", values_first=True)
     assert packed.loading == 8 * 2 * P  # each process has the base in 16 bits until it is packed
 
 

@@ -214,6 +214,24 @@ def test_passes_of_the_reference_gather_weights_too():
         assert sharded.chosen.memory.gathered > 0
 
 
+@pytest.mark.parametrize(
+    ("method", "more", "strategy", "whole"),
+    [
+        ("lora", {}, "fsdp2", False), ("full", {}, "fsdp2", False), ("full", {}, "zero3", True),
+        ("qlora", {}, "fsdp2", True), ("lora", {"model": {"quantization": "fp8"}}, "fsdp2", True),
+        ({"name": "lora", "modules_to_save": ["lm_head"]}, {}, "fsdp2", True),
+        ({"name": "lora", "use_dora": True}, {}, "fsdp2", True),
+        ({"name": "lora", "init_lora_weights": "pissa"}, {}, "fsdp2", True),
+        ({"name": "lora", "init_lora_weights": "pissa"}, {}, "ddp", False),
+    ],
+)  # fmt: skip
+def test_what_each_process_has_in_host_memory_while_loading(method, more, strategy, whole):
+    """As `pipeline/loading.py` decides: the base, or the rows of one tensor."""
+    plan = make_plan(ask(method, distributed={"strategy": strategy}, **more), with_remedies=False)
+    tensor, base = 2 * 4096 * 128_256, 2 * plan.request.sizes.parameters
+    assert plan.host.loading == 8 * (base if whole else tensor)
+
+
 def test_everything_is_in_the_json():
     value = make_plan(ask("full", name="Llama-3.1-70B", **FULL)).to_json()
     assert value["setting"]["way"] == {"strategy": "fsdp2", "offload": "all", "sequence_parallel": 1}
