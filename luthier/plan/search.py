@@ -213,11 +213,12 @@ def _best_of_each_way(chosen: Candidate, candidates: list[Candidate]) -> Iterato
     found: dict[Way, list[Candidate]] = {chosen.setting.way: [chosen]}
     for candidate in candidates:
         found.setdefault(candidate.setting.way, []).append(candidate)
+    own_words = "chosen" if chosen.fits else "needs least"
     for way, own in found.items():
         fitting = [candidate for candidate in own if candidate.fits]
         best = _fastest(fitting) if fitting else min(own, key=lambda candidate: candidate.needed_bytes)
         mine = way == chosen.setting.way
-        yield RunnerUp(candidate=chosen if mine else best, why="chosen" if mine else why_not(best, chosen))
+        yield RunnerUp(candidate=chosen if mine else best, why=own_words if mine else why_not(best, chosen))
 
 
 def _host(request: Request, setting: Setting) -> HostPlan:
