@@ -61,8 +61,6 @@ def _own(recipe: Recipe, key: str) -> Any:
     section_name, name = key.split(".")
     section: BaseModel = getattr(recipe, section_name)
     value = getattr(section, name)
-    if key == "train.gradient_checkpointing" and isinstance(recipe.train.gradient_checkpointing_layers, int):
-        return True if value == "auto" else value
     return None if value == "auto" or name not in section.model_fields_set else value
 
 

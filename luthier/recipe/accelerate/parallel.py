@@ -47,5 +47,7 @@ def read_parallelism(reading: Reading, *, sharded: bool, total: int | None) -> N
             why=f"with the other sizes makes {product} processes, and num_processes is {total}", hint="make them equal",
         )  # fmt: skip
     for name, size in sizes.items():
-        if size == 1 or name == "dp_shard_size":
+        if size == 1:
+            reading.quiet.append(reading.source.named((_PARALLEL, _PREFIX + name)))
+        elif name == "dp_shard_size":
             reading.note(_PARALLEL, _PREFIX + name, why="agrees")

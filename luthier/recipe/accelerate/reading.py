@@ -142,5 +142,5 @@ class Reading:
         known = {*WITHOUT_EFFECT, *self._read}
         beside = sorted({str(one[-1]) for one in known if len(one) == len(path) and one[:-1] == path[:-1]})
         close = near(path[-1], beside)
-        hint = f"did you mean `{close[0]}`?" if close else "remove it, or tell us what it does"
-        self._problem("L181", path, f"accelerate has no key `{self.source.named(path)}` that is known here", hint)
+        hint = f"did you mean `{close[0]}`?" if close else "accelerate 1.15 has no key of that name either: remove it"
+        self._problem("L181", path, f"unknown key `{self.source.named(path)}`", hint)

@@ -14,6 +14,8 @@ _STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRI
 def read_fsdp(reading: Reading) -> None:
     """Strategy, whether layers are kept whole, offload and recompute."""
     version = reading.whole(_FSDP, "fsdp_version")
+    for name in ("fsdp_sharding_strategy", "fsdp_reshard_after_forward"):
+        reading.raw(_FSDP, name)  # of both versions
     if version not in (None, 1, 2):
         reading.wrong((_FSDP, "fsdp_version"), "1 or 2")
     if version == 2:

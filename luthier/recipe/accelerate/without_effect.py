@@ -12,6 +12,7 @@ _TPU = "for TPUs"
 _LAUNCH = "`luthier launch` finds the processes itself (c10d on one machine, static on several)"
 _LAYERS = "each decoder layer is a unit, whatever its class is called"
 _GATHERS = "`fully_shard` gathers the next layer while one runs"
+_DYNAMO = "layers run in Luthier's own passes, nothing is compiled by dynamo"
 _MACHINES = "start `luthier launch` on each machine"
 
 WITHOUT_EFFECT: dict[KeyPath, tuple[str, tuple[Any, ...]]] = {
@@ -20,6 +21,7 @@ WITHOUT_EFFECT: dict[KeyPath, tuple[str, tuple[Any, ...]]] = {
     ("same_network",): (_LAUNCH, (True,)),
     ("main_training_function",): ("for notebooks and TPUs", ("main",)),
     ("enable_cpu_affinity",): ("`luthier launch` binds no process to cores; `accelerate launch` does", ()),
+    ("dynamo_backend",): (_DYNAMO, ()),
     ("downcast_bf16",): (_TPU, ()),
     ("tpu_name",): (_TPU, ()),
     ("tpu_zone",): (_TPU, ()),
@@ -81,7 +83,7 @@ Sections of which no key has an effect are in `_SECTIONS`."""
 
 _SECTIONS = {
     "megatron_lm_config": "for Megatron-LM",
-    "dynamo_config": "layers run in Luthier's own passes, nothing is compiled by dynamo",
+    "dynamo_config": _DYNAMO,
     "fp8_config": "for `mixed_precision: fp8`",
     "mpirun_config": "`luthier launch` starts processes without MPI",
     "ipex_config": "no Intel extension is used",

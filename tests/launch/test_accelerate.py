@@ -1,0 +1,173 @@
+"""Contract: configurations of accelerate start what they say, and (slow) real launches of every kind train alike."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.launch.accelerate import Asked, with_accelerate
+from luthier.recipe.load import recipe_from_dict
+from luthier.runtime.errors import RecipeError
+from tests.launch.test_processes import recipe, start  # noqa: F401  recipe is a fixture
+from tests.recipe.accelerate.support import FSDP1, FSDP2, config
+
+MACHINES = config("MULTI_GPU", "main_process_ip: 10.0.0.1\nmain_process_port: 29500\n", processes=16).replace(
+    "num_machines: 1", "num_machines: 2"
+).replace("machine_rank: 0", "machine_rank: 1")  # fmt: skip
+
+
+@pytest.fixture
+def asked_of(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+
+    def ask(text: str, **words) -> Asked:
+        (tmp_path / "accelerate.yaml").write_text(text)
+        value = {
+            "model": {"name_or_path": "some/model"}, "data": {"train": [{"path": str(tmp_path / "rows.jsonl")}]},
+            "output_dir": str(tmp_path / "run"),
+            "distributed": {"accelerate_config": str(tmp_path / "accelerate.yaml")},
+        }  # fmt: skip
+        return with_accelerate(recipe_from_dict(value, origin="test"), Asked(**words))
+
+    return ask
+
+
+def test_processes_and_machines_are_taken_where_the_command_line_does_not_say(asked_of):
+    assert asked_of(config()) == Asked(num_gpus=2, nodes=1, node_rank=0)
+    assert asked_of(config("MULTI_CPU", "")) == Asked(num_processes=2, nodes=1, node_rank=0)
+    assert asked_of(config(), num_processes=2) == Asked(num_processes=2, nodes=1, node_rank=0)
+    assert asked_of(config() + "gpu_ids: 1,2\n").visible_devices == "1,2"
+    assert asked_of(config() + "gpu_ids: all\n").visible_devices is None
+    assert asked_of(MACHINES) == Asked(num_gpus=8, nodes=2, node_rank=1, rendezvous="10.0.0.1:29500")
+
+
+def test_each_machine_may_say_its_own_number(asked_of):
+    assert asked_of(MACHINES, node_rank=0).node_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        (config(), {"num_gpus": 4}, "`num_processes: 2`.*`--num-gpus 4`"),
+        (config(), {"num_processes": 1}, "`num_processes: 2`.*`--num-processes 1`"),
+        (config("MULTI_CPU", ""), {"num_gpus": 2}, "--num-gpus 2"),
+        (MACHINES, {"nodes": 4}, "`num_machines: 2`.*`--nodes 4`"),
+        (MACHINES, {"num_gpus": 16}, "`num_processes: 16`.*`--num-gpus 16` on each of 2 machines"),
+        (MACHINES, {"rendezvous": "other:1"}, "10.0.0.1:29500"),
+    ],
+)
+def test_a_contradiction_names_both(asked_of, text, words, said):
+    with pytest.raises(RecipeError, match=said) as caught:
+        asked_of(text, **words)
+    (problem,) = caught.value.problems
+    assert problem.code == "L185" and problem.line
+
+
+def test_gpu_ids_beside_visible_devices(asked_of, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(RecipeError, match="CUDA_VISIBLE_DEVICES=0"):
+        asked_of(config() + "gpu_ids: 1,2\n")
+
+
+# -- real processes
+
+
+def launched_by_accelerate(recipe: Path, text: str, *words: str, **environment: str) -> subprocess.Popen:  # noqa: F811
+    """As users do; with a file of FSDP or MULTI_GPU accelerate starts as many as it says, on CPUs, too."""
+    file = recipe.with_name("accelerate.yaml")
+    file.write_text(text)
+    return start(
+        "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file), "--main_process_port", "0",
+        "-m", "luthier", "train", str(recipe), *words, "--json", **environment,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen, folder: Path) -> tuple[dict, str]:
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, out[-2000:] + err[-4000:]
+    return json.loads((folder / "stages/train.json").read_text())["result"], out + err
+
+
+def weights(folder: Path) -> torch.Tensor:
+    tensors = load_file(folder / "final/model.safetensors")
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
+@pytest.fixture
+def reference(recipe) -> torch.Tensor:  # noqa: F811
+    """Of one process that takes the same steps."""
+    out = f"output_dir={recipe.parent}/one"
+    process = start("-m", "luthier", "train", str(recipe), out, "train.gradient_accumulation_steps=4")
+    finished(process, recipe.parent / "one")
+    return weights(recipe.parent / "one")
+
+
+@pytest.mark.slow
+def test_every_way_to_start_two_processes_trains_the_same(recipe, reference):  # noqa: F811
+    """Number of processes and class of the wrapper, which exit codes do not tell."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "luthier", "train")
+    file = recipe.with_name("cpu.yaml")
+    file.write_text(config("MULTI_CPU", "").replace("use_cpu: false", "use_cpu: true"))
+    given = recipe.with_name("given.yaml")
+    given.write_text(config())
+    ways = {
+        "torchrun fsdp2": ("Passes", lambda out: start(*torchrun, str(recipe), out, "distributed.strategy=fsdp2")),
+        "accelerate fsdp2": ("Passes", lambda out: launched_by_accelerate(recipe, config(), out)),
+        "accelerate fsdp1": ("Passes", lambda out: launched_by_accelerate(recipe, config(rest=FSDP1), out)),
+        "accelerate copies": (
+            "DistributedDataParallel",
+            lambda out: launched_by_accelerate(recipe, config(rest=FSDP1.replace("FULL_SHARD", "NO_SHARD")), out),
+        ),
+        "accelerate multi": (
+            "DistributedDataParallel",
+            lambda out: launched_by_accelerate(recipe, config("MULTI_GPU", ""), out, "distributed.strategy=ddp"),
+        ),
+        "launch with a file": (
+            "Passes",
+            lambda out: start(
+                "-m", "luthier", "launch", str(recipe), out, "--train-only", "--num-processes", "2",
+                "--accelerate-config", str(given),
+            ),
+        ),
+        "launch with processes of a file": (
+            "DistributedDataParallel",
+            lambda out: start(
+                "-m", "luthier", "launch", str(recipe), out, "distributed.strategy=ddp", "--train-only",
+                "--accelerate-config", str(file),
+            ),
+        ),
+    }  # fmt: skip
+    for name, (wrapper, way) in ways.items():
+        folder = recipe.with_name(name.replace(" ", "_"))
+        result, _ = finished(way(f"output_dir={folder}"), folder)
+        assert (result["processes"], result["wrapper"]) == (2, wrapper), name
+        assert float((weights(folder) - reference).abs().max()) <= 5e-5, name
+        recorded = json.loads((folder / "manifest.json").read_text())["configured"]["taken"]
+        assert ({"key": "distributed.strategy", "value": "fsdp2"}.items() <= recorded[0].items()) == (
+            name in ("accelerate fsdp2", "accelerate fsdp1", "launch with a file")
+        ), name
+    rerun = start("-m", "luthier", "train", str(recipe.with_name("accelerate_fsdp2") / "resolved.yaml"))
+    given.unlink()
+    assert "reused" in finished(rerun, recipe.with_name("accelerate_fsdp2"))[1], "the file is not needed again"
+
+
+@pytest.mark.slow
+def test_the_environment_and_the_recipe_may_not_contradict_each_other(recipe):  # noqa: F811
+    process = launched_by_accelerate(recipe, config(rest=FSDP2), "distributed.strategy=ddp")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode != 0
+    assert "L184" in out + err and "FSDP_VERSION=2" in out + err
+    assert not (recipe.parent / "run/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_one_process_on_a_cpu_is_told(recipe):  # noqa: F811
+    text = config("MULTI_CPU", "").replace("use_cpu: false", "use_cpu: true")
+    result, said = finished(launched_by_accelerate(recipe, text), recipe.parent / "run")
+    assert result["processes"] == 1 and "one process, started by `accelerate launch`" in said
