@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.launch.accelerate import Asked, with_accelerate
-from luthier.recipe.load import recipe_from_dict
+from luthier.recipe.load import load_recipe, recipe_from_dict
 from luthier.runtime.errors import RecipeError
-from tests.launch.test_processes import recipe, start  # noqa: F401  recipe is a fixture
-from tests.recipe.accelerate.support import FSDP1, FSDP2, config
+from tests.launch.test_processes import start, write_recipe
+from tests.recipe.accelerate.support import FSDP1, config
 
 MACHINES = config("MULTI_GPU", "main_process_ip: 10.0.0.1\nmain_process_port: 29500\n", processes=16).replace(
     "num_machines: 1", "num_machines: 2"
@@ -77,15 +77,27 @@ def test_gpu_ids_beside_visible_devices(asked_of, monkeypatch):
 
 # -- real processes
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "luthier", "train")
+CPU = config("MULTI_CPU", "").replace("use_cpu: false", "use_cpu: true")
 
-def launched_by_accelerate(recipe: Path, text: str, *words: str, **environment: str) -> subprocess.Popen:  # noqa: F811
+
+def launched_by_accelerate(recipe: Path, text: str, *words: str) -> subprocess.Popen:
     """As users do; with a file of FSDP or MULTI_GPU accelerate starts as many as it says, on CPUs, too."""
-    file = recipe.with_name("accelerate.yaml")
-    file.write_text(text)
     return start(
-        "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file), "--main_process_port", "0",
-        "-m", "luthier", "train", str(recipe), *words, "--json", **environment,
+        "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", file_of(recipe, text),
+        "--main_process_port", "0", "-m", "luthier", "train", str(recipe), *words, "--json",
     )  # fmt: skip
+
+
+def launched_by_us(recipe: Path, text: str, *words: str) -> subprocess.Popen:
+    file = file_of(recipe, text)
+    return start("-m", "luthier", "launch", str(recipe), *words, "--train-only", "--accelerate-config", file)
+
+
+def file_of(recipe: Path, text: str) -> str:
+    file = recipe.with_name(f"{abs(hash(text))}.yaml")
+    file.write_text(text)
+    return str(file)
 
 
 def finished(process: subprocess.Popen, folder: Path) -> tuple[dict, str]:
@@ -99,75 +111,68 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
 
 
-@pytest.fixture
-def reference(recipe) -> torch.Tensor:  # noqa: F811
-    """Of one process that takes the same steps."""
-    out = f"output_dir={recipe.parent}/one"
-    process = start("-m", "luthier", "train", str(recipe), out, "train.gradient_accumulation_steps=4")
-    finished(process, recipe.parent / "one")
-    return weights(recipe.parent / "one")
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """The recipe, and beside it the folder `one`: the run of one process that takes the same steps."""
+    recipe = write_recipe(tmp_path_factory.mktemp("accelerate"))
+    one = recipe.with_name("one")
+    finished(
+        start("-m", "luthier", "train", str(recipe), f"output_dir={one}", "train.gradient_accumulation_steps=4"), one
+    )
+    return recipe
+
+
+WAYS = {
+    "torchrun fsdp2": lambda recipe, out: start(*TORCHRUN, str(recipe), out, "distributed.strategy=fsdp2"),
+    "accelerate fsdp2": lambda recipe, out: launched_by_accelerate(recipe, config(), out),
+    "accelerate fsdp1": lambda recipe, out: launched_by_accelerate(recipe, config(rest=FSDP1), out),
+    "accelerate no_shard": lambda recipe, out: launched_by_accelerate(
+        recipe, config(rest=FSDP1.replace("FULL_SHARD", "NO_SHARD")), out
+    ),
+    "accelerate multi": lambda recipe, out: launched_by_accelerate(
+        recipe, config("MULTI_GPU", ""), out, "distributed.strategy=ddp"
+    ),
+    "launch fsdp2": lambda recipe, out: launched_by_us(recipe, config(), out, "--num-processes", "2"),
+    "launch multi": lambda recipe, out: launched_by_us(recipe, CPU, out, "distributed.strategy=ddp"),
+}
+CHOSEN = {
+    "accelerate fsdp2": "fsdp2",
+    "accelerate fsdp1": "fsdp2",
+    "accelerate no_shard": "ddp",
+    "launch fsdp2": "fsdp2",
+}
+"""Where the strategy is a file's or the environment's, not the recipe's."""
 
 
 @pytest.mark.slow
-def test_every_way_to_start_two_processes_trains_the_same(recipe, reference):  # noqa: F811
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_to_start_two_processes_trains_the_same(shared, name):
     """Number of processes and class of the wrapper, which exit codes do not tell."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "luthier", "train")
-    file = recipe.with_name("cpu.yaml")
-    file.write_text(config("MULTI_CPU", "").replace("use_cpu: false", "use_cpu: true"))
-    given = recipe.with_name("given.yaml")
-    given.write_text(config())
-    ways = {
-        "torchrun fsdp2": ("Passes", lambda out: start(*torchrun, str(recipe), out, "distributed.strategy=fsdp2")),
-        "accelerate fsdp2": ("Passes", lambda out: launched_by_accelerate(recipe, config(), out)),
-        "accelerate fsdp1": ("Passes", lambda out: launched_by_accelerate(recipe, config(rest=FSDP1), out)),
-        "accelerate copies": (
-            "DistributedDataParallel",
-            lambda out: launched_by_accelerate(recipe, config(rest=FSDP1.replace("FULL_SHARD", "NO_SHARD")), out),
-        ),
-        "accelerate multi": (
-            "DistributedDataParallel",
-            lambda out: launched_by_accelerate(recipe, config("MULTI_GPU", ""), out, "distributed.strategy=ddp"),
-        ),
-        "launch with a file": (
-            "Passes",
-            lambda out: start(
-                "-m", "luthier", "launch", str(recipe), out, "--train-only", "--num-processes", "2",
-                "--accelerate-config", str(given),
-            ),
-        ),
-        "launch with processes of a file": (
-            "DistributedDataParallel",
-            lambda out: start(
-                "-m", "luthier", "launch", str(recipe), out, "distributed.strategy=ddp", "--train-only",
-                "--accelerate-config", str(file),
-            ),
-        ),
-    }  # fmt: skip
-    for name, (wrapper, way) in ways.items():
-        folder = recipe.with_name(name.replace(" ", "_"))
-        result, _ = finished(way(f"output_dir={folder}"), folder)
-        assert (result["processes"], result["wrapper"]) == (2, wrapper), name
-        assert float((weights(folder) - reference).abs().max()) <= 5e-5, name
-        recorded = json.loads((folder / "manifest.json").read_text())["configured"]["taken"]
-        assert ({"key": "distributed.strategy", "value": "fsdp2"}.items() <= recorded[0].items()) == (
-            name in ("accelerate fsdp2", "accelerate fsdp1", "launch with a file")
-        ), name
-    rerun = start("-m", "luthier", "train", str(recipe.with_name("accelerate_fsdp2") / "resolved.yaml"))
-    given.unlink()
-    assert "reused" in finished(rerun, recipe.with_name("accelerate_fsdp2"))[1], "the file is not needed again"
+    folder = shared.with_name(name.replace(" ", "_"))
+    result, _ = finished(WAYS[name](shared, f"output_dir={folder}"), folder)
+    wrapper = "Passes" if "fsdp" in name else "DistributedDataParallel"
+    assert (result["processes"], result["wrapper"]) == (2, wrapper)
+    assert float((weights(folder) - weights(shared.with_name("one"))).abs().max()) <= 5e-5
+    recorded = json.loads((folder / "manifest.json").read_text())["configured"]["taken"]
+    said = {one["key"]: one["value"] for one in recorded}
+    assert said.get("distributed.strategy") == CHOSEN.get(name)
+    if name == "launch fsdp2":
+        again = load_recipe(folder / "resolved.yaml").recipe.distributed
+        assert (again.strategy, again.accelerate_config) == ("fsdp2", None), "the file is not needed again"
 
 
 @pytest.mark.slow
-def test_the_environment_and_the_recipe_may_not_contradict_each_other(recipe):  # noqa: F811
-    process = launched_by_accelerate(recipe, config(rest=FSDP2), "distributed.strategy=ddp")
+def test_the_environment_and_the_recipe_may_not_contradict_each_other(shared):
+    folder = shared.with_name("contradiction")
+    process = launched_by_accelerate(shared, config(), "distributed.strategy=ddp", f"output_dir={folder}")
     out, err = process.communicate(timeout=200)
     assert process.returncode != 0
     assert "L184" in out + err and "FSDP_VERSION=2" in out + err
-    assert not (recipe.parent / "run/checkpoints").exists()
+    assert not folder.exists(), "nothing is half-written"
 
 
 @pytest.mark.slow
-def test_one_process_on_a_cpu_is_told(recipe):  # noqa: F811
-    text = config("MULTI_CPU", "").replace("use_cpu: false", "use_cpu: true")
-    result, said = finished(launched_by_accelerate(recipe, text), recipe.parent / "run")
+def test_one_process_on_a_cpu_is_told(shared):
+    folder = shared.with_name("alone")
+    result, said = finished(launched_by_accelerate(shared, CPU, f"output_dir={folder}"), folder)
     assert result["processes"] == 1 and "one process, started by `accelerate launch`" in said
