@@ -44,7 +44,7 @@ class Env:
     cache_dir: Path
     """`LUTHIER_CACHE`, else `$XDG_CACHE_HOME/luthier`, else `~/.cache/luthier`."""
     rank: int
-    """`RANK` as set by torchrun; 0 without it."""
+    """`RANK` as set by torchrun, or by MPI under `accelerate launch --cpu`; 0 without them."""
     local_rank: int
     """`LOCAL_RANK`."""
     world_size: int
@@ -74,10 +74,10 @@ def read_env() -> Env:
     threads = get("OMP_NUM_THREADS", "")
     return Env(
         cache_dir=Path(get("LUTHIER_CACHE") or Path(base) / "luthier"),
-        rank=int(get("RANK", "0")),
-        local_rank=int(get("LOCAL_RANK", "0")),
-        world_size=int(get("WORLD_SIZE", "1")),
-        local_world_size=int(get("LOCAL_WORLD_SIZE") or get("WORLD_SIZE", "1")),
+        rank=int(_process("RANK") or 0),
+        local_rank=int(_process("LOCAL_RANK") or 0),
+        world_size=int(_process("WORLD_SIZE") or 1),
+        local_world_size=int(_process("LOCAL_WORLD_SIZE") or _process("WORLD_SIZE") or 1),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
@@ -86,6 +86,21 @@ def read_env() -> Env:
         force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")) or _truthy(get("ACCELERATE_USE_CPU", "")),
         no_color="NO_COLOR" in os.environ,
     )
+
+
+_OF_MPI = {
+    "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "LOCAL_WORLD_SIZE": ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+}
+"""As accelerate reads them (`utils/environment.py: get_cpu_distributed_information`)."""
+
+
+def _process(name: str) -> str | None:
+    """torchrun's variable; under `accelerate launch --cpu` through mpirun MPI's: elsewhere it may be of another job."""
+    names = (name, *_OF_MPI[name]) if _truthy(os.environ.get("ACCELERATE_USE_CPU", "")) else (name,)
+    return next((value for one in names if (value := os.environ.get(one))), None)
 
 
 @contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,6 +172,47 @@ def test_the_environment_and_the_recipe_may_not_contradict_each_other(shared):
     assert process.returncode != 0
     assert "L184" in out + err and "FSDP_VERSION=2" in out + err
     assert not folder.exists(), "nothing is half-written"
+
+
+MPIRUN = """#!{python}
+import os, subprocess, sys
+words = sys.argv[1:]
+if words == ["--version"]:
+    sys.exit(print("mpirun (Open MPI) 4.1, stand-in"))
+at = words.index("{python}")
+size = words[words.index("-n") + 1]
+ranks = [
+    subprocess.Popen(words[at:], env={{
+        **os.environ, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": size,
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_SIZE": size,
+    }})
+    for rank in range(int(size))
+]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+"""Open MPI's launcher as far as accelerate uses it: there is none here."""
+
+
+@pytest.mark.slow
+def test_processes_of_mpirun_find_each_other(shared, monkeypatch):
+    """`accelerate launch` of MULTI_CPU with mpirun_config: ranks are MPI's."""
+    program = shared.with_name("bin") / "mpirun"
+    program.parent.mkdir()
+    program.write_text(MPIRUN.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    folder = shared.with_name("mpi")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    text = CPU + f"mpirun_config: {{mpirun_hostfile: hosts}}\nmain_process_port: {port}\n"
+    process = start(
+        "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", file_of(shared, text),
+        "-m", "luthier", "train", str(shared), f"output_dir={folder}", "distributed.strategy=ddp",
+    )  # fmt: skip
+    result, _ = finished(process, folder)
+    assert (result["processes"], result["wrapper"]) == (2, "DistributedDataParallel")
+    assert float((weights(folder) - weights(shared.with_name("one"))).abs().max()) <= 5e-5
 
 
 @pytest.mark.slow
