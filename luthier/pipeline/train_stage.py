@@ -216,13 +216,12 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
 
 def _say_processes(session: Session) -> None:
     """How many processes there really are: an exit code of 0 does not say so."""
-    env = read_env()
     if session.group.size > 1:
         strategy = session.resolved.recipe.distributed.strategy
         how = {"ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)"}[strategy]
         note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
-    elif env.accelerate_strategy is not None:
+    elif session.configured.launched:
         note(
-            "  one process: `accelerate launch` starts no more than one on CPUs, whatever its config says; "
-            "`luthier launch --num-processes N` does", style="yellow",
+            "  one process, started by `accelerate launch` (for `--cpu` and MULTI_CPU it starts no more without MPI, "
+            "whatever num_processes says; `luthier launch --num-processes N` does)", style="yellow",
         )  # fmt: skip

@@ -48,9 +48,7 @@ def distributed_rules(
             "L110", f"`distributed.strategy: {section.strategy}` (DeepSpeed) is not built",
             hint="fsdp2 shards the same: weights, gradients and optimizer state",
         )  # fmt: skip
-    for key, default in (
-        ("offload", "none"), ("sequence_parallel_size", 1), ("deepspeed_config", None), ("accelerate_config", None),
-    ):  # fmt: skip
+    for key, default in (("offload", "none"), ("sequence_parallel_size", 1), ("deepspeed_config", None)):
         if getattr(section, key) != default:
             yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
     if section.strategy == "fsdp2":
