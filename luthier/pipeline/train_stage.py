@@ -107,10 +107,13 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
+def _is_sharded(session: Session) -> bool:
+    return session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
+
+
 def _loading_device(session: Session) -> Device:
     """Where weights are loaded: in host memory if they are to be sharded, from where each layer goes to the device."""
-    sharded = session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
-    if not sharded or session.device.type == "cpu":
+    if not _is_sharded(session) or session.device.type == "cpu":
         return session.device
     return replace(session.device, type="cpu", index=0, reason="weights are sharded layer by layer")
 
@@ -132,7 +135,7 @@ def tuned_model(session: Session) -> Tuned:
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
-        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None, later=_is_sharded(session),
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     selection = session.selection
