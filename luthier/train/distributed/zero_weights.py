@@ -114,6 +114,7 @@ class ZeroWeights(Weights):
         from deepspeed.utils import safe_get_full_optimizer_state
 
         found: dict[str, Tensor] = {}
+        self._link(optimizer)
         for name, parameter in self.live.items():
             flat = self._flat(parameter)
             for key, value in optimizer.state.get(flat, {}).items():
@@ -154,12 +155,23 @@ class ZeroWeights(Weights):
                 where = flat.device if parted or fused else torch.device("cpu")
                 if key not in optimizer.state[flat]:
                     optimizer.state[flat][key] = torch.zeros_like(flat) if parted else value.to(where, copy=True)
-        if self._stage != 3:
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._link(optimizer)
         for name, parameter in self.live.items():
             for key, value in by_name[name].items():
                 if value.shape == self.shapes[name] and value.ndim > 0:
                     self._set(parameter, value, key=key)
+
+    def _link(self, optimizer: torch.optim.Optimizer) -> None:
+        """Show ZeRO-2 where the moments of each parameter are.
+
+        It does so itself in its first step, but for all groups when the first of them has been updated (0.19.8).
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        zero = self.engine.optimizer
+        if self._stage != 3:
+            for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(group, flat, optimizer.state)
 
     def _flat(self, parameter: nn.Parameter) -> Tensor:
         """The partition of this process that `parameter` is part of."""
