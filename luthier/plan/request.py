@@ -38,9 +38,9 @@ class Request:
     def sharding(self) -> tuple[bool, ...]:
         """Ways of distribution to look at: copied (False), sharded (True)."""
         strategy = self.recipe.distributed.strategy
-        if self.num_gpus == 1 or strategy == "ddp":
+        if self.num_gpus == 1 or strategy in ("ddp", "zero2"):
             return (False,)
-        if strategy == "fsdp2":
+        if strategy in ("fsdp2", "zero3"):
             return (True,)
         return (False,) if self.why_not_sharded else (False, True)
 

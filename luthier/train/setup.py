@@ -18,15 +18,12 @@ from luthier.fast.engine import Engine, attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
-from luthier.recipe.deepspeed_config import deepspeed_settings
 from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
-from luthier.train.distributed import zero
 from luthier.train.distributed.fsdp import Passes, reshard, shard
 from luthier.train.distributed.sharded_weights import ShardedWeights
-from luthier.train.distributed.zero_weights import ZeroWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
 from luthier.train.mismatched import Mismatched
@@ -53,6 +50,9 @@ __all__ = [
     "make_feed",
     "make_order",
     "make_trainer",
+    "optimizer_over",
+    "say_rates",
+    "schedule_of",
 ]
 
 FITTED_TOKENS = 16_384
@@ -137,19 +137,21 @@ def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSectio
     Raises:
         RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
     """
-    return _optimizer(model, weights.tensors, train)
+    return optimizer_over(model, weights.tensors, train)
 
 
-def _optimizer(
+def optimizer_over(
     model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection, *, own_kernel: bool = True
 ) -> torch.optim.Optimizer:
+    """The recipe's optimizer over trained tensors by name, in groups of one decay and one rate."""
     return make_optimizer(
         tensors, train, learning_rate=_rate(train), rates=_rates(model, tensors, train),
         tables=_tables(model, tensors), own_kernel=own_kernel,
     )  # fmt: skip
 
 
-def _schedule(optimizer: torch.optim.Optimizer, train: TrainSection, total_steps: int) -> Schedule:
+def schedule_of(optimizer: torch.optim.Optimizer, train: TrainSection, total_steps: int) -> Schedule:
+    """The recipe's schedule over the groups of an optimizer."""
     return Schedule(
         optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
         settings=train.lr_scheduler_kwargs,
@@ -179,7 +181,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     train = recipe.train
     objective = make_objective(recipe.objective)
     if recipe.distributed.strategy in ("zero2", "zero3") and accelerator.num_processes > 1:
-        parts = _zero_parts(accelerator, model, recipe, objective, total_steps)
+        from luthier.train.zero_setup import zero_parts
+
+        parts = zero_parts(accelerator, model, recipe, objective, total_steps)
         engine, wrapper, weights, optimizer, schedule, moments = parts
     else:
         engine, wrapper = _engine(accelerator, model, recipe, objective)
@@ -188,9 +192,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         adapters = hasattr(model, "peft_config")
         weights = ShardedWeights(model) if engine.passes_together and not adapters else Weights(model)
         weights.whole_updates = facts_of(train.optim).whole
-        _say_rates(model, weights.tensors, train)
+        say_rates(model, weights.tensors, train)
         optimizer = fresh_optimizer(model, weights, train)
-        schedule = _schedule(optimizer, train, total_steps)
+        schedule = schedule_of(optimizer, train, total_steps)
         moments = expected_state_bytes(
             weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights.tensors)
         )
@@ -209,8 +213,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     )
 
 
-def _say_rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> None:
-    """
+def say_rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> None:
+    """Print the groups of rates.
+
     Raises:
         RecipeError: nothing is trained.
     """
@@ -238,35 +243,6 @@ def _engine(
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         wrapper = engine.distribute(lambda module: accelerator.prepare_model(module, device_placement=False))
     return engine, wrapper
-
-
-def _zero_parts(
-    accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, objective: Objective | None, total_steps: int
-) -> tuple[Engine, nn.Module, Weights, torch.optim.Optimizer, Schedule, int]:
-    """As `make_trainer` needs them, with DeepSpeed between model and optimizer.
-
-    The optimizer is torch's, over our groups (decay, rates) as they are everywhere, and DeepSpeed puts its partitions
-    in the place of the parameters: one definition of what AdamW is. Groups and schedule are made before that.
-    """
-    train = recipe.train
-    tensors = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    _say_rates(model, tensors, train)
-    shapes = {name: parameter.shape for name, parameter in tensors.items()}
-    moments = expected_state_bytes(tensors, train.optim, train.optim_args) // accelerator.num_processes
-    optimizer = _optimizer(model, tensors, train, own_kernel=False)
-    schedule = _schedule(optimizer, train, total_steps)
-    settings = deepspeed_settings(recipe, dtype=model.dtype, processes=accelerator.num_processes)
-    partitioned = zero.partition(
-        model, optimizer, settings, accelerator.device,
-        file=recipe.distributed.deepspeed_config or "distributed",
-    )
-    sharded = replace(engine_settings(recipe), sharded=True, loose_adapters=True)
-    engine = partitioned.module.run(partitioned, lambda: attach(model, sharded, objective=objective))
-    model.train()
-    for part in engine.report:
-        note(f"  {part.name}: {part.runs} ({part.reason})")
-    wrapper = engine.distribute(lambda module: zero.Passes(partitioned, module), all_passes=True)
-    return engine, wrapper, ZeroWeights(model, partitioned, shapes), optimizer, schedule, moments
 
 
 def fit_base(trainer: Trainer, examples: Sequence[TrainRow], packs: Sequence[Pack], *, order: Order) -> None:

@@ -155,7 +155,8 @@ def update(
     mark("sum over processes", step=step, exchange=True)
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
     loss_sum, squares, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
-        math.fsum(loss_per_micro_batch) if finite else 0.0, grad_norm**2 if finite and trainer.weights.norm_in_parts else 0.0,
+        math.fsum(loss_per_micro_batch) if finite else 0.0,
+        grad_norm**2 if finite and trainer.weights.norm_in_parts else 0.0,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
         float(stop_requested()), float(not finite), *sums_here,
     ])  # fmt: skip

@@ -129,7 +129,7 @@ def partition(
             engine, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=dict(settings))
         except (AssertionError, ValueError) as error:
             first = " ".join(str(error).split())[:600]
-            raise RecipeError(code="L177", message=f"{file}: DeepSpeed refuses it: {first}", file=file) from error
+            raise RecipeError(code="L177", message=f"{file}: DeepSpeed refuses it: {first}") from error
     if settings["zero_optimization"]["stage"] == 3:
         _whole_in_the_root(deepspeed, root, layers)
     return engine
