@@ -6,7 +6,7 @@ from torch import nn
 
 __all__ = ["gathered_by_zero", "has_hooks"]
 
-_ZERO = "deepspeed.runtime.zero."
+_ZERO = "deepspeed."
 """DeepSpeed's ZeRO-3 hooks gather the weights of a module before its passes and free them after; they change nothing
 of what it computes."""
 

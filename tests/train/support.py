@@ -135,9 +135,9 @@ def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 def whole(tensor: Any) -> torch.Tensor:
     """The tensor, put together where it is in shards; called by all processes."""
     if hasattr(tensor, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([tensor]):
+        with deepspeed.zero.GatheredParameters([tensor]):
             return tensor.detach().clone()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 

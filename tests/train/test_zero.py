@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +68,8 @@ def test_deepspeed_really_holds_the_parts(two, strategy):
         assert found["stage"] == int(strategy[-1])
         assert found["layer"] == "PackedLlamaDecoderLayer"
         assert found["names"] and found["clipping"] == 1.0
-        assert "layer function" in json.dumps(found["report"]) or found["report"]
+        assert "one function each (2 layers), gathered matrices" in found["report"]["decoder layers"]
+        assert "chunked linear cross-entropy" in found["report"]["head"]
     held = [facts(two, strategy, rank) for rank in (0, 1)]
     whole = held[0]["whole"]
     assert all(0.49 * whole <= each["masters"] <= 0.52 * whole for each in held)
@@ -154,8 +154,6 @@ def test_masters_are_fp32_and_rotary_frequencies_are_not_rounded(two, one, strat
 
 @BOTH
 def test_a_nan_of_one_process_ends_all_before_the_update(two, strategy):
-    for rank in (0, 1):
-        found = facts(two, strategy, rank)["nan"]
-        assert found["type"] == "RunFailed"
-        assert "rows.jsonl:10" in found["text"] and "step 2" in found["text"]
-    shutil.rmtree(two / f"nan-{strategy}")
+    found = [facts(two, strategy, rank)["nan"] for rank in (0, 1)]
+    assert all(each["type"] == "RunFailed" and "step 2 is not finite" in each["text"] for each in found)
+    assert "rows.jsonl:10" in found[1]["text"], "process 1 has the row"

@@ -16,19 +16,24 @@ from safetensors.torch import save_file
 
 from luthier.data.types import Example
 from luthier.runtime.console import set_quiet
-from luthier.runtime.errors import LuthierError
 from luthier.runtime.env import read_env
+from luthier.runtime.errors import LuthierError
 from tests.support.tiny import tiny_model
 from tests.train.support import FULL, LORA, SPECTRUM, Run, data, examples, resolved, train, tuned, whole
 from tests.train.worker import EIGHT, per_process, thirteen, unequal
 
-METHODS = {"full": FULL, "lora": LORA, "spectrum": SPECTRUM}
+METHODS = {
+    "full": FULL, "lora": LORA, "spectrum": SPECTRUM,
+    # Adapters of the first layer take several of DeepSpeed's buckets, and nothing before them has a gradient.
+    "wide_lora": {**LORA, "r": 16},
+    "last_layer": {"name": "freeze", "last_n_layers": 1},
+}  # fmt: skip
 
 
 def tied_full(folder: Path, world_size: int, strategy: str) -> Run:
     """Embeddings that are the head as well: their gradient comes from both ends of the model."""
     recipe = resolved(method=FULL, strategy=strategy, **EIGHT, **per_process(world_size))
-    return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model(tie_word_embeddings=True))
+    return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model(tied=True))
 
 
 def recomputed(folder: Path, world_size: int, strategy: str) -> Run:
@@ -112,10 +117,16 @@ def run_all(folder: Path, world_size: int, rank: int) -> None:
             where = folder / f"{name}-{strategy}"
             run = CASES[name.removeprefix("resumed_")](where, world_size, strategy)
             weights = {key: whole(p) for key, p in run.model.named_parameters() if p.requires_grad}
-            save_file({key: tensor.detach().clone() for key, tensor in weights.items()}, folder / f"{name}-{strategy}-{rank}.safetensors")
+            save_file(
+                {key: tensor.detach().clone() for key, tensor in weights.items()},
+                folder / f"{name}-{strategy}-{rank}.safetensors",
+            )
             result = {**run.result.to_json(), "moved": run.moved}
             (folder / f"{name}-{strategy}-{rank}.json").write_text(json.dumps(result))
-    facts = {strategy: {**facts_of(strategy), "nan": not_finite(folder / f"nan-{strategy}", world_size, strategy)} for strategy in STRATEGIES}
+    facts = {
+        strategy: {**facts_of(strategy), "nan": not_finite(folder / f"nan-{strategy}", world_size, strategy)}
+        for strategy in STRATEGIES
+    }
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 

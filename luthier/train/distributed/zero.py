@@ -27,7 +27,7 @@ from torch import nn
 from luthier.fast.loss import inner_model
 from luthier.runtime.errors import EnvironmentProblem, RecipeError
 
-__all__ = ["Passes", "Root", "gather_zero", "import_deepspeed", "partition"]
+__all__ = ["Passes", "Root", "gather_zero", "import_deepspeed", "let_gradients_through", "partition"]
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -152,6 +152,24 @@ def _buffers_kept(root: nn.Module, device: torch.device) -> Iterator[None]:
     yield
     for module, name, buffer in held:
         module._buffers[name] = buffer
+
+
+def let_gradients_through(model: nn.Module) -> list[Any]:
+    """Let the input of each layer that is trained have a gradient; returns handles of hooks.
+
+    DeepSpeed reduces a leaf module's gradients when that of its input is there. Without one (the first layer, under a
+    frozen embedding) it does so before the layer's own backward pass has run, and what comes later is lost as soon as
+    the layer has more weights than a bucket. Called after the engine is attached: it looks for hooks.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not torch.is_grad_enabled() or not args or args[0].requires_grad:
+            return None
+        return (args[0].detach().requires_grad_(), *args[1:])
+
+    layers = inner_model(model).get_decoder().layers
+    trained = [layer for layer in layers if any(parameter.requires_grad for parameter in layer.parameters())]
+    return [layer.register_forward_pre_hook(hook, prepend=True) for layer in trained]
 
 
 def gather_zero(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:

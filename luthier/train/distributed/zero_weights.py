@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from luthier.train.distributed.zero import gather_zero
+from luthier.train.distributed.zero import gather_zero, let_gradients_through
 from luthier.train.masters import Weights
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class ZeroWeights(Weights):
         self.tensors = dict(self.live)
         self._stage = int(engine.zero_optimization_stage())
         self._passes = self._done = 0
+        if self._stage == 3:
+            self._hooks += let_gradients_through(model)
 
     # -- gradients of one step
 
