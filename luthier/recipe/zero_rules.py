@@ -24,13 +24,19 @@ from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.runtime.errors import Problem
 
-__all__ = ["ZERO_OPTIMIZERS", "why_not_zero", "zero_rules"]
+__all__ = ["ZERO_OPTIMIZERS", "known_in_zero", "why_not_zero", "zero_rules"]
 
 ZERO_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Values of `train.optim` that work number by number: DeepSpeed lays all trained weights end to end and cuts."""
 _SECTIONS = frozenset(["bf16", "fp16", "optimizer", "scheduler", "train_batch_size", *PASSED, *NO_EFFECT, *UNTRIED])
+_DEFAULT_ON = frozenset(["compute_grad_norm", "managed_gradient_accumulation"])
 _TOP = _SECTIONS | {key for key in AGREED if "." not in key}
 _IN_ZERO = PASSED_IN_ZERO | set(NO_EFFECT_IN_ZERO) | set(UNTRIED_IN_ZERO)
+
+
+def known_in_zero() -> frozenset[str]:
+    """Keys of `zero_optimization` that are decided about."""
+    return frozenset(_IN_ZERO)
 
 
 def why_not_zero(
@@ -105,7 +111,7 @@ def _untried(config: Mapping[str, Any]) -> Iterator[_Found]:
     zero = zero if isinstance(zero, dict) else {}
     for prefix, values, table in (("", config, UNTRIED), ("zero_optimization.", zero, UNTRIED_IN_ZERO)):
         for key, reason in table.items():
-            if key in values and _is_on(values[key]) != (key == "managed_gradient_accumulation"):
+            if key in values and _is_on(values[key]) != (key in _DEFAULT_ON):
                 got = json.dumps(values[key])
                 yield "L174", f"`{prefix}{key}` is {got if len(got) < 60 else 'on'}: {reason}", "turn it off there"
     if look_up(config, "fp16.enabled") is True:

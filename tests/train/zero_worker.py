@@ -111,22 +111,17 @@ def not_finite(folder: Path, world_size: int, strategy: str) -> dict[str, Any]:
 
 
 def run_all(folder: Path, world_size: int, rank: int) -> None:
+    facts = {}
     for strategy in STRATEGIES:
-        names = [*CASES, *(f"resumed_{name}" for name in RESUMED)]
-        for name in names:
-            where = folder / f"{name}-{strategy}"
-            run = CASES[name.removeprefix("resumed_")](where, world_size, strategy)
-            weights = {key: whole(p) for key, p in run.model.named_parameters() if p.requires_grad}
-            save_file(
-                {key: tensor.detach().clone() for key, tensor in weights.items()},
-                folder / f"{name}-{strategy}-{rank}.safetensors",
-            )
+        for name in [*CASES, *(f"resumed_{name}" for name in RESUMED)]:
+            label = f"{name}-{strategy}"
+            run = CASES[name.removeprefix("resumed_")](folder / label, world_size, strategy)
+            trained = {key: whole(p).detach() for key, p in run.model.named_parameters() if p.requires_grad}
+            save_file({key: tensor.clone() for key, tensor in trained.items()}, folder / f"{label}-{rank}.safetensors")
             result = {**run.result.to_json(), "moved": run.moved}
-            (folder / f"{name}-{strategy}-{rank}.json").write_text(json.dumps(result))
-    facts = {
-        strategy: {**facts_of(strategy), "nan": not_finite(folder / f"nan-{strategy}", world_size, strategy)}
-        for strategy in STRATEGIES
-    }
+            (folder / f"{label}-{rank}.json").write_text(json.dumps(result))
+        nan = not_finite(folder / f"nan-{strategy}", world_size, strategy)
+        facts[strategy] = {**facts_of(strategy), "nan": nan}
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
