@@ -37,8 +37,8 @@ PASSED_IN_ZERO = frozenset(
     [
         "allgather_bucket_size", "allgather_partitions", "allgather_sequential", "contiguous_gradients",
         "enable_sanity_checks", "log_trace_cache_warnings", "offload_optimizer", "offload_param", "overlap_comm",
-        "override_module_apply", "parameter_alignment", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients", "stage",
-        "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+        "override_module_apply", "parameter_alignment", "reduce_bucket_size", "reduce_scatter",
+        "round_robin_gradients", "stage", "stage3_allgather_sequential", "stage3_max_live_parameters", "stage3_max_reuse_distance",
         "stage3_model_persistence_threshold", "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size",
         "stage3_use_all_reduce_for_fetch_params", "sub_group_size", "use_multi_rank_bucket_allreduce",
     ]
@@ -101,7 +101,8 @@ UNTRIED_IN_ZERO = {
     "cpu_offload_param": "its successor is `offload_param: {device: cpu}`",
     "cpu_offload_params": "its successor is `offload_param: {device: cpu}`",
     "cpu_offload_use_pin_memory": "its successor is `offload_optimizer: {pin_memory: true}`",
-    "compute_grad_norm": "the norm is clipped and written down", "legacy_stage1": "not tried", "save_muon_momentum_buffer_in_memory": "the optimizer is torch's",
+    "compute_grad_norm": "the norm is clipped and written down", "legacy_stage1": "not tried",
+    "save_muon_momentum_buffer_in_memory": "the optimizer is torch's",
     "zenflow": "updates would be late by a step", "zero_hpz_partition_size": "not tried",
     "zero_quantized_gradients": "gradients would be rounded",
     "zero_quantized_nontrainable_weights": "weights would be rounded",
