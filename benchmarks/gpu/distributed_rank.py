@@ -60,6 +60,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype")
     parser.add_argument("--check", type=Path, help="folder: 6 steps over 13 documents of each method")
+    parser.add_argument("--separate", action="store_true", help="without shards, with their separate products")
+    parser.add_argument("--profile", action="store_true", help="one more step under the profiler (trace.py)")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -95,7 +97,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         ]
         packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // world, 6
     else:
-        steps = options.warmup + options.steps
+        steps = options.warmup + options.steps + options.profile
         documents = make_documents(
             (steps * sequences * world + 1) * options.max_doc, max_doc=options.max_doc,
             vocab_size=settings["vocab_size"],
@@ -113,6 +115,8 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
         recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     tuned = apply_method(model, recipe.method, seed=0).model
+    if options.separate:
+        _separate_products()
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
     order = make_order(recipe.train, sequences=len(packs), world_size=world)
     feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
@@ -149,7 +153,12 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
              "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
     if options.check:
-        _keep(model, losses, options.check / f"{options.method}-{options.strategy}-{world}.pt", rank)
+        _keep(
+            model,
+            losses,
+            options.check / f"{options.method}-{'separate' if options.separate else options.strategy}-{world}.pt",
+            rank,
+        )
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
         info |= {
@@ -157,9 +166,26 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             "tok_s_median": round(median([t / m * 1e3 for t, m in zip(tokens[1:], ms, strict=True)]), 1),
             "tokens_step": round(sum(tokens[1:]) / len(ms)),
         }  # fmt: skip
+    if options.profile:
+        from benchmarks.gpu.trace import profile_step
+
+        info["profile"] = profile_step(
+            lambda: update(trainer, batches.take(step + 1), step=step + 1, stop_requested=lambda: False),
+            device=options.device, step_ms=info["ms_step_median"],
+        )  # fmt: skip
     batches.close()
     trainer.weights.close()
     return info
+
+
+def _separate_products() -> None:
+    """The engine's layers as under FSDP2, in a process that shards nothing: what the products alone cost and round."""
+    from dataclasses import replace
+
+    from luthier.train import setup
+
+    plain = setup.engine_settings
+    setup.engine_settings = lambda recipe: replace(plain(recipe), sharded=True)
 
 
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
