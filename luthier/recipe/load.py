@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier.recipe.accelerate.merge import with_config
 from luthier.recipe.check import check, check_parts
+from luthier.recipe.deepspeed_config import taken_from_deepspeed
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.overrides import apply_overrides
 from luthier.recipe.positions import Document, KeyPath, dotted
@@ -96,6 +97,7 @@ def _finish(document: Document, overrides: Sequence[str]) -> Recipe:
         raise RecipeError(problems=document.in_order(document.problems))
     apply_overrides(document, overrides)
     recipe, problems = validate(document)
+    recipe = taken_from_deepspeed(recipe) if recipe else None
     problems = [*document.problems, *problems]
     if recipe is None:
         problems += check_parts(document)
