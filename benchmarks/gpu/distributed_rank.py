@@ -55,7 +55,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base", default="auto", choices=["auto", "fp8"], help="fp8: with --method lora")
     parser.add_argument("--keep-unpacked", action="store_true", help="qlora: model.dequantize_base: true")
     parser.add_argument("--patterns", action="store_true", help="only: which bytes fully_shard changes")
-    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2"])
+    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2", "zero2", "zero3"])
+    parser.add_argument("--check-strategies", default="ddp,fsdp2", help="of `--check`, by commas")
+    parser.add_argument("--offload", default="none", choices=["none", "optimizer", "all"])
+    parser.add_argument("--deepspeed-config", help="zero2, zero3: a JSON as `distributed.deepspeed_config` takes it")
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step and process")
     parser.add_argument("--max-doc", type=int, default=1024)
@@ -126,6 +129,9 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None)},
     )  # fmt: skip
+    if options.strategy.startswith("zero"):
+        own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
+        recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     tuned = apply_method(model, recipe.method, seed=0).model
     if options.separate:
         _separate_products()
@@ -145,7 +151,8 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     clock = Clock(options.device)
     trainer, batches, model = build(options, world)
     info: dict[str, Any] = {
-        "wrapper": type(trainer.wrapper).__name__, "layers": [
+        "wrapper": type(trainer.wrapper).__name__, "root": type(getattr(trainer.wrapper, "root", None)).__name__,
+        "layers": [
             f"{part.name}: {part.runs}" for part in trainer.engine.report if part.name == "decoder layers"],
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
@@ -186,6 +193,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             device=options.device, step_ms=info["ms_step_median"],
         )  # fmt: skip
     batches.close()
+    trainer.weights.close()
     return info
 
 
@@ -220,10 +228,10 @@ def patterns(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
-    """Every method, on several processes with both strategies."""
+    """Every method, on several processes with each strategy."""
     cases = {}
     for method in METHODS if has_bitsandbytes() else set(METHODS) - {"qlora"}:
-        for strategy in ("ddp",) if world == 1 else ("ddp", "fsdp2"):
+        for strategy in ("ddp",) if world == 1 else options.check_strategies.split(","):
             options.method, options.strategy = method, strategy
             cases[f"{method} {strategy}"] = run(options, world, rank)
     return {"cases": cases}
@@ -235,6 +243,12 @@ def _keep(model: Any, losses: list[float], file: Path, rank: int) -> None:
     held = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            if hasattr(parameter, "ds_id"):
+                import deepspeed
+
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    held[name] = parameter.detach().to("cpu", copy=True)
+                continue
             whole = parameter.detach()
             held[name] = (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
     if rank == 0:

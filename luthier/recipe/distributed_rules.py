@@ -8,6 +8,7 @@ from luthier.recipe.names import takes_from_base
 from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
+from luthier.recipe.zero_rules import zero_rules
 from luthier.runtime.errors import Problem
 
 __all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "why_not_sharded"]
@@ -41,14 +42,10 @@ def distributed_rules(
     train: TrainSection, locate: Locate,
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
-    if section.strategy in ("zero2", "zero3"):
-        yield locate("distributed.strategy").problem(
-            "L110", f"`distributed.strategy: {section.strategy}` (DeepSpeed) is not built",
-            hint="fsdp2 shards the same: weights, gradients and optimizer state",
-        )  # fmt: skip
-    for key, default in (
-        ("offload", "none"), ("sequence_parallel_size", 1), ("deepspeed_config", None), ("accelerate_config", None),
-    ):  # fmt: skip
+    yield from zero_rules(section, model, method, objective, train, locate)
+    for key, default in (("offload", "none"), ("sequence_parallel_size", 1)):
+        if key == "offload" and section.strategy in ("zero2", "zero3"):
+            continue
         if getattr(section, key) != default:
             yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
     if section.strategy == "fsdp2":

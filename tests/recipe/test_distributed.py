@@ -30,12 +30,6 @@ def codes(document) -> dict[str, str]:
     return {problem.code: problem.message for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_deepspeed_is_refused_by_name(document, strategy):
-    found = codes(document(distributed={"strategy": strategy}))
-    assert strategy in found["L110"]
-
-
 @pytest.mark.parametrize(
     ("sections", "key"),
     [

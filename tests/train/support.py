@@ -70,6 +70,7 @@ def resolved(
     reshard: bool = True,
     served: bool = False,
     model: dict[str, Any] | None = None,
+    offload: str = "none",
     **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
@@ -84,7 +85,7 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
-        distributed={"strategy": strategy, "reshard_after_forward": reshard},
+        distributed={"strategy": strategy, "reshard_after_forward": reshard, "offload": offload},
         export={"checkpoints": served},
         output_dir="unused",
     )
@@ -129,11 +130,16 @@ class Run:
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([whole(tensor.detach()).double().flatten() for tensor in tensors.values()])
+    return torch.cat([whole(tensor).detach().double().flatten() for tensor in tensors.values()])
 
 
 def whole(tensor: Any) -> torch.Tensor:
     """The tensor, put together where it is in shards; called by all processes."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

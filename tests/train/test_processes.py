@@ -24,6 +24,13 @@ from tests.train.worker import CASES, RESUMED
 
 ROOT = Path(__file__).parents[2]
 
+EXPORTED = {
+    "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+}  # fmt: skip
+"""Of `accelerate launch`: whatever it exports, our own wrapper and precision stay (`train/processes.py`)."""
+
 
 def half(source: Path, target: Path) -> None:
     """A run that was interrupted after its checkpoint of step 3."""
@@ -38,7 +45,9 @@ def two(one, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for name in RESUMED:
         half(one[name.removeprefix("resumed_")].folder.path, folder / name)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
+    environment = {
+        **os.environ, **EXPORTED, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1",
+    }  # fmt: skip
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "-m", "tests.train.worker", str(folder),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.fast.hooks import has_hooks
 from luthier.fast.linear import FastLinear
 from luthier.model.hosted import HostLinear
 from luthier.model.packed import PackedLinear
@@ -66,6 +67,11 @@ class LinearView:
         """(N, r) factor of the adapter."""
         return self.module.lora_B[self.adapter].weight
 
+    @property
+    def rank(self) -> int:
+        """r of the adapter."""
+        return int(self.module.lora_A[self.adapter].out_features)
+
     def owners(self) -> list[Any]:
         """The modules that hold its parameters: the base, then the adapter's two factors."""
         if self.adapter is None:
@@ -113,7 +119,7 @@ def view_linear(module: nn.Module) -> LinearView:
 
 
 def _plain_base(module: nn.Module) -> nn.Module:
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if has_hooks(module):
         raise NotPlain(f"{type(module).__name__} has hooks")
     if type(module) in (nn.Linear, FastLinear, PackedLinear, HostLinear):
         return module
