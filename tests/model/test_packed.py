@@ -36,7 +36,11 @@ def four_bit(rows: int, columns: int, *, dtype=torch.float32, nested: bool = Tru
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (96, 64), (33, 7), (5, 1), (512, 320)])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    # bitsandbytes compiles its code for odd sizes: ten seconds each
+    [(64, 64), (96, 64), (512, 320), *(pytest.param(*odd, marks=pytest.mark.slow) for odd in [(33, 7), (5, 1)])],
+)
 def test_unpacked_values_are_those_of_bitsandbytes(rows, columns, nested, dtype):
     linear = four_bit(rows, columns, nested=nested, dtype=dtype)
     packed = PackedLinear(linear, CPU)
