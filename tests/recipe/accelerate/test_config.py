@@ -111,6 +111,15 @@ def test_deepspeed_by_inline_keys_and_by_file():
     }  # fmt: skip
 
 
+def test_a_file_of_deepspeed_that_accelerates_file_names_is_read_too():
+    value = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "gradient_clipping": 0.25}
+    Path("zero.json").write_text(json.dumps(value))
+    write(config("DEEPSPEED", "deepspeed_config:\n  deepspeed_config_file: zero.json\n  zero3_init_flag: true\n"))
+    recipe = load(CONFIG + "method: {name: full}\n")
+    assert (recipe.distributed.strategy, recipe.distributed.deepspeed_config) == ("zero3", "zero.json")
+    assert (recipe.distributed.offload, recipe.train.max_grad_norm) == ("optimizer", 0.25)
+
+
 def test_offload_and_sequence_parallel_sizes():
     found = settled(config(rest=FSDP2.replace("params: false", "params: true")))
     assert found["distributed.offload"] == "all"
