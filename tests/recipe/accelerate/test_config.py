@@ -193,6 +193,14 @@ def test_contradictions_of_other_sections(recipe, rest, key):
     assert any(f"`{key}`" in message for message in problems(config(kind, rest), CONFIG + recipe + "\n")["L184"])
 
 
+def test_one_accumulated_pass_is_written_unasked_and_contradicts_nothing():
+    write(config("DEEPSPEED", ZERO))
+    assert load(CONFIG + "train: {gradient_accumulation_steps: 4}\n").train.gradient_accumulation_steps == 4
+    four = problems(config("DEEPSPEED", ZERO.replace("steps: 1", "steps: 2")),
+                    CONFIG + "train: {gradient_accumulation_steps: 4}\n")  # fmt: skip
+    assert "`train.gradient_accumulation_steps` is 4 in the recipe, and 2 by" in four["L184"][0]
+
+
 def test_a_batch_in_tokens_keeps_its_own_split():
     found = taken(config(rest=FSDP2), "train: {tokens_per_step: 1000}\n")
     assert "train.gradient_accumulation_steps" not in found
