@@ -4,9 +4,9 @@
     python benchmarks/gpu/side_by_side.py LIST --gpus 2 --dry-run                                          # here
 
 A line of LIST: `GPUs | label | flags of distributed_rank.py`, or `GPUs | label | ! command` for anything else that
-prints `RESULT {json}` (`{gpus}` stands for their number). `#` begins a comment. Settings start in the order of the
-list; one that finds too few free GPUs waits, and later, smaller ones may pass it. `cap=SECONDS` before the flags
-limits one setting. Settings that run at the same time share the host and its switch, not their GPUs.
+prints `RESULT {json}` (`{gpus}` stands for their number, `$NAME` for a variable). `#` begins a comment. Settings start
+in the order of the list; one that finds too few free GPUs waits, and later, smaller ones may pass it. `cap=SECONDS`
+before the flags limits one setting. Settings that run at the same time share the host and its switch, not their GPUs.
 
 Results go to $OUT/side_by_side.jsonl as they come, what was printed to $OUT/side_by_side.log.
 """
@@ -56,7 +56,7 @@ def read_list(path: Path, *, cap: float, dry: bool) -> list[Setting]:
             first, _, rest = rest.partition(" ")
             limit = float(first.removeprefix("cap="))
         if rest.startswith("!"):
-            words = shlex.split(rest[1:].replace("{gpus}", gpus))
+            words = shlex.split(os.path.expandvars(rest[1:].replace("{gpus}", gpus)))
         else:
             launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", gpus]
             flags = [*shlex.split(rest), *(TINY if dry else [])]

@@ -53,7 +53,9 @@ def divisible(count: float) -> int:
     """
     if count <= 10:
         return max(1, round(count))
-    return min(range(1, 2 * math.ceil(count)), key=lambda number: (not _splits_well(number), abs(number - count), -number))
+    return min(
+        range(1, 2 * math.ceil(count)), key=lambda number: (not _splits_well(number), abs(number - count), -number)
+    )
 
 
 def _splits_well(number: int) -> bool:
