@@ -7,7 +7,7 @@ import torch
 
 from luthier.data.branches import collate_rows
 from luthier.fast.engine import attach
-from luthier.fast.hooks import gathered_by_zero, has_hooks
+from luthier.fast.hooks import has_hooks
 from luthier.fast.settings import EngineSettings
 from tests.train.support import LORA, examples, resolved, tuned
 
@@ -60,13 +60,13 @@ def test_parameters_that_were_replaced_are_read_in_the_next_pass(model):
 
 def test_only_hooks_of_deepspeed_leave_a_module_what_it_was():
     module = torch.nn.Linear(2, 2)
-    assert not has_hooks(module) and not gathered_by_zero(module)
+    assert not has_hooks(module)
 
     def gather(*_):
         return None
 
     gather.__module__ = "deepspeed.runtime.zero.parameter_offload"
     module.register_forward_pre_hook(gather)
-    assert gathered_by_zero(module) and not has_hooks(module)
+    assert not has_hooks(module)
     module.register_forward_hook(lambda *_: None)
     assert has_hooks(module)
