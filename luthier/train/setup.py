@@ -15,6 +15,7 @@ from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import Engine, attach
+from luthier.fast.loss import inner_model
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
@@ -231,11 +232,16 @@ def _engine(
     """The engine and what its loss runs through, by `distributed.strategy`."""
     settings = engine_settings(recipe)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
-        root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
+        root = shard(
+            model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
+            frozen_base=settings.frozen_base, bring=getattr(inner_model(model), "luthier_bring", None),
+        )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
         model.train()
-        return engine, engine.distribute(lambda module: Passes(root, module), all_passes=True)
+        return engine, engine.distribute(
+            lambda module: Passes(root, module), all_passes=True, whole=lambda run: Passes(root, run)()
+        )
     engine = attach(model, settings, objective=objective)
     model.train()
     with warnings.catch_warnings():

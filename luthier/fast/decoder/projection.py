@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered
+from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered, GatheredQuantized
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.fp8_base import Fp8
+from luthier.fast.decoder.fp8_shards import GatheredFp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
 from luthier.fast.decoder.lora import PAD, StackedLora
 from luthier.fast.settings import EngineSettings
@@ -69,7 +70,7 @@ class Projection:
         _check(views, dtype)
         self.views = tuple(views)
         self.inputs, self.outputs = views[0].in_features, sum(view.out_features for view in views)
-        device = views[0].base.weight.device
+        device = views[0].device
         adapted = any(view.adapter is not None for view in views)
         base_trains = any(
             p.requires_grad for view in views for p in (view.base.weight, view.base.bias) if p is not None
@@ -80,9 +81,9 @@ class Projection:
         self.base: Base
         self.lora: StackedLora | None = None
         if adapted and settings.frozen_base == "fp8" and not base_trains:
-            self.base = Fp8(views, dtype)
+            self.base = GatheredFp8(views, dtype) if settings.sharded else Fp8(views, dtype)
         elif settings.sharded:
-            self.base = Gathered(views)
+            self.base = GatheredQuantized(views, dtype) if packed else Gathered(views)
         elif packed:
             self.base = Dequantized(views, dtype)
         elif adapted and extend and not base_trains:
