@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +21,18 @@ RendezvousOption = Annotated[
     str | None, typer.Option("--rendezvous", help="host:port of machine 0, reachable from all.", show_default=False)
 ]
 
+PrintOption = Annotated[
+    str | None,
+    typer.Option(
+        "--print", metavar="CLUSTER", help="slurm, kubernetes or skypilot: print a submission file, run nothing."
+    ),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Write what `--print` makes into this file.")]
+SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", help="Of the cluster: YAML with the keys of `launch` of the service.")
+]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="`--print`: GPU of the machines, for instance H100.")]
+
 
 def launch(
     recipe: RecipeArgument,
@@ -30,17 +43,30 @@ def launch(
     nodes: NodesOption = 1,
     node_rank: NodeRankOption = 0,
     rendezvous: RendezvousOption = None,
+    print_for: PrintOption = None,
+    output: OutputOption = None,
+    settings: SettingsOption = None,
+    gpu: GpuOption = None,
     restart: RestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on several GPUs, or several processes of a CPU. Data are prepared once, before they start."""
-    from pathlib import Path
-
     from luthier.launch.processes import Nodes, choose_processes, launch_processes
     from luthier.pipeline.run import run_recipe
     from luthier.runtime.errors import RecipeError
 
     loaded = load_with_overrides(recipe, overrides)
+    if print_for is not None:
+        from luthier.cli.launch_print import Wanted, print_submission
+
+        flags = ["--train-only"] * train_only + ["--restart"] * restart
+        wanted = Wanted(
+            kind=print_for, nodes=nodes, num_gpus=num_gpus, num_processes=num_processes, gpu=gpu,
+            overrides=split_overrides(overrides or []), flags=flags,
+        )  # fmt: skip
+        print_submission(loaded, recipe, wanted, settings=settings, output=output, as_json=as_json)
+        return
+    _refuse_print_options(output=output, settings=settings, gpu=gpu)
     if node_rank >= nodes or (nodes > 1 and rendezvous is None):
         raise RecipeError(
             code="L103", message=f"machine {node_rank} of {nodes}, rendezvous {rendezvous or 'not given'}",
@@ -59,3 +85,14 @@ def launch(
         arguments, processes=processes, cpu=cpu, run=Path(loaded.recipe.output_dir),
         nodes=Nodes(count=nodes, rank=node_rank, rendezvous=rendezvous or "localhost:0"),
     )  # fmt: skip
+
+
+def _refuse_print_options(**given: object) -> None:
+    """They say nothing to a run that starts here."""
+    from luthier.runtime.errors import RecipeError
+
+    unused = [f"`--{name}`" for name, value in given.items() if value is not None]
+    if unused:
+        raise RecipeError(
+            code="L210", message=f"{', '.join(unused)} without `--print`", hint="add `--print slurm`, or take it out"
+        )
