@@ -21,6 +21,9 @@ RendezvousOption = Annotated[
     str | None, typer.Option("--rendezvous", help="host:port of machine 0, reachable from all.", show_default=False)
 ]
 
+RestartsOption = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Start all again after a failure, from the newest checkpoint.")
+]
 PrintOption = Annotated[
     str | None,
     typer.Option(
@@ -47,12 +50,13 @@ def launch(
     output: OutputOption = None,
     settings: SettingsOption = None,
     gpu: GpuOption = None,
+    max_restarts: RestartsOption = 0,
     restart: RestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on several GPUs, or several processes of a CPU. Data are prepared once, before they start."""
-    from luthier.launch.processes import Nodes, choose_processes, launch_processes
-    from luthier.pipeline.run import run_recipe
+    from luthier.launch.processes import Nodes, choose_processes
+    from luthier.launch.several import Launch
     from luthier.runtime.errors import RecipeError
 
     loaded = load_with_overrides(recipe, overrides)
@@ -77,14 +81,13 @@ def launch(
     if processes * nodes == 1:
         run_and_show(loaded, only=only, restart=restart, as_json=as_json)
         return
-    if node_rank == 0:
-        run_recipe(loaded.recipe, recipe_text=loaded.text, only=("data",))
     arguments = ["train" if train_only else "run", str(recipe), *split_overrides(overrides or [])]
     arguments += ["--restart"] * restart + ["--json"] * as_json
-    launch_processes(
-        arguments, processes=processes, cpu=cpu, run=Path(loaded.recipe.output_dir),
-        nodes=Nodes(count=nodes, rank=node_rank, rendezvous=rendezvous or "localhost:0"),
-    )  # fmt: skip
+    started = Launch(loaded=loaded, arguments=tuple(arguments), processes=processes, cpu=cpu, max_restarts=max_restarts)
+    if nodes == 1:
+        started.here()
+    else:
+        started.one_of(Nodes(count=nodes, rank=node_rank, rendezvous=rendezvous or ""))
 
 
 def _refuse_print_options(**given: object) -> None:

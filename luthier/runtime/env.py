@@ -9,7 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "child_environment", "read_env", "read_secret", "read_visible_devices", "secret_values", "variable"]
+__all__ = [
+    "Env",
+    "child_environment",
+    "read_env",
+    "read_plain",
+    "read_secret",
+    "read_visible_devices",
+    "secret_values",
+    "variable",
+]
 
 _SECRET_NAMES = (
     "TOKEN",
@@ -40,6 +49,12 @@ class Env:
     """`WORLD_SIZE`; 1 without torchrun."""
     local_world_size: int
     """`LOCAL_WORLD_SIZE`: processes on this machine."""
+    machine: int
+    """`GROUP_RANK` as set by torchrun: number of this machine; 0 without it."""
+    unshared: bool
+    """`LUTHIER_UNSHARED` is set by `luthier launch`: the machines of the run do not see one run folder."""
+    machine_seconds: float
+    """`LUTHIER_MACHINE_SECONDS`: a machine that is silent for so long is lost; 30 by default."""
     launched: bool
     """`LUTHIER_LAUNCHED` is set: `luthier launch` started this process and tells its error."""
     error_file: Path | None
@@ -69,6 +84,9 @@ def read_env() -> Env:
         local_rank=int(get("LOCAL_RANK", "0")),
         world_size=int(get("WORLD_SIZE", "1")),
         local_world_size=int(get("LOCAL_WORLD_SIZE") or get("WORLD_SIZE", "1")),
+        machine=int(get("GROUP_RANK") or 0),
+        unshared=_truthy(get("LUTHIER_UNSHARED", "")),
+        machine_seconds=float(get("LUTHIER_MACHINE_SECONDS") or 30.0),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
@@ -96,6 +114,11 @@ def variable(name: str, value: str) -> Iterator[None]:
 
 def read_secret(name: str) -> str | None:
     """A key that a recipe names by its variable; None if it is not set. Never printed, never stored."""
+    return os.environ.get(name)
+
+
+def read_plain(name: str) -> str | None:
+    """A variable of a library, which is no secret; None if it is not set."""
     return os.environ.get(name)
 
 

@@ -30,6 +30,7 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
+from luthier.train.distributed.folders import first_of_machine, hand_out, require_same
 from luthier.train.distributed.fsdp import gather_whole
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
@@ -105,12 +106,15 @@ def fit(
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
     start, identity = _identify(accelerator, tuned, recipe, fingerprint, order=order)
+    require_same(identity)
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = on_main(accelerator, lambda: find(run, identity))
     adapter_start = start_of(tuned.model)
     if adapter_start is not None:
         on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
+        if first_of_machine():
+            keep_start(adapter_start, run.path / START_FOLDER)
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),
@@ -145,6 +149,7 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
         weights_from = loop.choose_weights()
         write_held_out(trainer, rows, run)
         _save_weights(tuned, trainer, tokenizer, run.path / "final")
+        hand_out(accelerator, run.path / "final")
     finally:
         loop.batches.close()
         trackers.finish(accelerator)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
+from luthier.train.distributed.folders import hand_out
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.distributed.shards import load_whole, save_sharded
 from luthier.train.optim_state import optimizer_state, restore_optimizer
@@ -63,7 +64,7 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
 
 
 def restore(trainer: Trainer, resumed: Resumed) -> Progress:
-    """Weights, optimizer and position from a verified checkpoint."""
+    """Weights, optimizer and position from a verified checkpoint, on whichever machine it is."""
     load_weights(trainer, resumed.checkpoint.path)
     held = _my_part(trainer, _whole(resumed.checkpoint.path, "optimizer"), of_state=True)
     restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=resumed.state["optimizer_numbers"])
@@ -77,6 +78,7 @@ def load_weights(trainer: Trainer, path: Path) -> None:
     Raises:
         RunFailed: the tensors are not the ones that are trained now.
     """
+    hand_out(trainer.accelerator, path)
     saved = _whole(path, "trainable")
     wanted: Mapping[str, Any] = trainer.weights.tensors
     if isinstance(trainer.weights, ShardedWeights):
