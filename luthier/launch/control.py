@@ -192,8 +192,13 @@ class Control:
                     write_json(folder / f"rank-{beat['rank']}.json", beat)
 
     def _judge(self) -> None:
+        before = time.monotonic()
         while not self._done.wait(0.5):
             now = time.monotonic()
+            if now - before > 3.0:  # this machine stood still: that says nothing of the others
+                self._talked += now - before
+                self._seen = {rank: (number, since + now - before) for rank, (number, since) in self._seen.items()}
+            before = now
             if self.nodes.rank and now - self._talked > self.limit:
                 self.lost.setdefault(0, f"no answer of {self.host}:{self.port} for {now - self._talked:.0f} s")
             if now - self._talked < self.limit / 2:  # what is not heard is not silent

@@ -85,6 +85,10 @@ def _evaluate(session: Session) -> dict[str, Any]:
 
     section = session.resolved.recipe.model
     require_trained_prompts(session)
+    if session.group.size > 1:
+        from luthier.train.distributed.folders import hand_out
+
+        hand_out(session.device.torch_device, session.run.path / "final")
     model = load_tuned(
         section,
         session.run.path / "final",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
-from luthier.train.distributed.folders import hand_out
+from luthier.train.distributed.folders import first_of_machine, hand_out
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.distributed.shards import load_whole, save_sharded
 from luthier.train.optim_state import optimizer_state, restore_optimizer
@@ -69,6 +70,8 @@ def restore(trainer: Trainer, resumed: Resumed) -> Progress:
     held = _my_part(trainer, _whole(resumed.checkpoint.path, "optimizer"), of_state=True)
     restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=resumed.state["optimizer_numbers"])
     trainer.schedule.restore(resumed.state.get("schedule", {}))
+    if first_of_machine():
+        shutil.rmtree(resumed.checkpoint.path, ignore_errors=True)  # process 0's is the run's
     return Progress.from_json(resumed.state["progress"])
 
 
@@ -78,7 +81,7 @@ def load_weights(trainer: Trainer, path: Path) -> None:
     Raises:
         RunFailed: the tensors are not the ones that are trained now.
     """
-    hand_out(trainer.accelerator, path)
+    hand_out(trainer.accelerator.device, path)
     saved = _whole(path, "trainable")
     wanted: Mapping[str, Any] = trainer.weights.tensors
     if isinstance(trainer.weights, ShardedWeights):

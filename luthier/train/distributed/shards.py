@@ -60,7 +60,7 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
     with _quiet():
         dcp.save(held, storage_writer=HuggingFaceStorageWriter(path=str(temporary), save_distributed=True))
 
-    bring(accelerator, temporary)
+    bring(accelerator.device, temporary)
 
     def finish() -> None:
         for file in temporary.iterdir():
