@@ -24,6 +24,9 @@ RendezvousOption = Annotated[
 RestartsOption = Annotated[
     int, typer.Option("--max-restarts", min=0, help="Start all again after a failure, from the newest checkpoint.")
 ]
+HostsOption = Annotated[
+    str | None, typer.Option("--hosts", help="host0,host1: start it on each through ssh, machine 0 first.")
+]
 PrintOption = Annotated[
     str | None,
     typer.Option(
@@ -46,6 +49,7 @@ def launch(
     nodes: NodesOption = 1,
     node_rank: NodeRankOption = 0,
     rendezvous: RendezvousOption = None,
+    hosts: HostsOption = None,
     print_for: PrintOption = None,
     output: OutputOption = None,
     settings: SettingsOption = None,
@@ -71,6 +75,16 @@ def launch(
         print_submission(loaded, recipe, wanted, settings=settings, output=output, as_json=as_json)
         return
     _refuse_print_options(output=output, settings=settings, gpu=gpu)
+    if hosts is not None:
+        _on_hosts(
+            hosts, recipe, split_overrides(overrides or []), single=nodes == 1 and node_rank == 0,
+            rendezvous=rendezvous,
+            options=[*(["--num-gpus", str(num_gpus)] if num_gpus is not None else []),
+                     *(["--num-processes", str(num_processes)] if num_processes is not None else []),
+                     *["--train-only"] * train_only, *["--restart"] * restart, *["--json"] * as_json,
+                     *(["--max-restarts", str(max_restarts)] if max_restarts else [])],
+        )  # fmt: skip
+        return
     if node_rank >= nodes or (nodes > 1 and rendezvous is None):
         raise RecipeError(
             code="L103", message=f"machine {node_rank} of {nodes}, rendezvous {rendezvous or 'not given'}",
@@ -99,3 +113,27 @@ def _refuse_print_options(**given: object) -> None:
         raise RecipeError(
             code="L210", message=f"{', '.join(unused)} without `--print`", hint="add `--print slurm`, or take it out"
         )
+
+
+def _on_hosts(
+    hosts: str, recipe: Path, overrides: list[str], *, single: bool, rendezvous: str | None, options: list[str]
+) -> None:
+    """The same command on each host."""
+    import sys
+
+    from luthier.launch.ssh import hosts_of, run_on_hosts
+    from luthier.runtime.env import for_other_hosts
+    from luthier.runtime.errors import RecipeError
+
+    names = hosts_of(hosts)
+    if not single:
+        raise RecipeError(
+            code="L219", message="`--hosts` numbers the machines itself", hint="take `--nodes` and `--node-rank` out"
+        )
+    meet = rendezvous or f"{names[0].rpartition('@')[2]}:29500"
+    command = [sys.executable, "-m", "luthier", "launch", str(recipe.absolute()), *overrides, *options]
+    commands = {
+        name: [*command, "--nodes", str(len(names)), "--node-rank", str(rank), "--rendezvous", meet]
+        for rank, name in enumerate(names)
+    }
+    run_on_hosts(commands, folder=str(Path.cwd()), environment=for_other_hosts())

@@ -20,7 +20,6 @@ __all__ = ["Ended", "run_attempts"]
 
 AGREE_SECONDS = 60.0
 """Longer than a torch agent takes to end its processes."""
-BYE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,15 +90,12 @@ def _agree(mine: Ended, attempt: int, left: int, control: Control) -> tuple[Luth
         again = _may_restart(error, left)
         verdict = Ended(error=error).to_json()
         control.set(key, {**verdict, "again": again})
-        if not again:
-            _see_off(attempt, control)
         return error, again
     try:
         if 0 in control.lost:  # a call over a cut network may never come back
             raise control.lost_error(0)
         control.set(f"ended/{attempt}/{rank}", replace(mine, machine=rank).to_json())
         verdict = control.wait(key, 0, "how the run ended there")
-        control.set(f"bye/{attempt}/{rank}", True)
     except (MachineLost, RuntimeError):
         control.lost.setdefault(0, "its store is gone")
         return find_cause([replace(mine, machine=rank)], control), False
@@ -120,16 +116,6 @@ def _collect(mine: Ended, attempt: int, control: Control) -> list[Ended]:
         if said is not None:
             found.append(Ended.from_json(said))
     return found
-
-
-def _see_off(attempt: int, control: Control) -> None:
-    """The store stays until the others have read the verdict."""
-    until = time.monotonic() + BYE_SECONDS
-    for rank in control.others:
-        try:
-            control.wait(f"bye/{attempt}/{rank}", rank, "it ends", until=lambda: time.monotonic() > until)
-        except MachineLost:
-            continue
 
 
 def find_cause(ended: Sequence[Ended], control: Control) -> LuthierError | None:

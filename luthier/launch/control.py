@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ BEAT_SECONDS = 2.0
 GRACE_SECONDS = 12.0
 """For the processes of a machine that lost another, to save and to say what they saw."""
 STORE_SECONDS = 60.0
+LEAVE_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +92,8 @@ class Control:
         """
         began, told = time.monotonic(), False
         while not until():
-            if machine in self.lost:
-                raise self.lost_error(machine)
+            if machine in self.lost or (self.nodes.rank and 0 in self.lost):
+                raise self.lost_error(machine if machine in self.lost else 0)
             try:
                 found = self.get(key)
             except RuntimeError as error:  # torch's DistStoreError is one
@@ -138,7 +139,20 @@ class Control:
         try:
             yield
         finally:
+            self._leave()
             self._done.set()
+
+    def _leave(self) -> None:
+        """Machine 0 goes last: the others still read what it said."""
+        if self.nodes.rank:
+            if 0 not in self.lost:
+                with suppress(RuntimeError):
+                    self.set(f"left/{self.nodes.rank}", True)
+            return
+        until = time.monotonic() + LEAVE_SECONDS
+        for rank in self.others:
+            with suppress(MachineLost, RuntimeError):
+                self.wait(f"left/{rank}", rank, "it ends", until=lambda: time.monotonic() > until)
 
     @contextmanager
     def attempt(self) -> Iterator[None]:

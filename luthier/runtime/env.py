@@ -12,6 +12,7 @@ from pathlib import Path
 __all__ = [
     "Env",
     "child_environment",
+    "for_other_hosts",
     "read_env",
     "read_plain",
     "read_secret",
@@ -146,6 +147,21 @@ def child_environment(*, keep: Collection[str] = ()) -> dict[str, str]:
         keep: Names of secrets that it needs.
     """
     return {name: value for name, value in os.environ.items() if name in keep or not _is_secret(name, value)}
+
+
+def for_other_hosts() -> dict[str, str]:
+    """What a process on another host gets of this environment: variables of Luthier, Hugging Face, torch, NCCL and
+    trackers; none that names something of this host."""
+    return {
+        name: value for name, value in os.environ.items()
+        if name.startswith(_FOR_HOSTS) and name not in {"LUTHIER_LAUNCHED", "LUTHIER_UNSHARED"}
+    }  # fmt: skip
+
+
+_FOR_HOSTS = (
+    "LUTHIER_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_", "WANDB_", "OMP_",
+    "MKL_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR",
+)  # fmt: skip
 
 
 def _is_secret(name: str, value: str) -> bool:

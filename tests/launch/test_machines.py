@@ -239,6 +239,29 @@ def test_a_process_that_hangs_on_another_machine_is_named(machines, tmp_path):
         assert f"process 1 (node1, pid {beat['pid']}) has not answered for" in last_error(err)
 
 
+def test_hosts_are_started_through_ssh(machines, tmp_path):
+    """An `ssh` that goes into a namespace; the one who asked is on neither machine."""
+    recipe = write_recipe(tmp_path, more="distributed: {strategy: ddp}\n")
+    fake = tmp_path / "bin"
+    fake.mkdir()
+    (fake / "ssh").write_text(
+        '#!/bin/bash\nwhile [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done\n'
+        f"case $1 in 10.77.7.1) name={machines.names[0]};; *) name={machines.names[1]};; esac\n"
+        'exec ip netns exec $name unshare -u sh -c "hostname on$1; exec bash -s"\n'
+    )
+    (fake / "ssh").chmod(0o755)
+    ours = start(
+        sys.executable, "-m", "luthier", "launch", str(recipe), "--hosts", "10.77.7.1,10.77.7.2", "--num-processes",
+        "1", "--train-only", "--json", PATH=f"{fake}:{os.environ['PATH']}",
+    )  # fmt: skip
+    machines.started.append(ours)
+    out, err = ours.communicate(timeout=240)
+    assert ours.returncode == 0, err
+    assert json.loads(out)["stages"]["train"]["processes"] == 2
+    assert "10.77.7.1 | 2 machines, processes on each: on10.77.7.1: 1, on10.77.7.2: 1" in err
+    assert "10.77.7.2 |   network: " in err
+
+
 def test_machines_with_different_rows_do_not_start(machines, tmp_path):
     recipe = write_recipe(tmp_path)
     other = tmp_path / "other"
