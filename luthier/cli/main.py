@@ -42,7 +42,7 @@ from luthier.cli import (
     sweep,
 )
 from luthier.cli.output import print_error, wants_json
-from luthier.launch.here import die_with_parent
+from luthier.launch.here import stop_when_orphaned
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory, RecipeError
 from luthier.runtime.failure import FOLLOW_UPS, leave_failure
@@ -139,7 +139,7 @@ def _require_one_process(arguments: list[str]) -> None:
     env = read_env()
     processes = env.world_size
     if env.launched and processes > 1:
-        die_with_parent(0)  # a process whose launcher was killed saves and ends, with all others
+        stop_when_orphaned()
     command = next((word for word in arguments if not word.startswith("-")), "")
     if processes > 1 and command not in TOGETHER:
         raise RecipeError(

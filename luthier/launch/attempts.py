@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,24 +30,28 @@ class Ended:
     error: LuthierError | None = None
     signal: str | None = None
     """That its launcher got."""
+    made_to_end: bool = False
+    """Its launcher ended them, because of another machine."""
 
     @property
     def follows(self) -> bool:
         """Its processes failed because others did."""
-        return self.error is not None and all(one.code in FOLLOW_UPS for one in self.error.problems)
+        codes = [] if self.error is None else [one.code for one in self.error.problems]
+        return self.made_to_end or (bool(codes) and all(code in FOLLOW_UPS for code in codes))
 
     def to_json(self) -> dict[str, Any]:
         """For the other machines."""
         problems = [] if self.error is None else [one.to_dict() for one in self.error.problems]
         code = 0 if self.error is None else self.error.exit_code
-        return {"machine": self.machine, "problems": problems, "exit_code": code, "signal": self.signal}
+        return {"machine": self.machine, "problems": problems, "exit_code": code, "signal": self.signal,
+                "made_to_end": self.made_to_end}  # fmt: skip
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Ended:
         """What `to_json` gave."""
         problems = [Problem(**one) for one in value["problems"]]
         error = ERRORS_BY_EXIT_CODE.get(value["exit_code"], RunFailed)(problems=problems) if problems else None
-        return cls(machine=value["machine"], error=error, signal=value["signal"])
+        return cls(machine=value["machine"], error=error, signal=value["signal"], made_to_end=value["made_to_end"])
 
 
 def run_attempts(
@@ -65,7 +69,7 @@ def run_attempts(
         LuthierError: what ended the last attempt, on whichever machine.
     """
     for attempt in range(max_restarts + 1):
-        with control.attempt() if control is not None else nullcontext():
+        with control.attempt(attempt) if control is not None else nullcontext():
             mine = start(attempt)
         left = max_restarts - attempt
         error, again = _agree(mine, attempt, left, control) if control else (mine.error, _may_restart(mine.error, left))
@@ -84,6 +88,10 @@ def _may_restart(error: LuthierError | None, left: int) -> bool:
 
 def _agree(mine: Ended, attempt: int, left: int, control: Control) -> tuple[LuthierError | None, bool]:
     key, rank = f"verdict/{attempt}", control.nodes.rank
+    mine = replace(mine, made_to_end=control.made_to_end)
+    if mine.error is not None and 0 not in control.lost:
+        with suppress(RuntimeError):
+            control.set(f"failing/{attempt}", True)
     if rank == 0:
         ended = _collect(mine, attempt, control)
         error = find_cause(ended, control)

@@ -3,6 +3,7 @@
     machine/R        who it is: host, address, number of processes, version, what it was asked to do
     beat/R           counts up every two seconds
     beats/R          heartbeats of its processes, where the run folder is not shared
+    failing/A        processes of some machine have failed in attempt A
     ended/A/R        how its processes ended in attempt A
     verdict/A        what machine 0 made of that for all: the cause, and whether all start again
 
@@ -66,6 +67,11 @@ class Control:
         self._done = threading.Event()
         self._agent: threading.Event | None = None
         """Set when the processes of the present attempt have ended."""
+        self._number = 0
+        self.failing = threading.Event()
+        """Processes of another machine have failed."""
+        self.made_to_end = False
+        """The processes here did not end by themselves."""
         self._seen: dict[int, tuple[int, float]] = {}
         self._talked = time.monotonic()
         self._relayed: Path | None = None
@@ -155,9 +161,10 @@ class Control:
                 self.wait(f"left/{rank}", rank, "it ends", until=lambda: time.monotonic() > until)
 
     @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Processes run inside: they are ended when a machine is lost."""
-        self._agent = threading.Event()
+    def attempt(self, number: int) -> Iterator[None]:
+        """Processes run inside: they are ended when a machine is lost, or its processes have failed."""
+        self._agent, self._number, self.made_to_end = threading.Event(), number, False
+        self.failing.clear()
         try:
             yield
         finally:
@@ -184,6 +191,8 @@ class Control:
                 for rank in self.others:
                     if store.check([f"beat/{rank}"]):
                         self._hear(rank, int(store.get(f"beat/{rank}")))
+                if store.check([f"failing/{self._number}"]):
+                    self.failing.set()
                 if self._relayed is not None:
                     self._relay(store, self._relayed)
                 self._talked = time.monotonic()
@@ -219,9 +228,9 @@ class Control:
                 for rank, (_, since) in self._seen.items():
                     if now - since > self.limit and rank in self.about:
                         self.lost.setdefault(rank, f"it has not answered for {now - since:.0f} s")
-            if self.lost and self._agent is not None and not self._agent.is_set():
-                self._end_processes(self._agent)
-                return
+            agent = self._agent
+            if (self.lost or self.failing.is_set()) and agent is not None and not agent.is_set():
+                self._end_processes(agent)
 
     def _end_processes(self, agent: threading.Event) -> None:
         """They end by themselves where they notice; where they wait for the lost machine, they are ended."""
@@ -229,6 +238,7 @@ class Control:
 
         if agent.wait(GRACE_SECONDS):
             return
+        self.made_to_end = True
         for child in psutil.Process().children(recursive=True):
             try:
                 child.kill()
