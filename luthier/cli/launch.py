@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides, split_overrides
 from luthier.cli.run import RestartOption, run_and_show
 
+if TYPE_CHECKING:
+    from luthier.launch.accelerate import Asked
+    from luthier.recipe.load import LoadedRecipe
+
 GpusOption = Annotated[
     int | None, typer.Option("--num-gpus", min=1, help="Processes here, one for each GPU. Default: all GPUs.")
 ]
 ProcessesOption = Annotated[int | None, typer.Option("--num-processes", min=1, help="Processes here, on the CPU.")]
 TrainOption = Annotated[bool, typer.Option("--train-only", help="As `luthier train`: no scores, no merge.")]
-NodesOption = Annotated[int, typer.Option("--nodes", min=1, help="Machines; start the same command on each.")]
-NodeRankOption = Annotated[int, typer.Option("--node-rank", min=0, help="Number of this machine, from 0.")]
+NodesOption = Annotated[
+    int | None, typer.Option("--nodes", min=1, help="Machines; start the same command on each. Default: 1.")
+]
+NodeRankOption = Annotated[
+    int | None, typer.Option("--node-rank", min=0, help="Number of this machine, from 0. Default: 0.")
+]
 RendezvousOption = Annotated[
     str | None, typer.Option("--rendezvous", help="host:port of machine 0, reachable from all.", show_default=False)
+]
+AccelerateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate-config", help="YAML of accelerate: sets distributed.accelerate_config.", show_default=False
+    ),
 ]
 
 RestartsOption = Annotated[
@@ -46,10 +60,11 @@ def launch(
     num_gpus: GpusOption = None,
     num_processes: ProcessesOption = None,
     train_only: TrainOption = False,
-    nodes: NodesOption = 1,
-    node_rank: NodeRankOption = 0,
+    nodes: NodesOption = None,
+    node_rank: NodeRankOption = None,
     rendezvous: RendezvousOption = None,
     hosts: HostsOption = None,
+    accelerate_config: AccelerateOption = None,
     print_for: PrintOption = None,
     output: OutputOption = None,
     settings: SettingsOption = None,
@@ -59,45 +74,60 @@ def launch(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on several GPUs, or several processes of a CPU. Data are prepared once, before they start."""
-    from luthier.launch.processes import Nodes, choose_processes
-    from luthier.launch.several import Launch
-    from luthier.runtime.errors import RecipeError
+    from luthier.launch.accelerate import Asked, with_accelerate
 
+    if accelerate_config is not None:
+        overrides = [*(overrides or []), f"distributed.accelerate_config={accelerate_config}"]
     loaded = load_with_overrides(recipe, overrides)
+    words, flags = split_overrides(overrides or []), ["--restart"] * restart
+    given = Asked(
+        num_gpus=num_gpus, num_processes=num_processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous
+    )
+    asked = with_accelerate(loaded.recipe, given)
     if print_for is not None:
         from luthier.cli.launch_print import Wanted, print_submission
 
-        flags = ["--train-only"] * train_only + ["--restart"] * restart
         wanted = Wanted(
-            kind=print_for, nodes=nodes, num_gpus=num_gpus, num_processes=num_processes, gpu=gpu,
-            overrides=split_overrides(overrides or []), flags=flags,
+            kind=print_for, nodes=asked.nodes or 1, num_gpus=asked.num_gpus, num_processes=asked.num_processes,
+            gpu=gpu, overrides=words, flags=["--train-only"] * train_only + flags, max_restarts=max_restarts,
         )  # fmt: skip
         print_submission(loaded, recipe, wanted, settings=settings, output=output, as_json=as_json)
         return
     _refuse_print_options(output=output, settings=settings, gpu=gpu)
+    flags += ["--json"] * as_json
     if hosts is not None:
-        _on_hosts(
-            hosts, recipe, split_overrides(overrides or []), single=nodes == 1 and node_rank == 0,
-            rendezvous=rendezvous,
-            options=[*(["--num-gpus", str(num_gpus)] if num_gpus is not None else []),
-                     *(["--num-processes", str(num_processes)] if num_processes is not None else []),
-                     *["--train-only"] * train_only, *["--restart"] * restart, *["--json"] * as_json,
-                     *(["--max-restarts", str(max_restarts)] if max_restarts else [])],
-        )  # fmt: skip
+        _on_hosts(hosts, recipe, words, given, flags=["--train-only"] * train_only + flags, max_restarts=max_restarts)
         return
+    _start(loaded, recipe, words, asked, train_only=train_only, flags=flags, max_restarts=max_restarts)
+
+
+def _start(
+    loaded: LoadedRecipe, recipe: Path, overrides: list[str], asked: Asked, *, train_only: bool, flags: list[str],
+    max_restarts: int,
+) -> None:  # fmt: skip
+    """On this machine, alone or as one of several."""
+    from luthier.launch.processes import Nodes, choose_processes
+    from luthier.launch.several import Launch
+    from luthier.runtime.env import show_devices
+    from luthier.runtime.errors import RecipeError
+
+    nodes, node_rank, rendezvous = asked.nodes or 1, asked.node_rank or 0, asked.rendezvous
     if node_rank >= nodes or (nodes > 1 and rendezvous is None):
         raise RecipeError(
             code="L103", message=f"machine {node_rank} of {nodes}, rendezvous {rendezvous or 'not given'}",
             hint="several machines need `--nodes N --node-rank 0..N-1 --rendezvous HOST:PORT`, the same port on each",
         )  # fmt: skip
-    processes, cpu = choose_processes(num_gpus, num_processes)
-    only = ("data", "train") if train_only else None
-    if processes * nodes == 1:
-        run_and_show(loaded, only=only, restart=restart, as_json=as_json)
+    if asked.visible_devices is not None:
+        show_devices(asked.visible_devices)
+    processes, cpu = choose_processes(asked.num_gpus, asked.num_processes)
+    if processes * nodes == 1 and not max_restarts:
+        only = ("data", "train") if train_only else None
+        run_and_show(loaded, only=only, restart="--restart" in flags, as_json="--json" in flags)
         return
-    arguments = ["train" if train_only else "run", str(recipe), *split_overrides(overrides or [])]
-    arguments += ["--restart"] * restart + ["--json"] * as_json
-    started = Launch(loaded=loaded, arguments=tuple(arguments), processes=processes, cpu=cpu, max_restarts=max_restarts)
+    started = Launch(
+        loaded=loaded, arguments=("train" if train_only else "run", str(recipe), *overrides, *flags),
+        processes=processes, cpu=cpu, max_restarts=max_restarts,
+    )  # fmt: skip
     if nodes == 1:
         started.here()
     else:
@@ -116,7 +146,7 @@ def _refuse_print_options(**given: object) -> None:
 
 
 def _on_hosts(
-    hosts: str, recipe: Path, overrides: list[str], *, single: bool, rendezvous: str | None, options: list[str]
+    hosts: str, recipe: Path, overrides: list[str], given: Asked, *, flags: list[str], max_restarts: int
 ) -> None:
     """The same command on each host."""
     import sys
@@ -126,12 +156,15 @@ def _on_hosts(
     from luthier.runtime.errors import RecipeError
 
     names = hosts_of(hosts)
-    if not single:
+    if given.nodes is not None or given.node_rank is not None:
         raise RecipeError(
             code="L219", message="`--hosts` numbers the machines itself", hint="take `--nodes` and `--node-rank` out"
         )
-    meet = rendezvous or f"{names[0].rpartition('@')[2]}:29500"
-    command = [sys.executable, "-m", "luthier", "launch", str(recipe.absolute()), *overrides, *options]
+    options = {"--num-gpus": given.num_gpus, "--num-processes": given.num_processes,
+               "--max-restarts": max_restarts or None}  # fmt: skip
+    named = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    meet = given.rendezvous or f"{names[0].rpartition('@')[2]}:29500"
+    command = [sys.executable, "-m", "luthier", "launch", str(recipe.absolute()), *overrides, *named, *flags]
     commands = {
         name: [*command, "--nodes", str(len(names)), "--node-rank", str(rank), "--rendezvous", meet]
         for rank, name in enumerate(names)

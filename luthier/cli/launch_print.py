@@ -26,10 +26,12 @@ class Wanted:
 
     def __init__(
         self, *, kind: str, nodes: int, num_gpus: int | None, num_processes: int | None, gpu: str | None,
-        overrides: Sequence[str], flags: Sequence[str],
+        overrides: Sequence[str], flags: Sequence[str], max_restarts: int = 0,
     ) -> None:  # fmt: skip
         self.kind, self.nodes, self.gpu, self.overrides, self.flags = kind, nodes, gpu, overrides, flags
         self.num_gpus, self.num_processes = num_gpus, num_processes
+        if max_restarts:
+            self.flags = [*flags, "--max-restarts", str(max_restarts)]
 
     @property
     def on_gpus(self) -> bool:
