@@ -29,7 +29,7 @@ from tests.launch.support import (
     write_recipe,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LONG = "train.num_train_epochs=4000"
 
 

@@ -194,6 +194,7 @@ SCANCEL = '[ "$1" = --signal=TERM ] && kill -s TERM $(cat launchers)\n'
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_slurm_script_trains_on_two_hosts_and_is_put_in_line_again_before_its_time_is_up(tmp_path):
     recipe = write_recipe(tmp_path, more="distributed: {strategy: ddp}\n")
     script = printed(tmp_path, "slurm", "--nodes", "2", "--num-processes", "1", "--train-only")
@@ -228,6 +229,7 @@ def test_the_slurm_script_trains_on_two_hosts_and_is_put_in_line_again_before_it
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_run_section_of_skypilot_and_the_pods_of_a_trainjob_train_on_two_hosts(tmp_path):
     write_recipe(tmp_path, more="distributed: {strategy: ddp}\n")
     words = ("--nodes", "2", "--num-processes", "1", "--train-only")
