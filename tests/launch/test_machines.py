@@ -236,7 +236,10 @@ def test_a_process_that_hangs_on_another_machine_is_named(machines, tmp_path):
     (zero, one) = outcome(hosts)
     for code, err in (zero, one):
         assert code == 1, err
-        assert f"process 1 (node1, pid {beat['pid']}) has not answered for" in last_error(err)
+        assert (
+            f"L142]  machine 0 (node0): process 0: the run hangs: process 1 (node1, pid {beat['pid']})"
+            in last_error(err)
+        )
 
 
 def test_hosts_are_started_through_ssh(machines, tmp_path):
