@@ -1,6 +1,6 @@
 """`luthier`: parse, call, render. One thin file per verb; heavy imports happen inside the verbs.
 
-Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 out of memory; 6 access;
+Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 out of memory; 6 access; 7 machine lost;
 130 interrupted with a checkpoint to resume from.
 """
 

@@ -260,7 +260,8 @@ def test_hosts_are_started_through_ssh(machines, tmp_path):
     machines.started.append(ours)
     out, err = ours.communicate(timeout=240)
     assert ours.returncode == 0, err
-    assert json.loads(out)["stages"]["train"]["processes"] == 2
+    # DeepSpeed, where it is installed, says on stdout that it finds no GPU.
+    assert json.loads(out[out.index("{\n") :])["stages"]["train"]["processes"] == 2
     assert "10.77.7.1 | 2 machines, processes on each: on10.77.7.1: 1, on10.77.7.2: 1" in err
     assert "10.77.7.2 |   network: " in err
 
