@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, RecipeArgument, load_with_overrides, split_overrides
 from luthier.cli.run import RestartOption, run_and_show
+
+if TYPE_CHECKING:
+    from luthier.launch.accelerate import Asked
+    from luthier.recipe.load import LoadedRecipe
 
 GpusOption = Annotated[
     int | None, typer.Option("--num-gpus", min=1, help="Processes here, one for each GPU. Default: all GPUs.")
@@ -30,6 +35,24 @@ AccelerateOption = Annotated[
     ),
 ]
 
+RestartsOption = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="Start all again after a failure, from the newest checkpoint.")
+]
+HostsOption = Annotated[
+    str | None, typer.Option("--hosts", help="host0,host1: start it on each through ssh, machine 0 first.")
+]
+PrintOption = Annotated[
+    str | None,
+    typer.Option(
+        "--print", metavar="CLUSTER", help="slurm, kubernetes or skypilot: print a submission file, run nothing."
+    ),
+]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Write what `--print` makes into this file.")]
+SettingsOption = Annotated[
+    Path | None, typer.Option("--settings", help="Of the cluster: YAML with the keys of `launch` of the service.")
+]
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="`--print`: GPU of the machines, for instance H100.")]
+
 
 def launch(
     recipe: RecipeArgument,
@@ -40,26 +63,54 @@ def launch(
     nodes: NodesOption = None,
     node_rank: NodeRankOption = None,
     rendezvous: RendezvousOption = None,
+    hosts: HostsOption = None,
     accelerate_config: AccelerateOption = None,
+    print_for: PrintOption = None,
+    output: OutputOption = None,
+    settings: SettingsOption = None,
+    gpu: GpuOption = None,
+    max_restarts: RestartsOption = 0,
     restart: RestartOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on several GPUs, or several processes of a CPU. Data are prepared once, before they start."""
-    from pathlib import Path
-
     from luthier.launch.accelerate import Asked, with_accelerate
-    from luthier.launch.processes import Nodes, choose_processes, launch_processes
-    from luthier.pipeline.run import run_recipe
-    from luthier.runtime.env import show_devices
-    from luthier.runtime.errors import RecipeError
 
     if accelerate_config is not None:
         overrides = [*(overrides or []), f"distributed.accelerate_config={accelerate_config}"]
     loaded = load_with_overrides(recipe, overrides)
-    asked = with_accelerate(
-        loaded.recipe,
-        Asked(num_gpus=num_gpus, num_processes=num_processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous),
+    words, flags = split_overrides(overrides or []), ["--restart"] * restart
+    given = Asked(
+        num_gpus=num_gpus, num_processes=num_processes, nodes=nodes, node_rank=node_rank, rendezvous=rendezvous
     )
+    asked = with_accelerate(loaded.recipe, given)
+    if print_for is not None:
+        from luthier.cli.launch_print import Wanted, print_submission
+
+        wanted = Wanted(
+            kind=print_for, nodes=asked.nodes or 1, num_gpus=asked.num_gpus, num_processes=asked.num_processes,
+            gpu=gpu, overrides=words, flags=["--train-only"] * train_only + flags, max_restarts=max_restarts,
+        )  # fmt: skip
+        print_submission(loaded, recipe, wanted, settings=settings, output=output, as_json=as_json)
+        return
+    _refuse_print_options(output=output, settings=settings, gpu=gpu)
+    flags += ["--json"] * as_json
+    if hosts is not None:
+        _on_hosts(hosts, recipe, words, given, flags=["--train-only"] * train_only + flags, max_restarts=max_restarts)
+        return
+    _start(loaded, recipe, words, asked, train_only=train_only, flags=flags, max_restarts=max_restarts)
+
+
+def _start(
+    loaded: LoadedRecipe, recipe: Path, overrides: list[str], asked: Asked, *, train_only: bool, flags: list[str],
+    max_restarts: int,
+) -> None:  # fmt: skip
+    """On this machine, alone or as one of several."""
+    from luthier.launch.processes import Nodes, choose_processes
+    from luthier.launch.several import Launch
+    from luthier.runtime.env import show_devices
+    from luthier.runtime.errors import RecipeError
+
     nodes, node_rank, rendezvous = asked.nodes or 1, asked.node_rank or 0, asked.rendezvous
     if node_rank >= nodes or (nodes > 1 and rendezvous is None):
         raise RecipeError(
@@ -69,15 +120,53 @@ def launch(
     if asked.visible_devices is not None:
         show_devices(asked.visible_devices)
     processes, cpu = choose_processes(asked.num_gpus, asked.num_processes)
-    only = ("data", "train") if train_only else None
-    if processes * nodes == 1:
-        run_and_show(loaded, only=only, restart=restart, as_json=as_json)
+    if processes * nodes == 1 and not max_restarts:
+        only = ("data", "train") if train_only else None
+        run_and_show(loaded, only=only, restart="--restart" in flags, as_json="--json" in flags)
         return
-    if node_rank == 0:
-        run_recipe(loaded.recipe, recipe_text=loaded.text, only=("data",))
-    arguments = ["train" if train_only else "run", str(recipe), *split_overrides(overrides or [])]
-    arguments += ["--restart"] * restart + ["--json"] * as_json
-    launch_processes(
-        arguments, processes=processes, cpu=cpu, run=Path(loaded.recipe.output_dir),
-        nodes=Nodes(count=nodes, rank=node_rank, rendezvous=rendezvous or "localhost:0"),
+    started = Launch(
+        loaded=loaded, arguments=("train" if train_only else "run", str(recipe), *overrides, *flags),
+        processes=processes, cpu=cpu, max_restarts=max_restarts,
     )  # fmt: skip
+    if nodes == 1:
+        started.here()
+    else:
+        started.one_of(Nodes(count=nodes, rank=node_rank, rendezvous=rendezvous or ""))
+
+
+def _refuse_print_options(**given: object) -> None:
+    """They say nothing to a run that starts here."""
+    from luthier.runtime.errors import RecipeError
+
+    unused = [f"`--{name}`" for name, value in given.items() if value is not None]
+    if unused:
+        raise RecipeError(
+            code="L210", message=f"{', '.join(unused)} without `--print`", hint="add `--print slurm`, or take it out"
+        )
+
+
+def _on_hosts(
+    hosts: str, recipe: Path, overrides: list[str], given: Asked, *, flags: list[str], max_restarts: int
+) -> None:
+    """The same command on each host."""
+    import sys
+
+    from luthier.launch.ssh import hosts_of, run_on_hosts
+    from luthier.runtime.env import for_other_hosts
+    from luthier.runtime.errors import RecipeError
+
+    names = hosts_of(hosts)
+    if given.nodes is not None or given.node_rank is not None:
+        raise RecipeError(
+            code="L219", message="`--hosts` numbers the machines itself", hint="take `--nodes` and `--node-rank` out"
+        )
+    options = {"--num-gpus": given.num_gpus, "--num-processes": given.num_processes,
+               "--max-restarts": max_restarts or None}  # fmt: skip
+    named = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    meet = given.rendezvous or f"{names[0].rpartition('@')[2]}:29500"
+    command = [sys.executable, "-m", "luthier", "launch", str(recipe.absolute()), *overrides, *named, *flags]
+    commands = {
+        name: [*command, "--nodes", str(len(names)), "--node-rank", str(rank), "--rendezvous", meet]
+        for rank, name in enumerate(names)
+    }
+    run_on_hosts(commands, folder=str(Path.cwd()), environment=for_other_hosts())

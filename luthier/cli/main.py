@@ -1,6 +1,6 @@
 """`luthier`: parse, call, render. One thin file per verb; heavy imports happen inside the verbs.
 
-Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 out of memory; 6 access;
+Exit codes: 0 ok; 1 the run failed; 2 usage or recipe; 3 data; 4 environment; 5 out of memory; 6 access; 7 machine lost;
 130 interrupted with a checkpoint to resume from.
 """
 
@@ -42,6 +42,7 @@ from luthier.cli import (
     sweep,
 )
 from luthier.cli.output import print_error, wants_json
+from luthier.launch.here import stop_when_orphaned
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, LuthierError, OutOfMemory, RecipeError
 from luthier.runtime.failure import FOLLOW_UPS, leave_failure
@@ -135,7 +136,10 @@ def main() -> None:
 
 def _require_one_process(arguments: list[str]) -> None:
     """Under a launcher only what trains may start; a command of another kind would run once a process."""
-    processes = read_env().world_size
+    env = read_env()
+    processes = env.world_size
+    if env.launched and processes > 1:
+        stop_when_orphaned()
     command = next((word for word in arguments if not word.startswith("-")), "")
     if processes > 1 and command not in TOGETHER:
         raise RecipeError(

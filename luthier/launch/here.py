@@ -10,8 +10,10 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
-__all__ = ["die_with_parent", "main"]
+__all__ = ["die_with_parent", "main", "stop_when_orphaned"]
 
 PR_SET_PDEATHSIG = 1
 
@@ -23,6 +25,22 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if parent and os.getppid() != parent:  # it died before the call
         os._exit(128 + signal.SIGTERM)
+
+
+def stop_when_orphaned() -> None:
+    """SIGTERM to this process, once, when the one that started it is gone: it then saves, with all others of its run.
+
+    A thread looks every second. The kernel's own signal would come once for each thread that the parent had, and a
+    second SIGTERM stops at once.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="luthier-parent", daemon=True).start()
 
 
 def main(arguments: list[str]) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from luthier.launch.programs import call
 from luthier.launch.settings import LaunchSettings
-from luthier.launch.task import Launcher, Status, Task, check_task
+from luthier.launch.task import Launcher, Spec, Status, Task, check_task
 from luthier.recipe.emit import dump_yaml
 from luthier.runtime.atomic import write_text
 
-__all__ = ["Kubernetes", "kube_name", "manifest"]
+__all__ = ["Kubernetes", "job", "kube_name", "manifest", "plain", "pod_of", "train_job"]
 
 FAIL_AT_ONCE = [1, 2, 3, 4, 5, 6]
 """Exit codes of `luthier run` that another attempt would give again; see docs/errors.md."""
@@ -36,11 +37,11 @@ def manifest(task: Task, settings: LaunchSettings) -> dict[str, Any]:
         RecipeError: a name that is none.
     """
     check_task(task)
-    form = _train_job if settings.kubernetes.form == "trainjob" else _job
-    return form(task, settings)
+    form = train_job if settings.kubernetes.form == "trainjob" else job
+    return form(task, settings, _command(task))
 
 
-def _metadata(task: Task, settings: LaunchSettings) -> dict[str, Any]:
+def _metadata(task: Spec, settings: LaunchSettings) -> dict[str, Any]:
     name = kube_name(task.name)
     return {
         "name": name,
@@ -52,33 +53,34 @@ def _metadata(task: Task, settings: LaunchSettings) -> dict[str, Any]:
 
 def _command(task: Task) -> list[str]:
     redirect = ["-m", "luthier.launch.here", "--out", str(task.out), "--err", str(task.err), "--"]
-    return [task.command[0], *redirect, *task.command]
+    return [plain(part) for part in (task.command[0], *redirect, *task.command)]
 
 
-def _env(task: Task, settings: LaunchSettings) -> list[dict[str, Any]]:
+def _env(task: Spec, settings: LaunchSettings) -> list[dict[str, Any]]:
     # `$(NAME)` in a value would be expanded by Kubernetes; `$$(` stands for `$(`.
-    plain = [{"name": key, "value": _plain(value)} for key, value in sorted(task.environment.items())]
+    given = [{"name": key, "value": plain(value)} for key, value in sorted(task.environment.items())]
     secret = settings.kubernetes.secret
     if secret is None:
-        return plain
-    return plain + [
+        return given
+    return given + [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
         for key in task.secrets
     ]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text in which Kubernetes expands nothing."""
     return text.replace("$", "$$")
 
 
-def _needs(task: Task, settings: LaunchSettings) -> dict[str, Any]:
+def _needs(task: Spec, settings: LaunchSettings) -> dict[str, Any]:
     needs = task.resources
     memory = f"{-(-needs.memory_bytes // (1 << 20))}Mi"
     gpu = {settings.kubernetes.gpu_resource: str(needs.gpus)} if needs.gpus else {}
     return {"requests": {"cpu": str(needs.cpus), "memory": memory, **gpu}, "limits": {"memory": memory, **gpu}}
 
 
-def _container(task: Task, settings: LaunchSettings) -> dict[str, Any]:
+def _container(task: Spec, settings: LaunchSettings, command: Sequence[str]) -> dict[str, Any]:
     volumes = settings.kubernetes.volumes
     mounts = [
         {"name": f"volume-{index}", "mountPath": one.path, **({"subPath": one.sub_path} if one.sub_path else {})}
@@ -87,7 +89,7 @@ def _container(task: Task, settings: LaunchSettings) -> dict[str, Any]:
     return {
         "name": "run",
         "image": settings.kubernetes.image,
-        "command": [_plain(part) for part in _command(task)],
+        "command": list(command),
         "workingDir": str(task.folder),
         "env": _env(task, settings),
         "resources": _needs(task, settings),
@@ -97,7 +99,8 @@ def _container(task: Task, settings: LaunchSettings) -> dict[str, Any]:
     }
 
 
-def _pod(task: Task, settings: LaunchSettings) -> dict[str, Any]:
+def pod_of(task: Spec, settings: LaunchSettings, command: Sequence[str]) -> dict[str, Any]:
+    """The pod that runs a command; `$(NAME)` in it is a variable of the container, `$$(` is `$(`."""
     kube = settings.kubernetes
     claims = [
         {"name": f"volume-{index}", "persistentVolumeClaim": {"claimName": one.claim}}
@@ -114,16 +117,18 @@ def _pod(task: Task, settings: LaunchSettings) -> dict[str, Any]:
         **({"nodeSelector": dict(kube.node_selector)} if kube.node_selector else {}),
         "securityContext": {"runAsNonRoot": True, "runAsUser": kube.user, "runAsGroup": kube.user, "fsGroup": kube.user,
                             "fsGroupChangePolicy": "OnRootMismatch"},
-        "containers": [_container(task, settings)],
+        "containers": [_container(task, settings, command)],
         "volumes": [*claims, {"name": "shm", "emptyDir": {"medium": "Memory"}}],
     }  # fmt: skip
 
 
-def _job(task: Task, settings: LaunchSettings) -> dict[str, Any]:
+def job(task: Spec, settings: LaunchSettings, command: Sequence[str]) -> dict[str, Any]:
+    """batch/v1, one pod."""
     rules = [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": {"containerName": "run", "operator": "In", "values": FAIL_AT_ONCE}},
     ]
+    labels = _metadata(task, settings)["labels"]
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -133,13 +138,14 @@ def _job(task: Task, settings: LaunchSettings) -> dict[str, Any]:
             "activeDeadlineSeconds": task.resources.seconds,
             "podFailurePolicy": {"rules": rules},
             "podReplacementPolicy": "Failed",
-            "template": {"metadata": {"labels": _metadata(task, settings)["labels"]}, "spec": _pod(task, settings)},
+            "template": {"metadata": {"labels": labels}, "spec": pod_of(task, settings, command)},
         },
     }
 
 
-def _train_job(task: Task, settings: LaunchSettings) -> dict[str, Any]:
-    pod = _pod(task, settings)
+def train_job(task: Spec, settings: LaunchSettings, command: Sequence[str]) -> dict[str, Any]:
+    """trainer.kubeflow.org/v1alpha1, one node."""
+    pod = pod_of(task, settings, command)
     container = pod["containers"][0]
     kept = ("serviceAccountName", "nodeSelector", "securityContext", "volumes")
     override = {key: pod[key] for key in kept if key in pod}
@@ -154,9 +160,18 @@ def _train_job(task: Task, settings: LaunchSettings) -> dict[str, Any]:
                 "image": container["image"], "command": container["command"], "numNodes": 1,
                 "env": container["env"], "resourcesPerNode": container["resources"],
             },
-            "podTemplateOverrides": [{"targetJobs": [{"name": "node"}], "spec": override}],
+            **_patch(override, settings),
         },
     }  # fmt: skip
+
+
+def _patch(pod: dict[str, Any], settings: LaunchSettings) -> dict[str, Any]:
+    """What the pods of the runtime get besides; Trainer 2.2 has another key for it."""
+    if settings.kubernetes.patches == "podTemplateOverrides":
+        return {"podTemplateOverrides": [{"targetJobs": [{"name": "node"}], "spec": pod}]}
+    replicated = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    spec = {"template": {"spec": {"replicatedJobs": [replicated]}}}
+    return {"runtimePatches": [{"manager": "luthier", "trainingRuntimeSpec": spec}]}
 
 
 class Kubernetes(Launcher):

@@ -2,7 +2,7 @@
 
 Each process is `python -m luthier run RECIPE ...` with a rank. The first prints; what the others print goes into files
 of the run folder. When one fails, the agent ends the rest (SIGTERM, SIGKILL after 30 s), and the error that was the
-cause is raised here, so it is the last thing a user reads.
+cause is found here, so it is the last thing a user reads (`attempts.py`, across machines).
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from luthier.launch.attempts import Ended
+from luthier.launch.control import Nodes
 from luthier.runtime.env import variable
 from luthier.runtime.errors import (
-    AccessError,
-    DataError,
+    ERRORS_BY_EXIT_CODE,
     EnvironmentProblem,
     Interrupted,
     LuthierError,
-    OutOfMemory,
     RecipeError,
     RunFailed,
 )
@@ -33,22 +33,8 @@ from luthier.train.distributed.watch import FOLDER, read_beats
 
 __all__ = ["Nodes", "choose_processes", "launch_processes"]
 
-_CLASSES: dict[int, type[LuthierError]] = {
-    1: RunFailed, 2: RecipeError, 3: DataError, 4: EnvironmentProblem, 5: OutOfMemory, 6: AccessError, 130: Interrupted,
-}  # fmt: skip
-WAIT_FOR_NODES_SECONDS = 24 * 3600
-"""Node 0 prepares the data before it comes to the rendezvous."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nodes:
-    """The machines of a run; the same command starts on each."""
-
-    count: int = 1
-    rank: int = 0
-    """Of this machine."""
-    rendezvous: str = "localhost:0"
-    """`host:port` of machine 0."""
+MEET_SECONDS = 600
+"""For torch's agents, whose launchers have met before."""
 
 
 def choose_processes(num_gpus: int | None, num_processes: int | None) -> tuple[int, bool]:
@@ -77,11 +63,18 @@ def choose_processes(num_gpus: int | None, num_processes: int | None) -> tuple[i
     return num_gpus or there, False
 
 
-def launch_processes(arguments: Sequence[str], *, processes: int, cpu: bool, run: Path, nodes: Nodes) -> None:
-    """Run `luthier ARGUMENTS` on `processes` processes here; returns when all have ended well.
+def launch_processes(
+    arguments: Sequence[str], *, processes: int, cpu: bool, run: Path, nodes: Nodes, unshared: bool = False
+) -> Ended:
+    """Run `luthier ARGUMENTS` on `processes` processes here; how they ended, when all have.
 
-    Raises:
-        LuthierError: the error of the process that failed first, with its number.
+    Args:
+        arguments: Of each process.
+        processes: Of this machine.
+        cpu: They compute on the CPU.
+        run: Folder of the run.
+        nodes: All machines; with several, `rendezvous` is where torch's agents and their processes meet.
+        unshared: The machines do not see one run folder.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -89,27 +82,32 @@ def launch_processes(arguments: Sequence[str], *, processes: int, cpu: bool, run
 
     logs = run / FOLDER / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    name = uuid.uuid4().hex[:8] if nodes.count == 1 else f"luthier-{nodes.rendezvous.rpartition(':')[2]}"
+    # What processes print is of process 0; on a machine without it all have files.
+    redirected = range(0 if nodes.rank else 1, processes)
     config = LaunchConfig(
-        min_nodes=nodes.count, max_nodes=nodes.count, nproc_per_node=processes, run_id=name, max_restarts=0,
-        rdzv_backend="c10d" if nodes.count == 1 else "static", rdzv_endpoint=nodes.rendezvous,
-        rdzv_configs={"timeout": WAIT_FOR_NODES_SECONDS, "rank": nodes.rank},
-        logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(range(1, processes), Std.ALL)),
+        min_nodes=nodes.count, max_nodes=nodes.count, nproc_per_node=processes, run_id=uuid.uuid4().hex[:8]
+        if nodes.count == 1 else "luthier", max_restarts=0, rdzv_backend="c10d" if nodes.count == 1 else "static",
+        rdzv_endpoint=nodes.rendezvous, rdzv_configs={"timeout": MEET_SECONDS, "rank": nodes.rank},
+        logs_specs=DefaultLogsSpecs(str(logs), redirects=dict.fromkeys(redirected, Std.ALL)),
     )  # fmt: skip
     before = {*logs.iterdir()}
     failed: dict[int, Any] = {}
     stopped: signal.Signals | None = None
-    with _child_environment(cpu=cpu), _quiet_agent():
+    with _child_environment(cpu=cpu, unshared=unshared), _quiet_agent():
         try:
             elastic_launch(config, sys.executable)("-m", "luthier", *arguments)
-            return
+            return Ended()
         except ChildFailedError as error:
             failed = dict(error.failures)
         except SignalException as error:
             stopped = error.sigval
+        except RuntimeError as error:  # torch's agents lost each other's store
+            lost = RunFailed(code="L141", message=f"the launcher lost the others: {error}")
+            return Ended(error=lost)
     mine = [folder for folder in logs.iterdir() if folder not in before]
     said = [found for folder in mine for file in folder.rglob("error.json") if (found := read_failure(file))]
-    raise _cause(said, failed, stopped, run=run, logs=mine)
+    cause = _cause(said, failed, stopped, run=run, logs=mine)
+    return Ended(error=cause, signal=stopped.name if stopped else None)
 
 
 def _cause(
@@ -135,7 +133,7 @@ def _as_error(failure: Failure) -> LuthierError:
     first, *rest = failure.problems
     stopped = failure.exit_code == Interrupted(code="L144").exit_code
     named = first if stopped else replace(first, message=f"process {failure.rank}: {first.message}")
-    return _CLASSES.get(failure.exit_code, RunFailed)(problems=[named, *rest])
+    return ERRORS_BY_EXIT_CODE.get(failure.exit_code, RunFailed)(problems=[named, *rest])
 
 
 def _killed(rank: int, failure: Any, *, run: Path, logs: Sequence[Path]) -> LuthierError:
@@ -161,13 +159,14 @@ def _last_words(rank: int, logs: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _child_environment(*, cpu: bool) -> Iterator[None]:
-    with variable("LUTHIER_LAUNCHED", "1"):
-        if not cpu:
-            yield
-            return
-        with variable("LUTHIER_FORCE_CPU", "1"):
-            yield
+def _child_environment(*, cpu: bool, unshared: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(variable("LUTHIER_LAUNCHED", "1"))
+        if cpu:
+            stack.enter_context(variable("LUTHIER_FORCE_CPU", "1"))
+        if unshared:
+            stack.enter_context(variable("LUTHIER_UNSHARED", "1"))
+        yield
 
 
 @contextmanager

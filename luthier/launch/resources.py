@@ -6,6 +6,9 @@
 
 The plan counts optimizer steps only; loading, scoring, merging and reading data are the overhead. On a CPU the model
 lives in host memory: the plan's peak is added.
+
+Of a run on several machines each has `processes` processes. Shards are cut from a base that each process of a machine
+reads for itself; on a CPU each process has the plan's peak.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 from luthier.launch.settings import LaunchSettings
 from luthier.launch.task import Resources
 
-__all__ = ["resources_of"]
+__all__ = ["resources_of", "resources_of_machine"]
 
 GIB = 1 << 30
 
@@ -38,6 +41,56 @@ def resources_of(plan: Mapping[str, Any] | None, settings: LaunchSettings) -> Re
         gpus=settings.gpus, gpu_type=settings.gpu_type, cpus=settings.cpus,
         memory_bytes=_memory(plan, settings), seconds=_seconds(plan, settings),
     )  # fmt: skip
+
+
+def resources_of_machine(
+    plan: Mapping[str, Any] | None, settings: LaunchSettings, *, processes: int, gpus: bool
+) -> tuple[Resources, dict[str, str]]:
+    """What each machine of a run needs, and the reason of every number (`gpus`, `memory`, `disk`, `time`).
+
+    Args:
+        plan: Of all processes of all machines, as `resources_of`.
+        settings: Margin, overhead, least and most of everything.
+        processes: Of each machine.
+        gpus: Each process has a GPU of its own.
+    """
+    each = f"one process for each of {processes} GPUs" if gpus else f"{processes} processes on the CPU"
+    kind = settings.gpu_type
+    if plan is None:
+        made = Resources(
+            gpus=processes if gpus else 0, gpu_type=kind, cpus=settings.cpus,
+            memory_bytes=settings.memory_gib * GIB, seconds=settings.max_minutes * 60,
+        )  # fmt: skip
+        why = "no plan can be made of this objective: as in the settings"
+        return made, {"gpus": each, "memory": why, "disk": why, "time": why}
+    disk, memory, time = plan["disk"], plan["memory"], plan["time"]
+    readers = processes if gpus and plan["setting"]["sharded"] else 1
+    needed = readers * disk["base"] * 1.25 + disk["final"] * 3 + 8 * GIB
+    words = f"{readers} x base {_gib(disk['base'])} x 1.25 + 3 x result {_gib(disk['final'])} + 8 GiB"
+    if not gpus:
+        needed += processes * memory["total"]
+        words += f" + {processes} x {_gib(memory['total'])} of the plan"
+    written = sum(disk.values()) - disk["base"]
+    made = Resources(
+        gpus=processes if gpus else 0, gpu_type=kind, cpus=settings.cpus,
+        memory_bytes=max(math.ceil(needed / GIB), settings.memory_gib) * GIB,
+        seconds=_seconds(plan, settings), disk_bytes=written + disk["base"],
+    )  # fmt: skip
+    on = f"{_gib(memory['total'])} of {_gib(memory['device'])}"
+    capped = made.seconds == settings.max_minutes * 60
+    return made, {
+        "gpus": f"{each}; the plan: {on} on each of {plan['num_gpus']}, {plan['setting']['words']}",
+        "memory": f"of the host: {words}" + (f", at least {settings.memory_gib} GiB" if settings.memory_gib else ""),
+        "disk": f"base {_gib(disk['base'])} + checkpoints {_gib(disk['checkpoints'])} + results "
+                f"{_gib(disk['final'] + disk['merged'])}",
+        "time": f"{time['steps']} steps x {time['seconds_per_step']:.3g} s x {settings.time_margin} + "
+                f"{settings.overhead_minutes} min for loading, scoring, merging"
+                + (", cut to max_minutes: then it goes on from its checkpoint" if capped else ""),
+    }  # fmt: skip
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
 
 
 def _seconds(plan: Mapping[str, Any], settings: LaunchSettings) -> int:

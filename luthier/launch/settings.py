@@ -67,6 +67,8 @@ class KubernetesSettings(Section):
     """`priorityClassName`."""
     runtime: Label = "torch-distributed"
     """`trainjob`: the ClusterTrainingRuntime."""
+    patches: Literal["runtimePatches", "podTemplateOverrides"] = "runtimePatches"
+    """`trainjob`: how pods get volumes and user: Trainer 2.2 and later, or before."""
     gpu_resource: Plain = "nvidia.com/gpu"
     """Name of the device plugin's resource."""
     restarts: Annotated[int, Field(ge=0)] = 4

@@ -11,11 +11,11 @@ from typing import Any
 from luthier.launch.programs import call
 from luthier.launch.settings import LaunchSettings
 from luthier.launch.shell import run_lines
-from luthier.launch.task import Launcher, Status, Task, check_task
+from luthier.launch.task import Launcher, Spec, Status, Task, check_task
 from luthier.recipe.emit import dump_yaml
 from luthier.runtime.atomic import write_text
 
-__all__ = ["SkyPilot", "task_file"]
+__all__ = ["SkyPilot", "resources_for", "task_file"]
 
 
 def task_file(task: Task, settings: LaunchSettings) -> dict[str, Any]:
@@ -25,21 +25,27 @@ def task_file(task: Task, settings: LaunchSettings) -> dict[str, Any]:
         RecipeError: a name that is none.
     """
     check_task(task)
-    sky, needs = settings.skypilot, task.resources
-    resources = {
-        **({"infra": sky.cloud} if sky.cloud else {}),
-        **({"accelerators": f"{needs.gpu_type or 'L4'}:{needs.gpus}"} if needs.gpus else {}),
-        "cpus": f"{needs.cpus}+", "memory": f"{-(-needs.memory_bytes // (1 << 30))}+", "use_spot": sky.spot,
-        **({"image_id": sky.image} if sky.image else {}),
-    }  # fmt: skip
+    sky = settings.skypilot
     mounts = {path: {"source": source, "mode": "MOUNT"} for path, source in sky.mounts.items()}
     return {
         "name": task.name,
-        "resources": resources,
+        "resources": resources_for(task, settings),
         **({"file_mounts": mounts} if mounts else {}),
         **({"setup": "\n".join(sky.setup) + "\n"} if sky.setup else {}),
         "run": "\n".join(run_lines(task, again=None)) + "\n",
     }
+
+
+def resources_for(task: Spec, settings: LaunchSettings) -> dict[str, Any]:
+    """What each machine has to have."""
+    sky, needs = settings.skypilot, task.resources
+    return {
+        **({"infra": sky.cloud} if sky.cloud else {}),
+        **({"accelerators": f"{needs.gpu_type or 'L4'}:{needs.gpus}"} if needs.gpus else {}),
+        "cpus": f"{needs.cpus}+", "memory": f"{-(-needs.memory_bytes // (1 << 30))}+", "use_spot": sky.spot,
+        **({"disk_size": max(50, -(-needs.disk_bytes // 10**9))} if needs.disk_bytes else {}),
+        **({"image_id": sky.image} if sky.image else {}),
+    }  # fmt: skip
 
 
 class SkyPilot(Launcher):

@@ -13,11 +13,11 @@ from pathlib import Path
 from luthier.launch.programs import call
 from luthier.launch.settings import LaunchSettings
 from luthier.launch.shell import comment, run_lines
-from luthier.launch.task import Launcher, Status, Task, check_task
+from luthier.launch.task import Launcher, Spec, Status, Task, check_task
 from luthier.runtime.atomic import write_text
 from luthier.runtime.errors import EnvironmentProblem
 
-__all__ = ["Slurm", "batch_script"]
+__all__ = ["Slurm", "batch_script", "directives_of", "slurm_time"]
 
 WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "CONFIGURING"}
 RUNS = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED", "RESIZING"}
@@ -30,24 +30,31 @@ def batch_script(task: Task, settings: LaunchSettings) -> str:
         RecipeError: a name that is none.
     """
     check_task(task)
-    slurm, needs = settings.slurm, task.resources
-    gpus = [f"--gres=gpu:{needs.gpu_type + ':' if needs.gpu_type else ''}{needs.gpus}"] if needs.gpus else []
-    named = [("partition", slurm.partition), ("account", slurm.account), ("qos", slurm.qos),
-             ("constraint", slurm.constraint)]  # fmt: skip
     directives = [
-        f"--job-name={task.name}", "--nodes=1", "--ntasks=1", f"--cpus-per-task={needs.cpus}",
-        f"--mem={-(-needs.memory_bytes // (1 << 20))}M", *gpus, f"--time={slurm_time(needs.seconds)}",
-        *(f"--{key}={value}" for key, value in named if value), "--requeue", "--open-mode=append",
-        f"--signal=B:USR1@{slurm.signal_seconds}", f"--export={','.join(task.secrets) or 'NONE'}",
+        *directives_of(task, settings, nodes=1), f"--export={','.join(task.secrets) or 'NONE'}",
         f"--output={_output(task.err)}",
     ]  # fmt: skip
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {directive}" for directive in directives),
         comment("SIGUSR1 comes before the time limit: save, then wait in line again. SIGTERM: save and end."),
-        *run_lines(task, again='scontrol requeue "$SLURM_JOB_ID"', setup=slurm.setup),
+        *run_lines(task, again='scontrol requeue "$SLURM_JOB_ID"', setup=settings.slurm.setup),
     ]
     return "\n".join(lines) + "\n"
+
+
+def directives_of(task: Spec, settings: LaunchSettings, *, nodes: int) -> list[str]:
+    """What is asked for, one task a node; without the place of Slurm's own messages."""
+    slurm, needs = settings.slurm, task.resources
+    gpus = [f"--gres=gpu:{needs.gpu_type + ':' if needs.gpu_type else ''}{needs.gpus}"] if needs.gpus else []
+    named = [("partition", slurm.partition), ("account", slurm.account), ("qos", slurm.qos),
+             ("constraint", slurm.constraint)]  # fmt: skip
+    return [
+        f"--job-name={task.name}", f"--nodes={nodes}", f"--ntasks={nodes}", f"--cpus-per-task={needs.cpus}",
+        f"--mem={-(-needs.memory_bytes // (1 << 20))}M", *gpus, f"--time={slurm_time(needs.seconds)}",
+        *(f"--{key}={value}" for key, value in named if value), "--requeue", "--open-mode=append",
+        f"--signal=B:USR1@{slurm.signal_seconds}",
+    ]  # fmt: skip
 
 
 def slurm_time(seconds: int) -> str:

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from luthier.runtime.errors import Problem, RecipeError
 
-__all__ = ["Launcher", "Resources", "Status", "Task", "check_task"]
+__all__ = ["Launcher", "Resources", "Spec", "Status", "Task", "check_task"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -28,11 +28,13 @@ class Resources:
     """Of the host."""
     seconds: int = 3600
     """After which the cluster may end it."""
+    disk_bytes: int = 0
+    """That the run writes; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One command, with everything around it."""
+class Spec:
+    """One command, with what it needs around it."""
 
     name: str
     """Unique for the user on the cluster: a task of the same name is the same task."""
@@ -40,16 +42,30 @@ class Task:
     """Program and arguments; never seen by a shell unquoted."""
     folder: Path
     """Working directory, the same path on every machine."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    """Names of variables with secrets that the command needs; values are never written into a file."""
+    resources: Resources = field(default_factory=lambda: Resources(gpus=0))
+
+    def paths(self) -> tuple[Path, ...]:
+        """All that are named."""
+        return (self.folder,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task(Spec):
+    """A command whose output goes into files that its server reads."""
+
     out: Path
     """File that gets standard output, written anew."""
     err: Path
     """File that gets standard error, appended to."""
     exit_file: Path
     """Where launchers without an exit code of their own leave it."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[str, ...] = ()
-    """Names of variables with secrets that the command needs; values are never written into a file."""
-    resources: Resources = field(default_factory=lambda: Resources(gpus=0))
+
+    def paths(self) -> tuple[Path, ...]:
+        """All that are named."""
+        return (self.folder, self.out, self.err, self.exit_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +106,7 @@ class Launcher(Protocol):
         """Ask it to save and end (SIGTERM), or end it and all it started at once."""
 
 
-def check_task(task: Task) -> None:
+def check_task(task: Spec) -> None:
     """Refuse what could be read as something else than a name or a path.
 
     Raises:
@@ -112,7 +128,7 @@ def check_task(task: Task) -> None:
                     hint="letters, digits and `_`",
                 )
             )  # fmt: skip
-    texts = [*task.command, *task.environment.values(), *map(str, (task.folder, task.out, task.err, task.exit_file))]
+    texts = [*task.command, *task.environment.values(), *map(str, task.paths())]
     problems += [
         Problem(code="L153", message=f"{text!r} holds a NUL character", hint="take it out")
         for text in texts

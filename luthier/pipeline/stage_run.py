@@ -32,9 +32,16 @@ def run_stage(stage: Stage, session: Session) -> tuple[StageRecord, bool]:
     """Run or reuse one stage; returns its record and whether it ran. The same in every process."""
     group = session.group
     if not stage.together:
-        return group.from_main(f"stage {stage.name}", lambda: _run(stage, session, _begin(stage, session)))
-    begun = group.from_main(f"whether {stage.name} runs", lambda: _begin(stage, session))
-    return _run(stage, session, begun)
+        found = group.from_main(f"stage {stage.name}", lambda: _run(stage, session, _begin(stage, session)))
+    else:
+        begun = group.from_main(f"whether {stage.name} runs", lambda: _begin(stage, session))
+        found = _run(stage, session, begun)
+    if group.keeps_records:
+        record = found[0]
+        session.run.finish_stage(
+            record.stage, depends_on=record.depends_on, result=record.result, seconds=record.seconds
+        )
+    return found
 
 
 def _run(stage: Stage, session: Session, begun: _Begun) -> tuple[StageRecord, bool]:

@@ -84,6 +84,10 @@ def _evaluate(session: Session) -> dict[str, Any]:
     from luthier.model.load import load_tuned
 
     section = session.resolved.recipe.model
+    if session.group.size > 1:
+        from luthier.train.distributed.folders import hand_out
+
+        hand_out(session.device.torch_device, session.run.path / "final")
     require_trained_prompts(session)
     model = load_tuned(
         section,

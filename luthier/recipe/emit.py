@@ -21,41 +21,55 @@ _NOT_TEXT = re.compile(
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]")
 
 
-def dump_yaml(value: Any, *, comments: Mapping[str, str] | None = None) -> str:
+def dump_yaml(value: Any, *, comments: Mapping[str, str] | None = None, blocks: bool = False) -> str:
     """YAML in block style, keys in their order.
 
     Args:
         value: mappings with text keys, lists, text, numbers, truth values, None.
         comments: what to write behind a key, by dotted key.
+        blocks: text of several lines below a key stands as it is (`|`), where it can.
 
     Raises:
         ValueError: a number that is not finite.
         TypeError: a value of any other type.
     """
-    lines = list(_lines(value, "", "", comments or {}))
+    lines = list(_lines(value, "", "", comments or {}, blocks))
     return "\n".join(lines) + "\n"
 
 
-def _lines(value: Any, indent: str, path: str, comments: Mapping[str, str]) -> list[str]:
+def _lines(value: Any, indent: str, path: str, comments: Mapping[str, str], blocks: bool) -> list[str]:
     if isinstance(value, Mapping) and value:
         lines = []
         for key, item in value.items():
             below = f"{path}.{key}" if path else str(key)
-            lines += _entry(f"{indent}{scalar(str(key))}:", item, indent + "  ", below, comments)
+            head = f"{indent}{scalar(str(key))}:"
+            if blocks and isinstance(item, str) and _is_block(item):
+                lines += [f"{head} |", *(f"{indent}  {line}".rstrip(" ") for line in item[:-1].split("\n"))]
+            else:
+                lines += _entry(head, item, indent + "  ", below, comments, blocks)
         return lines
     if isinstance(value, list | tuple) and value:
         lines = []
         for index, item in enumerate(value):
-            inner = _lines(item, indent + "  ", f"{path}.{index}", comments)
+            inner = _lines(item, indent + "  ", f"{path}.{index}", comments, blocks)
             lines += [f"{indent}- {inner[0].lstrip()}", *inner[1:]]
         return lines
     return [indent + scalar(value)]
 
 
-def _entry(head: str, item: Any, indent: str, path: str, comments: Mapping[str, str]) -> list[str]:
+def _is_block(text: str) -> bool:
+    """Lines that a literal block gives back exactly: one newline at the end, no other blanks at edges of lines."""
+    if "\n" not in text or not text.endswith("\n") or text[0] in " \n\t" or text.endswith("\n\n"):
+        return False
+    return all(line == line.rstrip() and line.isprintable() and line.isascii() for line in text[:-1].split("\n"))
+
+
+def _entry(
+    head: str, item: Any, indent: str, path: str, comments: Mapping[str, str], blocks: bool
+) -> list[str]:  # fmt: skip
     comment = f"  # {comments[path]}" if path in comments else ""
     if isinstance(item, Mapping | list | tuple) and item:
-        return [head + comment, *_lines(item, indent, path, comments)]
+        return [head + comment, *_lines(item, indent, path, comments, blocks)]
     return [f"{head} {scalar(item)}{comment}"]
 
 

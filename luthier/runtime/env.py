@@ -12,8 +12,10 @@ from pathlib import Path
 __all__ = [
     "Env",
     "child_environment",
+    "for_other_hosts",
     "launcher_variables",
     "read_env",
+    "read_plain",
     "read_secret",
     "read_visible_devices",
     "secret_values",
@@ -51,6 +53,12 @@ class Env:
     """`WORLD_SIZE`; 1 without torchrun."""
     local_world_size: int
     """`LOCAL_WORLD_SIZE`: processes on this machine."""
+    machine: int
+    """`GROUP_RANK` as set by torchrun: number of this machine; 0 without it."""
+    unshared: bool
+    """`LUTHIER_UNSHARED` is set by `luthier launch`: the machines of the run do not see one run folder."""
+    machine_seconds: float
+    """`LUTHIER_MACHINE_SECONDS`: a machine that is silent for so long is lost; 30 by default."""
     launched: bool
     """`LUTHIER_LAUNCHED` is set: `luthier launch` started this process and tells its error."""
     error_file: Path | None
@@ -78,6 +86,9 @@ def read_env() -> Env:
         local_rank=int(_process("LOCAL_RANK") or 0),
         world_size=int(_process("WORLD_SIZE") or 1),
         local_world_size=int(_process("LOCAL_WORLD_SIZE") or _process("WORLD_SIZE") or 1),
+        machine=int(get("GROUP_RANK") or 0),
+        unshared=_truthy(get("LUTHIER_UNSHARED", "")),
+        machine_seconds=float(get("LUTHIER_MACHINE_SECONDS") or 30.0),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
@@ -154,6 +165,11 @@ def read_secret(name: str) -> str | None:
     return os.environ.get(name)
 
 
+def read_plain(name: str) -> str | None:
+    """A variable of a library, which is no secret; None if it is not set."""
+    return os.environ.get(name)
+
+
 def read_visible_devices() -> str | None:
     """`CUDA_VISIBLE_DEVICES`, if it is set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -183,6 +199,21 @@ def child_environment(*, keep: Collection[str] = ()) -> dict[str, str]:
         keep: Names of secrets that it needs.
     """
     return {name: value for name, value in os.environ.items() if name in keep or not _is_secret(name, value)}
+
+
+def for_other_hosts() -> dict[str, str]:
+    """What a process on another host gets of this environment: variables of Luthier, Hugging Face, torch, NCCL and
+    trackers; none that names something of this host."""
+    return {
+        name: value for name, value in os.environ.items()
+        if name.startswith(_FOR_HOSTS) and name not in {"LUTHIER_LAUNCHED", "LUTHIER_UNSHARED"}
+    }  # fmt: skip
+
+
+_FOR_HOSTS = (
+    "LUTHIER_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_", "WANDB_", "OMP_",
+    "MKL_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR",
+)  # fmt: skip
 
 
 def _is_secret(name: str, value: str) -> bool:

@@ -7,6 +7,7 @@
     ├── OutOfMemory        5
     ├── AccessError        6  gated model, missing token, hub not reachable
     ├── RunFailed          1  non-finite loss, failed check, broken checkpoint
+    ├── MachineLost        7  another machine of the run is gone; the same command goes on
     └── Interrupted      130  stopped by a signal; a checkpoint to resume from was saved
 
 Every error carries one or more `Problem`s: all that is wrong is reported at once.
@@ -19,11 +20,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = [
+    "ERRORS_BY_EXIT_CODE",
     "AccessError",
     "DataError",
     "EnvironmentProblem",
     "Interrupted",
     "LuthierError",
+    "MachineLost",
     "OutOfMemory",
     "Problem",
     "RecipeError",
@@ -157,12 +160,27 @@ class RunFailed(LuthierError):
     """The run itself failed: non-finite loss, failed check, broken checkpoint."""
 
 
+class MachineLost(LuthierError):
+    """Another machine of the run does not answer any more; what waits for all can start them again."""
+
+    def __post_init__(self) -> None:
+        self.exit_code = 7
+        super().__post_init__()
+
+
 class Interrupted(LuthierError):
     """Stopped by a signal after saving."""
 
     def __post_init__(self) -> None:
         self.exit_code = 130
         super().__post_init__()
+
+
+ERRORS_BY_EXIT_CODE: dict[int, type[LuthierError]] = {
+    1: RunFailed, 2: RecipeError, 3: DataError, 4: EnvironmentProblem, 5: OutOfMemory, 6: AccessError, 7: MachineLost,
+    130: Interrupted,
+}  # fmt: skip
+"""The class of an error that came from another process."""
 
 
 def _window(source: str, column: int, width: int = 100) -> tuple[str, int]:

@@ -30,6 +30,7 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
+from luthier.train.distributed.folders import first_of_machine, require_same
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -39,7 +40,7 @@ from luthier.train.processes import make_accelerator, on_main
 from luthier.train.progress import Progress
 from luthier.train.reference_cache import ReferenceCache, reference_identity, reference_start
 from luthier.train.result import TrainResult
-from luthier.train.resume import Resumed, find, roll_back_metrics, run_identity, start_anew
+from luthier.train.resume import Resumed, find, here, roll_back_metrics, run_identity, start_anew
 from luthier.train.running import Running
 from luthier.train.seeds import own_random_numbers
 from luthier.train.served import Served
@@ -104,12 +105,15 @@ def fit(
     )  # fmt: skip
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
     start, identity = _identify(accelerator, tuned, recipe, fingerprint, order=order)
+    require_same(identity)
     if restart:
         on_main(accelerator, lambda: start_anew(run))
-    resumed = on_main(accelerator, lambda: find(run, identity))
+    resumed = here(on_main(accelerator, lambda: find(run, identity)), run)
     adapter_start = start_of(tuned.model)
     if adapter_start is not None:
         on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
+        if first_of_machine():
+            keep_start(adapter_start, run.path / START_FOLDER)
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.runs.folder import RunFolder
@@ -23,7 +23,7 @@ from luthier.runtime.console import note
 from luthier.runtime.errors import Problem, RecipeError, RunFailed
 from luthier.train.checkpoint import Checkpoint, checkpoints, read_state, verify
 
-__all__ = ["Resumed", "find", "roll_back_metrics", "run_identity", "start_anew", "versions"]
+__all__ = ["Resumed", "find", "here", "roll_back_metrics", "run_identity", "start_anew", "versions"]
 
 VERSIONS = ("python", "luthier", "torch", "transformers", "peft", "accelerate", "bitsandbytes")
 _DEALING = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -80,6 +80,15 @@ def find(run: RunFolder, identity: Mapping[str, Any]) -> Resumed | None:
         )
         raise RunFailed(problems=[*refused, last])
     return None
+
+
+def here(resumed: Resumed | None, run: RunFolder) -> Resumed | None:
+    """What process 0 found, in the run folder of this machine, which may have another place."""
+    if resumed is None:
+        return None
+    return replace(
+        resumed, checkpoint=Checkpoint(resumed.checkpoint.step, run.path / "checkpoints" / resumed.checkpoint.path.name)
+    )
 
 
 def start_anew(run: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
+from luthier.train.distributed.folders import first_of_machine, hand_out
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.distributed.shards import load_whole, save_sharded
 from luthier.train.distributed.zero_weights import ZeroWeights
@@ -75,7 +78,7 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
 
 
 def restore(trainer: Trainer, resumed: Resumed) -> Progress:
-    """Weights, optimizer and position from a verified checkpoint."""
+    """Weights, optimizer and position from a verified checkpoint, on whichever machine it is."""
     load_weights(trainer, resumed.checkpoint.path)
     saved = _whole(resumed.checkpoint.path, "optimizer")
     if isinstance(trainer.weights, ZeroWeights):
@@ -84,6 +87,10 @@ def restore(trainer: Trainer, resumed: Resumed) -> Progress:
         held, numbers = _my_part(trainer, saved, of_state=True), resumed.state["optimizer_numbers"]
         restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=numbers)
     trainer.schedule.restore(resumed.state.get("schedule", {}))
+    if read_env().unshared:
+        trainer.accelerator.wait_for_everyone()  # others of this machine read it too
+    if first_of_machine():
+        shutil.rmtree(resumed.checkpoint.path, ignore_errors=True)  # process 0's is the run's
     return Progress.from_json(resumed.state["progress"])
 
 
@@ -93,6 +100,7 @@ def load_weights(trainer: Trainer, path: Path) -> None:
     Raises:
         RunFailed: the tensors are not the ones that are trained now.
     """
+    hand_out(trainer.accelerator.device, path)
     saved = _whole(path, "trainable")
     wanted: Mapping[str, Any] = trainer.weights.tensors
     if isinstance(trainer.weights, ShardedWeights):

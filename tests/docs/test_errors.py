@@ -66,7 +66,7 @@ def test_exit_codes_are_those_of_the_classes():
     table = {name: int(code) for code, name in EXIT_ROW.findall(page()) if name}
     classes = (
         errors.RunFailed, errors.RecipeError, errors.DataError, errors.EnvironmentProblem,
-        errors.OutOfMemory, errors.AccessError, errors.Interrupted,
+        errors.OutOfMemory, errors.AccessError, errors.MachineLost, errors.Interrupted,
     )  # fmt: skip
     assert table == {cls.__name__: cls(message="x").exit_code for cls in classes}
 

@@ -40,6 +40,12 @@ class Group:
         """This process writes the run's files and prints."""
         return self.rank == 0
 
+    @property
+    def keeps_records(self) -> bool:
+        """This process keeps the run's records on a machine that does not see process 0's run folder."""
+        env = read_env()
+        return env.unshared and env.machine > 0 and env.local_rank == 0
+
     def from_main(self, name: str, action: Callable[[], Result]) -> Result:
         """What `action` returns in process 0, in every process. `name` is used once in a run.
 

@@ -6,8 +6,8 @@
       state.json, manifest.json           as in every checkpoint (`checkpoint.py`), written by process 0
 
 All write into one temporary folder; when all have, process 0 hashes what is there and renames it. Any number of
-processes reads it, also one without shards: a tensor is put together from the parts that overlap it. The folder must be
-one that all processes see.
+processes reads it, also one without shards: a tensor is put together from the parts that overlap it. Where machines do
+not see one folder, each writes into its own, and the files are brought to process 0's (`folders.py`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error, fsync_path
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem
 from luthier.train.checkpoint import seal
+from luthier.train.distributed.folders import bring, first_of_machine
 from luthier.train.processes import on_main
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
 
     temporary = path.parent / f"{TEMP_PREFIX}{path.name}"
     on_main(accelerator, lambda: _make_empty(temporary))
+    if first_of_machine():
+        _make_empty(temporary)
+    if read_env().unshared:
+        accelerator.wait_for_everyone()
     if not temporary.is_dir():
         raise EnvironmentProblem(
             code="L121", message=f"{temporary} is not seen by process {accelerator.process_index}",
@@ -53,6 +59,8 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
     held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
     with _quiet():
         dcp.save(held, storage_writer=HuggingFaceStorageWriter(path=str(temporary), save_distributed=True))
+
+    bring(accelerator.device, temporary)
 
     def finish() -> None:
         for file in temporary.iterdir():
