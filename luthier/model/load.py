@@ -6,13 +6,15 @@ the recipe, and Python files beside the weights run only with `trust_remote_code
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from luthier.model.attach import attach_adapter, base_record, check_adapter_files, check_same_base, is_adapter
+from luthier.model.hollow import Values, hollow_state, is_sender, keep_values, make_hollow, say_whole, take_values
 from luthier.model.identity import BaseRecord, base_identity, verify_record
 from luthier.model.locate import locate_model
 from luthier.model.new_tokens import extend_vocabulary
@@ -41,8 +43,9 @@ _BIG_BYTES = 2 << 30
 
 
 def load_base(
-    section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None
-) -> PreTrainedModel:
+    section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None,
+    hollow: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """Load the untouched base model of a recipe.
 
     New tokens get their embedding rows; all weights are finite; every weight came from the files.
@@ -53,15 +56,19 @@ def load_base(
         dtype: `float32`, `bfloat16` or `float16`: type of the float weights in memory; with `nf4` that of the products.
         quantization: `none`, or `nf4`: linear layers stored in 4 bits.
         reward_seed: load it as a reward model; a head that the folder lacks is drawn from this seed.
+        hollow: without the values of its parameters (`hollow.py`), which are to be sharded. They are looked at when
+            they are read. For a language model without new tokens, not quantised.
 
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
     """
+    assert not hollow or not (section.new_tokens or quantization != "none" or reward_seed is not None)
     folder = locate_model(section.name_or_path, section.revision, trust_remote_code=section.trust_remote_code)
     verify_record(folder)
     model = load_model_folder(
-        folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed
-    )
+        folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed,
+        hollow=hollow,
+    )  # fmt: skip
     _match_vocabulary(model, section)
     identity = base_identity(folder)
     model.luthier_base = BaseRecord(
@@ -96,11 +103,12 @@ def load_tuned(
 
 def load_model_folder(
     folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none",
-    reward_seed: int | None = None,
+    reward_seed: int | None = None, hollow: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """`from_pretrained` of a model folder, with every choice made here and its report checked.
 
-    With `reward_seed` it is a reward model: the head of one output comes from the folder, or from this seed.
+    With `reward_seed` it is a reward model: the head of one output comes from the folder, or from this seed. With
+    `hollow` its parameters have no values yet.
 
     Raises:
         RecipeError, EnvironmentProblem, RunFailed: with an M3xx code and the fix.
@@ -125,22 +133,54 @@ def load_model_folder(
         # NaN does not survive rounding to 4 bits as NaN: look at the files.
         refuse_non_finite(non_finite_tensors(tensors_of(files)), where=str(folder))
         options["quantization_config"] = nf4_config(dtype, keep=() if reward_seed is None else (HEAD,))
+    if hollow:
+        return _hollow_model(kind, folder, files, options)
     if device.type == "cuda" or quantization == "nf4":
         options["device_map"] = {"": device.torch_device}
-    try:
-        with quiet_libraries():
-            model, report = kind.from_pretrained(folder, **options)
-    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        raise EnvironmentProblem(
-            code="M308", message=f"{folder} cannot be loaded as {_KINDS[kind.__name__]}: {first_line(error)}",
-            hint="check `model.name_or_path`; a new architecture may need a newer transformers",
-        ) from error  # fmt: skip
+    with _explained(kind, folder):
+        model, report = kind.from_pretrained(folder, **options)
     _check_report(report, folder, own_head=() if reward_seed is None else (f"{HEAD}.weight",))
     if reward_seed is not None and f"{HEAD}.weight" in report.get("missing_keys", ()):
         start_head(model, seed=reward_seed)
     if device.type == "mps":
         model.to(device.torch_device)
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
+    return model
+
+
+@contextmanager
+def _explained(kind: Any, folder: Path) -> Iterator[None]:
+    try:
+        with quiet_libraries():
+            yield
+    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            code="M308", message=f"{folder} cannot be loaded as {_KINDS[kind.__name__]}: {first_line(error)}",
+            hint="check `model.name_or_path`; a new architecture may need a newer transformers",
+        ) from error  # fmt: skip
+
+
+def _hollow_model(kind: Any, folder: Path, files: list[Path], options: dict[str, Any]) -> Any:
+    """A model of stand-ins, with the account of where their values are; process 0 holds what cannot be read by rows."""
+    with _explained(kind, folder):
+        found = hollow_state(kind, options["config"], files, where=f"{folder} (as {options['dtype']})", options=options)
+    values, reason = found.values, found.reason
+    if reason is None:
+        with _explained(kind, folder):
+            model, report = make_hollow(found.kind, folder, found.state, options)
+        if getattr(model, "_weight_conversions", None):
+            values, reason = Values(values.where, {}), "transformers converts them while it loads"
+    if reason is not None:
+        say_whole(reason)
+        with _explained(kind, folder):
+            if is_sender():
+                model, report = kind.from_pretrained(folder, **options)
+            else:
+                model, report = make_hollow(found.kind, folder, found.own, options)
+    _check_report(report, folder)
+    if is_sender() and reason is not None:
+        take_values(model, values)
+    keep_values(model, values)
     return model
 
 

@@ -30,7 +30,7 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
-from luthier.train.distributed.fsdp import gather_whole
+from luthier.train.distributed.gathered import Gathered, write_gathered
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -128,8 +128,9 @@ def fit(
             batches=Batches(feed), validation=rows.validation, validation_mismatched=rows.validation_mismatched,
             clock=clock, plan=predicted(run), resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
-            served=Served(run, accelerator, lambda folder: _save_weights(tuned, trainer, tokenizer, folder))
-            if recipe.export.checkpoints else None,
+            served=Served(run, accelerator, lambda folder: _save_weights(
+                tuned, trainer, tokenizer, folder, max_shard_size=recipe.export.max_shard_size,
+            )) if recipe.export.checkpoints else None,
         )  # fmt: skip
         return _to_the_end(loop, tuned, rows, tokenizer)
 
@@ -144,7 +145,7 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
         mark("write the result", watched=False)
         weights_from = loop.choose_weights()
         write_held_out(trainer, rows, run)
-        _save_weights(tuned, trainer, tokenizer, run.path / "final")
+        _save_weights(tuned, trainer, tokenizer, run.path / "final", max_shard_size=recipe.export.max_shard_size)
     finally:
         loop.batches.close()
         trackers.finish(accelerator)
@@ -153,15 +154,22 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
     return loop.result(result, weights_from)
 
 
-def _save_weights(tuned: Tuned, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_weights(
+    tuned: Tuned, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_shard_size: str
+) -> None:
     """The trained weights as they are now, for servers; called on all processes, written by the first."""
     accelerator = trainer.accelerator
-    masters, whole = trainer.weights.masters, None
+
+    def write(whole: Gathered | None = None) -> None:
+        masters = trainer.weights.masters if whole is None else {}
+        save_trained(
+            tuned.model, tokenizer, folder, masters=masters or None, whole=whole, max_shard_size=max_shard_size
+        )
+
     if trainer.weights.sharded:
-        masters, whole = {}, gather_whole(tuned.model, keep=accelerator.is_main_process)
-    on_main(
-        accelerator, lambda: save_trained(tuned.model, tokenizer, folder, masters=masters or None, whole=whole)
-    )  # fmt: skip
+        write_gathered(accelerator, tuned.model, write)
+    else:
+        on_main(accelerator, write)
 
 
 def _identify(
