@@ -1,9 +1,10 @@
 """A model without its values: shapes, buffers and settings of the real one, and parameters that take no memory.
 
-For weights that are sharded over processes: no process holds all of them. Every parameter stands for one number, NaN, seen
-as the whole tensor (stride 0), so whoever reads a value that is not there gets NaN and not a plausible number. transformers
-makes the model from such tensors as from the files: names, ties, types, buffers and the account of what is missing are its
-own. Where the values are is kept beside it (`Values`); `train/distributed/fill.py` reads each process' rows.
+For weights that are sharded over processes: no process holds all of them. Every parameter stands for one number, NaN,
+seen as the whole tensor (stride 0), so whoever reads a value that is not there gets NaN and not a plausible number.
+transformers makes the model from such tensors as from the files: names, ties, types, buffers and the account of what
+is missing are its own. Where the values are is kept beside it (`Values`); `train/distributed/fill.py` reads each
+process' rows.
 
     names in the files are those of the model    each process reads its own rows of each tensor
     they are not (an older form, split experts)   process 0 loads the model whole and sends it tensor by tensor
@@ -23,7 +24,8 @@ from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 
 __all__ = [
-    "Hollow", "Values", "hollow_state", "is_sender", "keep_values", "make_hollow", "say_whole", "stand_in", "take_values", "values_of",
+    "Hollow", "Values", "hollow_state", "is_sender", "keep_values", "make_hollow", "say_whole", "stand_in",
+    "take_values", "values_of",
 ]  # fmt: skip
 
 _ATTRIBUTE = "luthier_values"

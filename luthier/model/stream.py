@@ -1,8 +1,8 @@
 """Write a whole model file by file, so that no more than one file's tensors are in memory.
 
 transformers decides what is in the files: it writes a copy of one number for each tensor, one tensor a file, and its
-names, their order, shared tensors and the settings are its own. The files are then cut by huggingface_hub's rule for the
-true sizes, and hold what `save_pretrained` would have written, byte for byte.
+names, their order, shared tensors and the settings are its own. The files are then cut by huggingface_hub's rule for
+the true sizes, and hold what `save_pretrained` would have written, byte for byte.
 
 A model whose tensors transformers turns back into an older form when it saves (split experts) is held whole.
 """
@@ -82,9 +82,7 @@ def _why_whole(model: Any) -> str | None:
     return "transformers saves these weights in another form than they have in memory" if used else None
 
 
-def _as_transformers_writes(
-    model: Any, folder: Path, outline: Mapping[str, Any]
-) -> tuple[list[str], dict[str, Any]]:
+def _as_transformers_writes(model: Any, folder: Path, outline: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """config.json, and (names in their order, index) of a state dict with one number in place of each tensor."""
     small: dict[int, Tensor] = {}
     state = {name: small.setdefault(id(t), torch.zeros(1, dtype=t.dtype)) for name, t in outline.items()}

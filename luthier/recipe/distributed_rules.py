@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.offload_rules import offload_rules
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.runtime.errors import Problem
@@ -49,10 +50,11 @@ def distributed_rules(
             hint="fsdp2 shards the same: weights, gradients and optimizer state",
         )  # fmt: skip
     for key, default in (
-        ("offload", "none"), ("sequence_parallel_size", 1), ("deepspeed_config", None), ("accelerate_config", None),
+        ("sequence_parallel_size", 1), ("deepspeed_config", None), ("accelerate_config", None),
     ):  # fmt: skip
         if getattr(section, key) != default:
             yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
+    yield from offload_rules(section, method, train, locate)
     if section.strategy == "fsdp2":
         for key, reason in why_not_sharded(model, method, objective, train):
             message = f"`distributed.strategy: fsdp2` beside `{key}`: {reason}"

@@ -233,6 +233,8 @@ def _strategy(values: _Values, facts: Facts) -> None:
         values.fill(key, "ddp", "one process: nothing is distributed")
     elif facts.planned:
         values.fill(key, facts.planned.strategy, facts.planned.reasons.get(key, "what the plan chose"))
+    elif values.recipe.distributed.offload != "none":
+        values.fill(key, "fsdp2", f"`distributed.offload: {values.recipe.distributed.offload}` keeps shards")
     else:
         values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 

@@ -23,6 +23,7 @@ from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.distributed.fsdp import Passes, reshard, shard
+from luthier.train.distributed.host_weights import HostWeights
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
@@ -166,7 +167,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     adapters = hasattr(model, "peft_config")
-    weights = ShardedWeights(model) if engine.passes_together and not adapters else Weights(model)
+    weights = _shards_of(model, recipe) if engine.passes_together and not adapters else Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
     weights.whole_updates = facts_of(train.optim).whole
@@ -188,8 +189,19 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
-        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
-    )
+        moments=0 if _on_host(weights, accelerator.device) else expected_state_bytes(
+            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)
+        ),
+    )  # fmt: skip
+
+
+def _shards_of(model: PreTrainedModel, recipe: Recipe) -> ShardedWeights:
+    return HostWeights(model) if recipe.distributed.offload == "optimizer" else ShardedWeights(model)
+
+
+def _on_host(weights: Weights, device: torch.device) -> bool:
+    """Whether the optimizer works in host memory, beside the device that computes."""
+    return str(next(iter(weights.tensors.values())).device.type) != device.type
 
 
 def _engine(
@@ -198,7 +210,10 @@ def _engine(
     """The engine and what its loss runs through, by `distributed.strategy`."""
     settings = engine_settings(recipe)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
-        root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
+        root = shard(
+            model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
+            to_host=recipe.distributed.offload == "all",
+        )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
         model.train()

@@ -69,6 +69,7 @@ def resolved(
     strategy: str = "ddp",
     reshard: bool = True,
     served: bool = False,
+    offload: str = "none",
     **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
@@ -83,7 +84,7 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
-        distributed={"strategy": strategy, "reshard_after_forward": reshard},
+        distributed={"strategy": strategy, "reshard_after_forward": reshard, "offload": offload},
         export={"checkpoints": served},
         output_dir="unused",
     )

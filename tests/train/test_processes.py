@@ -83,6 +83,23 @@ def test_there_really_are_shards_under_fsdp2_and_the_engine_runs_its_layers(two)
     assert facts(two, 0)["held"] == facts(two, 0)["whole"]
 
 
+def test_shards_read_by_rows_are_the_shards_of_a_whole_model(two):
+    assert torch.equal(weights(two, "sharded_hollow"), weights(two, "sharded_full"))
+
+
+def test_offload_is_in_place(two):
+    for rank in (0, 1):
+        plain, moved, updated = (facts(two, rank)[name] for name in ("sharded", "offload all", "offload optimizer"))
+        assert (plain["weights"], moved["weights"], updated["weights"]) == (
+            "ShardedWeights", "ShardedWeights", "HostWeights",
+        )  # fmt: skip
+        assert (plain["policies"], updated["policies"]) == (["OffloadPolicy"], ["OffloadPolicy"])
+        assert moved["policies"] == ["CPUOffloadPolicy"]
+        assert moved["devices"] == updated["devices"] == ["cpu"]
+        assert plain["masters"] == 0 and updated["masters"] > 0, "fp32 weights have a copy in host memory, too"
+        assert moved["held"] == updated["held"] == plain["held"]
+
+
 def test_the_result_of_shards_is_plain_files(two, one):
     files = sorted(path.name for path in (two / "sharded_full/final").glob("*.safetensors"))
     assert files == ["model.safetensors"]
@@ -106,7 +123,7 @@ def test_checkpoints_of_shards_are_served_as_plain_files(two):
     [
         "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
         "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
-        *RESUMED,
+        "sharded_hollow", "offloaded_all", "offloaded_optimizer", *RESUMED,
     ],
 )  # fmt: skip
 def test_two_processes_take_the_trajectory_of_one(two, one, name):

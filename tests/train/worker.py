@@ -16,10 +16,14 @@ from safetensors.torch import save_file
 
 from luthier.data.pack import pack
 from luthier.data.types import Example, RowRef
+from luthier.model.load import load_base
+from luthier.recipe.schema import ModelSection
 from luthier.runtime.console import set_quiet
+from luthier.runtime.device import pick_device
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import LuthierError
 from tests.support.pairs import pairs, preferences, rated
-from tests.support.tiny import tiny_model
+from tests.support.tiny import save_tiny, tiny_model
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, data, examples, resolved, train, tuned, whole
@@ -101,6 +105,24 @@ def sharded_spectrum(folder: Path, world_size: int) -> Run:
     return thirteen(folder, world_size, SPECTRUM, strategy="fsdp2", reshard=False)
 
 
+def sharded_hollow(folder: Path, world_size: int) -> Run:
+    """As `sharded_full`, with a model of which each process reads only its rows."""
+    if world_size == 1:
+        return thirteen(folder, world_size, FULL)
+    base = save_tiny(folder.parent / f"base-{read_env().rank}")
+    section = ModelSection(name_or_path=str(base))
+    model = load_base(section, device=pick_device(), dtype="float32", hollow=True)
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", model=model)
+
+
+def offloaded_all(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", offload="all")
+
+
+def offloaded_optimizer(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", offload="optimizer")
+
+
 def sharded_bf16(folder: Path, world_size: int) -> Run:
     recipe = resolved(method=FULL, strategy="fsdp2", **EIGHT, **per_process(world_size))
     return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model().to(torch.bfloat16))
@@ -152,6 +174,7 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
     for case in (
         full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
         thirteen_full, thirteen_lora, thirteen_spectrum, sharded_full, sharded_lora, sharded_spectrum, sharded_bf16,
+        sharded_hollow, offloaded_all, offloaded_optimizer,
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
@@ -193,12 +216,12 @@ def _error(action: Callable[[], Any]) -> dict[str, Any] | None:
     return None
 
 
-def wrapper_of(strategy: str) -> dict[str, Any]:
+def wrapper_of(strategy: str, offload: str = "none") -> dict[str, Any]:
     """What the loss really runs through: an exit code proves nothing."""
     from luthier.train.processes import make_accelerator
     from luthier.train.setup import make_trainer
 
-    recipe = resolved(strategy=strategy)
+    recipe = resolved(strategy=strategy, offload=offload)
     accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
     model = tuned(recipe).model
     trainer = make_trainer(accelerator, model, recipe.recipe, total_steps=1)
@@ -211,6 +234,16 @@ def wrapper_of(strategy: str) -> dict[str, Any]:
         "layer": type(layer).__name__,
         "weight": type(layer.self_attn.q_proj.weight).__name__,
         "parameter": type(layer.self_attn.q_proj.weight.data).__name__,
+        "weights": type(trainer.weights).__name__,
+        "policies": sorted(
+            {
+                type(module._get_fsdp_state()._fsdp_param_group.offload_policy).__name__
+                for module in model.modules()
+                if hasattr(module, "_get_fsdp_state")
+            }
+        ),
+        "devices": sorted({str(tensor.device) for tensor in trainer.weights.tensors.values()}),
+        "masters": len(trainer.weights.masters),
         "held": sum(tensor.numel() for tensor in trainer.weights.tensors.values()),
         "whole": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -224,13 +257,16 @@ def run_all(folder: Path, world_size: int, rank: int) -> None:
         weights = {key: whole(p.detach()) for key, p in run.model.named_parameters() if p.requires_grad}
         save_file(weights, folder / f"{name}-{rank}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps({**run.result.to_json(), "moved": run.moved}))
-    facts = {**wrapper_of("ddp"), "sharded": wrapper_of("fsdp2"), **failures(folder, world_size)}
+    facts = {
+        **wrapper_of("ddp"),
+        "sharded": wrapper_of("fsdp2"),
+        **{f"offload {kind}": wrapper_of("fsdp2", kind) for kind in ("all", "optimizer")},
+        **failures(folder, world_size),
+    }
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    from luthier.runtime.env import read_env
-
     torch.set_num_threads(1)
     set_quiet(True)
     run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank)
