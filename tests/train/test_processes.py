@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
 from luthier.train.distributed.shards import load_whole
+from tests.support.tiny import save_tiny
 from tests.train.worker import CASES, RESUMED
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ def half(source: Path, target: Path) -> None:
 def two(one, tmp_path_factory) -> Path:
     """Folder of the two-process runs."""
     folder = tmp_path_factory.mktemp("two")
+    save_tiny(folder / "base")
     for name in RESUMED:
         half(one[name.removeprefix("resumed_")].folder.path, folder / name)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}

@@ -23,7 +23,7 @@ from luthier.runtime.device import pick_device
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import LuthierError
 from tests.support.pairs import pairs, preferences, rated
-from tests.support.tiny import save_tiny, tiny_model
+from tests.support.tiny import tiny_model
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, data, examples, resolved, train, tuned, whole
@@ -109,8 +109,7 @@ def sharded_hollow(folder: Path, world_size: int) -> Run:
     """As `sharded_full`, with a model of which each process reads only its rows."""
     if world_size == 1:
         return thirteen(folder, world_size, FULL)
-    base = save_tiny(folder.parent / f"base-{read_env().rank}")
-    section = ModelSection(name_or_path=str(base))
+    section = ModelSection(name_or_path=str(folder.parent / "base"))  # as `tiny_model` makes it
     model = load_base(section, device=pick_device(), dtype="float32", hollow=True)
     return thirteen(folder, world_size, FULL, strategy="fsdp2", model=model)
 

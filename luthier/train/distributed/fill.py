@@ -26,7 +26,7 @@ from luthier.train.distributed.local import as_sharded, my_rows
 
 __all__ = ["Place", "empty", "fill"]
 
-_MAPPED_BYTES = 256 << 20  # of a file, before it is opened anew: pages that were read count as memory of the process
+_MAPPED_BYTES = 64 << 20  # of a file, before it is opened anew: pages that were read count as memory of the process
 
 
 @dataclass(frozen=True, slots=True)
