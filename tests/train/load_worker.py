@@ -24,7 +24,11 @@ from luthier.runtime.errors import LuthierError
 from luthier.train.distributed.fsdp import shard
 from luthier.train.distributed.gathered import write_gathered
 from luthier.train.distributed.local import whole
+from luthier.train.distributed.shards import load_whole
 from luthier.train.processes import make_accelerator
+from tests.support.tiny import tiny_model
+from tests.train.support import FULL, data, resolved, train
+from tests.train.worker import thirteen, unequal
 
 CPU = torch.device("cpu")
 
@@ -93,6 +97,29 @@ def large(folder: Path, out: Path, accelerator: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def offloads(out: Path, world_size: int) -> dict[str, Any]:
+    """bf16 with two passes a step: the same weights and masters, wherever they live; and a run that goes on."""
+    kept, found = {}, {}
+    for offload in ("none", "optimizer", "all"):
+        recipe = resolved(
+            method=FULL, strategy="fsdp2", offload=offload, shuffle=False, max_steps=4, save_steps=2,
+            per_device_train_batch_size=2, gradient_accumulation_steps=4 // world_size,
+        )  # fmt: skip
+        run = train(out / f"bf16 {offload}", data(unequal(48)), recipe=recipe, model=tiny_model().to(torch.bfloat16))
+        masters = load_whole(out / f"bf16 {offload}/checkpoints/step-4", "trainable")
+        kept[offload] = {**{f"live {n}": whole(p.detach()) for n, p in run.model.named_parameters()}, **masters}
+        assert any(tensor.dtype == torch.float32 for tensor in masters.values())
+    for offload in ("optimizer", "all"):
+        mine, theirs = kept[offload], kept["none"]
+        assert mine.keys() == theirs.keys()
+        found[offload] = max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+    again = thirteen(out / "resumed all", world_size, FULL, strategy="fsdp2", offload="all")
+    found["resumed_from"] = again.result.resumed_from
+    found["weights"] = {name: whole(p.detach()).double().flatten().tolist()[:64] for name, p in
+                        again.model.named_parameters()}  # fmt: skip
+    return found
+
+
 def main(bases: Path, out: Path) -> None:
     rank = int(os.environ["RANK"])
     accelerator = make_accelerator(CPU, report_to=[], logging_dir="unused")
@@ -103,6 +130,7 @@ def main(bases: Path, out: Path) -> None:
                 key = f"{name} {method} {dtype}"
                 found[key] = equal_to_loaded(bases / name, method=method, dtype=dtype, to_host=to_host)
     found["large"] = large(bases / "large", out, accelerator)  # when all libraries are there
+    found["offloads"] = offloads(out, accelerator.num_processes)
     found["nan"] = nan_of_one(bases / "nan")
     (out / f"facts-{rank}.json").write_text(json.dumps(found))
     torch.distributed.barrier()

@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny import save_tiny, tiny_tokenizer
+from tests.train.support import FULL
+from tests.train.test_processes import half
+from tests.train.worker import thirteen
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +53,9 @@ def found(tmp_path_factory) -> tuple[Path, list[dict]]:
     folder, out = tmp_path_factory.mktemp("bases"), tmp_path_factory.mktemp("out")
     torch.manual_seed(0)
     make_bases(folder)
+    whole = thirteen(out / "whole", 1, FULL)
+    half(out / "whole", out / "resumed all")
+    save_file({name: p.detach() for name, p in whole.model.named_parameters()}, out / "whole.safetensors")
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1",
         "MALLOC_MMAP_THRESHOLD_": "65536", "LUTHIER_CACHE": str(out / "cache"),
@@ -95,6 +101,21 @@ def test_no_process_holds_the_result(found):
         written |= load_file(file)
     base = load_file(found[0] / "bases/large/model.safetensors")
     assert base.keys() == written.keys() and all(torch.equal(base[name], written[name]) for name in base)
+
+
+def test_where_masters_live_changes_no_bit(found):
+    """bf16, two passes a step, the CPU's AdamW in all three."""
+    for facts in found[1]:
+        assert facts["offloads"]["optimizer"] == facts["offloads"]["all"] == 0.0
+
+
+def test_a_run_of_one_process_goes_on_offloaded(found):
+    reference = load_file(found[0] / "whole.safetensors")
+    for facts in found[1]:
+        assert facts["offloads"]["resumed_from"] == 3
+        for name, values in facts["offloads"]["weights"].items():
+            expected = reference[name].double().flatten()[:64]
+            assert float((torch.tensor(values, dtype=torch.float64) - expected).abs().max()) <= 5e-5, name
 
 
 def test_a_value_that_is_not_finite_ends_all_with_its_name(found):
