@@ -177,6 +177,8 @@ def _hollow_model(kind: Any, folder: Path, files: list[Path], options: dict[str,
                 model, report = kind.from_pretrained(folder, **options)
             else:
                 model, report = make_hollow(found.kind, folder, found.own, options)
+    else:
+        note("  weights are read by rows: each process reads its own")
     _check_report(report, folder)
     if is_sender() and reason is not None:
         take_values(model, values)

@@ -22,7 +22,12 @@ def refuse_idle_offload(session: Session) -> None:
         RecipeError: the run has one process, or copies its model.
     """
     section = session.resolved.recipe.distributed
-    if section.offload == "none" or (session.group.size > 1 and section.strategy != "ddp"):
+    if section.offload == "none":
+        return
+    if session.group.size > 1 and section.strategy != "ddp":
+        import torch
+
+        note(f"  offload {section.offload}: the CPU updates with {torch.get_num_threads()} threads a process")
         return
     why = "this run has one process" if session.group.size == 1 else "`distributed.strategy` became ddp"
     raise RecipeError(

@@ -201,7 +201,7 @@ def _shards_of(model: PreTrainedModel, recipe: Recipe) -> ShardedWeights:
 
 def _on_host(weights: Weights, device: torch.device) -> bool:
     """Whether the optimizer works in host memory, beside the device that computes."""
-    return str(next(iter(weights.tensors.values())).device.type) != device.type
+    return bool(next(iter(weights.tensors.values())).device.type != device.type)
 
 
 def _engine(
