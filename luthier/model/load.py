@@ -18,7 +18,7 @@ from luthier.model.hollow import Values, hollow_state, is_sender, keep_values, m
 from luthier.model.identity import BaseRecord, base_identity, verify_record
 from luthier.model.locate import locate_model
 from luthier.model.new_tokens import extend_vocabulary
-from luthier.model.quantize import nf4_config
+from luthier.model.quantize import nf4_config, nf4_later
 from luthier.model.quiet import first_line, quiet_libraries
 from luthier.model.reward import HEAD, refuse_generation, set_up_config, start_head
 from luthier.model.tokenizer import load_plain_tokenizer, load_tokenizer
@@ -44,7 +44,7 @@ _BIG_BYTES = 2 << 30
 
 def load_base(
     section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None,
-    hollow: bool = False,
+    hollow: bool = False, later: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """Load the untouched base model of a recipe.
 
@@ -58,6 +58,7 @@ def load_base(
         reward_seed: load it as a reward model; a head that the folder lacks is drawn from this seed.
         hollow: without the values of its parameters (`hollow.py`), which are to be sharded. They are looked at when
             they are read. For a language model without new tokens, not quantised.
+        later: with `nf4`, quantise each matrix only when it is brought to the device it is used on.
 
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
@@ -67,7 +68,7 @@ def load_base(
     verify_record(folder)
     model = load_model_folder(
         folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed,
-        hollow=hollow,
+        hollow=hollow, later=later,
     )  # fmt: skip
     _match_vocabulary(model, section)
     identity = base_identity(folder)
@@ -103,7 +104,7 @@ def load_tuned(
 
 def load_model_folder(
     folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none",
-    reward_seed: int | None = None, hollow: bool = False,
+    reward_seed: int | None = None, hollow: bool = False, later: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """`from_pretrained` of a model folder, with every choice made here and its report checked.
 
@@ -129,13 +130,14 @@ def load_model_folder(
     }  # fmt: skip
     if section.attn_implementation != "auto":
         options["attn_implementation"] = section.attn_implementation
-    if quantization == "nf4":
+    packing = nf4_config(dtype, keep=() if reward_seed is None else (HEAD,)) if quantization == "nf4" else None
+    if packing is not None and not later:
         # NaN does not survive rounding to 4 bits as NaN: look at the files.
         refuse_non_finite(non_finite_tensors(tensors_of(files)), where=str(folder))
-        options["quantization_config"] = nf4_config(dtype, keep=() if reward_seed is None else (HEAD,))
+        options["quantization_config"] = packing
     if hollow:
         return _hollow_model(kind, folder, files, options)
-    if device.type == "cuda" or quantization == "nf4":
+    if device.type == "cuda" or (packing is not None and not later):
         options["device_map"] = {"": device.torch_device}
     with _explained(kind, folder):
         model, report = kind.from_pretrained(folder, **options)
@@ -145,6 +147,8 @@ def load_model_folder(
     if device.type == "mps":
         model.to(device.torch_device)
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
+    if packing is not None and later:
+        nf4_later(model, packing)
     return model
 
 
@@ -236,15 +240,9 @@ def _without_run_settings(value: Any) -> Any:
     """Drop keys by which a config.json could choose code to run (CVE-2026-4372), at any depth."""
     if isinstance(value, dict):
         unsafe = (
-            "_attn_implementation",
-            "attn_implementation",
-            "_experts_implementation",
-            "experts_implementation",
-            "trust_remote_code",
-            "auto_map",
-            "custom_pipelines",
-            "_commit_hash",
-        )
+            "_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation",
+            "trust_remote_code", "auto_map", "custom_pipelines", "_commit_hash",
+        )  # fmt: skip
         return {key: _without_run_settings(item) for key, item in value.items() if not str(key).startswith(unsafe)}
     return [_without_run_settings(item) for item in value] if isinstance(value, list) else value
 

@@ -13,7 +13,7 @@ step, and `checkpoints/` what is needed to go on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
 from luthier.model.starts import keep_start, start_of
+from luthier.model.stream import Held, Source
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
@@ -30,7 +31,8 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
-from luthier.train.distributed.gathered import Gathered, write_gathered
+from luthier.train.distributed.gathered import write_gathered
+from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -160,16 +162,14 @@ def _save_weights(
     """The trained weights as they are now, for servers; called on all processes, written by the first."""
     accelerator = trainer.accelerator
 
-    def write(whole: Gathered | None = None) -> None:
-        masters = trainer.weights.masters if whole is None else {}
-        save_trained(
-            tuned.model, tokenizer, folder, masters=masters or None, whole=whole, max_shard_size=max_shard_size
-        )
+    def write(whole: Source | None = None, masters: Mapping[str, torch.Tensor] | None = None) -> None:
+        save_trained(tuned.model, tokenizer, folder, masters=masters, whole=whole, max_shard_size=max_shard_size)
 
-    if trainer.weights.sharded:
+    if isinstance(trainer.weights, ShardedWeights):
         write_gathered(accelerator, tuned.model, write)
-    else:
-        on_main(accelerator, write)
+        return
+    masters, whole = trainer.weights.result(tuned.model, keep=accelerator.is_main_process)
+    on_main(accelerator, lambda: write(None if whole is None else Held(whole), masters or None))
 
 
 def _identify(

@@ -69,6 +69,7 @@ def resolved(
     strategy: str = "ddp",
     reshard: bool = True,
     served: bool = False,
+    model: dict[str, Any] | None = None,
     offload: str = "none",
     **train: Any,
 ) -> Resolved:
@@ -79,7 +80,7 @@ def resolved(
         "warmup_steps": 0, "lr_scheduler_type": "constant", "shuffle": True, **train,
     }  # fmt: skip
     recipe = Recipe(
-        model={"name_or_path": "tiny", "dtype": "float32", "quantization": "none"},
+        model={"name_or_path": "tiny", "dtype": "float32", "quantization": "none", **(model or {})},
         data={"train": [{"path": "rows.jsonl"}], "max_length": 128},
         method=method or FULL,
         objective=objective or {},
@@ -129,11 +130,16 @@ class Run:
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([whole(tensor.detach()).double().flatten() for tensor in tensors.values()])
+    return torch.cat([whole(tensor).detach().double().flatten() for tensor in tensors.values()])
 
 
 def whole(tensor: Any) -> torch.Tensor:
     """The tensor, put together where it is in shards; called by all processes."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
