@@ -11,6 +11,7 @@ from luthier.recipe.accelerate.merge import config_of, locate_taken, merge
 from luthier.recipe.accelerate.reading import Reading
 from luthier.recipe.accelerate.translate import Processes, read_source
 from luthier.recipe.check import check
+from luthier.recipe.deepspeed_config import taken_from_deepspeed
 from luthier.recipe.facts import Taken
 from luthier.recipe.positions import nowhere
 from luthier.recipe.schema import Recipe
@@ -72,6 +73,7 @@ def settle(recipe: Recipe, exported: Mapping[str, str]) -> tuple[Recipe, Configu
     for reading in readings:
         recipe, wrong = merge(recipe, reading.taken, title=reading.source.title)
         problems += [*reading.problems, *wrong]
+    recipe = taken_from_deepspeed(recipe)
     taken = tuple(one for reading in readings for one in reading.taken)
     if source is not None and not problems:
         problems += check(recipe, locate=locate_taken(nowhere, taken))

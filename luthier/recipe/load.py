@@ -97,12 +97,12 @@ def _finish(document: Document, overrides: Sequence[str]) -> Recipe:
         raise RecipeError(problems=document.in_order(document.problems))
     apply_overrides(document, overrides)
     recipe, problems = validate(document)
-    recipe = taken_from_deepspeed(recipe) if recipe else None
     problems = [*document.problems, *problems]
     if recipe is None:
         problems += check_parts(document)
     else:
         recipe, wrong, locate = with_config(recipe, document.locate)
+        recipe = taken_from_deepspeed(recipe)  # a file that accelerate's may have named
         problems += [*wrong, *check(recipe, locate=locate)]
     if problems or recipe is None:
         raise RecipeError(problems=document.in_order(problems))

@@ -159,7 +159,7 @@ def _deepspeed(reading: Reading, recipe: Recipe) -> None:
 
 
 def _accumulation(reading: Reading, recipe: Recipe) -> None:
-    """`accelerate config` writes 1 unasked; a recipe may count a step in tokens or rows instead."""
+    """`accelerate config` writes 1 unasked, so 1 contradicts nothing; a recipe may count a step in tokens or rows."""
     if reading.raw(_DS, "gradient_accumulation_steps") in (None, "auto"):
         return
     path = (_DS, "gradient_accumulation_steps")
@@ -168,8 +168,9 @@ def _accumulation(reading: Reading, recipe: Recipe) -> None:
     if train.tokens_per_step != "auto" or train.rows_per_step is not None:
         decides = "tokens_per_step" if train.tokens_per_step != "auto" else "rows_per_step"
         reading.note(*path, why=f"without effect: `train.{decides}` decides", always=True)
-    elif count == 1 and train.gradient_accumulation_steps == "auto":
-        reading.note(*path, why="without effect: `train.gradient_accumulation_steps` is auto", always=True)
+    elif count == 1:
+        why = f"without effect: `train.gradient_accumulation_steps: {train.gradient_accumulation_steps}` decides"
+        reading.note(*path, why=why, always=True)
     elif count is not None and count < 1:
         reading.wrong(path, "at least 1")
     elif count is not None:

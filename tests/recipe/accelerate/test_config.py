@@ -111,6 +111,15 @@ def test_deepspeed_by_inline_keys_and_by_file():
     }  # fmt: skip
 
 
+def test_a_file_of_deepspeed_that_accelerates_file_names_is_read_too():
+    value = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}, "gradient_clipping": 0.25}
+    Path("zero.json").write_text(json.dumps(value))
+    write(config("DEEPSPEED", "deepspeed_config:\n  deepspeed_config_file: zero.json\n  zero3_init_flag: true\n"))
+    recipe = load(CONFIG + "method: {name: full}\n")
+    assert (recipe.distributed.strategy, recipe.distributed.deepspeed_config) == ("zero3", "zero.json")
+    assert (recipe.distributed.offload, recipe.train.max_grad_norm) == ("optimizer", 0.25)
+
+
 def test_offload_and_sequence_parallel_sizes():
     found = settled(config(rest=FSDP2.replace("params: false", "params: true")))
     assert found["distributed.offload"] == "all"
@@ -182,6 +191,14 @@ def test_a_contradiction_names_both_and_the_line():
 def test_contradictions_of_other_sections(recipe, rest, key):
     kind = "DEEPSPEED" if rest is ZERO else "FSDP"
     assert any(f"`{key}`" in message for message in problems(config(kind, rest), CONFIG + recipe + "\n")["L184"])
+
+
+def test_one_accumulated_pass_is_written_unasked_and_contradicts_nothing():
+    write(config("DEEPSPEED", ZERO))
+    assert load(CONFIG + "train: {gradient_accumulation_steps: 4}\n").train.gradient_accumulation_steps == 4
+    four = problems(config("DEEPSPEED", ZERO.replace("steps: 1", "steps: 2")),
+                    CONFIG + "train: {gradient_accumulation_steps: 4}\n")  # fmt: skip
+    assert "`train.gradient_accumulation_steps` is 4 in the recipe, and 2 by" in four["L184"][0]
 
 
 def test_a_batch_in_tokens_keeps_its_own_split():
