@@ -5,6 +5,13 @@
 apply_method -> the trainer of luthier/train/setup.py -> `update`, as in bench.py, with the parts of a step dealt to the
 processes as the product deals them. `--check FOLDER` takes a few steps in fp32 of every method (and, on several
 processes, of both strategies) and keeps losses and trained weights.
+
+    torchrun ... distributed_rank.py --strategy fsdp2 --folder /tmp/llama70b --method lora ...   (make_checkpoint.py)
+    torchrun ... distributed_rank.py --strategy fsdp2 --method full --offload optimizer --save /tmp/saved ...
+
+`--folder` loads that checkpoint as the product does under FSDP2: without values, then rows into shards. Every result
+has the host memory of each process at its highest (`VmHWM`; `anonymous`: without mapped files, at the end), and the
+time and memory of loading apart. `--save` writes a sharded checkpoint and the result, and reads the checkpoint back.
 """
 
 from __future__ import annotations
@@ -52,6 +59,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama8b", choices=[*SHAPES, *OTHERS])
     parser.add_argument("--layers", type=int)
+    parser.add_argument("--folder", type=Path, help="of a model to load by rows, in place of random weights")
+    parser.add_argument("--save", type=Path, help="folder for a checkpoint and the result")
     parser.add_argument("--method", default="lora", choices=list(METHODS))
     parser.add_argument("--base", default="auto", choices=["auto", "fp8"], help="fp8: with --method lora")
     parser.add_argument("--keep-unpacked", action="store_true", help="qlora: model.dequantize_base: true")
@@ -96,13 +105,17 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
 
     if options.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world))  # torchrun says 1, the product does not
     accelerator = make_accelerator(torch.device(options.device), report_to=[], logging_dir="none")
     assert accelerator.num_processes == world, (accelerator.num_processes, world, is_initialized())
     kind, settings = OTHERS[options.model] if options.model in OTHERS else shape(options.model)
     if options.layers:
         settings = {**settings, "num_hidden_layers": options.layers}
     quantization = "fp8" if options.base == "fp8" else "nf4" if options.method == "qlora" else "none"
-    if quantization != "none" and options.strategy == "fsdp2" and world > 1 and not options.check:
+    if options.folder:
+        model = load_hollow(options)
+        settings = {"vocab_size": model.config.vocab_size}
+    elif quantization != "none" and options.strategy == "fsdp2" and world > 1 and not options.check:
         model = streamed_model(
             kind, settings, device=accelerator.device, dtype=options.dtype, nf4=quantization == "nf4"
         )
@@ -126,6 +139,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
         max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
+        offload=options.offload if options.strategy == "fsdp2" else "none",
         quantization=quantization, dequantize_base=options.keep_unpacked,
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None)},
@@ -134,13 +148,70 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
         recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     tuned = apply_method(model, recipe.method, seed=0).model
+    began = time.perf_counter()
     if options.separate:
         _separate_products()
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
+    options.shard_s, options.loaded_host = round(time.perf_counter() - began, 1), host_gib()
     order = make_order(recipe.train, sequences=len(packs), world_size=world)
     fit_base(trainer, documents, packs, order=order)
     feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
     return trainer, Batches(feed), tuned
+
+
+def load_hollow(options: argparse.Namespace) -> Any:
+    """The model of a folder, without values."""
+    import torch
+
+    from luthier.model.load import load_model_folder
+    from luthier.recipe.schema import ModelSection
+    from luthier.runtime.device import Device
+
+    host = Device(type="cpu", index=0, name="host", memory_bytes=0, native_bf16=True, reason="benchmark")
+    section = ModelSection(name_or_path=str(options.folder))
+    return load_model_folder(
+        options.folder, section, device=host, dtype=getattr(torch, options.dtype), hollow=True
+    )  # fmt: skip
+
+
+def host_gib() -> tuple[float, float]:
+    """Host memory of this process: (most of all times, anonymous pages now), GiB."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    kilobytes = [int(fields[key].split()[0]) if key in fields else 0 for key in ("VmHWM", "RssAnon")]
+    return round(kilobytes[0] / 2**20, 2), round(kilobytes[1] / 2**20, 2)
+
+
+def save(options: argparse.Namespace, trainer: Any, model: Any, rank: int) -> dict[str, Any]:
+    """A checkpoint and back, and the result in files: seconds, and whether the checkpoint restores every bit."""
+    import shutil
+
+    import torch
+
+    from luthier.train.checkpoint import checkpoint_path
+    from luthier.train.distributed.gathered import write_gathered
+    from luthier.train.progress import Progress
+    from luthier.train.snapshot import load_weights, take
+
+    def write(source: Any) -> None:
+        shutil.rmtree(options.save / "final", ignore_errors=True)
+        (options.save / "final").mkdir(parents=True)
+        from luthier.model.save import save_model_files
+
+        save_model_files(model, options.save / "final", whole=source)
+
+    steps = 6 if options.check else options.warmup + options.steps
+    before = {name: tensor.detach().clone() for name, tensor in trainer.weights.tensors.items()}
+    seconds = {}
+    began = time.perf_counter()
+    take(trainer, Progress(step=steps), folder=options.save, identity={}, keep=1)
+    seconds["checkpoint_s"], began = round(time.perf_counter() - began, 1), time.perf_counter()
+    load_weights(trainer, checkpoint_path(options.save, steps))
+    seconds["restore_s"], began = round(time.perf_counter() - began, 1), time.perf_counter()
+    same = all(torch.equal(before[name], tensor) for name, tensor in trainer.weights.tensors.items())
+    if trainer.weights.sharded:
+        write_gathered(trainer.accelerator, model, write)
+        seconds["result_s"] = round(time.perf_counter() - began, 1)
+    return {**seconds, "restored_bit_for_bit": same}
 
 
 def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
@@ -172,6 +243,9 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     each = trainer.accelerator.gather(peak[None]).tolist()
     info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
              "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
+    if options.save:
+        info |= save(options, trainer, model, rank)
+    info |= {"shard_s": options.shard_s, **hosts(trainer.accelerator, options.loaded_host)}
     if options.check:
         _keep(
             model,
@@ -196,6 +270,16 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     batches.close()
     trainer.weights.close()
     return info
+
+
+def hosts(accelerator: Any, loaded: tuple[float, float]) -> dict[str, Any]:
+    """Host memory of every process, after loading and at the end."""
+    import torch
+
+    mine = torch.tensor([*loaded, *host_gib()], device=accelerator.device)
+    each = [[round(value, 2) for value in one] for one in accelerator.gather(mine[None]).tolist()]
+    names = ("host_gib_loading", "host_anonymous_gib_loaded", "host_gib", "host_anonymous_gib")
+    return {name: [one[place] for one in each] for place, name in enumerate(names)}
 
 
 def _separate_products() -> None:

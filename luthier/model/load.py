@@ -6,13 +6,15 @@ the recipe, and Python files beside the weights run only with `trust_remote_code
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from luthier.model.attach import attach_adapter, base_record, check_adapter_files, check_same_base, is_adapter
+from luthier.model.hollow import Values, hollow_state, is_sender, keep_values, make_hollow, say_whole, take_values
 from luthier.model.identity import BaseRecord, base_identity, verify_record
 from luthier.model.locate import locate_model
 from luthier.model.new_tokens import extend_vocabulary
@@ -42,7 +44,7 @@ _BIG_BYTES = 2 << 30
 
 def load_base(
     section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None,
-    later: bool = False,
+    hollow: bool = False, later: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """Load the untouched base model of a recipe.
 
@@ -54,16 +56,19 @@ def load_base(
         dtype: `float32`, `bfloat16` or `float16`: type of the float weights in memory; with `nf4` that of the products.
         quantization: `none`, or `nf4`: linear layers stored in 4 bits.
         reward_seed: load it as a reward model; a head that the folder lacks is drawn from this seed.
+        hollow: without the values of its parameters (`hollow.py`), which are to be sharded. They are looked at when
+            they are read. For a language model without new tokens, not quantised.
         later: with `nf4`, quantise each matrix only when it is brought to the device it is used on.
 
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
     """
+    assert not hollow or not (section.new_tokens or quantization != "none" or reward_seed is not None)
     folder = locate_model(section.name_or_path, section.revision, trust_remote_code=section.trust_remote_code)
     verify_record(folder)
     model = load_model_folder(
         folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed,
-        later=later,
+        hollow=hollow, later=later,
     )  # fmt: skip
     _match_vocabulary(model, section)
     identity = base_identity(folder)
@@ -99,11 +104,12 @@ def load_tuned(
 
 def load_model_folder(
     folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none",
-    reward_seed: int | None = None, later: bool = False,
+    reward_seed: int | None = None, hollow: bool = False, later: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """`from_pretrained` of a model folder, with every choice made here and its report checked.
 
-    With `reward_seed` it is a reward model: the head of one output comes from the folder, or from this seed.
+    With `reward_seed` it is a reward model: the head of one output comes from the folder, or from this seed. With
+    `hollow` its parameters have no values yet.
 
     Raises:
         RecipeError, EnvironmentProblem, RunFailed: with an M3xx code and the fix.
@@ -129,16 +135,12 @@ def load_model_folder(
         # NaN does not survive rounding to 4 bits as NaN: look at the files.
         refuse_non_finite(non_finite_tensors(tensors_of(files)), where=str(folder))
         options["quantization_config"] = packing
+    if hollow:
+        return _hollow_model(kind, folder, files, options)
     if device.type == "cuda" or (packing is not None and not later):
         options["device_map"] = {"": device.torch_device}
-    try:
-        with quiet_libraries():
-            model, report = kind.from_pretrained(folder, **options)
-    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
-        raise EnvironmentProblem(
-            code="M308", message=f"{folder} cannot be loaded as {_KINDS[kind.__name__]}: {first_line(error)}",
-            hint="check `model.name_or_path`; a new architecture may need a newer transformers",
-        ) from error  # fmt: skip
+    with _explained(kind, folder):
+        model, report = kind.from_pretrained(folder, **options)
     _check_report(report, folder, own_head=() if reward_seed is None else (f"{HEAD}.weight",))
     if reward_seed is not None and f"{HEAD}.weight" in report.get("missing_keys", ()):
         start_head(model, seed=reward_seed)
@@ -147,6 +149,44 @@ def load_model_folder(
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
     if packing is not None and later:
         nf4_later(model, packing)
+    return model
+
+
+@contextmanager
+def _explained(kind: Any, folder: Path) -> Iterator[None]:
+    try:
+        with quiet_libraries():
+            yield
+    except (ValueError, OSError, KeyError, TypeError, ImportError, RuntimeError) as error:
+        raise EnvironmentProblem(
+            code="M308", message=f"{folder} cannot be loaded as {_KINDS[kind.__name__]}: {first_line(error)}",
+            hint="check `model.name_or_path`; a new architecture may need a newer transformers",
+        ) from error  # fmt: skip
+
+
+def _hollow_model(kind: Any, folder: Path, files: list[Path], options: dict[str, Any]) -> Any:
+    """A model of stand-ins, with the account of where their values are; process 0 holds what cannot be read by rows."""
+    with _explained(kind, folder):
+        found = hollow_state(kind, options["config"], files, where=f"{folder} (as {options['dtype']})", options=options)
+    values, reason = found.values, found.reason
+    if reason is None:
+        with _explained(kind, folder):
+            model, report = make_hollow(found.kind, folder, found.state, options)
+        if getattr(model, "_weight_conversions", None):
+            values, reason = Values(values.where, {}), "transformers converts them while it loads"
+    if reason is not None:
+        say_whole(reason)
+        with _explained(kind, folder):
+            if is_sender():
+                model, report = kind.from_pretrained(folder, **options)
+            else:
+                model, report = make_hollow(found.kind, folder, found.own, options)
+    else:
+        note("  weights are read by rows: each process reads its own")
+    _check_report(report, folder)
+    if is_sender() and reason is not None:
+        take_values(model, values)
+    keep_values(model, values)
     return model
 
 
@@ -200,15 +240,9 @@ def _without_run_settings(value: Any) -> Any:
     """Drop keys by which a config.json could choose code to run (CVE-2026-4372), at any depth."""
     if isinstance(value, dict):
         unsafe = (
-            "_attn_implementation",
-            "attn_implementation",
-            "_experts_implementation",
-            "experts_implementation",
-            "trust_remote_code",
-            "auto_map",
-            "custom_pipelines",
-            "_commit_hash",
-        )
+            "_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation",
+            "trust_remote_code", "auto_map", "custom_pipelines", "_commit_hash",
+        )  # fmt: skip
         return {key: _without_run_settings(item) for key, item in value.items() if not str(key).startswith(unsafe)}
     return [_without_run_settings(item) for item in value] if isinstance(value, list) else value
 

@@ -19,6 +19,7 @@ from luthier.model.quiet import quiet_libraries
 from luthier.model.reward import is_reward_model
 from luthier.model.starts import as_plain_adapter, start_of
 from luthier.model.stops import stop_ids
+from luthier.model.stream import Source, refuse_bad, save_weights
 from luthier.model.weights import non_finite_tensors, refuse_non_finite
 from luthier.runtime.atomic import atomic_folder, write_json
 
@@ -34,7 +35,8 @@ def save_trained(
     folder: Path,
     *,
     masters: Mapping[str, torch.Tensor] | None = None,
-    whole: Mapping[str, torch.Tensor] | None = None,
+    whole: Source | None = None,
+    max_shard_size: str = "5GB",
 ) -> None:
     """Save the result of training into `folder`.
 
@@ -47,7 +49,8 @@ def save_trained(
         tokenizer: as used in training.
         folder: replaced if it exists.
         masters: fp32 values of trained parameters, by their name in `tuned_model.named_parameters()`.
-        whole: every weight, by its name in the state dict, of a whole model whose own weights are sharded.
+        whole: the weights of a whole model that are in shards; one file's are held at a time.
+        max_shard_size: largest file of a whole model, as transformers reads it (`5GB`).
 
     Raises:
         RunFailed: a tensor to be saved holds NaN or infinity.
@@ -70,9 +73,9 @@ def save_trained(
                 for name, parameter in tuned_model.named_parameters():
                     if masters and name in masters:
                         parameter.copy_(masters[name])
-            held = dict(base.named_parameters()) if whole is None else dict(whole)
-            refuse_non_finite(non_finite_tensors(held), where="the trained model")
-            save_model_files(base, temporary, whole=whole)
+            if whole is None:
+                refuse_bad(dict(base.named_parameters()))
+            save_model_files(base, temporary, max_shard_size=max_shard_size, whole=whole)
         tokenizer.save_pretrained(temporary)
         if not is_reward_model(base):
             write_stop_ids(temporary, stop_ids(tokenizer, base), base)
@@ -111,28 +114,26 @@ def _save_adapter(model: Any, folder: Path, masters: Mapping[str, torch.Tensor])
 
 
 def save_model_files(
-    model: PreTrainedModel, folder: Path, *, max_shard_size: str = "5GB",
-    whole: Mapping[str, torch.Tensor] | None = None,
-) -> None:  # fmt: skip
+    model: PreTrainedModel, folder: Path, *, max_shard_size: str = "5GB", whole: Source | None = None
+) -> None:
     """config.json and sharded safetensors of a whole model, shared tensors once. `whole` stands for its weights.
 
     The generation config is left to `write_stop_ids`: transformers refuses to save some that it loads.
     """
     from transformers import GenerationConfig
 
-    if is_reward_model(model):  # it writes no text
-        with quiet_libraries(), os_errors():
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
-        return
-    kept = model.generation_config
-    model.generation_config = GenerationConfig()
+    kept = getattr(model, "generation_config", None)
+    if not is_reward_model(model):  # which writes no text
+        model.generation_config = GenerationConfig()
     try:
         with quiet_libraries(), os_errors():
-            model.save_pretrained(
-                folder, max_shard_size=max_shard_size, state_dict=None if whole is None else dict(whole)
-            )
+            if whole is None:
+                model.save_pretrained(folder, max_shard_size=max_shard_size)
+            else:
+                save_weights(model, folder, whole, max_shard_size=max_shard_size)
     finally:
-        model.generation_config = kept
+        if not is_reward_model(model):
+            model.generation_config = kept
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.data_stage import data_depends
+from luthier.pipeline.loading import loads_hollow, refuse_idle_offload
 from luthier.pipeline.online import train_online
 from luthier.pipeline.session import Session
 from luthier.pipeline.spectrum import keep_selection, spectrum_depends
@@ -140,6 +141,7 @@ def tuned_model(session: Session) -> Tuned:
     model = load_base(
         recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None, later=_is_sharded(session),
+        hollow=loads_hollow(session),
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     selection = session.selection
@@ -195,6 +197,7 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
 
     group = session.group
     resolved = session.resolved
+    refuse_idle_offload(session)
     _say_processes(session)
     tuned = tuned_model(session)
     if group.is_main:

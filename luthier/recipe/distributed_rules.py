@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.offload_rules import offload_rules
 from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
@@ -43,11 +44,10 @@ def distributed_rules(
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
     yield from zero_rules(section, model, method, objective, train, locate)
-    for key, default in (("offload", "none"), ("sequence_parallel_size", 1)):
-        if key == "offload" and section.strategy in ("zero2", "zero3"):
-            continue
+    for key, default in (("sequence_parallel_size", 1),):
         if getattr(section, key) != default:
             yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
+    yield from offload_rules(section, method, train, locate)
     if section.strategy == "fsdp2":
         for key, reason in why_not_sharded(model, method, objective, train):
             message = f"`distributed.strategy: fsdp2` beside `{key}`: {reason}"

@@ -246,6 +246,8 @@ def _strategy(values: _Values, facts: Facts) -> None:
         values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))
         for name in ("offload", "sequence_parallel_size") if open_to_plan else ():
             values.choose(f"distributed.{name}", getattr(chosen, name), chosen.reasons)
+    elif values.recipe.distributed.offload != "none":
+        values.fill(key, "fsdp2", f"`distributed.offload: {values.recipe.distributed.offload}` keeps shards")
     else:
         values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 

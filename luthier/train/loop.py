@@ -13,7 +13,7 @@ step, and `checkpoints/` what is needed to go on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
 from luthier.model.starts import keep_start, start_of
+from luthier.model.stream import Held, Source
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
@@ -31,6 +32,8 @@ from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
 from luthier.train.distributed.folders import first_of_machine, require_same
+from luthier.train.distributed.gathered import write_gathered
+from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -131,8 +134,9 @@ def fit(
             batches=Batches(feed), validation=rows.validation, validation_mismatched=rows.validation_mismatched,
             clock=clock, plan=predicted(run), resumed_from=resumed.checkpoint.step if resumed else None,
             calibrates=device.type == "cuda" if calibrate is None else calibrate,
-            served=Served(run, accelerator, lambda folder: _save_weights(tuned, trainer, tokenizer, folder))
-            if recipe.export.checkpoints else None,
+            served=Served(run, accelerator, lambda folder: _save_weights(
+                tuned, trainer, tokenizer, folder, max_shard_size=recipe.export.max_shard_size,
+            )) if recipe.export.checkpoints else None,
         )  # fmt: skip
         return _to_the_end(loop, tuned, rows, tokenizer)
 
@@ -147,7 +151,7 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
         mark("write the result", watched=False)
         weights_from = loop.choose_weights()
         write_held_out(trainer, rows, run)
-        _save_weights(tuned, trainer, tokenizer, run.path / "final")
+        _save_weights(tuned, trainer, tokenizer, run.path / "final", max_shard_size=recipe.export.max_shard_size)
     finally:
         loop.batches.close()
         trackers.finish(accelerator)
@@ -156,13 +160,20 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
     return loop.result(result, weights_from)
 
 
-def _save_weights(tuned: Tuned, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_weights(
+    tuned: Tuned, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, *, max_shard_size: str
+) -> None:
     """The trained weights as they are now, for servers; called on all processes, written by the first."""
     accelerator = trainer.accelerator
+
+    def write(whole: Source | None = None, masters: Mapping[str, torch.Tensor] | None = None) -> None:
+        save_trained(tuned.model, tokenizer, folder, masters=masters, whole=whole, max_shard_size=max_shard_size)
+
+    if isinstance(trainer.weights, ShardedWeights):
+        write_gathered(accelerator, tuned.model, write)
+        return
     masters, whole = trainer.weights.result(tuned.model, keep=accelerator.is_main_process)
-    on_main(
-        accelerator, lambda: save_trained(tuned.model, tokenizer, folder, masters=masters or None, whole=whole)
-    )  # fmt: skip
+    on_main(accelerator, lambda: write(None if whole is None else Held(whole), masters or None))
 
 
 def _identify(

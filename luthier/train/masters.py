@@ -60,14 +60,21 @@ class Weights:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._keeps = False
         for name, parameter in self.live.items():
-            if parameter.dtype in LOW_PRECISION or not parameter.is_contiguous():
-                master = nn.Parameter(parameter.detach().to(torch.float32, copy=True).contiguous())
+            values = self.master_of(parameter)
+            if values is not None:
+                master = nn.Parameter(values)
                 self.tensors[name] = master
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._moves_to(master)))
             else:
                 self.tensors[name] = parameter
         small = sum(self.live[name].nbytes for name in self.masters) <= COLLECTED_BYTES
         self._collects = small
+
+    def master_of(self, parameter: nn.Parameter) -> Tensor | None:
+        """Values that the optimizer works on in place of a parameter's; None: on the parameter itself."""
+        if parameter.dtype not in LOW_PRECISION and parameter.is_contiguous():
+            return None
+        return parameter.detach().to(torch.float32, copy=True).contiguous()
 
     @property
     def masters(self) -> dict[str, nn.Parameter]:

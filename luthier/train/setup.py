@@ -24,6 +24,7 @@ from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.distributed.fsdp import Passes, reshard, shard
+from luthier.train.distributed.host_weights import HostWeights
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
@@ -191,14 +192,14 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         for part in engine.report:
             note(f"  {part.name}: {part.runs} ({part.reason})")
         adapters = hasattr(model, "peft_config")
-        weights = ShardedWeights(model) if engine.passes_together and not adapters else Weights(model)
+        weights = _shards_of(model, recipe) if engine.passes_together and not adapters else Weights(model)
         weights.whole_updates = facts_of(train.optim).whole
         say_rates(model, weights.tensors, train)
         optimizer = fresh_optimizer(model, weights, train)
         schedule = schedule_of(optimizer, train, total_steps)
-        moments = expected_state_bytes(
+        moments = 0 if _on_host(weights, accelerator.device) else expected_state_bytes(
             weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights.tensors)
-        )
+        )  # fmt: skip
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -212,6 +213,15 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         seed=train.seed,
         moments=moments,
     )
+
+
+def _shards_of(model: PreTrainedModel, recipe: Recipe) -> ShardedWeights:
+    return HostWeights(model) if recipe.distributed.offload == "optimizer" else ShardedWeights(model)
+
+
+def _on_host(weights: Weights, device: torch.device) -> bool:
+    """Whether the optimizer works in host memory, beside the device that computes."""
+    return bool(next(iter(weights.tensors.values())).device.type != device.type)
 
 
 def say_rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> None:
@@ -234,6 +244,7 @@ def _engine(
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
         root = shard(
             model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
+            to_host=recipe.distributed.offload == "all",
             frozen_base=settings.frozen_base, bring=getattr(inner_model(model), "luthier_bring", None),
         )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)

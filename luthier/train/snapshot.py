@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from luthier.runtime.env import read_env
@@ -15,7 +14,7 @@ from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
 from luthier.train.distributed.folders import first_of_machine, hand_out
 from luthier.train.distributed.sharded_weights import ShardedWeights
-from luthier.train.distributed.shards import load_whole, save_sharded
+from luthier.train.distributed.shards import load_mine, load_whole, save_sharded, saved_shapes
 from luthier.train.distributed.zero_weights import ZeroWeights
 from luthier.train.optim_state import optimizer_state, restore_optimizer
 from luthier.train.processes import on_main
@@ -80,11 +79,10 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
 def restore(trainer: Trainer, resumed: Resumed) -> Progress:
     """Weights, optimizer and position from a verified checkpoint, on whichever machine it is."""
     load_weights(trainer, resumed.checkpoint.path)
-    saved = _whole(resumed.checkpoint.path, "optimizer")
     if isinstance(trainer.weights, ZeroWeights):
-        trainer.weights.load_state(trainer.optimizer, saved)
+        trainer.weights.load_state(trainer.optimizer, _mine(trainer, resumed.checkpoint.path, "optimizer"))
     else:
-        held, numbers = _my_part(trainer, saved, of_state=True), resumed.state["optimizer_numbers"]
+        held, numbers = _mine(trainer, resumed.checkpoint.path, "optimizer"), resumed.state["optimizer_numbers"]
         restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=numbers)
     trainer.schedule.restore(resumed.state.get("schedule", {}))
     if read_env().unshared:
@@ -101,25 +99,39 @@ def load_weights(trainer: Trainer, path: Path) -> None:
         RunFailed: the tensors are not the ones that are trained now.
     """
     hand_out(trainer.accelerator.device, path)
-    saved = _whole(path, "trainable")
-    wanted: Mapping[str, Any] = trainer.weights.tensors
-    if isinstance(trainer.weights, ShardedWeights):
-        wanted = trainer.weights.whole
-    elif isinstance(trainer.weights, ZeroWeights):
-        wanted = {name: torch.empty(shape, device="meta") for name, shape in trainer.weights.shapes.items()}
-    problems = list(_misfits(saved, wanted))
+    weights = trainer.weights
+    shapes: Mapping[str, Any] = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    if isinstance(weights, ShardedWeights):
+        shapes = {name: tensor.shape for name, tensor in weights.whole.items()}
+    elif isinstance(weights, ZeroWeights):
+        shapes = weights.shapes
+    problems = list(_misfits(_shapes(path), shapes))
     if problems:
         raise RunFailed(problems=[
             Problem(code="T433", message=f"{path.name}: {text}", file=str(path)) for text in problems
         ])  # fmt: skip
-    trainer.weights.load(_my_part(trainer, saved, of_state=False))
+    weights.load(_mine(trainer, path, "trainable"))
 
 
-def _whole(path: Path, group: str) -> dict[str, Tensor]:
-    """A group of tensors of a checkpoint, sharded or not, whole."""
+def _shapes(path: Path) -> dict[str, Any]:
+    """Shapes of the trained tensors of a checkpoint, sharded or not."""
+    if read_state(path).get("sharded"):
+        return dict(saved_shapes(path, "trainable"))
+    return {name: tensor.shape for name, tensor in load_tensors(path, "trainable").items()}
+
+
+def _mine(trainer: Trainer, path: Path, group: str) -> dict[str, Tensor]:
+    """A group of tensors of a checkpoint, sharded or not: what this process holds of it."""
+    weights, of_state = trainer.weights, group == "optimizer"
     if not read_state(path).get("sharded"):
-        return load_tensors(path, group)
-    return load_whole(path, group)
+        return _my_part(trainer, load_tensors(path, group), of_state=of_state)
+    if not isinstance(weights, ShardedWeights):
+        return load_whole(path, group)
+    likes: Mapping[str, Any] = weights.whole
+    if of_state:
+        names = saved_shapes(path, group)
+        likes = {name: weights.whole[key] for name in names if (key := name.rpartition("/")[0]) in weights.whole}
+    return load_mine(path, group, likes)
 
 
 def _my_part(trainer: Trainer, whole: Mapping[str, Tensor], *, of_state: bool) -> dict[str, Tensor]:
@@ -135,12 +147,13 @@ def _my_part(trainer: Trainer, whole: Mapping[str, Tensor], *, of_state: bool) -
     return found
 
 
-def _misfits(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def _misfits(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What does not fit between the shapes of a checkpoint and those that are trained, by name."""
     missing = [f"`{name}` is trained but not in the checkpoint" for name in wanted if name not in saved]
     extra = [f"`{name}` is in the checkpoint but not trained" for name in saved if name not in wanted]
     wrong = [
-        f"`{name}` has shape {tuple(saved[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in saved and saved[name].shape != tensor.shape
+        f"`{name}` has shape {tuple(saved[name])} instead of {tuple(shape)}"
+        for name, shape in wanted.items()
+        if name in saved and saved[name] != shape
     ]
     return [*missing, *extra, *wrong]

@@ -208,7 +208,8 @@ def _counted(trainer: Trainer, losses: Sequence[Tensor], counts: Sequence[Tensor
     norm = torch.zeros_like(losses[0]) if found is None else found
     # float64 holds every count exactly; MPS has none, and no micro-batch of 2^24 tokens either.
     kind = torch.float32 if norm.device.type == "mps" else torch.float64
-    return torch.stack([value.to(kind) for value in (norm, *losses, *counts)])
+    place = losses[0].device if losses else norm.device  # gradients may be in host memory
+    return torch.stack([value.to(place, kind) for value in (norm, *losses, *counts)])
 
 
 def _clipping_ahead(counted: Tensor, losses: int, max_grad_norm: float) -> Tensor:

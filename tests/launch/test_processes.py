@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 
 from luthier.launch.processes import _cause, choose_processes
 from luthier.runtime.errors import DataError, EnvironmentProblem, Interrupted, RecipeError, RunFailed
@@ -145,6 +146,31 @@ def test_a_launch_prints_once_and_one_process_or_two_reuse_the_result(recipe):
     err = again.communicate(timeout=200)[1]
     assert again.returncode == 0
     assert "train: reused" in err
+
+
+@pytest.mark.slow
+def test_a_launch_in_shards_reads_by_rows_and_offloads(recipe):
+    recipe.write_text(recipe.read_text() + "distributed: {strategy: fsdp2, offload: all}\n")
+    process = launched(recipe)
+    err = process.communicate(timeout=250)[1]
+    assert process.returncode == 0, err
+    said = " ".join(err.split())
+    assert "weights are read by rows" in said and "offload all: the CPU updates with 1 threads" in said
+    one = start("-m", "luthier", "run", str(recipe), f"output_dir={recipe.parent}/one")
+    err = one.communicate(timeout=200)[1]
+    assert one.returncode == 2 and "L241" in err, "one process has no shards"
+    plain = (
+        recipe.read_text()
+        .replace("offload: all", "offload: none")
+        .replace("accumulation_steps: 2", "accumulation_steps: 4")
+    )
+    recipe.write_text(plain)
+    one = start("-m", "luthier", "run", str(recipe), f"output_dir={recipe.parent}/plain")
+    assert one.communicate(timeout=200) and one.returncode == 0
+    mine, theirs = (load_file(recipe.parent / f"{run}/final/model.safetensors") for run in ("run", "plain"))
+    start_of = load_file(recipe.parent / "tiny/model.safetensors")
+    assert max(float((mine[name] - start_of[name]).abs().max()) for name in mine) > 1e-3
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) <= 5e-5
 
 
 @pytest.mark.slow

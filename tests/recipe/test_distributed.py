@@ -62,3 +62,24 @@ def test_what_can_be_sharded_is_taken(document, method):
 def test_a_key_of_shards_beside_copies_has_no_effect(document):
     found = codes(document(distributed={"strategy": "ddp", "reshard_after_forward": False}))
     assert "distributed.reshard_after_forward" in found["C111"]
+
+
+@pytest.mark.parametrize(
+    ("distributed", "sections", "word"),
+    [
+        ({"strategy": "ddp", "offload": "all"}, {"method": {"name": "full"}}, "ddp"),
+        ({"strategy": "fsdp2", "offload": "optimizer"}, {"method": {"name": "lora"}}, "lora"),
+        ({"offload": "all"}, {"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}}, "adamw_8bit"),
+    ],
+)
+def test_offload_that_has_nothing_to_move_is_refused_by_name(document, distributed, sections, word):
+    assert word in codes(document(distributed=distributed, **sections))["L240"]
+
+
+@pytest.mark.parametrize(("offload", "method"), [("all", "lora"), ("all", "full"), ("optimizer", "spectrum")])
+def test_offload_of_shards_is_taken(document, offload, method):
+    for strategy in ("fsdp2", "auto"):
+        recipe = recipe_from_dict(
+            document(distributed={"strategy": strategy, "offload": offload}, method={"name": method}), origin="test"
+        )
+        assert recipe.distributed.offload == offload

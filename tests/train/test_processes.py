@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
 from luthier.train.distributed.shards import load_whole
+from tests.support.tiny import save_tiny
 from tests.train.packed_cases import fp8_base
 from tests.train.worker import CASES, RESUMED
 
@@ -43,6 +44,7 @@ def half(source: Path, target: Path) -> None:
 def two(one, tmp_path_factory) -> Path:
     """Folder of the two-process runs."""
     folder = tmp_path_factory.mktemp("two")
+    save_tiny(folder / "base")
     for name in RESUMED:
         half(one[name.removeprefix("resumed_")].folder.path, folder / name)
     environment = {
@@ -91,6 +93,23 @@ def test_there_really_are_shards_under_fsdp2_and_the_engine_runs_its_layers(two)
     assert sum(held) == facts(two, 0)["sharded"]["whole"]
     assert max(held) <= 0.51 * sum(held)
     assert facts(two, 0)["held"] == facts(two, 0)["whole"]
+
+
+def test_shards_read_by_rows_are_the_shards_of_a_whole_model(two):
+    assert torch.equal(weights(two, "sharded_hollow"), weights(two, "sharded_full"))
+
+
+def test_offload_is_in_place(two):
+    for rank in (0, 1):
+        plain, moved, updated = (facts(two, rank)[name] for name in ("sharded", "offload all", "offload optimizer"))
+        assert (plain["weights"], moved["weights"], updated["weights"]) == (
+            "ShardedWeights", "ShardedWeights", "HostWeights",
+        )  # fmt: skip
+        assert (plain["policies"], updated["policies"]) == (["OffloadPolicy"], ["OffloadPolicy"])
+        assert moved["policies"] == ["CPUOffloadPolicy"]
+        assert moved["devices"] == updated["devices"] == ["cpu"]
+        assert plain["masters"] == 0 and updated["masters"] > 0, "fp32 weights have a copy in host memory, too"
+        assert moved["held"] == updated["held"] == plain["held"]
 
 
 def test_a_4bit_base_in_shards_unpacks_to_the_values_of_a_whole_one(two):
@@ -142,6 +161,7 @@ def test_checkpoints_of_shards_are_served_as_plain_files(two):
     [
         "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
         "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
+        "sharded_hollow", "offloaded_all", "offloaded_optimizer",
         "sharded_qlora", "sharded_qlora_unpacked", "sharded_fp8", *RESUMED,
     ],
 )  # fmt: skip

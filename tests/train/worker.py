@@ -16,7 +16,11 @@ from safetensors.torch import save_file
 
 from luthier.data.pack import pack
 from luthier.data.types import Example, RowRef
+from luthier.model.load import load_base
+from luthier.recipe.schema import ModelSection
 from luthier.runtime.console import set_quiet
+from luthier.runtime.device import pick_device
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import LuthierError
 from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
@@ -102,6 +106,23 @@ def sharded_spectrum(folder: Path, world_size: int) -> Run:
     return thirteen(folder, world_size, SPECTRUM, strategy="fsdp2", reshard=False)
 
 
+def sharded_hollow(folder: Path, world_size: int) -> Run:
+    """As `sharded_full`, with a model of which each process reads only its rows."""
+    if world_size == 1:
+        return thirteen(folder, world_size, FULL)
+    section = ModelSection(name_or_path=str(folder.parent / "base"))  # as `tiny_model` makes it
+    model = load_base(section, device=pick_device(), dtype="float32", hollow=True)
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", model=model)
+
+
+def offloaded_all(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", offload="all")
+
+
+def offloaded_optimizer(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", offload="optimizer")
+
+
 def sharded_qlora(folder: Path, world_size: int) -> Run:
     return packed_run(folder, world_size, unequal(13), model=NF4)
 
@@ -166,7 +187,7 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
     for case in (
         full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
         thirteen_full, thirteen_lora, thirteen_spectrum, sharded_full, sharded_lora, sharded_spectrum, sharded_bf16,
-        sharded_qlora, sharded_qlora_unpacked, sharded_fp8,
+        sharded_hollow, offloaded_all, offloaded_optimizer, sharded_qlora, sharded_qlora_unpacked, sharded_fp8,
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
@@ -209,12 +230,12 @@ def _error(action: Callable[[], Any]) -> dict[str, Any] | None:
     return None
 
 
-def wrapper_of(strategy: str) -> dict[str, Any]:
+def wrapper_of(strategy: str, offload: str = "none") -> dict[str, Any]:
     """What the loss really runs through: an exit code proves nothing."""
     from luthier.train.processes import make_accelerator
     from luthier.train.setup import make_trainer
 
-    recipe = resolved(strategy=strategy)
+    recipe = resolved(strategy=strategy, offload=offload)
     accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
     model = tuned(recipe).model
     trainer = make_trainer(accelerator, model, recipe.recipe, total_steps=1)
@@ -227,6 +248,16 @@ def wrapper_of(strategy: str) -> dict[str, Any]:
         "layer": type(layer).__name__,
         "weight": type(layer.self_attn.q_proj.weight).__name__,
         "parameter": type(layer.self_attn.q_proj.weight.data).__name__,
+        "weights": type(trainer.weights).__name__,
+        "policies": sorted(
+            {
+                type(module._get_fsdp_state()._fsdp_param_group.offload_policy).__name__
+                for module in model.modules()
+                if hasattr(module, "_get_fsdp_state")
+            }
+        ),
+        "devices": sorted({str(tensor.device) for tensor in trainer.weights.tensors.values()}),
+        "masters": len(trainer.weights.masters),
         "held": sum(tensor.numel() for tensor in trainer.weights.tensors.values()),
         "whole": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -243,14 +274,17 @@ def run_all(folder: Path, world_size: int, rank: int) -> None:
     base, fp8 = fp8_base()
     save_file(base, folder / f"fp8_base-{rank}.safetensors")
     bytes_kept = {"as they are": gathered_bytes(cast=False), "cast": gathered_bytes(cast=True)}
-    packed = {"nf4": nf4_facts(), "fp8": fp8, "bytes_kept": bytes_kept}
-    facts = {**wrapper_of("ddp"), "sharded": wrapper_of("fsdp2"), "packed": packed, **failures(folder, world_size)}
+    facts = {
+        **wrapper_of("ddp"),
+        "sharded": wrapper_of("fsdp2"),
+        **{f"offload {kind}": wrapper_of("fsdp2", kind) for kind in ("all", "optimizer")},
+        "packed": {"nf4": nf4_facts(), "fp8": fp8, "bytes_kept": bytes_kept},
+        **failures(folder, world_size),
+    }
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
-    from luthier.runtime.env import read_env
-
     torch.set_num_threads(1)
     set_quiet(True)
     run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank)

@@ -23,10 +23,12 @@ from torch import nn
 from luthier.fast.decoder.fp8_shards import pack_fp8
 from luthier.fast.loss import inner_model
 from luthier.fast.settings import FrozenBase
+from luthier.model.hollow import values_of
 from luthier.model.packed import pack_linears
 from luthier.runtime.errors import RecipeError
+from luthier.train.distributed.fill import empty, fill
 
-__all__ = ["Passes", "Root", "gather_whole", "reshard", "shard"]
+__all__ = ["Passes", "Root", "reshard", "shard"]
 
 
 class Root(nn.Module):  # type: ignore[misc]
@@ -69,13 +71,15 @@ def reshard(root: nn.Module) -> None:
 
 
 def shard(
-    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True,
+    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True, to_host: bool = False,
     frozen_base: FrozenBase = "as_loaded", bring: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:  # fmt: skip
     """Shard `model` over all processes, in place; returns the root that its passes go through.
 
-    Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. Weights that are
-    not on `device` yet come to it layer by layer. Gradients are averaged in fp32.
+    Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. A model without
+    values (`model/hollow.py`) gets its shards from the files; weights that are not on `device` yet come to it layer by
+    layer. Gradients are averaged in fp32. `to_host`: shards and their gradients live in host memory (torch's
+    CPUOffloadPolicy) and come to the device for the passes of their layer.
 
     A 4-bit matrix is a vector of its packed bytes, of which each process holds a part (`model/packed.py`); one that
     waits in host memory to be quantised is quantised here, on the device. With `frozen_base: dequantized` its unpacked
@@ -87,7 +91,7 @@ def shard(
         RecipeError: a model without a list of decoder layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     base = inner_model(model)
@@ -101,9 +105,13 @@ def shard(
     root = Root(model)
     # Gradients add up in fp32, or in fp64 where weights are.
     widest = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if to_host else OffloadPolicy()
     settings: dict[str, Any] = {
         "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=widest),
+        "offload_policy": offload,
     }  # fmt: skip
+    values = values_of(model)
+    places = [] if values is None else empty(model, values)
     for layer in layers:
         if bring is not None:
             bring(layer)
@@ -114,6 +122,8 @@ def shard(
             store.remember_shard()
     pack_linears(root, device, keep_unpacked=frozen_base == "dequantized")
     fully_shard(root, **settings)
+    if values is not None:
+        fill(places, values, device, to_host=to_host)
     return root
 
 
@@ -125,20 +135,3 @@ def _kept_whole(model: nn.Module, device: torch.device) -> set[nn.Parameter]:
     for parameter in found:
         parameter.data = parameter.data.to(device)
     return found
-
-
-def gather_whole(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
-    """Every weight of a sharded model as a whole tensor in host memory, one at a time through the device.
-
-    Called by all processes together; those that do not `keep` get nothing and hold no more than one tensor.
-    """
-    from torch.distributed.tensor import DTensor
-
-    made: dict[int, torch.Tensor] = {}
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in made:
-            whole = tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-            made[id(tensor)] = whole.to("cpu") if keep else whole.new_empty(0)
-        found[name] = made[id(tensor)]
-    return found if keep else {}

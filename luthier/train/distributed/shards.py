@@ -27,12 +27,16 @@ from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem
 from luthier.train.checkpoint import seal
 from luthier.train.distributed.folders import bring, first_of_machine
+from luthier.train.distributed.local import as_sharded, local
 from luthier.train.processes import on_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["load_whole", "save_sharded"]
+__all__ = ["load_mine", "load_whole", "save_sharded", "saved_shapes"]
+
+FILE_BYTES = 1 << 30
+"""Of a process' shards in one file, unless one alone is larger."""
 
 
 def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -57,8 +61,11 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
             hint="sharded checkpoints need a run folder on a file system that all machines share",
         )  # fmt: skip
     held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
+    files = _files(held, processes=accelerator.num_processes)
     with _quiet():
-        dcp.save(held, storage_writer=HuggingFaceStorageWriter(path=str(temporary), save_distributed=True))
+        dcp.save(held, storage_writer=HuggingFaceStorageWriter(
+            path=str(temporary), save_distributed=True, fqn_to_index_mapping=files,
+        ))  # fmt: skip
 
     bring(accelerator.device, temporary)
 
@@ -74,21 +81,63 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
     on_main(accelerator, finish)
 
 
-def load_whole(path: Path, group: str) -> dict[str, Tensor]:
-    """The tensors of one group of a verified sharded checkpoint (`trainable`, `optimizer`), whole and in host memory.
+def _files(tensors: Mapping[str, Any], *, processes: int) -> dict[str, int]:
+    """The number of each tensor's file, from 1: torch holds what it writes into one twice in host memory."""
+    found: dict[str, int] = {}
+    number, held = 1, 0
+    for name, tensor in tensors.items():
+        here = tensor.nbytes // processes
+        if held and held + here > FILE_BYTES:
+            number, held = number + 1, 0
+        found[name], held = number, held + here
+    return found
 
-    Read by this process alone, whatever the others do.
+
+def load_mine(path: Path, group: str, likes: Mapping[str, Any]) -> dict[str, Tensor]:
+    """This process' part of the tensors of one group, in host memory; it reads no others' rows.
+
+    Args:
+        path: a verified sharded checkpoint.
+        group: `trainable` or `optimizer`.
+        likes: sharded tensors (DTensor) by the names of those that are to be cut as they are; others come whole.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     reader = HuggingFaceStorageReader(str(path))
-    held = reader.read_metadata().state_dict_metadata
-    mine = {name: entry for name, entry in held.items() if name.startswith(f"{group}/")}
-    targets = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in mine.items()}
+    targets: dict[str, Any] = {}
+    for name, entry in _entries(reader, group).items():
+        like, dtype = likes.get(name), entry.properties.dtype
+        if like is not None and entry.size == like.shape and len(entry.size):
+            targets[f"{group}/{name}"] = as_sharded(torch.empty(local(like).shape, dtype=dtype), like)
+        else:
+            targets[f"{group}/{name}"] = torch.empty(entry.size, dtype=dtype)
     with _quiet():
         dcp.load(targets, storage_reader=reader, no_dist=True)
-    return {name.removeprefix(f"{group}/"): tensor for name, tensor in targets.items()}
+    return {
+        name.removeprefix(f"{group}/"): local(tensor) if hasattr(tensor, "device_mesh") else tensor
+        for name, tensor in targets.items()
+    }
+
+
+def saved_shapes(path: Path, group: str) -> dict[str, torch.Size]:
+    """Shapes of the whole tensors of one group of a sharded checkpoint."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    return {name: entry.size for name, entry in _entries(HuggingFaceStorageReader(str(path)), group).items()}
+
+
+def _entries(reader: Any, group: str) -> dict[str, Any]:
+    held = reader.read_metadata().state_dict_metadata
+    return {name.removeprefix(f"{group}/"): entry for name, entry in held.items() if name.startswith(f"{group}/")}
+
+
+def load_whole(path: Path, group: str) -> dict[str, Tensor]:
+    """The tensors of one group of a verified sharded checkpoint (`trainable`, `optimizer`), whole and in host memory.
+
+    Read by this process alone, whatever the others do.
+    """
+    return load_mine(path, group, {})
 
 
 def _make_empty(folder: Path) -> None:

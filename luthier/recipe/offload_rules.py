@@ -1,0 +1,33 @@
+"""What `distributed.offload` of sharded weights (FSDP2) cannot be combined with, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from luthier.recipe.positions import Locate
+from luthier.recipe.schema import DistributedSection, MethodSection, TrainSection
+from luthier.runtime.errors import Problem
+
+__all__ = ["HOST_OPTIMIZERS", "offload_rules"]
+
+HOST_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""Values of `train.optim` whose update runs on the CPU, shard by shard."""
+
+
+def offload_rules(
+    section: DistributedSection, method: MethodSection, train: TrainSection, locate: Locate
+) -> Iterator[Problem]:
+    """Refused combinations, by name; DeepSpeed has its own offload."""
+    if section.offload == "none" or section.strategy in ("zero2", "zero3"):
+        return
+    where, value = locate("distributed.offload"), f"`distributed.offload: {section.offload}`"
+    if section.strategy == "ddp":
+        message = f"{value} keeps shards in host memory, and `distributed.strategy: ddp` has none"
+        yield where.problem("L240", message, hint="write fsdp2, or offload none")
+    if method.name not in ("full", "freeze", "spectrum"):
+        if section.offload == "optimizer":
+            message = f"{value} beside `method.name: {method.name}`: adapters and their state are small and stay"
+            yield where.problem("L240", message, hint="offload all keeps the shards of the base in host memory")
+    elif train.optim not in HOST_OPTIMIZERS:
+        message = f"{value} beside `train.optim: {train.optim}`: the CPU updates with {', '.join(HOST_OPTIMIZERS)}"
+        yield where.problem("L240", message, hint="adamw_torch_fused")

@@ -1,0 +1,104 @@
+"""Shards on the device, and what the optimizer works on in host memory (`distributed.offload: optimizer`).
+
+    device          shard of the weight (2 bytes a number in bf16), its gradient (2, or 4 with several passes a step)
+    host memory     fp32 master and the optimizer's state (12 bytes a number with AdamW)
+
+An update goes through the shards in groups of BUCKET_BYTES: gradients of the next group come to the host while the CPU
+updates this one, and the rounded masters go back. The numbers are those of an update on the device, up to the rounding
+of torch's CPU kernels. With `offload: all` (torch's CPUOffloadPolicy) the shards themselves are in host memory, and
+`ShardedWeights` over them is all it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from luthier.train import foreach
+from luthier.train.distributed.local import local
+from luthier.train.distributed.sharded_weights import ShardedWeights
+from luthier.train.masters import BUCKET_BYTES
+
+__all__ = ["HostWeights"]
+
+Pair = tuple[nn.Parameter, Tensor]
+
+
+class HostWeights(ShardedWeights):
+    """`ShardedWeights` whose masters are in host memory, also those of fp32 weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._summed: dict[str, Tensor] = {}
+        """Gradient of each shard, on the device."""
+        super().__init__(model)
+
+    def master_of(self, parameter: nn.Parameter) -> Tensor:
+        """A copy in host memory; fp64 stays fp64."""
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        return parameter.detach().to("cpu", wide, copy=True).contiguous()
+
+    def collect(self) -> None:
+        """The gradients of the pass, kept as they are if it is the only one, else summed in fp32 on the device."""
+        for name, parameter in self.whole.items():
+            if parameter.grad is None:
+                continue
+            fresh = local(parameter.grad)
+            parameter.grad = None
+            if self._keeps:
+                self._summed[name] = fresh
+            elif name in self._summed:
+                self._summed[name].add_(fresh)
+            else:
+                self._summed[name] = fresh.to(self.tensors[name].dtype, copy=True)
+
+    def _pairs(self) -> list[Pair]:
+        return [(tensor, self._summed[name]) for name, tensor in self.tensors.items() if name in self._summed]
+
+    def apply(self, optimizer: torch.optim.Optimizer, *, scale: float | Tensor) -> None:
+        """One step of the optimizer, on the CPU, with the gradients times `scale`; then no gradient is left."""
+        assert isinstance(scale, float), "the CPU waits for the scale"
+        live = {tensor: self.live[name] for name, tensor in self.tensors.items()}
+        buckets = list(foreach.buckets(self._pairs(), BUCKET_BYTES))
+        coming = _to_host(buckets[0]) if buckets else ([], None)
+        for place, bucket in enumerate(buckets):
+            gradients, arrived = coming
+            if place + 1 < len(buckets):
+                coming = _to_host(buckets[place + 1])
+            if arrived is not None:
+                arrived.synchronize()
+            masters = [master for master, _ in bucket]
+            wide = [gradient.to(master.dtype) for master, gradient in zip(masters, gradients, strict=True)]
+            self._step(list(zip(masters, wide, strict=True)), optimizer, scale)
+            _to_device(masters, [live[master] for master in masters])
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Free all gradients."""
+        super().zero_grad()
+        self._summed.clear()
+
+    def _publish(self, names: list[str]) -> None:
+        _to_device([self.tensors[name] for name in names], [self.live[name] for name in names])
+
+
+def _to_host(bucket: Sequence[Pair]) -> tuple[list[Tensor], torch.cuda.Event | None]:
+    """The gradients of a group on their way to host memory, and when they are there."""
+    copies = [gradient.to("cpu", non_blocking=True, copy=True) for _, gradient in bucket]
+    if bucket[0][1].device.type != "cuda":
+        return copies, None
+    event = torch.cuda.Event()
+    event.record()
+    return copies, event
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _to_device(masters: Sequence[Tensor], live: Sequence[Tensor]) -> None:
+    """Masters rounded into the shards; nothing waits for the copies, which the device orders before its next pass."""
+    for master, shard in zip(masters, live, strict=True):
+        if shard.device.type == "cuda":
+            staged = torch.empty(shard.shape, dtype=shard.dtype, pin_memory=True).copy_(master)
+            shard.copy_(staged, non_blocking=True)
+        else:
+            shard.copy_(master)
