@@ -120,17 +120,16 @@ def save_model_files(
     """
     from transformers import GenerationConfig
 
+    state = None if whole is None else dict(whole)
     if is_reward_model(model):  # it writes no text
         with quiet_libraries(), os_errors():
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state)
         return
     kept = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         with quiet_libraries(), os_errors():
-            model.save_pretrained(
-                folder, max_shard_size=max_shard_size, state_dict=None if whole is None else dict(whole)
-            )
+            model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state)
     finally:
         model.generation_config = kept
 

@@ -47,10 +47,14 @@ class Passes(nn.Module):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's."""
+        return self.run(self.module, *args, **kwargs)
+
+    def run(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`action(*args, **kwargs)`, which is a pass of all processes, with the weights whole where it needs them."""
         with warnings.catch_warnings():
             # A layer returns (1, T, d), a view of (T, d). Nothing writes into it in place, which torch warns of.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
-            result = self.root(self.module, *args, **kwargs)
+            result = self.root(action, *args, **kwargs)
         if not torch.is_grad_enabled():
             reshard(self.root)  # no backward pass will: weights would stay whole beside their shards
         return result
