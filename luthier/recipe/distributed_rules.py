@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from luthier.recipe.names import takes_from_base
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.runtime.errors import Problem
 
 __all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "why_not_sharded"]
 
-SHARDABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
-"""Values of `train.optim` whose update of a number depends on that number alone, so that each shard has its own."""
+SHARDABLE_OPTIMIZERS = (
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd", "adagrad", "rmsprop", "lion_32bit",
+)  # fmt: skip
+"""Values of `train.optim` whose update of a number depends on that number alone, so that each shard has its own; of
+`adamw_8bit` on its block of 256, and shards that are no whole blocks have moments in fp32."""
+_WHOLE_MATRICES = ("adafactor", "muon", "stable_adamw")
+
+
+def _why_not_optimizer(optim: str) -> str:
+    if optim in _WHOLE_MATRICES:
+        why = "updates a number by what stands elsewhere in its matrix, of which a process holds some rows"
+    elif "8bit" in optim:
+        why = "has bitsandbytes' blocks, which would be those of each shard: its state would hang on the number of devices"
+    else:
+        why = "was not tried on shards"
+    return f"{optim} {why}; shards take {', '.join(SHARDABLE_OPTIMIZERS)}"
 
 
 def why_not_sharded(
@@ -23,19 +36,9 @@ def why_not_sharded(
     if packed:
         kind = "fp8" if model.quantization == "fp8" else "nf4"
         yield ("model.quantization", f"an {kind} base is not sharded yet")
-    if objective.name != "sft":
-        yield ("objective.name", f"objective {objective.name} makes passes that its processes do not make together")
     if method.name in ("full", "freeze", "spectrum"):
         if train.optim not in SHARDABLE_OPTIMIZERS:
-            yield ("train.optim", f"{train.optim} needs whole matrices; shards take {', '.join(SHARDABLE_OPTIMIZERS)}")
-    else:
-        if method.modules_to_save:
-            yield ("method.modules_to_save", "modules trained in full beside adapters were not tried in shards")
-        if method.use_dora or takes_from_base(method.init_lora_weights):
-            yield ("method.use_dora" if method.use_dora else "method.init_lora_weights",
-                   "adapters that read the base's weights need them whole")  # fmt: skip
-    if model.new_tokens:
-        yield ("model.new_tokens", "rows of new tokens were not tried in shards")
+            yield ("train.optim", _why_not_optimizer(train.optim))
 
 
 def distributed_rules(

@@ -15,6 +15,7 @@ from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import Engine, attach
+from luthier.fast.kernels.maps8 import BLOCK
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
@@ -22,7 +23,8 @@ from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
-from luthier.train.distributed.fsdp import Passes, reshard, shard
+from luthier.train.adamw8 import SMALLEST
+from luthier.train.distributed.fsdp import Passes, kept_whole_line, reshard, shard
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
@@ -136,8 +138,16 @@ def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSectio
     """
     rates = _rates(model, weights, train)
     return make_optimizer(
-        weights.tensors, train, learning_rate=_rate(train), rates=rates, tables=_tables(model, weights)
-    )
+        weights.tensors, train, learning_rate=_rate(train), rates=rates, tables=_tables(model, weights),
+        in_8_bits=_in_8_bits(weights),
+    )  # fmt: skip
+
+
+def _in_8_bits(weights: Weights) -> list[str] | None:
+    """Names of the tensors whose moments an 8-bit optimizer of ours keeps in 8 bits; None: it decides by size."""
+    if not isinstance(weights, ShardedWeights):
+        return None
+    return weights.in_8_bits(smallest=SMALLEST, block=BLOCK)
 
 
 def _rate(train: TrainSection) -> float:
@@ -165,8 +175,10 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     engine, wrapper = _engine(accelerator, model, recipe, objective)
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
-    adapters = hasattr(model, "peft_config")
-    weights = ShardedWeights(model) if engine.passes_together and not adapters else Weights(model)
+    whole = kept_whole_line(model)
+    if engine.passes_together and whole is not None:
+        note(f"  {whole}")
+    weights = ShardedWeights(model) if engine.passes_together and whole is None else Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
     weights.whole_updates = facts_of(train.optim).whole
@@ -188,7 +200,10 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
-        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
+        moments=expected_state_bytes(
+            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights),
+            in_8_bits=_in_8_bits(weights),
+        ),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
+from luthier.fast.kernels.maps8 import BLOCK
+from luthier.train.adamw8 import CODES, decoded
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.distributed.shards import load_whole, save_sharded
@@ -18,6 +20,8 @@ from luthier.train.progress import Progress
 from luthier.train.resume import Resumed, versions
 from luthier.train.rotate import remove_old
 from luthier.train.step import Trainer
+
+SCALES = ("/absmax1", "/absmax2")
 
 __all__ = ["load_weights", "restore", "take"]
 
@@ -58,7 +62,10 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
     for full_name, tensor in held.items():
         name = full_name.rpartition("/")[0]
         whole = tensor.ndim > 0 and tensor.shape == weights.tensors[name].shape
-        found[f"optimizer/{full_name}"] = weights.as_whole({name: tensor})[name] if whole else tensor
+        if full_name.endswith(SCALES):
+            found[f"optimizer/{full_name}"] = weights.blocks_as_whole(name, tensor, block=BLOCK)
+        else:
+            found[f"optimizer/{full_name}"] = weights.as_whole({name: tensor})[name] if whole else tensor
     return found
 
 
@@ -102,10 +109,19 @@ def _my_part(trainer: Trainer, whole: Mapping[str, Tensor], *, of_state: bool) -
     if not isinstance(weights, ShardedWeights):
         return dict(whole)
     found = {}
-    for full_name, tensor in whole.items():
+    for full_name, tensor in (_in_fp32(whole) if of_state else whole).items():
         name = full_name.rpartition("/")[0] if of_state else full_name
         same = name in weights.whole and tensor.shape == weights.whole[name].shape
         found[full_name] = weights.shard_of(name, tensor).contiguous() if same and tensor.ndim else tensor
+    return found
+
+
+def _in_fp32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State in which moments in 8 bits stand in fp32, whose rows can be cut anywhere."""
+    found = {name: tensor for name, tensor in state.items() if name.rpartition("/")[2] not in CODES}
+    for name in [name.removesuffix(SCALES[0]) for name in state if name.endswith(SCALES[0])]:
+        moments = decoded({key: state[f"{name}/{key}"] for key in CODES})
+        found |= {f"{name}/{key}": tensor for key, tensor in moments.items()}
     return found
 
 

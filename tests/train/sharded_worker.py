@@ -129,15 +129,42 @@ def dora_again(folder: Path, world_size: int) -> Run:
     return thirteen(folder, world_size, {**LORA, "use_dora": True}, strategy="fsdp2", gradient_checkpointing=True)
 
 
+def adamw8(folder: Path, world_size: int) -> Run:
+    """Moments in 8 bits: shards of all matrices are whole blocks, so blocks and values are those of one process.
+
+    In fp64, for a gradient that is off by its last fp32 bit can tip a code, and that is a visible step.
+    """
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", optim="adamw_8bit", model=tiny_model().double())
+
+
+def adamw8_odd(folder: Path, world_size: int) -> Run:
+    """602 rows of embeddings and head over two processes: no whole blocks, their moments stay in fp32."""
+    model = tiny_model(vocab_size=602).double()
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", optim="adamw_8bit", model=model)
+
+
+def adagrad(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", optim="adagrad")
+
+
+def rmsprop(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", optim="rmsprop", learning_rate=3e-4)
+
+
+def lion(folder: Path, world_size: int) -> Run:
+    return thirteen(folder, world_size, FULL, strategy="fsdp2", optim="lion_32bit")
+
+
 CASES: dict[str, Callable[[Path, int], Run]] = {
     case.__name__: case
     for case in (
         saved, saved_tied, tokens, tokens_tied, dpo_full, dpo_lora, kto_full, kto_saved, orpo_full, simpo_lora,
-        reward_full, reward_lora, pissa, olora, dora, dora_again,
+        reward_full, reward_lora, pissa, olora, dora, dora_again, adamw8,
+        adamw8_odd, adagrad, rmsprop, lion,
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
-    f"resumed_{case.__name__}": case for case in (saved_tied, tokens, dpo_full, kto_full, pissa, dora)
+    f"resumed_{case.__name__}": case for case in (saved_tied, tokens, dpo_full, kto_full, reward_full, pissa, dora, adamw8, adagrad)
 }
 """Whose folders hold the first half of a run of another number of processes."""
 

@@ -72,7 +72,7 @@ def thirteen(folder: Path, world_size: int, method: dict[str, Any], **settings: 
     packed = Data(rows, examples(5, seed=99), pack([len(row) for row in rows], 128))
     return train(
         folder, packed, method=method, max_steps=6, save_steps=3, eval_steps=3, per_device_train_batch_size=1,
-        gradient_accumulation_steps=4 // world_size, learning_rate=3e-3, **settings,
+        gradient_accumulation_steps=4 // world_size, **{"learning_rate": 3e-3, **settings},
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ together from the shards'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,25 @@ class ShardedWeights(Weights):
             )  # fmt: skip
         return found
 
+    def in_8_bits(self, *, smallest: int, block: int) -> list[str]:
+        """Names of tensors of `smallest` elements or more whose every shard is whole blocks of `block` elements."""
+        return [
+            name for name, like in self.whole.items() if like.numel() >= smallest and _row_group(like, block) is not None
+        ]  # fmt: skip
+
+    def blocks_as_whole(self, name: str, mine: Tensor, *, block: int) -> Any:
+        """A number for each block of this process' shard, as the sharded tensor of all blocks (DTensor, 2-D)."""
+        from torch.distributed.tensor import DTensor
+
+        like = self.whole[name]
+        rows, group = like.shape[0], _row_group(like, block)
+        assert group is not None
+        shape = (rows // group, like.numel() // rows * group // block)
+        return DTensor.from_local(
+            mine.view(-1, shape[1]), like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape),
+            stride=(shape[1], 1),
+        )  # fmt: skip
+
     def shard_of(self, name: str, whole: Tensor) -> Tensor:
         """This process' part of a whole tensor that has the shape of the parameter `name`."""
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -78,6 +98,14 @@ class ShardedWeights(Weights):
         for axis, (size, start) in enumerate(zip(shape, offset, strict=True)):
             part = part.narrow(axis, min(start, whole.shape[axis] - size), size)
         return part
+
+
+def _row_group(like: Any, block: int) -> int | None:
+    """The fewest rows that are whole blocks, if every shard consists of such groups; shards are cut by rows."""
+    rows = like.shape[0]
+    group = block // math.gcd(block, like.numel() // rows)
+    a_shard = -(-rows // like.device_mesh.size())
+    return None if rows % group or a_shard % group else group
 
 
 def _local(tensor: Any) -> Tensor:
