@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from luthier.data.pack import pack
 from luthier.runtime.console import set_quiet
 from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
 from tests.train.preference_support import tune
-from tests.train.support import FULL, LORA, Run, whole
-from tests.train.worker import thirteen
+from tests.train.short_of_memory import short_of_memory
+from tests.train.support import FULL, LORA, Data, Run, data, train, whole
+from tests.train.worker import thirteen, unequal, unequal_level
 
 SAVED = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}
 NEW_TOKENS = (7, 300, 599)
@@ -155,12 +157,49 @@ def lion(folder: Path, world_size: int) -> Run:
     return thirteen(folder, world_size, FULL, strategy="fsdp2", optim="lion_32bit")
 
 
+def level(folder: Path, world_size: int, method: dict[str, Any], *, steps: int = 5, **settings: Any) -> Run:
+    """32 rows of 20 tokens, most trained tokens on one process, 8 a step in micro-batches of 4 over all processes."""
+    return train(
+        folder, data(unequal_level(32)), method=method, max_steps=steps, shuffle=False, strategy="fsdp2",
+        per_device_train_batch_size=4 // world_size, gradient_accumulation_steps=2, **settings,
+    )  # fmt: skip
+
+
+def halved_forward(folder: Path, world_size: int) -> Run:
+    """The last process runs out of memory in a forward pass of the second step; the other has memory enough."""
+    with short_of_memory(30, after=2, rank=world_size - 1):
+        return level(folder, world_size, FULL)
+
+
+def halved_backward(folder: Path, world_size: int) -> Run:
+    """In a backward pass, when most gradients are exchanged."""
+    with short_of_memory(30, backward=True, after=2, rank=world_size - 1):
+        return level(folder, world_size, FULL)
+
+
+def halved_lora(folder: Path, world_size: int) -> Run:
+    """Layers stay whole: after the embeddings there is no exchange in which the others could learn of it."""
+    with short_of_memory(30, backward=True, after=3, rank=0):
+        return level(folder, world_size, LORA, reshard=False)
+
+
+def halved_before(folder: Path, world_size: int) -> Run:
+    """Process 0 runs out of memory in the trial before the first step, with one pack a micro-batch."""
+    rows = unequal(40)
+    packed = Data(rows, [], pack([len(row) for row in rows], 200))
+    with short_of_memory(120, rank=0):
+        return train(
+            folder, packed, method=FULL, strategy="fsdp2", max_steps=5, shuffle=False, calibrate=True,
+            per_device_train_batch_size=1, gradient_accumulation_steps=2 // world_size,
+        )  # fmt: skip
+
+
 CASES: dict[str, Callable[[Path, int], Run]] = {
     case.__name__: case
     for case in (
         saved, saved_tied, tokens, tokens_tied, dpo_full, dpo_lora, kto_full, kto_saved, orpo_full, simpo_lora,
         reward_full, reward_lora, pissa, olora, dora, dora_again, adamw8,
-        adamw8_odd, adagrad, rmsprop, lion,
+        adamw8_odd, adagrad, rmsprop, lion, halved_forward, halved_backward, halved_lora, halved_before,
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {

@@ -108,6 +108,19 @@ def test_the_result_is_that_of_one_process_in_plain_files(two, one, name):
     assert max(float((first[key] - second[key]).abs().max()) for key in first) <= APART.get(name, EXACT)
 
 
+@pytest.mark.parametrize("name", ["halved_forward", "halved_backward", "halved_lora", "halved_before"])
+def test_memory_that_ran_out_in_one_process_halves_the_micro_batches_of_both(two, name):
+    sizes = [facts(two, name, rank)["micro_batch"] for rank in (0, 1)]
+    assert sizes[0] == sizes[1]
+    events = [line for line in RunFolder(two / name).read_lines("events.jsonl") if line["event"] == "memory_halved"]
+    if name == "halved_before":
+        assert sizes[0]["tokens"] <= 120
+        assert {line["during"] for line in events} == {"calibration"}
+    else:
+        assert sizes[0] == {"sequences": 1, "tokens": None}
+        assert [line["step"] for line in events] == [2]
+
+
 def test_moments_are_in_8_bits_where_shards_are_whole_blocks(two, one):
     def of_tables(folder, load):
         return {key for key in load(folder / "checkpoints/step-6", "optimizer") if key.startswith("lm_head")}

@@ -23,6 +23,7 @@ from torch import nn
 
 from luthier.fast.loss import inner_model
 from luthier.runtime.errors import RecipeError
+from luthier.train.distributed.roll_call import RollCall
 
 __all__ = ["Passes", "Root", "gather_whole", "kept_whole_line", "reshard", "shard"]
 
@@ -45,6 +46,8 @@ class Passes(nn.Module):  # type: ignore[misc]
     def __init__(self, root: nn.Module, module: nn.Module) -> None:
         super().__init__()
         self.root, self.module = root, module
+        self.roll = RollCall(root) if RollCall.possible(root) else None
+        """Lets all leave a pass that one cannot finish; None with a torch that cannot begin it again."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's."""
