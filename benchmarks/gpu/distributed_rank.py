@@ -38,13 +38,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "freeze": {"name": "freeze", "trainable": [r"layers\.[13]\.mlp", "lm_head", "embed_tokens"]},
 }
 """`freeze` trains some matrices of some layers, embeddings and head, as Spectrum does."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "saved": {**METHODS["lora"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "dora": {**METHODS["lora"], "use_dora": True},
+}
+"""Looked at with `--check --beside`."""
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama8b", choices=[*SHAPES, "llama3b"])
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--method", default="lora", choices=["lora", "full", "freeze"])
+    parser.add_argument("--method", default="lora", choices=[*METHODS, *BESIDE])
     parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2"])
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step and process")
@@ -57,6 +62,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype")
     parser.add_argument("--check", type=Path, help="folder: 6 steps over 13 documents of each method")
+    parser.add_argument("--beside", action="store_true", help="with --check: adapters with more beside them, instead")
+    parser.add_argument("--last-memory", type=float, help="share of its memory that the last process may use (CUDA)")
+    parser.add_argument("--no-roll-call", action="store_true", help="fsdp2: out of memory ends the run (for timing)")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -99,7 +107,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         )  # fmt: skip
         packs = pack([len(one) for one in documents], options.max_doc)
         per_process, accumulate = sequences // options.micro_batches, options.micro_batches
-    method = METHODS[options.method]
+    method = {**METHODS, **BESIDE}[options.method]
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
         max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
@@ -117,10 +125,13 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     import torch
 
     from benchmarks.gpu.clock import Clock, median
-    from luthier.train.step import update
 
     clock = Clock(options.device)
     trainer, batches, model = build(options, world)
+    if options.no_roll_call and getattr(trainer.wrapper, "roll", None) is not None:
+        trainer.wrapper.roll = None
+    if options.last_memory and rank == world - 1:
+        torch.cuda.set_per_process_memory_fraction(options.last_memory)
     info: dict[str, Any] = {
         "wrapper": type(trainer.wrapper).__name__, "layers": [
             f"{part.name}: {part.runs}" for part in trainer.engine.report if part.name == "decoder layers"],
@@ -128,7 +139,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     }  # fmt: skip
     marks, losses, tokens = [], [], []
     for step in range(6 if options.check else options.warmup + options.steps):
-        done = update(trainer, batches.take(step), step=step, stop_requested=lambda: False)
+        done = halving_update(trainer, batches, step, info)
         losses.append(done.loss)
         if step == options.warmup - 1:
             clock.wait()
@@ -154,10 +165,27 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     return info
 
 
+def halving_update(trainer: Any, batches: Any, step: int, info: dict[str, Any]) -> Any:
+    """One step; in smaller micro-batches where they do not fit, as in `luthier/train/running.py`."""
+    from luthier.train.split import TooLarge
+    from luthier.train.step import update
+
+    while True:
+        try:
+            return update(trainer, batches.take(step), step=step, stop_requested=lambda: False)
+        except TooLarge as error:
+            failed = error.failed
+        info.setdefault("halved", []).append([step, str(batches.size)])
+        smaller = batches.size.halved(failed)
+        if smaller is None:
+            raise RuntimeError("a single document does not fit")
+        batches.resize(smaller)
+
+
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     """Every method, on several processes with both strategies."""
     cases = {}
-    for method in METHODS:
+    for method in BESIDE if options.beside else METHODS:
         for strategy in ("ddp",) if world == 1 else ("ddp", "fsdp2"):
             options.method, options.strategy = method, strategy
             cases[f"{method} {strategy}"] = run(options, world, rank)

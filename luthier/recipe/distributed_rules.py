@@ -22,7 +22,7 @@ def _why_not_optimizer(optim: str) -> str:
     if optim in _WHOLE_MATRICES:
         why = "updates a number by what stands elsewhere in its matrix, of which a process holds some rows"
     elif "8bit" in optim:
-        why = "has bitsandbytes' blocks, which would be those of each shard: its state would hang on the number of devices"
+        why = "has bitsandbytes' blocks, which would be those of each shard, so its state would hang on their number"
     else:
         why = "was not tried on shards"
     return f"{optim} {why}; shards take {', '.join(SHARDABLE_OPTIMIZERS)}"
@@ -36,9 +36,8 @@ def why_not_sharded(
     if packed:
         kind = "fp8" if model.quantization == "fp8" else "nf4"
         yield ("model.quantization", f"an {kind} base is not sharded yet")
-    if method.name in ("full", "freeze", "spectrum"):
-        if train.optim not in SHARDABLE_OPTIMIZERS:
-            yield ("train.optim", _why_not_optimizer(train.optim))
+    if method.name in ("full", "freeze", "spectrum") and train.optim not in SHARDABLE_OPTIMIZERS:
+        yield ("train.optim", _why_not_optimizer(train.optim))
 
 
 def distributed_rules(

@@ -1,5 +1,5 @@
-"""Passes without gradients, dealt to the processes: batches of their own, but as many passes on each where every pass is
-one of all processes (`Engine.passes_together`): those with fewer batches make some more that count nothing.
+"""Passes without gradients, dealt to the processes: batches of their own, but as many passes on each where every
+pass is one of all processes (`Engine.passes_together`): those with fewer batches make some more that count nothing.
 """
 
 from __future__ import annotations

@@ -76,6 +76,6 @@ def require_equal(accelerator: Accelerator, value: str, *, what: str) -> None:
     odd = [str(rank) for rank, other in enumerate(found) if other != found[0]]
     if odd:
         raise RunFailed(
-            code="L200", message=f"{what} differs between process 0 and {', '.join(odd)}: their CPUs compute differently",
+            code="L200", message=f"{what} differs between process 0 and {', '.join(odd)}; CPUs differ",
             hint="start the same command again: all processes then read what process 0 has written into the run folder",
         )  # fmt: skip

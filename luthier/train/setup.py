@@ -201,7 +201,10 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         objective=objective,
         seed=train.seed,
         moments=expected_state_bytes(
-            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights),
+            weights.tensors,
+            train.optim,
+            train.optim_args,
+            tables=_tables(model, weights),
             in_8_bits=_in_8_bits(weights),
         ),
     )

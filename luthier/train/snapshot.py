@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from luthier.runtime.errors import Problem, RunFailed
 from luthier.fast.kernels.maps8 import BLOCK
+from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.adamw8 import CODES, decoded
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
 from luthier.train.distributed.sharded_weights import ShardedWeights

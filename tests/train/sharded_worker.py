@@ -203,7 +203,8 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
-    f"resumed_{case.__name__}": case for case in (saved_tied, tokens, dpo_full, kto_full, reward_full, pissa, dora, adamw8, adagrad)
+    f"resumed_{case.__name__}": case
+    for case in (saved_tied, tokens, dpo_full, kto_full, reward_full, pissa, dora, adamw8, adagrad)
 }
 """Whose folders hold the first half of a run of another number of processes."""
 

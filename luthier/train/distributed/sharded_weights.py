@@ -71,9 +71,8 @@ class ShardedWeights(Weights):
 
     def in_8_bits(self, *, smallest: int, block: int) -> list[str]:
         """Names of tensors of `smallest` elements or more whose every shard is whole blocks of `block` elements."""
-        return [
-            name for name, like in self.whole.items() if like.numel() >= smallest and _row_group(like, block) is not None
-        ]  # fmt: skip
+        large = {name: like for name, like in self.whole.items() if like.numel() >= smallest}
+        return [name for name, like in large.items() if _row_group(like, block) is not None]
 
     def blocks_as_whole(self, name: str, mine: Tensor, *, block: int) -> Any:
         """A number for each block of this process' shard, as the sharded tensor of all blocks (DTensor, 2-D)."""
