@@ -65,6 +65,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--beside", action="store_true", help="with --check: adapters with more beside them, instead")
     parser.add_argument("--last-memory", type=float, help="share of its memory that the last process may use (CUDA)")
     parser.add_argument("--no-roll-call", action="store_true", help="fsdp2: out of memory ends the run (for timing)")
+    parser.add_argument("--separate", action="store_true", help="without shards, with their separate products")
+    parser.add_argument("--profile", action="store_true", help="one more step under the profiler (trace.py)")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -100,7 +102,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         ]
         packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // world, 6
     else:
-        steps = options.warmup + options.steps
+        steps = options.warmup + options.steps + options.profile
         documents = make_documents(
             (steps * sequences * world + 1) * options.max_doc, max_doc=options.max_doc,
             vocab_size=settings["vocab_size"],
@@ -115,6 +117,8 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
                **trainers.recompute_keys(options.recompute, None)},
     )  # fmt: skip
     tuned = apply_method(model, recipe.method, seed=0).model
+    if options.separate:
+        _separate_products()
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
     order = make_order(recipe.train, sequences=len(packs), world_size=world)
     feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
@@ -153,7 +157,12 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
              "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
     if options.check:
-        _keep(model, losses, options.check / f"{options.method}-{options.strategy}-{world}.pt", rank)
+        _keep(
+            model,
+            losses,
+            options.check / f"{options.method}-{'separate' if options.separate else options.strategy}-{world}.pt",
+            rank,
+        )
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
         info |= {
@@ -161,6 +170,13 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             "tok_s_median": round(median([t / m * 1e3 for t, m in zip(tokens[1:], ms, strict=True)]), 1),
             "tokens_step": round(sum(tokens[1:]) / len(ms)),
         }  # fmt: skip
+    if options.profile:
+        from benchmarks.gpu.trace import profile_step
+
+        info["profile"] = profile_step(
+            lambda: halving_update(trainer, batches, step + 1, info),
+            device=options.device, step_ms=info["ms_step_median"],
+        )  # fmt: skip
     batches.close()
     return info
 
@@ -180,6 +196,16 @@ def halving_update(trainer: Any, batches: Any, step: int, info: dict[str, Any]) 
         if smaller is None:
             raise RuntimeError("a single document does not fit")
         batches.resize(smaller)
+
+
+def _separate_products() -> None:
+    """The engine's layers as under FSDP2, in a process that shards nothing: what the products alone cost and round."""
+    from dataclasses import replace
+
+    from luthier.train import setup
+
+    plain = setup.engine_settings
+    setup.engine_settings = lambda recipe: replace(plain(recipe), sharded=True)
 
 
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:

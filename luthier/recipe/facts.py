@@ -14,15 +14,19 @@ class Decision:
     """What the plan chose (`plan/search.py`); none of it changes what a step computes."""
 
     micro_batch_tokens: int
-    """Most tokens of a micro-batch on one device."""
+    """Most tokens of a micro-batch on one device; on all devices that share a sequence, where some do."""
     recompute: bool | Literal["selective"]
     """`train.gradient_checkpointing`."""
     recompute_layers: int | None
     """`train.gradient_checkpointing_layers`."""
     dequantize_base: bool
     """`model.dequantize_base`; False unless the base is nf4."""
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
     """`distributed.strategy`."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """`distributed.offload`."""
+    sequence_parallel_size: int = 1
+    """`distributed.sequence_parallel_size`."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why, by key of the recipe (`train.per_device_train_batch_size` for the micro-batch)."""
 

@@ -148,7 +148,7 @@ def kto(folder: Path, world_size: int) -> Run:
 
 
 def sharded_kto(folder: Path, world_size: int) -> Run:
-    """9 rated answers, 8 a step, embeddings and head in full beside adapters: one process has no row, but every pass."""
+    """9 rated answers, 8 a step, embeddings and head beside adapters: one process has no row, but every pass."""
     objective = {"name": "kto", "beta": 0.3}
     prepared = preferences(rated(9), validation=5)
     method = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from luthier.fast.decoder.linears import LinearView
 from luthier.fast.decoder.lora import PAD
-from luthier.fast.products import grad_input, grad_weight, product
+from luthier.fast.products import grad_input, grad_weight, product, products_beside
 
 __all__ = ["Base", "Dense", "Dequantized", "Extended", "Gathered", "bias_of", "unpack"]
 
@@ -168,8 +168,7 @@ class Gathered:
     def forward(self, x_mk: Tensor) -> Tensor:
         """x W^T + bias."""
         biases = [None if view.base.bias is None else view.base.bias.detach() for view in self.views]
-        parts = [product(x_mk, weight, bias) for weight, bias in zip(self._weights(), biases, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return products_beside(x_mk, self._weights(), biases)
 
     def input_gradient(self, g_mn: Tensor) -> Tensor:
         """g W, summed over the matrices."""
