@@ -23,7 +23,7 @@ from luthier.train.distributed.shards import load_whole
 from tests.train.sharded_worker import CASES, RESUMED
 from tests.train.test_processes import half
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 EXACT = 5e-5
 APART = {"adamw8_odd": 5e-3}
@@ -48,7 +48,7 @@ def two(one, tmp_path_factory) -> Path:
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "-m", "tests.train.sharded_worker", str(folder),
     ]  # fmt: skip
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
