@@ -31,9 +31,16 @@ LLAMA3B = ("llama", {
 })  # fmt: skip
 """Llama-3.2-3B: the largest of the family that one 80 GB card trains in full with fp32 moments."""
 
+LLAMA70B = ("llama", {
+    **SHAPES["llama8b"][1], "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+})  # fmt: skip
+OTHERS = {"llama3b": LLAMA3B, "llama70b": LLAMA70B}
+
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 16, "lora_alpha": 16.0},
+    "qlora": {"name": "qlora", "r": 16, "lora_alpha": 16.0},
     "full": {"name": "full"},
     "freeze": {"name": "freeze", "trainable": [r"layers\.[13]\.mlp", "lm_head", "embed_tokens"]},
 }
@@ -47,10 +54,16 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llama8b", choices=[*SHAPES, "llama3b"])
+    parser.add_argument("--model", default="llama8b", choices=[*SHAPES, *OTHERS])
     parser.add_argument("--layers", type=int)
     parser.add_argument("--method", default="lora", choices=[*METHODS, *BESIDE])
-    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2"])
+    parser.add_argument("--base", default="auto", choices=["auto", "fp8"], help="fp8: with --method lora")
+    parser.add_argument("--keep-unpacked", action="store_true", help="qlora: model.dequantize_base: true")
+    parser.add_argument("--patterns", action="store_true", help="only: which bytes fully_shard changes")
+    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2", "zero2", "zero3"])
+    parser.add_argument("--check-strategies", default="ddp,fsdp2", help="of `--check`, by commas")
+    parser.add_argument("--offload", default="none", choices=["none", "optimizer", "all"])
+    parser.add_argument("--deepspeed-config", help="zero2, zero3: a JSON as `distributed.deepspeed_config` takes it")
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step and process")
     parser.add_argument("--max-doc", type=int, default=1024)
@@ -81,20 +94,27 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     from benchmarks.gpu import trainers
     from benchmarks.gpu.documents import make_documents
     from benchmarks.gpu.models import random_model, shape
+    from benchmarks.gpu.streamed import streamed_model
     from luthier.data.pack import one_by_one, pack
     from luthier.model.adapters import apply_method
     from luthier.train.prefetch import Batches
     from luthier.train.processes import make_accelerator
-    from luthier.train.setup import make_feed, make_order, make_trainer
+    from luthier.train.setup import fit_base, make_feed, make_order, make_trainer
 
     if options.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     accelerator = make_accelerator(torch.device(options.device), report_to=[], logging_dir="none")
     assert accelerator.num_processes == world, (accelerator.num_processes, world, is_initialized())
-    kind, settings = LLAMA3B if options.model == "llama3b" else shape(options.model)
+    kind, settings = OTHERS[options.model] if options.model in OTHERS else shape(options.model)
     if options.layers:
         settings = {**settings, "num_hidden_layers": options.layers}
-    model = random_model(kind, settings, device=options.device, dtype=options.dtype)
+    quantization = "fp8" if options.base == "fp8" else "nf4" if options.method == "qlora" else "none"
+    if quantization != "none" and options.strategy == "fsdp2" and world > 1 and not options.check:
+        model = streamed_model(
+            kind, settings, device=accelerator.device, dtype=options.dtype, nf4=quantization == "nf4"
+        )
+    else:
+        model = random_model(kind, settings, device=options.device, dtype=options.dtype, nf4=quantization == "nf4")
     sequences = max(1, options.tokens // options.max_doc)
     if options.check:
         documents = make_documents(40 * options.max_doc, max_doc=options.max_doc, vocab_size=settings["vocab_size"])[
@@ -113,14 +133,19 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
         max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
+        quantization=quantization, dequantize_base=options.keep_unpacked,
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None)},
     )  # fmt: skip
+    if options.strategy.startswith("zero"):
+        own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
+        recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     tuned = apply_method(model, recipe.method, seed=0).model
     if options.separate:
         _separate_products()
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
     order = make_order(recipe.train, sequences=len(packs), world_size=world)
+    fit_base(trainer, documents, packs, order=order)
     feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
     return trainer, Batches(feed), tuned
 
@@ -137,7 +162,8 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     if options.last_memory and rank == world - 1:
         torch.cuda.set_per_process_memory_fraction(options.last_memory)
     info: dict[str, Any] = {
-        "wrapper": type(trainer.wrapper).__name__, "layers": [
+        "wrapper": type(trainer.wrapper).__name__, "root": type(getattr(trainer.wrapper, "root", None)).__name__,
+        "layers": [
             f"{part.name}: {part.runs}" for part in trainer.engine.report if part.name == "decoder layers"],
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
@@ -178,6 +204,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             device=options.device, step_ms=info["ms_step_median"],
         )  # fmt: skip
     batches.close()
+    trainer.weights.close()
     return info
 
 
@@ -208,11 +235,32 @@ def _separate_products() -> None:
     setup.engine_settings = lambda recipe: replace(plain(recipe), sharded=True)
 
 
+def has_bitsandbytes() -> bool:
+    """Whether `qlora` can be checked here."""
+    from importlib.util import find_spec
+
+    return find_spec("bitsandbytes") is not None
+
+
+def patterns(options: argparse.Namespace) -> dict[str, Any]:
+    """See `streamed.gathered_patterns`."""
+    import torch
+
+    from benchmarks.gpu.streamed import gathered_patterns
+    from luthier.train.processes import make_accelerator
+
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    make_accelerator(torch.device(options.device), report_to=[], logging_dir="none")
+    return {"changed_patterns": gathered_patterns()}
+
+
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
-    """Every method, on several processes with both strategies."""
+    """Every method, on several processes with each strategy."""
     cases = {}
-    for method in BESIDE if options.beside else METHODS:
-        for strategy in ("ddp",) if world == 1 else ("ddp", "fsdp2"):
+    ours = METHODS if has_bitsandbytes() else set(METHODS) - {"qlora"}
+    for method in BESIDE if options.beside else ours:
+        for strategy in ("ddp",) if world == 1 else options.check_strategies.split(","):
             options.method, options.strategy = method, strategy
             cases[f"{method} {strategy}"] = run(options, world, rank)
     return {"cases": cases}
@@ -224,6 +272,12 @@ def _keep(model: Any, losses: list[float], file: Path, rank: int) -> None:
     held = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            if hasattr(parameter, "ds_id"):
+                import deepspeed
+
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    held[name] = parameter.detach().to("cpu", copy=True)
+                continue
             whole = parameter.detach()
             held[name] = (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
     if rank == 0:
@@ -236,7 +290,10 @@ def main() -> None:
     info: dict[str, Any] = {"label": options.label, "processes": world, **{
         key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}}  # fmt: skip
     try:
-        info |= check(options, world, rank) if options.check else run(options, world, rank)
+        if options.patterns:
+            info |= patterns(options)
+        else:
+            info |= check(options, world, rank) if options.check else run(options, world, rank)
     except Exception as error:  # noqa: BLE001  said in the result
         info["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         traceback.print_exc()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Decision", "Facts", "FoundRate"]
+from luthier.recipe.positions import Place
+
+__all__ = ["Decision", "Facts", "FoundRate", "Taken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,18 @@ class FoundRate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A value of the recipe that another configuration of the user said (`recipe/accelerate`)."""
+
+    key: str
+    """Dotted, `distributed.strategy`."""
+    value: Any
+    reason: str
+    """File or variable, and what stands there."""
+    place: Place = field(default_factory=Place)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a recipe cannot know: the device, the data after preparation, the model."""
 
@@ -60,6 +74,8 @@ class Facts:
     model_parameters: int
     found_rates: tuple[FoundRate, ...] = ()
     """What searches found for this training; `auto` mentions them and keeps to its rule."""
+    taken: tuple[Taken, ...] = ()
+    """What the recipe has from a configuration of accelerate, for the reasons."""
     planned: Decision | None = None
     """None: there is no plan (a CPU, or an unknown model); rules of thumb stand in for it."""
 

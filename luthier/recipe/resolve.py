@@ -95,6 +95,7 @@ class _Values:
 def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
+    values.derived += [Derived(key=one.key, value=one.value, reason=one.reason) for one in facts.taken]
     _strategy(values, facts)
     _model(values, facts)
     online = recipe.objective.name == "grpo"

@@ -244,7 +244,7 @@ class DistributedSection(Section):
     deepspeed_config: str | None = None
     """A DeepSpeed configuration (JSON) that you have; what it says must agree with the recipe or be `auto`."""
     accelerate_config: str | None = None
-    """A configuration of accelerate (YAML) that you have; its strategy and offload are taken."""
+    """A configuration of accelerate (YAML) that you have: what it says is taken, and must agree with the recipe."""
 
 
 class ExportSection(Section):

@@ -8,6 +8,7 @@ from luthier.recipe.load import recipe_from_dict
 from luthier.runtime.errors import RecipeError
 
 FSDP2 = {"strategy": "fsdp2"}
+MODEL = {"name_or_path": "some/model"}
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def document(tmp_path):
 
     def make(**sections):
         return {
-            "model": {"name_or_path": "some/model"}, "data": {"train": [{"path": str(tmp_path / "rows.jsonl")}]},
+            "model": MODEL, "data": {"train": [{"path": str(tmp_path / "rows.jsonl")}]},
             "output_dir": str(tmp_path / "run"), **sections,
         }  # fmt: skip
 
@@ -29,16 +30,14 @@ def codes(document) -> dict[str, str]:
     return {problem.code: problem.message for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_deepspeed_is_refused_by_name(document, strategy):
-    found = codes(document(distributed={"strategy": strategy}))
-    assert strategy in found["L110"]
-
-
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"method": {"name": "qlora"}}, "model.quantization"),
+        ({"method": {"name": "qlora", "use_dora": True}}, "method.use_dora"),
+        (
+            {"model": {"name_or_path": "some/model", "quantization": "fp8"}, "objective": {"name": "dpo"}},
+            "model.quantization",
+        ),
         ({"method": {"name": "full"}, "train": {"optim": "adamw_bnb_8bit"}}, "train.optim"),
         ({"method": {"name": "full"}, "train": {"optim": "adafactor"}}, "train.optim"),
         ({"method": {"name": "spectrum"}, "train": {"optim": "muon"}}, "train.optim"),
@@ -54,6 +53,7 @@ def test_what_shards_cannot_be_combined_with_is_named(document, sections, key):
     "sections",
     [
         {"method": {"name": "full"}}, {"method": {"name": "lora"}}, {"method": {"name": "spectrum"}},
+        {"method": {"name": "qlora"}},
         {"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}},
         {"method": {"name": "lora"}, "train": {"optim": "adafactor"}},
         {"objective": {"name": "dpo"}}, {"objective": {"name": "kto"}, "method": {"name": "full"}},
