@@ -22,7 +22,7 @@ _WHOLE_MATRICES = ("adafactor", "muon", "stable_adamw")
 
 def _why_not_optimizer(optim: str) -> str:
     if optim in _WHOLE_MATRICES:
-        why = "updates a number by what stands elsewhere in its matrix, of which a process holds some rows"
+        why = "needs whole matrices, of which a process holds some rows"
     elif "8bit" in optim:
         why = "has bitsandbytes' blocks, which would be those of each shard, so its state would hang on their number"
     else:
