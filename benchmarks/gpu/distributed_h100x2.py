@@ -102,11 +102,11 @@ def result(lines: list[str]) -> dict[str, Any]:
     return {"error": " | ".join(lines[-3:])[:400]}
 
 
-def checks(run: Any, processes: int, tiny: bool, folder: Path) -> list[str]:
+def checks(run: Any, processes: int, tiny: bool, folder: Path, *more: str) -> list[str]:
     """Trajectories on all GPUs against one."""
     import torch
 
-    words = [str(HERE / "distributed_rank.py"), "--check", str(folder)]
+    words = [str(HERE / "distributed_rank.py"), "--check", str(folder), *more]
     words += ["--model", "tiny", "--layers", "4", "--max-doc", "64", "--device", "cpu"] if tiny else []
     words += [] if tiny else ["--model", "smol135m", "--layers", "6", "--max-doc", "512"]
     one, many = run("check, one", 1, words), run("check, all", processes, words)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=500, help="seconds in all")
     parser.add_argument("--cap", type=float, default=90, help="seconds of one setting")
     parser.add_argument("--dry-run", action="store_true", help="gloo on the CPU, tiny sizes")
-    parser.add_argument("--only", nargs="*", default=["check", "speed", "trl"], help="check, speed, trl")
+    parser.add_argument("--only", nargs="*", default=["check", "speed", "trl"], help="check, beside, speed, trl")
     parser.add_argument("--settings", nargs="*", help="words; settings whose label holds one of them are run")
     options = parser.parse_args()
     began, rows = time.time(), []
@@ -175,6 +175,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if "check" in options.only:
             said = checks(run, options.processes, options.dry_run, Path(folder))
+        if "beside" in options.only:
+            said += checks(run, options.processes, options.dry_run, Path(folder), "--beside")
     if "speed" in options.only:
         for label, processes, flags in settings(options.dry_run):
             if options.settings and not any(word in label for word in options.settings):

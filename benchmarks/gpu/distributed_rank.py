@@ -53,6 +53,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "spectrum30": {"name": "freeze", "trainable": [r"layers\.(0|3|6|9|12|15|18|21|24|27)\.(self_attn|mlp)"]},
 }
 """`freeze` trains some matrices of some layers, embeddings and head, as Spectrum does."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "saved": {**METHODS["lora"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    "dora": {**METHODS["lora"], "use_dora": True},
+}
+"""Looked at with `--check --beside`."""
 
 
 def parse() -> argparse.Namespace:
@@ -61,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int)
     parser.add_argument("--folder", type=Path, help="of a model to load by rows, in place of random weights")
     parser.add_argument("--save", type=Path, help="folder for a checkpoint and the result")
-    parser.add_argument("--method", default="lora", choices=list(METHODS))
+    parser.add_argument("--method", default="lora", choices=[*METHODS, *BESIDE])
     parser.add_argument("--base", default="auto", choices=["auto", "fp8"], help="fp8: with --method lora")
     parser.add_argument("--keep-unpacked", action="store_true", help="qlora: model.dequantize_base: true")
     parser.add_argument("--patterns", action="store_true", help="only: which bytes fully_shard changes")
@@ -80,6 +85,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype")
     parser.add_argument("--check", type=Path, help="folder: 6 steps over 13 documents of each method")
+    parser.add_argument("--beside", action="store_true", help="with --check: adapters with more beside them, instead")
+    parser.add_argument("--last-memory", type=float, help="share of its memory that the last process may use (CUDA)")
+    parser.add_argument("--no-roll-call", action="store_true", help="fsdp2: out of memory ends the run (for timing)")
     parser.add_argument("--separate", action="store_true", help="without shards, with their separate products")
     parser.add_argument("--profile", action="store_true", help="one more step under the profiler (trace.py)")
     parser.add_argument("--label", default="")
@@ -135,7 +143,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         )  # fmt: skip
         packs = pack([len(one) for one in documents], options.max_doc)
         per_process, accumulate = sequences // options.micro_batches, options.micro_batches
-    method = METHODS[options.method]
+    method = {**METHODS, **BESIDE}[options.method]
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
         max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
@@ -218,10 +226,13 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     import torch
 
     from benchmarks.gpu.clock import Clock, median
-    from luthier.train.step import update
 
     clock = Clock(options.device)
     trainer, batches, model = build(options, world)
+    if options.no_roll_call and getattr(trainer.wrapper, "roll", None) is not None:
+        trainer.wrapper.roll = None
+    if options.last_memory and rank == world - 1:
+        torch.cuda.set_per_process_memory_fraction(options.last_memory)
     info: dict[str, Any] = {
         "wrapper": type(trainer.wrapper).__name__, "root": type(getattr(trainer.wrapper, "root", None)).__name__,
         "layers": [
@@ -230,7 +241,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     }  # fmt: skip
     marks, losses, tokens = [], [], []
     for step in range(6 if options.check else options.warmup + options.steps):
-        done = update(trainer, batches.take(step), step=step, stop_requested=lambda: False)
+        done = halving_update(trainer, batches, step, info)
         losses.append(done.loss)
         if step == options.warmup - 1:
             clock.wait()
@@ -264,7 +275,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
         from benchmarks.gpu.trace import profile_step
 
         info["profile"] = profile_step(
-            lambda: update(trainer, batches.take(step + 1), step=step + 1, stop_requested=lambda: False),
+            lambda: halving_update(trainer, batches, step + 1, info),
             device=options.device, step_ms=info["ms_step_median"],
         )  # fmt: skip
     batches.close()
@@ -280,6 +291,23 @@ def hosts(accelerator: Any, loaded: tuple[float, float]) -> dict[str, Any]:
     each = [[round(value, 2) for value in one] for one in accelerator.gather(mine[None]).tolist()]
     names = ("host_gib_loading", "host_anonymous_gib_loaded", "host_gib", "host_anonymous_gib")
     return {name: [one[place] for one in each] for place, name in enumerate(names)}
+
+
+def halving_update(trainer: Any, batches: Any, step: int, info: dict[str, Any]) -> Any:
+    """One step; in smaller micro-batches where they do not fit, as in `luthier/train/running.py`."""
+    from luthier.train.split import TooLarge
+    from luthier.train.step import update
+
+    while True:
+        try:
+            return update(trainer, batches.take(step), step=step, stop_requested=lambda: False)
+        except TooLarge as error:
+            failed = error.failed
+        info.setdefault("halved", []).append([step, str(batches.size)])
+        smaller = batches.size.halved(failed)
+        if smaller is None:
+            raise RuntimeError("a single document does not fit")
+        batches.resize(smaller)
 
 
 def _separate_products() -> None:
@@ -316,7 +344,7 @@ def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     """Every method, on several processes with each strategy."""
     cases = {}
     left_out = {"spectrum30"} if has_bitsandbytes() else {"spectrum30", "qlora"}
-    for method in [name for name in METHODS if name not in left_out]:
+    for method in BESIDE if options.beside else [name for name in METHODS if name not in left_out]:
         for strategy in ("ddp",) if world == 1 else options.check_strategies.split(","):
             options.method, options.strategy = method, strategy
             cases[f"{method} {strategy}"] = run(options, world, rank)

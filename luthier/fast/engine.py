@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.data.batch import Batch
 from luthier.fast.attention import NAME, register
@@ -54,6 +54,7 @@ class Engine:
         """What a pass without gradients runs through. With `passes_together` it is what all passes run through."""
         self.passes_together = False
         """Every pass is one of all processes: each must make as many as the others."""
+        self._run: Callable[..., Any] = _at_once
         self.whole: Callable[[Callable[[], Any]], Any] = lambda run: run()
         """Runs the model's modules where their weights are whole."""
         self._own_attention = _attention_names(module.model)
@@ -73,19 +74,25 @@ class Engine:
         loss, sums = self._callable(batch, label_smoothing, kl)
         return LossSums(loss=loss, weight_sum=batch.weight_sum, sums=sums)
 
+    def answer_values(self, batch: Batch) -> Tensor:
+        """`LossModule.answer_values`, for passes without gradients: through what they run through."""
+        values: Tensor = self._run(self.module.answer_values, batch)
+        return values
+
     def distribute(
         self, wrap: Callable[[nn.Module], nn.Module], *, all_passes: bool = False,
         whole: Callable[[Callable[[], Any]], Any] | None = None,
     ) -> nn.Module:  # fmt: skip
         """Run the loss through `wrap(engine.module)` from now on, for instance DDP; returns the wrapper.
 
-        `all_passes`: those without gradients, too, because weights are whole inside of it only (FSDP2). `whole` runs
-        other passes there.
+        `all_passes`: those without gradients, too, because weights are whole inside of it only (FSDP2); what `wrap`
+        makes then has `run(function, *args)`. `whole` runs other passes there.
         """
         self.whole = whole or self.whole
         self._callable = wrap(self.module)
         if all_passes:
             self.alone, self.passes_together = self._callable, True
+            self._run = getattr(self._callable, "run", _at_once)
         return self._callable
 
     @contextmanager
@@ -212,6 +219,10 @@ def attach(
         kept, why = keep_freed_memory()
         report += (Part("memory", "freed blocks stay with the process" if kept else "as the C library does it", why),)
     return Engine(module, report, undo, decoder)
+
+
+def _at_once(action: Callable[..., Any], *args: Any) -> Any:
+    return action(*args)
 
 
 def _choose_layout(

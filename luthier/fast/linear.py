@@ -43,7 +43,8 @@ class FastLinear(nn.Linear):  # type: ignore[misc]
         if torch.is_autocast_enabled(input.device.type) or input.dtype != self.weight.dtype:
             return super().forward(input)
         rows = input.reshape(-1, input.shape[-1])
-        return _Linear.apply(rows, self.weight, self.bias).view(*input.shape[:-1], self.out_features)
+        # Not `out_features`: of a tied head beside adapters PEFT makes a layer whose numbers are swapped.
+        return _Linear.apply(rows, self.weight, self.bias).view(*input.shape[:-1], self.weight.shape[0])
 
 
 class _Linear(torch.autograd.Function):  # type: ignore[misc]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from luthier.recipe.names import takes_from_base
 from luthier.recipe.offload_rules import offload_rules
 from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
@@ -14,27 +13,30 @@ from luthier.runtime.errors import Problem
 
 __all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "why_not_sharded"]
 
-SHARDABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
-"""Values of `train.optim` whose update of a number depends on that number alone, so that each shard has its own."""
+SHARDABLE_OPTIMIZERS = (
+    "adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd", "adagrad", "rmsprop", "lion_32bit",
+)  # fmt: skip
+"""Values of `train.optim` whose update of a number depends on that number alone, so that each shard has its own; of
+`adamw_8bit` on its block of 256, and shards that are no whole blocks have moments in fp32."""
+_WHOLE_MATRICES = ("adafactor", "muon", "stable_adamw")
+
+
+def _why_not_optimizer(optim: str) -> str:
+    if optim in _WHOLE_MATRICES:
+        why = "needs whole matrices, of which a process holds some rows"
+    elif "8bit" in optim:
+        why = "has bitsandbytes' blocks, which would be those of each shard, so its state would hang on their number"
+    else:
+        why = "was not tried on shards"
+    return f"{optim} {why}; shards take {', '.join(SHARDABLE_OPTIMIZERS)}"
 
 
 def why_not_sharded(
     model: ModelSection, method: MethodSection, objective: ObjectiveSection, train: TrainSection
 ) -> Iterator[tuple[str, str]]:
     """(key, reason) of everything in a recipe that shards cannot be combined with."""
-    if objective.name != "sft":
-        yield ("objective.name", f"objective {objective.name} makes passes that its processes do not make together")
-    if method.name in ("full", "freeze", "spectrum"):
-        if train.optim not in SHARDABLE_OPTIMIZERS:
-            yield ("train.optim", f"{train.optim} needs whole matrices; shards take {', '.join(SHARDABLE_OPTIMIZERS)}")
-    else:
-        if method.modules_to_save:
-            yield ("method.modules_to_save", "modules trained in full beside adapters were not tried in shards")
-        if method.use_dora or takes_from_base(method.init_lora_weights):
-            yield ("method.use_dora" if method.use_dora else "method.init_lora_weights",
-                   "adapters that read the base's weights need them whole")  # fmt: skip
-    if model.new_tokens:
-        yield ("model.new_tokens", "rows of new tokens were not tried in shards")
+    if method.name in ("full", "freeze", "spectrum") and train.optim not in SHARDABLE_OPTIMIZERS:
+        yield ("train.optim", _why_not_optimizer(train.optim))
     yield from why_not_packed(model, method, objective)
 
 

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from luthier.recipe.schema import Recipe
+from luthier.train.distributed.roll_call import GivenUp
 from luthier.train.memory import no_room_for_moments, peak_bytes, reset_peak
 from luthier.train.optim_state import state_bytes
 from luthier.train.seeds import own_random_numbers
-from luthier.train.split import TooLarge, require_memory
+from luthier.train.split import TooLarge, agrees, require_memory
 from luthier.train.step import Trainer, forward_backward
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _measure(trainer: Trainer, feed: Feed, step: int, moments: int) -> Calibrati
     number, item, passes = largest(feed, step)
     scale = trainer.world_size / max(item.batch.weight_sum, 1.0)
     seconds: list[float] = []
-    too_large = None
+    too_large, given_up = None, False
     reset_peak(device)
     with own_random_numbers(device):
         try:
@@ -108,14 +109,16 @@ def _measure(trainer: Trainer, feed: Feed, step: int, moments: int) -> Calibrati
                     trainer.weights.begin(passes=passes, processes=trainer.world_size)
                     if passes == 1:
                         trainer.weights.zero_grad()
-                    forward_backward(trainer, item, step=number, scale=scale)
+                    forward_backward(trainer, item, step=number, scale=scale, trial=True)
                     seconds.append(_now(device) - started)
         except torch.OutOfMemoryError:
-            if trainer.engine.passes_together:
+            if not agrees(trainer, trial=True):
                 raise
             too_large = item
-    if not trainer.engine.passes_together:
-        require_memory(trainer, too_large)
+        except GivenUp:
+            given_up = True
+    if agrees(trainer, trial=True):
+        require_memory(trainer, too_large, given_up=given_up)
     trainer.weights.zero_grad()
     one, peak = statistics.median(seconds[1:]), peak_bytes(device)
     if trainer.world_size > 1:

@@ -34,14 +34,19 @@ def reference_point(trainer: Trainer, micro_batches: Sequence[MicroBatch]) -> fl
     total, rows, too_large = 0.0, 0, None
     for item in micro_batches:
         if item.mismatched is None:
+            if trainer.engine.passes_together:
+                _take_part(trainer, item.batch)
             continue
         try:
             total += log_ratio_sum(trainer, [item.mismatched])
         except torch.OutOfMemoryError:
+            if trainer.engine.passes_together:
+                raise  # the others are in the middle of this pass
             too_large = item
             break
         rows += round(item.mismatched.weight_sum)
-    require_memory(trainer, too_large)
+    if not trainer.engine.passes_together:
+        require_memory(trainer, too_large)
     return mean_over_processes(trainer, total, rows)
 
 
@@ -57,13 +62,19 @@ def log_ratio_sum(trainer: Trainer, batches: Iterable[Batch]) -> float:
     """Sum of log pi(y|x) - log pi_ref(y|x) over the answers of some batches; the model's mode is put back."""
     from luthier.fast.probe import quiet
 
-    # The engine's own module: no gradient, so nothing that processes exchange.
-    module = trainer.engine.module
     sums = []
-    with quiet(module):
+    with quiet(trainer.engine.module):
         for batch in batches:
             here = batch.to(trainer.accelerator.device)
             assert here.answers is not None
             assert here.answers.reference is not None, "mismatched answers come with their reference"
-            sums.append((module.answer_values(here) - here.answers.reference).sum())
+            sums.append((trainer.engine.answer_values(here) - here.answers.reference).sum())
     return math.fsum(torch.stack(sums).tolist()) if sums else 0.0
+
+
+def _take_part(trainer: Trainer, batch: Batch) -> None:
+    """A pass that counts nothing, for the processes that have rows."""
+    from luthier.fast.probe import quiet
+
+    with quiet(trainer.engine.module):
+        trainer.engine.answer_values(batch.to(trainer.accelerator.device))

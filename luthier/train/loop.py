@@ -39,7 +39,7 @@ from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
 from luthier.train.preferences import Rows, prepare_rows, write_held_out
 from luthier.train.prefetch import Batches
-from luthier.train.processes import make_accelerator, on_main
+from luthier.train.processes import make_accelerator, on_main, require_equal
 from luthier.train.progress import Progress
 from luthier.train.reference_cache import ReferenceCache, reference_identity, reference_start
 from luthier.train.result import TrainResult
@@ -117,6 +117,7 @@ def fit(
         on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
         if first_of_machine():
             keep_start(adapter_start, run.path / START_FOLDER)
+        require_equal(accelerator, adapter_start.fingerprint(), what="what the adapters start with")
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),

@@ -44,7 +44,9 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
             alike: dict[tuple[int, Kernel, tuple[str, ...]], list[nn.Parameter]] = {}
             for tensor in group["params"]:
                 if tensor in gradients:
-                    alike.setdefault((self._advance(tensor), *self._kernel(tensor)), []).append(tensor)
+                    key = (self._advance(tensor), *self._kernel(tensor))
+                    if tensor.numel():  # of a shard there may be nothing here
+                        alike.setdefault(key, []).append(tensor)
             for (step, kernel, names), tensors in alike.items():
                 kernel(
                     tensors, [live[tensor] for tensor in tensors],

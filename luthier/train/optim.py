@@ -59,6 +59,7 @@ def parameter_groups(
 def make_optimizer(
     tensors: Mapping[str, nn.Parameter], section: TrainSection, *, learning_rate: float,
     rates: Mapping[str, float] | None = None, tables: Collection[str] = (), own_kernel: bool = True,
+    in_8_bits: Collection[str] | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """The optimizer named by `train.optim` over these tensors.
 
@@ -71,6 +72,7 @@ def make_optimizer(
         learning_rate: Peak rate of tensors that `rates` does not name.
         rates: Peak rate by name (`rates.peak_rates`).
         tables: Names of what belongs to embeddings and head, which Muon leaves to AdamW.
+        in_8_bits: Names of those whose moments `adamw_8bit` keeps in 8 bits; None: by size.
         own_kernel: False where something else calls `step` (DeepSpeed): torch's AdamW, whatever the device has.
     """
     name = section.optim
@@ -87,7 +89,8 @@ def make_optimizer(
             return MasterAdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon, fused=fused)
     if name == "adamw_8bit":
-        return AdamW8(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
+        chosen = None if in_8_bits is None else [tensors[name] for name in in_8_bits]
+        return AdamW8(groups, in_8_bits=chosen, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, **section.optim_args)
     if name == "adafactor":
@@ -108,7 +111,7 @@ def is_hidden_matrix(name: str, tensor: Tensor, tables: Collection[str]) -> bool
 
 def expected_state_bytes(
     tensors: Mapping[str, Tensor], optim: str, optim_args: Mapping[str, Any] | None = None, *,
-    tables: Collection[str] = (),
+    tables: Collection[str] = (), in_8_bits: Collection[str] | None = None,
 ) -> int:  # fmt: skip
     """Bytes of the optimizer's state after its first step, by the formulas of `recipe/optimizers.py`.
 
@@ -122,7 +125,7 @@ def expected_state_bytes(
             total += 4 * (elements // int(tensor.shape[-1]) + elements // int(tensor.shape[-2]))
         elif optim == "muon":
             total += (4 if is_hidden_matrix(name, tensor, tables) else 8) * elements
-        elif large != small and elements >= SMALL:
+        elif large != small and (elements >= SMALL if in_8_bits is None else name in in_8_bits):
             moments = round(small / 4)
             total += moments * (elements + 4 * -(-elements // 256))
         else:

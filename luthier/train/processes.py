@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-__all__ = ["make_accelerator", "on_main"]
+__all__ = ["make_accelerator", "on_main", "require_equal"]
 
 Result = TypeVar("Result")
 
@@ -63,3 +63,22 @@ def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
         raise RunFailed(code="T462", message=f"process 0 failed, so this one stops too: {shared[1]}")
     result: Result = shared[0]
     return result
+
+
+def require_equal(accelerator: Accelerator, value: str, *, what: str) -> None:
+    """Every process must have computed the same; called by all.
+
+    Raises:
+        RunFailed: they have not, in every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    found = gather_object([value])
+    odd = [str(rank) for rank, other in enumerate(found) if other != found[0]]
+    if odd:
+        raise RunFailed(
+            code="L200", message=f"{what} differs between process 0 and {', '.join(odd)}; CPUs differ",
+            hint="start the same command again: all processes then read what process 0 has written into the run folder",
+        )  # fmt: skip

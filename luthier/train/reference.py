@@ -23,8 +23,10 @@ from luthier.runtime.console import note, progress
 from luthier.runtime.errors import OutOfMemory, RunFailed
 from luthier.train.feed import by_token_budget
 from luthier.train.mismatched import Mismatched, join, partners
+from luthier.train.passes import dealt
 from luthier.train.processes import on_main
 from luthier.train.reference_cache import ReferenceCache, rows_hash
+from luthier.train.step import all_sum
 
 if TYPE_CHECKING:
     from luthier.train.step import Trainer
@@ -100,14 +102,16 @@ def answer_values(trainer: Trainer, rows: Sequence[Branched], *, label: str, tok
         OutOfMemory: a single row does not fit.
     """
     groups = list(by_token_budget(rows, tokens))
-    mine = groups[trainer.accelerator.process_index :: trainer.world_size]
+    mine, more = dealt(trainer, groups)
     here = torch.zeros(sum(len(row.answers) for row in rows), dtype=torch.float64)
-    starts = _starts(groups)[trainer.accelerator.process_index :: trainer.world_size]
+    starts, _ = dealt(trainer, _starts(groups))
     with quiet(trainer.engine.module), progress(label, sum(map(len, mine)), "rows") as bar:
         for group, start in zip(mine, starts, strict=True):
             values = _of_group(trainer, group)
             here[start : start + len(values)] = torch.tensor(values, dtype=torch.float64)
             bar.advance(len(group))
+        for _ in range(more):
+            _of_group(trainer, [min(rows, key=len)])
     if trainer.world_size > 1:
         whole = here.to(trainer.accelerator.device)
         here = trainer.accelerator.reduce(whole, reduction="sum").cpu()
@@ -118,12 +122,14 @@ def answer_values(trainer: Trainer, rows: Sequence[Branched], *, label: str, tok
 
 
 def _of_group(trainer: Trainer, rows: Sequence[Branched]) -> list[float]:
-    """One batch; in halves where it does not fit."""
+    """One batch; in halves where it does not fit and this process may make passes of its own."""
     try:
         batch = collate_branched(rows).to(trainer.accelerator.device)
-        values: list[float] = trainer.engine.module.answer_values(batch).tolist()
+        values: list[float] = trainer.engine.answer_values(batch).tolist()
         return values
     except torch.OutOfMemoryError:
+        if trainer.engine.passes_together:
+            raise  # the others are in the middle of this pass
         if len(rows) == 1:
             raise OutOfMemory(
                 code="T440", message=f"{rows[0].ref} ({len(rows[0]):,} tokens) does not fit, even without gradients",
@@ -160,17 +166,20 @@ def start_values(trainer: Trainer, rows: Sequence[Branched], cache: ReferenceCac
 
 
 def _still_true(trainer: Trainer, rows: Sequence[Branched], known: Values, tokens: int) -> bool:
-    """Compare the first batch with what is cached: a cache that is wrong must not decide a training."""
+    """Compare the first batch with what is cached: a cache that is wrong must not decide a training.
+
+    All processes look at the same batch, and one that finds a difference decides for all.
+    """
     sample = next(by_token_budget(rows, tokens))
     half = next(trainer.engine.module.parameters()).dtype != torch.float32
     with quiet(trainer.engine.module):
         values = iter(_of_group(trainer, sample))
+    far = 0.0
     for row, expected in zip(sample, known, strict=False):
         for weights, value in zip(row.weights, expected, strict=True):
             targets = sum(1 for weight in weights if weight)
-            if abs(next(values) - value) > (NEAR if half else NEAR / 100) * targets:
-                return False
-    return True
+            far += not abs(next(values) - value) <= (NEAR if half else NEAR / 100) * targets
+    return all_sum(trainer, [far]) == [0.0]
 
 
 def _filled(rows: Sequence[Branched], values: Values) -> list[Branched]:

@@ -15,6 +15,7 @@ from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import Engine, attach
+from luthier.fast.kernels.maps8 import BLOCK
 from luthier.fast.loss import inner_model
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
@@ -23,7 +24,8 @@ from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
-from luthier.train.distributed.fsdp import Passes, reshard, shard
+from luthier.train.adamw8 import SMALLEST
+from luthier.train.distributed.fsdp import Passes, kept_whole_line, reshard, shard
 from luthier.train.distributed.host_weights import HostWeights
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
@@ -139,16 +141,17 @@ def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSectio
     Raises:
         RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
     """
-    return optimizer_over(model, weights.tensors, train)
+    return optimizer_over(model, weights.tensors, train, in_8_bits=_in_8_bits(weights))
 
 
 def optimizer_over(
-    model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection, *, own_kernel: bool = True
-) -> torch.optim.Optimizer:
+    model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection, *, own_kernel: bool = True,
+    in_8_bits: list[str] | None = None,
+) -> torch.optim.Optimizer:  # fmt: skip
     """The recipe's optimizer over trained tensors by name, in groups of one decay and one rate."""
     return make_optimizer(
         tensors, train, learning_rate=_rate(train), rates=_rates(model, tensors, train),
-        tables=_tables(model, tensors), own_kernel=own_kernel,
+        tables=_tables(model, tensors), own_kernel=own_kernel, in_8_bits=in_8_bits,
     )  # fmt: skip
 
 
@@ -158,6 +161,13 @@ def schedule_of(optimizer: torch.optim.Optimizer, train: TrainSection, total_ste
         optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
         settings=train.lr_scheduler_kwargs,
     )  # fmt: skip
+
+
+def _in_8_bits(weights: Weights) -> list[str] | None:
+    """Names of the tensors whose moments an 8-bit optimizer of ours keeps in 8 bits; None: it decides by size."""
+    if not isinstance(weights, ShardedWeights):
+        return None
+    return weights.in_8_bits(smallest=SMALLEST, block=BLOCK)
 
 
 def _rate(train: TrainSection) -> float:
@@ -191,14 +201,17 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         engine, wrapper = _engine(accelerator, model, recipe, objective)
         for part in engine.report:
             note(f"  {part.name}: {part.runs} ({part.reason})")
-        adapters = hasattr(model, "peft_config")
-        weights = _shards_of(model, recipe) if engine.passes_together and not adapters else Weights(model)
+        whole = kept_whole_line(model)
+        if engine.passes_together and whole is not None:
+            note(f"  {whole}")
+        weights = _shards_of(model, recipe) if engine.passes_together and whole is None else Weights(model)
         weights.whole_updates = facts_of(train.optim).whole
         say_rates(model, weights.tensors, train)
         optimizer = fresh_optimizer(model, weights, train)
         schedule = schedule_of(optimizer, train, total_steps)
         moments = 0 if _on_host(weights, accelerator.device) else expected_state_bytes(
-            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights.tensors)
+            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights.tensors),
+            in_8_bits=_in_8_bits(weights),
         )  # fmt: skip
     return Trainer(
         accelerator=accelerator,

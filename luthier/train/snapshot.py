@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from luthier.fast.kernels.maps8 import BLOCK
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import Problem, RunFailed
+from luthier.train.adamw8 import CODES, decoded
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
 from luthier.train.distributed.folders import first_of_machine, hand_out
 from luthier.train.distributed.sharded_weights import ShardedWeights
@@ -22,6 +24,8 @@ from luthier.train.progress import Progress
 from luthier.train.resume import Resumed, versions
 from luthier.train.rotate import remove_old
 from luthier.train.step import Trainer
+
+SCALES = ("/absmax1", "/absmax2")
 
 __all__ = ["load_weights", "restore", "take"]
 
@@ -72,7 +76,10 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
     for full_name, tensor in held.items():
         name = full_name.rpartition("/")[0]
         whole = tensor.ndim > 0 and tensor.shape == weights.tensors[name].shape
-        found[f"optimizer/{full_name}"] = weights.as_whole({name: tensor})[name] if whole else tensor
+        if full_name.endswith(SCALES):
+            found[f"optimizer/{full_name}"] = weights.blocks_as_whole(name, tensor, block=BLOCK)
+        else:
+            found[f"optimizer/{full_name}"] = weights.as_whole({name: tensor})[name] if whole else tensor
     return found
 
 
@@ -130,6 +137,8 @@ def _mine(trainer: Trainer, path: Path, group: str) -> dict[str, Tensor]:
     likes: Mapping[str, Any] = weights.whole
     if of_state:
         names = saved_shapes(path, group)
+        if any(name.endswith(SCALES) for name in names):  # codes of 8 bits are decoded before rows are cut
+            return _my_part(trainer, load_whole(path, group), of_state=True)
         likes = {name: weights.whole[key] for name in names if (key := name.rpartition("/")[0]) in weights.whole}
     return load_mine(path, group, likes)
 
@@ -140,10 +149,19 @@ def _my_part(trainer: Trainer, whole: Mapping[str, Tensor], *, of_state: bool) -
     if not isinstance(weights, ShardedWeights):
         return dict(whole)
     found = {}
-    for full_name, tensor in whole.items():
+    for full_name, tensor in (_in_fp32(whole) if of_state else whole).items():
         name = full_name.rpartition("/")[0] if of_state else full_name
         same = name in weights.whole and tensor.shape == weights.whole[name].shape
         found[full_name] = weights.shard_of(name, tensor).contiguous() if same and tensor.ndim else tensor
+    return found
+
+
+def _in_fp32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State in which moments in 8 bits stand in fp32, whose rows can be cut anywhere."""
+    found = {name: tensor for name, tensor in state.items() if name.rpartition("/")[2] not in CODES}
+    for name in [name.removesuffix(SCALES[0]) for name in state if name.endswith(SCALES[0])]:
+        moments = decoded({key: state[f"{name}/{key}"] for key in CODES})
+        found |= {f"{name}/{key}": tensor for key, tensor in moments.items()}
     return found
 
 

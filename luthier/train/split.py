@@ -7,7 +7,8 @@ sequences; a single sequence by documents), and the same step runs again from it
 the same seeds. A single document cannot be split.
 
 Processes agree after their micro-batches and before they exchange any gradient, so one that ran
-out of memory takes all of them along and none waits for it.
+out of memory takes all of them along and none waits for it. Under FSDP2 they exchange inside of each
+pass, and agree before each exchange (`distributed/roll_call.py`).
 
 Units: sequences (packs, or rows without packing), tokens of a micro-batch.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +26,11 @@ import torch
 from luthier.train.memory import peak_bytes
 
 if TYPE_CHECKING:
+    from luthier.train.distributed.roll_call import RollCall
     from luthier.train.feed import MicroBatch
     from luthier.train.step import Trainer
 
-__all__ = ["Failed", "MicroBatchSize", "TooLarge", "release", "require_memory"]
+__all__ = ["Failed", "MicroBatchSize", "TooLarge", "agreeing", "agrees", "release", "require_memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,28 @@ class TooLarge(Exception):
         self.failed = tuple(failed)
 
 
-def require_memory(trainer: Trainer, failed: MicroBatch | None) -> None:
+def agrees(trainer: Trainer, *, trial: bool = False) -> bool:
+    """Whether a process that runs out of memory in a pass takes the others along. Under FSDP2 over several machines
+    it does in the `trial` before the first step only, and with torch before 2.13 never."""
+    roll = _roll(trainer)
+    return not trainer.engine.passes_together or (roll is not None and (trial or roll.in_every_step))
+
+
+def agreeing(trainer: Trainer, *, trial: bool = False) -> AbstractContextManager[None]:
+    """Around a pass with its gradients."""
+    roll = _roll(trainer)
+    return nullcontext() if roll is None else roll.calling(agrees(trainer, trial=trial))
+
+
+def _roll(trainer: Trainer) -> RollCall | None:
+    roll: RollCall | None = getattr(trainer.wrapper, "roll", None) if trainer.engine.passes_together else None
+    return roll
+
+
+def require_memory(trainer: Trainer, failed: MicroBatch | None, *, given_up: bool = False) -> None:
     """Go on if no process ran out of memory; else drop all gradients everywhere and say so everywhere.
+
+    `given_up`: this process has left its pass because of another one.
 
     Call it outside the `except` clause of the failure: an exception in flight keeps the activations
     of every frame it went through alive.
@@ -83,6 +106,10 @@ def require_memory(trainer: Trainer, failed: MicroBatch | None) -> None:
         TooLarge: with what did not fit, the same on every process.
     """
     mine = (0, 0, 0, 0)
+    roll = _roll(trainer)
+    if roll is not None and (failed is not None or given_up):
+        roll.leave(missing=failed is not None)
+        release(trainer)
     if failed is not None:
         documents, tokens = len(failed.examples), sum(len(example) for example in failed.examples)
         mine = (failed.sequences, max(documents, 1), tokens, peak_bytes(trainer.accelerator.device))

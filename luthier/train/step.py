@@ -27,13 +27,14 @@ from luthier.objective.base import Objective
 from luthier.runtime.errors import RunFailed
 from luthier.runtime.heartbeat import mark
 from luthier.train.counts import names_of
+from luthier.train.distributed.roll_call import GivenUp
 from luthier.train.feed import MicroBatch
 from luthier.train.kl import reference_point
 from luthier.train.masters import Weights
 from luthier.train.nonfinite import report_non_finite
 from luthier.train.schedule import Schedule
 from luthier.train.seeds import seed_micro_batch
-from luthier.train.split import require_memory
+from luthier.train.split import agreeing, agrees, require_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -119,7 +120,7 @@ def update(
     trainer.weights.begin(passes=len(micro_batches), processes=trainer.world_size)
     losses: list[Tensor] = []
     counts: list[dict[str, Tensor]] = []
-    too_large = None
+    too_large, given_up = None, False
     for item in micro_batches:
         if stop_requested() and trainer.world_size == 1:
             trainer.weights.zero_grad()
@@ -127,15 +128,18 @@ def update(
         try:
             loss, sums = forward_backward(trainer, item, step=step, scale=scale, kl=kl)
         except torch.OutOfMemoryError:
-            if trainer.engine.passes_together:
+            if not agrees(trainer):
                 raise  # the others are in the middle of this pass and cannot give it up
             too_large = item
+            break
+        except GivenUp:
+            given_up = True
             break
         losses.append(loss)
         counts.append(sums)
     mark("compare memory", step=step, exchange=True)
-    if not trainer.engine.passes_together:
-        require_memory(trainer, too_large)
+    if agrees(trainer):
+        require_memory(trainer, too_large, given_up=given_up)
     mark("average gradients", step=step, exchange=True)
     trainer.weights.average_over_processes(trainer.accelerator)
 
@@ -180,13 +184,20 @@ def update(
 
 
 def forward_backward(
-    trainer: Trainer, item: MicroBatch, *, step: int, scale: float, kl: float = 0.0
+    trainer: Trainer, item: MicroBatch, *, step: int, scale: float, kl: float = 0.0, trial: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add one micro-batch's share to the gradients; returns (loss sum, other sums), still on the device."""
+    """Add one micro-batch's share to the gradients; returns (loss sum, other sums), still on the device.
+
+    `trial`: see `split.agrees`.
+
+    Raises:
+        GivenUp: another process could not, which this one learnt in the middle of the pass.
+    """
     seed_micro_batch(seed=trainer.seed, step=step, micro_batch=item.index, rank=trainer.accelerator.process_index)
     batch = item.batch.to(trainer.accelerator.device)
     # Never DDP's exchange in the middle of a backward pass: a process without memory could not take part in it.
-    with trainer.accelerator.no_sync(trainer.wrapper) if trainer.world_size > 1 else nullcontext():
+    apart = trainer.accelerator.no_sync(trainer.wrapper) if trainer.world_size > 1 else nullcontext()
+    with apart, agreeing(trainer, trial=trial):
         sums = trainer.engine.loss(batch, label_smoothing=trainer.label_smoothing, kl=kl)
         trainer.weights.backward(sums.loss * scale)
     trainer.weights.collect()

@@ -24,6 +24,7 @@ from luthier.train.counts import names_of, report
 from luthier.train.feed import by_token_budget, without_weight
 from luthier.train.kl import log_ratio_sum, mean_over_processes
 from luthier.train.mismatched import Mismatched, partners
+from luthier.train.passes import dealt
 from luthier.train.step import Abandoned, Trainer, all_sum
 
 __all__ = ["Validation", "validate"]
@@ -62,9 +63,7 @@ def validate(
     # Not through DDP's wrapper: processes have different numbers of batches and nothing to exchange.
     module = trainer.engine.alone
     groups = list(by_token_budget(examples, tokens_per_batch))
-    mine = groups[trainer.accelerator.process_index :: trainer.world_size]
-    # Where every pass is one of all processes, those with fewer batches make one more that counts nothing.
-    extra = trainer.engine.passes_together and len(mine) < -(-len(groups) // trainer.world_size)
+    mine, more = dealt(trainer, groups)
     kl = _reference_point(trainer, len(examples), mismatched, tokens_per_batch)
     names = names_of(trainer.objective)
     losses, weights, counts, trained = [], [], [], 0
@@ -81,7 +80,7 @@ def validate(
             trained += batch.trained_tokens
             if bar is not None:
                 bar.advance()
-        if extra:
+        for _ in range(more):
             batch = without_weight(collate_rows([min(examples, key=len)]))
             module(batch.to(trainer.accelerator.device), kl=kl)
     columns = zip(*torch.stack(counts).tolist(), strict=True) if counts else ([] for _ in names)
@@ -104,11 +103,12 @@ def _reference_point(trainer: Trainer, rows: int, mismatched: Mismatched | None,
     """z0 over the whole held-out set (`kl.py`); 0 where there is none."""
     if mismatched is None:
         return 0.0
-    pairs = partners(range(rows))[trainer.accelerator.process_index :: trainer.world_size]
+    pairs = partners(range(rows))
     per_batch = max(1, tokens_per_batch // mismatched.max_length)
-    groups = [pairs[start : start + per_batch] for start in range(0, len(pairs), per_batch)]
-    total = log_ratio_sum(trainer, map(mismatched.batch, groups))
-    return mean_over_processes(trainer, total, len(pairs))
+    mine, more = dealt(trainer, [pairs[start : start + per_batch] for start in range(0, len(pairs), per_batch)])
+    total = log_ratio_sum(trainer, map(mismatched.batch, mine))
+    log_ratio_sum(trainer, [mismatched.batch(pairs[:1])] * more)
+    return mean_over_processes(trainer, total, sum(map(len, mine)))
 
 
 @contextmanager

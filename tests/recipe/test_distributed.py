@@ -38,11 +38,9 @@ def codes(document) -> dict[str, str]:
             {"model": {"name_or_path": "some/model", "quantization": "fp8"}, "objective": {"name": "dpo"}},
             "model.quantization",
         ),
-        ({"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}}, "train.optim"),
-        ({"objective": {"name": "dpo"}}, "objective.name"),
-        ({"method": {"name": "lora", "modules_to_save": ["lm_head"]}}, "method.modules_to_save"),
-        ({"method": {"name": "lora", "use_dora": True}}, "method.use_dora"),
-        ({"method": {"name": "lora", "init_lora_weights": "pissa"}}, "method.init_lora_weights"),
+        ({"method": {"name": "full"}, "train": {"optim": "adamw_bnb_8bit"}}, "train.optim"),
+        ({"method": {"name": "full"}, "train": {"optim": "adafactor"}}, "train.optim"),
+        ({"method": {"name": "spectrum"}, "train": {"optim": "muon"}}, "train.optim"),
     ],
 )
 def test_what_shards_cannot_be_combined_with_is_named(document, sections, key):
@@ -51,10 +49,22 @@ def test_what_shards_cannot_be_combined_with_is_named(document, sections, key):
     recipe_from_dict(document(distributed={"strategy": "ddp"}, **sections), origin="test")
 
 
-@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora"}, {"name": "spectrum"}, {"name": "qlora"}])
-def test_what_can_be_sharded_is_taken(document, method):
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"method": {"name": "full"}}, {"method": {"name": "lora"}}, {"method": {"name": "spectrum"}},
+        {"method": {"name": "qlora"}},
+        {"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}},
+        {"method": {"name": "lora"}, "train": {"optim": "adafactor"}},
+        {"objective": {"name": "dpo"}}, {"objective": {"name": "kto"}, "method": {"name": "full"}},
+        {"method": {"name": "lora", "modules_to_save": ["lm_head"]}},
+        {"method": {"name": "lora", "use_dora": True}},
+        {"method": {"name": "lora", "init_lora_weights": "pissa"}},
+    ],
+)  # fmt: skip
+def test_what_can_be_sharded_is_taken(document, sections):
     recipe = recipe_from_dict(
-        document(distributed={"strategy": "fsdp2", "reshard_after_forward": False}, method=method), origin="test"
+        document(distributed={"strategy": "fsdp2", "reshard_after_forward": False}, **sections), origin="test"
     )
     assert recipe.distributed.strategy == "fsdp2"
 

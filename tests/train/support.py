@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,13 @@ def resolved(
     return Resolved(recipe=recipe, derived=())
 
 
-def tuned(recipe: Resolved, *, model: Any = None) -> Any:
+def tuned(recipe: Resolved, *, model: Any = None, new_token_ids: Sequence[int] = ()) -> Any:
     """The tiny model (or `model`) prepared by the method of the recipe."""
     base = tiny_model() if model is None else model
     unfrozen = UNFROZEN if recipe.recipe.method.name == "spectrum" else ()
-    return apply_method(base, recipe.recipe.method, seed=recipe.recipe.train.seed, unfrozen=unfrozen)
+    return apply_method(
+        base, recipe.recipe.method, seed=recipe.recipe.train.seed, unfrozen=unfrozen, new_token_ids=new_token_ids
+    )
 
 
 @dataclass
@@ -151,12 +154,12 @@ def distance(one: Run, other: Run) -> float:
 def train(
     folder: Path, prepared: Data | None = None, *, recipe: Resolved | None = None, model: Any = None,
     restart: bool = False, fingerprint: dict[str, Any] | None = None, calibrate: bool | None = None,
-    reference_cache: Path | None = None, **settings: Any,
+    reference_cache: Path | None = None, new_token_ids: Sequence[int] = (), **settings: Any,
 ) -> Run:  # fmt: skip
     """Run `fit` in `folder`; keyword arguments as for `resolved`."""
     recipe = recipe or resolved(**settings)
     prepared = prepared or data()
-    subject = tuned(recipe, model=model)
+    subject = tuned(recipe, model=model, new_token_ids=new_token_ids)
     start = {name: p.detach().clone() for name, p in subject.model.named_parameters() if p.requires_grad}
     run = RunFolder(folder)
     if read_env().rank == 0:

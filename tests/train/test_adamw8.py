@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.fast.kernels import maps8
-from luthier.train.adamw8 import SMALLEST, AdamW8
+from luthier.train.adamw8 import SMALLEST, AdamW8, as_codes, decoded
 from luthier.train.optim_state import optimizer_state, restore_optimizer
 
 
@@ -108,3 +108,53 @@ def test_state_of_bitsandbytes_is_taken_over():
         assert not bool((state.get("state2", torch.ones(1)) == 0).all())
     run(tensors, new, range(4, 5))
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def test_shards_of_whole_blocks_take_the_steps_of_the_whole():
+    """What FSDP2 makes of a matrix: its rows over two processes, here of 40 x 64 = 10 blocks."""
+    whole = torch.nn.Parameter(torch.randn(80, 64, generator=generator()))
+    halves = [torch.nn.Parameter(part.clone()) for part in whole.detach().split(40)]
+    optimizers = [
+        AdamW8([{"params": tensors}], in_8_bits=tensors, lr=1e-2, betas=(0.9, 0.95)) for tensors in ([whole], halves)
+    ]
+    for step in range(5):
+        gradient = torch.randn(whole.shape, generator=generator(step))
+        whole.grad, (halves[0].grad, halves[1].grad) = gradient, gradient.split(40)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(torch.cat([half.detach() for half in halves]), whole)
+    assert halves[0].numel() < SMALLEST, "by its own size a half would have fp32 moments"
+    for key in ("state1", "absmax1", "state2", "absmax2"):
+        both = torch.cat([optimizers[1].state[half][key] for half in halves])
+        assert torch.equal(both, optimizers[0].state[whole][key])
+
+
+def test_moments_go_to_fp32_and_back_without_a_change():
+    tensors = {"window": parameters()["window"]}
+    optimizer = AdamW8([{"params": list(tensors.values())}], lr=1e-2)
+    run(tensors, optimizer, range(3))
+    state = {key: value for key, value in optimizer.state[tensors["window"]].items() if key != "step"}
+    again = as_codes(decoded(state))
+    assert set(again) == set(state) and all(torch.equal(again[key], state[key]) for key in state)
+
+
+def test_state_is_taken_over_by_an_optimizer_that_keeps_it_otherwise():
+    """Shards that are no whole blocks have fp32 moments, whatever the tensor has elsewhere."""
+    tensor = parameters()["matrix"]
+    coded = AdamW8([{"params": [tensor]}], lr=1e-2)
+    run({"matrix": tensor}, coded, range(2))
+    plain = AdamW8([{"params": [tensor]}], in_8_bits=[], lr=1e-2)
+    plain.load_state_dict(coded.state_dict())
+    assert set(plain.state[tensor]) == {"step", "exp_avg", "exp_avg_sq"}
+    back = AdamW8([{"params": [tensor]}], lr=1e-2)
+    back.load_state_dict(plain.state_dict())
+    assert all(torch.equal(value, coded.state[tensor][key]) for key, value in back.state[tensor].items())
+
+
+def test_an_empty_shard_is_no_obstacle():
+    tensors = [torch.nn.Parameter(torch.zeros(0, 256)), torch.nn.Parameter(torch.ones(4, 256))]
+    optimizer = AdamW8([{"params": tensors}], in_8_bits=tensors, lr=1e-2)
+    for tensor in tensors:
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    assert float(tensors[1].detach().max()) < 1.0

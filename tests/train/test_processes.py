@@ -162,7 +162,7 @@ def test_checkpoints_of_shards_are_served_as_plain_files(two):
         "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
         "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
         "sharded_hollow", "offloaded_all", "offloaded_optimizer",
-        "sharded_qlora", "sharded_qlora_unpacked", "sharded_fp8", *RESUMED,
+        "sharded_kto", "sharded_halved", "sharded_qlora", "sharded_qlora_unpacked", "sharded_fp8", *RESUMED,
     ],
 )  # fmt: skip
 def test_two_processes_take_the_trajectory_of_one(two, one, name):
@@ -237,12 +237,12 @@ def test_a_save_that_fails_in_process_0_ends_all(two):
     assert "process 0 failed" in second["text"]
 
 
-@pytest.mark.parametrize("name", ["halved", "halved_by_documents"])
+@pytest.mark.parametrize("name", ["halved", "halved_by_documents", "sharded_halved"])
 def test_memory_that_ran_out_in_one_process_halves_the_micro_batches_of_both(two, name):
     results = [json.loads((two / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
     assert results[0]["micro_batch"] == results[1]["micro_batch"]
     events = [line for line in RunFolder(two / name).read_lines("events.jsonl") if line["event"] == "memory_halved"]
-    if name == "halved":
+    if name != "halved_by_documents":
         assert results[0]["micro_batch"] == {"sequences": 1, "tokens": None}
         assert [line["step"] for line in events] == [2], "two passes a step: the third is in step 2"
     else:

@@ -77,7 +77,7 @@ def thirteen(folder: Path, world_size: int, method: dict[str, Any], **settings: 
     packed = Data(rows, examples(5, seed=99), pack([len(row) for row in rows], 128))
     return train(
         folder, packed, method=method, max_steps=6, save_steps=3, eval_steps=3, per_device_train_batch_size=1,
-        gradient_accumulation_steps=4 // world_size, learning_rate=3e-3, **settings,
+        gradient_accumulation_steps=4 // world_size, **{"learning_rate": 3e-3, **settings},
     )  # fmt: skip
 
 
@@ -182,12 +182,30 @@ def kto(folder: Path, world_size: int) -> Run:
                 **per_process(world_size))  # fmt: skip
 
 
+def sharded_kto(folder: Path, world_size: int) -> Run:
+    """9 rated answers, 8 a step, embeddings and head beside adapters: one process has no row, but every pass."""
+    objective = {"name": "kto", "beta": 0.3}
+    prepared = preferences(rated(9), validation=5)
+    method = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}
+    return tune(folder, prepared, objective=objective, method=method, num_train_epochs=3, shuffle=False, eval_steps=2,
+                strategy="fsdp2", **per_process(world_size))  # fmt: skip
+
+
+def sharded_halved(folder: Path, world_size: int) -> Run:
+    """As `halved`, inside of the passes that all make together."""
+    settings = {"per_device_train_batch_size": 4 // world_size, "gradient_accumulation_steps": 2, "strategy": "fsdp2"}
+    with short_of_memory(30, backward=True, after=2, rank=world_size - 1):
+        return train(folder, data(unequal_level(32)), max_steps=3, shuffle=False, **settings)
+
+
 CASES: dict[str, Callable[[Path, int], Run]] = {
     case.__name__: case
     for case in (
         full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
         thirteen_full, thirteen_lora, thirteen_spectrum, sharded_full, sharded_lora, sharded_spectrum, sharded_bf16,
-        sharded_hollow, offloaded_all, offloaded_optimizer, sharded_qlora, sharded_qlora_unpacked, sharded_fp8,
+        sharded_hollow, offloaded_all, offloaded_optimizer,
+        sharded_kto, sharded_halved,
+        sharded_qlora, sharded_qlora_unpacked, sharded_fp8,
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {

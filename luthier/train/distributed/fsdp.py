@@ -6,7 +6,8 @@
 
 The engine's layer function stays: `fully_shard` gathers a layer's weights before its forward and its backward, and the
 function reads them from the modules then (`fast/decoder/bases.py: Gathered`). Adapters are small and stay whole on
-every process (`ignored_params`); their gradients are averaged as without sharding.
+every process (`ignored_params`), with what is trained beside them (`modules_to_save`, rows of new tokens); their
+gradients are averaged as without sharding.
 
 torch.distributed.fsdp, fully_shard: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
@@ -27,8 +28,9 @@ from luthier.model.hollow import values_of
 from luthier.model.packed import pack_linears
 from luthier.runtime.errors import RecipeError
 from luthier.train.distributed.fill import empty, fill
+from luthier.train.distributed.roll_call import RollCall
 
-__all__ = ["Passes", "Root", "reshard", "shard"]
+__all__ = ["Passes", "Root", "kept_whole_line", "reshard", "shard"]
 
 
 class Root(nn.Module):  # type: ignore[misc]
@@ -49,13 +51,19 @@ class Passes(nn.Module):  # type: ignore[misc]
     def __init__(self, root: nn.Module, module: Callable[..., Any]) -> None:
         super().__init__()
         self.root, self.module = root, module
+        self.roll = RollCall(root) if RollCall.possible(root) else None
+        """Lets all leave a pass that one cannot finish; None with a torch that cannot begin it again."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's."""
+        return self.run(self.module, *args, **kwargs)
+
+    def run(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`action(*args, **kwargs)`, which is a pass of all processes, with the weights whole where it needs them."""
         with warnings.catch_warnings():
             # A layer returns (1, T, d), a view of (T, d). Nothing writes into it in place, which torch warns of.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
-            result = self.root(self.module, *args, **kwargs)
+            result = self.root(action, *args, **kwargs)
         if not torch.is_grad_enabled():
             reshard(self.root)  # no backward pass will: weights would stay whole beside their shards
         return result
@@ -131,7 +139,30 @@ def _kept_whole(model: nn.Module, device: torch.device) -> set[nn.Parameter]:
     """Trained parameters of a model with adapters, on the device; none where the weights themselves are trained."""
     if not hasattr(model, "peft_config"):
         return set()
-    found = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in found:
         parameter.data = parameter.data.to(device)
-    return found
+        torch.distributed.broadcast(parameter.data, src=0)  # equal already, unless hosts compute differently
+    return set(found)
+
+
+def kept_whole_line(model: nn.Module) -> str | None:
+    """What of a model with adapters each process holds whole, and what that takes; None where all is sharded."""
+    if not hasattr(model, "peft_config"):
+        return None
+    beside: dict[str, int] = {}
+    adapters = 0
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        module, _, rest = name.partition(".modules_to_save.")
+        if not rest:
+            module, _, rest = name.partition(".token_adapter.")
+        if rest:
+            module = module.rpartition(".")[2]
+            beside[module] = beside.get(module, 0) + parameter.nbytes
+        else:
+            adapters += parameter.nbytes
+    named = [f"adapters ({adapters / 2**20:,.1f} MiB)"] if adapters else []
+    named += [f"what is trained of {module} ({size / 2**20:,.1f} MiB)" for module, size in beside.items()]
+    return f"whole on each process: {', '.join(named)}; a step exchanges their gradients once, not in each pass"

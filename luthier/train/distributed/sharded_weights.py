@@ -7,9 +7,11 @@ together from the shards'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from luthier.train.distributed.local import as_sharded, local, my_rows
@@ -59,7 +61,33 @@ class ShardedWeights(Weights):
         """Shards by parameter name as the sharded tensors that all processes hold together (DTensor)."""
         return {name: as_sharded(shard.detach(), self.whole[name]) for name, shard in tensors.items()}
 
+    def in_8_bits(self, *, smallest: int, block: int) -> list[str]:
+        """Names of tensors of `smallest` elements or more whose every shard is whole blocks of `block` elements."""
+        large = {name: like for name, like in self.whole.items() if like.numel() >= smallest}
+        return [name for name, like in large.items() if _row_group(like, block) is not None]
+
+    def blocks_as_whole(self, name: str, mine: Tensor, *, block: int) -> Any:
+        """A number for each block of this process' shard, as the sharded tensor of all blocks (DTensor, 2-D)."""
+        from torch.distributed.tensor import DTensor
+
+        like = self.whole[name]
+        rows, group = like.shape[0], _row_group(like, block)
+        assert group is not None
+        shape = (rows // group, like.numel() // rows * group // block)
+        return DTensor.from_local(
+            mine.view(-1, shape[1]), like.device_mesh, like.placements, run_check=False, shape=torch.Size(shape),
+            stride=(shape[1], 1),
+        )  # fmt: skip
+
     def shard_of(self, name: str, whole: Tensor) -> Tensor:
         """This process' part of a whole tensor that has the shape of the parameter `name`."""
         first, last = my_rows(self.whole[name])
         return whole[first:last]
+
+
+def _row_group(like: Any, block: int) -> int | None:
+    """The fewest rows that are whole blocks, if every shard consists of such groups; shards are cut by rows."""
+    rows = like.shape[0]
+    group = block // math.gcd(block, like.numel() // rows)
+    a_shard = -(-rows // like.device_mesh.size())
+    return None if rows % group or a_shard % group else group
