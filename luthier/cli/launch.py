@@ -38,6 +38,7 @@ def launch(
 
     from luthier.launch.processes import Nodes, choose_processes, launch_processes
     from luthier.pipeline.run import run_recipe
+    from luthier.recipe.distributed_rules import require_groups
     from luthier.runtime.errors import RecipeError
 
     loaded = load_with_overrides(recipe, overrides)
@@ -47,6 +48,7 @@ def launch(
             hint="several machines need `--nodes N --node-rank 0..N-1 --rendezvous HOST:PORT`, the same port on each",
         )  # fmt: skip
     processes, cpu = choose_processes(num_gpus, num_processes)
+    require_groups(loaded.recipe.distributed.sequence_parallel_size, processes * nodes)
     only = ("data", "train") if train_only else None
     if processes * nodes == 1:
         run_and_show(loaded, only=only, restart=restart, as_json=as_json)

@@ -218,9 +218,12 @@ def _say_processes(session: Session) -> None:
     """How many processes there really are: an exit code of 0 does not say so."""
     env = read_env()
     if session.group.size > 1:
-        strategy = session.resolved.recipe.distributed.strategy
+        distributed = session.resolved.recipe.distributed
+        strategy, parts = distributed.strategy, distributed.sequence_parallel_size
         how = {"ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)"}[strategy]
         note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
+        if parts > 1:
+            note(f"  each sequence is shared by {parts} processes: its tokens are divided, for attention its heads")
     elif env.accelerate_strategy is not None:
         note(
             "  one process: `accelerate launch` starts no more than one on CPUs, whatever its config says; "

@@ -103,10 +103,11 @@ class Request:
         accumulate = train.gradient_accumulation_steps
         # On a CPU small micro-batches stay in the caches (`recipe/steps.py`): there is nothing to search.
         budgets = tuple(reversed(BUDGETS)) if self.device.type == "cuda" else BUDGETS[:1]
+        groups = max(1, self.num_gpus // self.recipe.distributed.sequence_parallel_size)
         for budget in budgets:
             split = choose_batching(
                 self.sequences_per_step, mean_tokens=self.documents.sequence_tokens, device_type=self.device.type,
-                world_size=self.num_gpus, micro_batch_tokens=budget,
+                world_size=groups, micro_batch_tokens=budget,
                 per_device_train_batch_size=None if micro == "auto" else micro,
                 gradient_accumulation_steps=None if accumulate == "auto" else accumulate,
             )  # fmt: skip

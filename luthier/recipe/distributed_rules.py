@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from luthier.recipe.names import takes_from_base
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
-from luthier.runtime.errors import Problem
+from luthier.runtime.errors import Problem, RecipeError
 
-__all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "why_not_sharded"]
+__all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "require_groups", "why_not_sharded"]
 
 SHARDABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
 """Values of `train.optim` whose update of a number depends on that number alone, so that each shard has its own."""
@@ -49,10 +49,11 @@ def distributed_rules(
             hint="fsdp2 shards the same: weights, gradients and optimizer state",
         )  # fmt: skip
     for key, default in (
-        ("offload", "none"), ("sequence_parallel_size", 1), ("deepspeed_config", None), ("accelerate_config", None),
+        ("offload", "none"), ("deepspeed_config", None), ("accelerate_config", None),
     ):  # fmt: skip
         if getattr(section, key) != default:
             yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
+    yield from _sequence_rules(section, objective, locate)
     if section.strategy == "fsdp2":
         for key, reason in why_not_sharded(model, method, objective, train):
             message = f"`distributed.strategy: fsdp2` beside `{key}`: {reason}"
@@ -61,3 +62,33 @@ def distributed_rules(
         key = "distributed.reshard_after_forward"
         message = f"`{key}` would have no effect: `distributed.strategy` is ddp"
         yield locate(key, on="key").problem("C111", message, hint="remove it")
+
+
+def require_groups(size: int, processes: int) -> None:
+    """Return if `processes` can be divided into groups of `size` that share each sequence.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    if processes % size:
+        raise RecipeError(
+            code="L230",
+            message=f"`distributed.sequence_parallel_size: {size}` does not divide {processes} processes",
+            hint=f"start a multiple of {size} processes (`luthier launch`), or change it; 1 shares no sequence",
+        )
+
+
+def _sequence_rules(section: DistributedSection, objective: ObjectiveSection, locate: Locate) -> Iterator[Problem]:
+    key, size = "distributed.sequence_parallel_size", section.sequence_parallel_size
+    if size == 1:
+        return
+    if objective.name != "sft":
+        yield locate(key).problem(
+            "L231", f"`{key}: {size}` beside objective {objective.name}: only sft's sequences can be shared",
+            hint="remove it",
+        )  # fmt: skip
+    if section.strategy in ("zero2", "zero3"):
+        yield locate(key).problem(
+            "L231", f"`{key}: {size}` beside `distributed.strategy: {section.strategy}`",
+            hint="write fsdp2 or ddp",
+        )  # fmt: skip

@@ -154,9 +154,10 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     micro = None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
     accumulate = None if train.gradient_accumulation_steps == "auto" else train.gradient_accumulation_steps
     target, why = step_target(train, rows=facts.rows, sequences=facts.sequences, mean_tokens=facts.mean_tokens)
-    planned = facts.planned
+    planned, parts = facts.planned, values.recipe.distributed.sequence_parallel_size
+    groups = max(1, facts.world_size // parts)
     batching = choose_batching(
-        target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=facts.world_size,
+        target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=groups,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
         micro_batch_tokens=planned.micro_batch_tokens if planned else None,
     )  # fmt: skip
@@ -164,7 +165,7 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     if planned:
         budget = planned.reasons["train.per_device_train_batch_size"]
     count = batching.sequences_per_step
-    devices = f" x {facts.world_size} devices" if facts.world_size > 1 else ""
+    devices = f" x {groups} {'devices' if parts == 1 else f'groups of {parts} devices'}" if groups > 1 else ""
     plural = "sequence" if count == 1 else "sequences"
     values.fill(
         "train.per_device_train_batch_size",

@@ -23,6 +23,7 @@ from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.distributed.fsdp import Passes, reshard, shard
+from luthier.train.distributed.sequence import share_sequences
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
@@ -80,8 +81,8 @@ def interval(section: TrainSection, key: Literal["eval_steps", "save_steps"]) ->
     return steps
 
 
-def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Order:
-    """The order of the run.
+def make_order(section: TrainSection, *, sequences: int, world_size: int, parts: int = 1) -> Order:
+    """The order of the run; `parts` processes share each sequence.
 
     Raises:
         DataError: there is nothing to train on.
@@ -92,7 +93,7 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
         )
     batch, accumulation = batch_shape(section)
     return Order(
-        sequences=sequences, sequences_per_step=batch * accumulation * world_size,
+        sequences=sequences, sequences_per_step=batch * accumulation * (world_size // parts),
         num_train_epochs=section.num_train_epochs, max_steps=section.max_steps,
         seed=section.seed, shuffle=section.shuffle,
     )  # fmt: skip
@@ -100,14 +101,14 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 def make_feed(
     accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
-    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None,
+    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None, parts: int = 1,
 ) -> Feed:  # fmt: skip
     """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found,
-    `mismatched` answers where the objective asks for them."""
+    `mismatched` answers where the objective asks for them; `parts` processes share each sequence."""
     return Feed(
         examples=examples, packs=packs, order=order, size=size or MicroBatchSize(batch_shape(section)[0]),
         rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
-        mismatched=mismatched,
+        mismatched=mismatched, parts=parts,
     )  # fmt: skip
 
 
@@ -166,7 +167,8 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
     adapters = hasattr(model, "peft_config")
-    weights = ShardedWeights(model) if engine.passes_together and not adapters else Weights(model)
+    sharded = isinstance(wrapper, Passes) and not adapters
+    weights = ShardedWeights(model) if sharded else Weights(model)
     if not weights.live:
         raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
     weights.whole_updates = facts_of(train.optim).whole
@@ -188,6 +190,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
+        parts=recipe.distributed.sequence_parallel_size,
         moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
     )
 
@@ -196,14 +199,21 @@ def _engine(
     accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, objective: Objective | None
 ) -> tuple[Engine, nn.Module]:
     """The engine and what its loss runs through, by `distributed.strategy`."""
-    settings = engine_settings(recipe)
+    settings, parts = engine_settings(recipe), recipe.distributed.sequence_parallel_size
+    group = share_sequences(accelerator, parts) if parts > 1 else None
+    if group is not None:
+        settings = replace(settings, cuda_graphs=False)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
         root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
+        if group is not None:
+            engine.share_sequences(group)
         model.train()
         return engine, engine.distribute(lambda module: Passes(root, module), all_passes=True)
     engine = attach(model, settings, objective=objective)
+    if group is not None:
+        engine.share_sequences(group)
     model.train()
     with warnings.catch_warnings():
         # torch 2.13 names a successor of `broadcast_buffers` that does something else.

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from luthier.data.branches import collate_rows
+from luthier.data.sequence_parts import take_part
 from luthier.data.types import TrainRow
 from luthier.runtime.console import progress
 from luthier.runtime.errors import RunFailed
@@ -62,9 +63,10 @@ def validate(
     # Not through DDP's wrapper: processes have different numbers of batches and nothing to exchange.
     module = trainer.engine.alone
     groups = list(by_token_budget(examples, tokens_per_batch))
-    mine = groups[trainer.accelerator.process_index :: trainer.world_size]
+    place, dealt_to = trainer.dealt
+    mine = groups[place::dealt_to]
     # Where every pass is one of all processes, those with fewer batches make one more that counts nothing.
-    extra = trainer.engine.passes_together and len(mine) < -(-len(groups) // trainer.world_size)
+    extra = trainer.engine.passes_together and len(mine) < -(-len(groups) // dealt_to)
     kl = _reference_point(trainer, len(examples), mismatched, tokens_per_batch)
     names = names_of(trainer.objective)
     losses, weights, counts, trained = [], [], [], 0
@@ -73,7 +75,7 @@ def validate(
         for group in mine:
             if abandon():
                 raise Abandoned
-            batch = collate_rows(group)
+            batch = take_part(collate_rows(group), index=trainer.part, size=trainer.parts)
             loss_sum, sums = module(batch.to(trainer.accelerator.device), kl=kl)
             losses.append(loss_sum)
             counts.append(torch.stack([sums[name].float() for name in names]))
@@ -82,7 +84,8 @@ def validate(
             if bar is not None:
                 bar.advance()
         if extra:
-            batch = without_weight(collate_rows([min(examples, key=len)]))
+            shortest = without_weight(collate_rows([min(examples, key=len)]))
+            batch = take_part(shortest, index=trainer.part, size=trainer.parts)
             module(batch.to(trainer.accelerator.device), kl=kl)
     columns = zip(*torch.stack(counts).tolist(), strict=True) if counts else ([] for _ in names)
     total_loss, weight_sum, total, *found = all_sum(trainer, [
