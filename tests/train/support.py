@@ -69,6 +69,7 @@ def resolved(
     strategy: str = "ddp",
     reshard: bool = True,
     served: bool = False,
+    shared: int = 1,
     **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
@@ -83,7 +84,11 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
-        distributed={"strategy": strategy, "reshard_after_forward": reshard},
+        distributed={
+            "strategy": strategy,
+            "reshard_after_forward": reshard,
+            "sequence_parallel_size": shared,
+        },
         export={"checkpoints": served},
         output_dir="unused",
     )

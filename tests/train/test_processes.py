@@ -83,6 +83,18 @@ def test_there_really_are_shards_under_fsdp2_and_the_engine_runs_its_layers(two)
     assert facts(two, 0)["held"] == facts(two, 0)["whole"]
 
 
+def test_each_process_really_has_half_of_the_tokens_and_half_of_the_heads(two):
+    """53 tokens and 1 of padding: 27 rows each outside attention; inside, 54 rows of 2 of 4 heads and 1 of 2."""
+    for rank in (0, 1):
+        found = facts(two, rank)["shared"]
+        assert (found["wrapper"], found["layer"]) == ("DistributedDataParallel", "PackedLlamaDecoderLayer")
+        assert (found["groups"], found["sequences"]) == (1, 2)
+        assert found["embedded"] == [[1, 27, 64]]
+        assert found["layers"] == [[1, 27, 64]] * 2
+        assert found["attended"] == [[[54, 2, 16], [54, 1, 16], [54, 1, 16]]] * 2
+        assert found["tokens"] == (27 if rank == 0 else 26)
+
+
 def test_the_result_of_shards_is_plain_files(two, one):
     files = sorted(path.name for path in (two / "sharded_full/final").glob("*.safetensors"))
     assert files == ["model.safetensors"]
@@ -106,7 +118,7 @@ def test_checkpoints_of_shards_are_served_as_plain_files(two):
     [
         "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
         "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
-        *RESUMED,
+        "shared_full", "shared_lora", "shared_spectrum", "shared_one_half", *RESUMED,
     ],
 )  # fmt: skip
 def test_two_processes_take_the_trajectory_of_one(two, one, name):
