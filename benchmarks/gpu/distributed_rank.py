@@ -47,8 +47,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--method", default="lora", choices=["lora", "full", "freeze"])
     parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2"])
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
-    parser.add_argument("--tokens", type=int, default=8192, help="of a step and process")
+    parser.add_argument("--sequence-parallel", type=int, default=1, metavar="S", help="processes that share a sequence")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a step and process (or of S that share sequences)")
     parser.add_argument("--max-doc", type=int, default=1024)
+    parser.add_argument(
+        "--mean-doc", type=float, default=300.0, help="before the limit; 1e9: all have --max-doc tokens"
+    )
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "layer"])
     parser.add_argument("--optim", default="adamw_torch_fused")
@@ -85,31 +89,32 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     if options.layers:
         settings = {**settings, "num_hidden_layers": options.layers}
     model = random_model(kind, settings, device=options.device, dtype=options.dtype)
-    sequences = max(1, options.tokens // options.max_doc)
+    sequences, shared = max(1, options.tokens // options.max_doc), options.sequence_parallel
+    groups = world // shared
     if options.check:
         documents = make_documents(40 * options.max_doc, max_doc=options.max_doc, vocab_size=settings["vocab_size"])[
             :13
         ]
-        packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // world, 6
+        packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // groups, 6
     else:
         steps = options.warmup + options.steps
         documents = make_documents(
-            (steps * sequences * world + 1) * options.max_doc, max_doc=options.max_doc,
-            vocab_size=settings["vocab_size"],
+            (steps * sequences * groups + 1) * options.max_doc, max_doc=options.max_doc,
+            vocab_size=settings["vocab_size"], mean=options.mean_doc,
         )  # fmt: skip
         packs = pack([len(one) for one in documents], options.max_doc)
         per_process, accumulate = sequences // options.micro_batches, options.micro_batches
     method = METHODS[options.method]
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
-        max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
+        max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered, shared=shared,
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None)},
     )  # fmt: skip
     tuned = apply_method(model, recipe.method, seed=0).model
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
-    order = make_order(recipe.train, sequences=len(packs), world_size=world)
-    feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
+    order = make_order(recipe.train, sequences=len(packs), world_size=world, parts=shared)
+    feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None, parts=shared)
     return trainer, Batches(feed), tuned
 
 
@@ -123,7 +128,9 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     trainer, batches, model = build(options, world)
     info: dict[str, Any] = {
         "wrapper": type(trainer.wrapper).__name__, "layers": [
-            f"{part.name}: {part.runs}" for part in trainer.engine.report if part.name == "decoder layers"],
+            f"{part.name}: {part.runs}" for part in trainer.engine.report
+            if part.name in ("decoder layers", "attention", "sequences")],
+        "rows_of_a_pass": len(batches.take(0)[0].batch.input_ids),
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
     marks, losses, tokens = [], [], []
@@ -142,7 +149,8 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
              "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
     if options.check:
-        _keep(model, losses, options.check / f"{options.method}-{options.strategy}-{world}.pt", rank)
+        shared = f"-s{options.sequence_parallel}" if options.sequence_parallel > 1 else ""
+        _keep(model, losses, options.check / f"{options.method}-{options.strategy}-{world}{shared}.pt", rank)
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
         info |= {

@@ -27,7 +27,7 @@ IMPLEMENTATIONS = ("fast", "plain", "hf")
 def make_recipe(
     *, method: dict[str, Any], train: dict[str, Any], sequences: int, max_steps: int, max_length: int = 1024,
     quantization: str = "none", dequantize_base: bool = False, micro_batches: int = 1, seed: int = 0,
-    objective: dict[str, Any] | None = None, strategy: str = "ddp", reshard: bool = True,
+    objective: dict[str, Any] | None = None, strategy: str = "ddp", reshard: bool = True, shared: int = 1,
 ) -> Recipe:  # fmt: skip
     """A resolved recipe: nothing in it is `auto` that a trainer reads.
 
@@ -46,7 +46,10 @@ def make_recipe(
             "per_device_train_batch_size": sequences // micro_batches, "gradient_accumulation_steps": micro_batches,
             "gradient_checkpointing": False, "gradient_checkpointing_layers": None, **train,
         },
-        "distributed": {"strategy": strategy, **({} if reshard else {"reshard_after_forward": False})},
+        "distributed": {
+            "strategy": strategy, "sequence_parallel_size": shared,
+            **({} if reshard else {"reshard_after_forward": False}),
+        },
         "output_dir": "none",
     }  # fmt: skip
     return recipe_from_dict(document, origin="benchmark")
