@@ -31,6 +31,19 @@ class Threads(SequenceGroup):
         return arrived
 
 
+class DoubleRotary(torch.nn.Module):
+    """Rotary tables in fp64, for a model of one kind of layers."""
+
+    def __init__(self, old):
+        super().__init__()
+        self.frequencies, self.scaling = old.inv_freq.double(), old.attention_scaling
+
+    def forward(self, x, position_ids):
+        angles = position_ids[0].double()[:, None] * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1)[None]
+        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+
+
 def groups(size):
     table, barrier = [None] * size, Barrier(size)
     return [Threads(table, barrier, index=index, size=size) for index in range(size)]

@@ -22,7 +22,7 @@ from luthier.model.head_split import HeadSplit
 from luthier.runtime.errors import RecipeError
 from tests.fast.families import build
 from tests.fast.helpers import assert_same_gradients, gradients, make_batch, relative
-from tests.fast.sharing import groups, shared
+from tests.fast.sharing import DoubleRotary, groups, shared
 from tests.fast.test_linear import lora
 
 LENGTHS = (9, 3, 3, 17, 6)
@@ -57,6 +57,15 @@ def ready(name, method, **settings):
 def test_two_processes_have_the_gradients_of_one(name, recompute):
     method = "lora" if recompute == "layer" else "full"
     check(ready(name, method), make_batch(LENGTHS, vocab=601), 2, recompute=recompute)
+
+
+def test_in_fp64_nothing_but_the_order_of_sums_differs():
+    model, batch = ready("llama", "full"), make_batch(LENGTHS, vocab=601)
+    model.model.rotary_emb = DoubleRotary(model.model.rotary_emb)
+    _, _, wanted = alone(model, batch)
+    found = shared(model, batch, 2)[2]
+    apart = {name: relative(found[name], wanted[name]) for name in wanted if name != "lm_head.weight"}
+    assert max(apart.values()) < 1e-13, apart
 
 
 @pytest.mark.parametrize(("key_value_heads", "size"), [(1, 2), (4, 2), (1, 4), (2, 4)])

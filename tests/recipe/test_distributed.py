@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from luthier.recipe.distributed_rules import require_groups
 from luthier.recipe.load import recipe_from_dict
 from luthier.runtime.errors import RecipeError
 
@@ -63,3 +64,20 @@ def test_what_can_be_sharded_is_taken(document, method):
 def test_a_key_of_shards_beside_copies_has_no_effect(document):
     found = codes(document(distributed={"strategy": "ddp", "reshard_after_forward": False}))
     assert "distributed.reshard_after_forward" in found["C111"]
+
+
+def test_sequences_are_shared_for_sft_alone(document):
+    shared = {"sequence_parallel_size": 2}
+    for strategy in ("ddp", "fsdp2", "auto"):
+        recipe = recipe_from_dict(document(distributed={**shared, "strategy": strategy}), origin="test")
+        assert recipe.distributed.sequence_parallel_size == 2
+    assert "objective dpo" in codes(document(distributed=shared, objective={"name": "dpo"}))["L231"]
+    assert "zero3" in codes(document(distributed={**shared, "strategy": "zero3"}))["L231"]
+
+
+def test_the_number_of_processes_is_a_multiple_of_those_that_share_a_sequence():
+    require_groups(1, 3)
+    require_groups(2, 4)
+    for processes in (1, 3):
+        with pytest.raises(RecipeError, match=f"does not divide {processes} processes"):
+            require_groups(2, processes)

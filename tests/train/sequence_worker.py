@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from luthier.data.pack import pack
 from luthier.runtime.console import set_quiet
+from tests.fast.sharing import DoubleRotary
 from tests.support.tiny import tiny_model
 from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, examples, train, whole
 from tests.train.worker import unequal
@@ -33,7 +34,12 @@ def steps(folder: Path, world_size: int, method: dict[str, Any], *, shared: int,
 
 
 def double() -> Any:
-    return tiny_model().double()
+    """In fp64 with rotary tables in fp64: transformers' fp32 ones differ by a unit in the last place with the place of
+    a token in the vector that they are computed in."""
+    model = tiny_model().double()
+    trunk = model.get_decoder()
+    trunk.rotary_emb = DoubleRotary(trunk.rotary_emb)
+    return model
 
 
 CASES: dict[str, Callable[[Path, int], Run]] = {
@@ -42,11 +48,9 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
     "two_groups_spectrum_fsdp2": lambda folder, n: steps(
         folder, n, SPECTRUM, shared=2, strategy="fsdp2", gradient_checkpointing=True
     ),
-    "all_four_full": lambda folder, n: steps(folder, n, FULL, shared=4, gradient_checkpointing="selective"),
     "all_four_lora": lambda folder, n: steps(folder, n, LORA, shared=4, gradient_checkpointing=True),
     "double_full": lambda folder, n: steps(folder, n, FULL, shared=2, model=double()),
     "double_lora": lambda folder, n: steps(folder, n, LORA, shared=4, model=double()),
-    "double_spectrum_fsdp2": lambda folder, n: steps(folder, n, SPECTRUM, shared=2, model=double(), strategy="fsdp2"),
 }  # fmt: skip
 
 
