@@ -238,7 +238,8 @@ class DistributedSection(Section):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too."""
     sequence_parallel_size: PositiveInt = 1
-    """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions)."""
+    """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions);
+    divides the number of processes and the model's heads. `sft` with `ddp` or `fsdp2`."""
     deepspeed_config: str | None = None
     """A DeepSpeed configuration (JSON) that you have; what it says must agree with the recipe or be `auto`."""
     accelerate_config: str | None = None

@@ -49,8 +49,8 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
         folder, n, SPECTRUM, shared=2, strategy="fsdp2", gradient_checkpointing=True
     ),
     "all_four_lora": lambda folder, n: steps(folder, n, LORA, shared=4, gradient_checkpointing=True),
-    "double_full": lambda folder, n: steps(folder, n, FULL, shared=2, model=double()),
-    "double_lora": lambda folder, n: steps(folder, n, LORA, shared=4, model=double()),
+    "double_full": lambda folder, n: steps(folder, n, FULL, shared=2, model=double(), optim="sgd"),
+    "double_lora": lambda folder, n: steps(folder, n, LORA, shared=4, model=double(), optim="sgd"),
 }  # fmt: skip
 
 
