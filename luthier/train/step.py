@@ -81,7 +81,10 @@ class Trainer:
     @property
     def dealt_to(self) -> str:
         """Those that sequences are dealt to, in words."""
-        return f"{self.dealt[1]} " + ("processes" if self.parts == 1 else f"groups of {self.parts} processes")
+        count = self.dealt[1]
+        if self.parts == 1:
+            return f"{count} processes"
+        return f"{count} group{'s' if count > 1 else ''} of {self.parts} processes"
 
     @property
     def part(self) -> int:

@@ -41,8 +41,8 @@ def test_four_processes_take_the_trajectory_of_one(four, tmp_path, name):
     single = CASES[name](tmp_path / name, 1)
     wanted = {key: p.detach().double() for key, p in single.model.named_parameters() if p.requires_grad}
     assert single.moved >= (1e-5 if name.startswith("double") else 1e-3)
-    # Moments are kept in fp32 in any model: those in fp64 take sgd. The head's gradient is summed in fp32, too; adapters
-    # have none there.
+    # Those in fp64 take sgd: AdamW magnifies the rounding of tiny gradients. The head's gradient is summed in fp32 in
+    # any model; adapters have none there.
     limit = {"double_full": 1e-7, "double_lora": 1e-9}.get(name, 5e-5)
     for rank in range(4):
         facts = json.loads((four / f"{name}-{rank}.json").read_text())
