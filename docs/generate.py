@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference, docs/hardware.md, and the table of docs/plan.md from the code they describe.
+"""Write docs/reference, docs/hardware.md, tables of docs/plan.md and docs/distributed.md from what they describe.
 
 python docs/generate.py           write them
 python docs/generate.py --check   write nothing; exit 1 and name the stale pages
@@ -6,6 +6,7 @@ python docs/generate.py --check   write nothing; exit 1 and name the stale pages
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ __all__ = ["FOLDER", "cli_page", "hardware_page", "pages", "plan_page", "recipe_
 
 FOLDER = Path(__file__).parent / "reference"
 PLAN = Path(__file__).parent / "plan.md"
+DISTRIBUTED = Path(__file__).parent / "distributed.md"
 HEAD = "<!-- Written by docs/generate.py from the code; edit the docstrings there, then run it again. -->\n"
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 WORDS = {"integer": "whole number", "number": "number", "boolean": "true, false", "string": "text", "null": "null"}
@@ -76,6 +78,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "cli.md": cli_page(),
         FOLDER.parent / "hardware.md": hardware_page(),
         PLAN: plan_page(PLAN.read_text("utf-8")),
+        DISTRIBUTED: distributed_page(DISTRIBUTED.read_text("utf-8")),
     }
 
 
@@ -240,6 +243,21 @@ def plan_page(text: str) -> str:
     _, _, after = rest.partition(END)
     assert after, "docs/plan.md has lost the marks of its table"
     return before + BEGIN + "\n".join(measured_table()) + "\n" + END + after
+
+
+def distributed_page(text: str) -> str:
+    """`text` with the plans of docs/paper.py, each table between its own two marks."""
+    spec = importlib.util.spec_from_file_location("docs_paper", Path(__file__).parent / "paper.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, table in module.paper_tables().items():
+        begin, end = f"<!-- {name}: written by docs/generate.py -->\n", f"<!-- {name}: to here -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        assert after, f"docs/distributed.md has lost the marks of its table {name}"
+        text = before + begin + table + "\n" + end + after
+    return text
 
 
 # -- the command line

@@ -31,9 +31,16 @@ LLAMA3B = ("llama", {
 })  # fmt: skip
 """Llama-3.2-3B: the largest of the family that one 80 GB card trains in full with fp32 moments."""
 
+LLAMA70B = ("llama", {
+    **SHAPES["llama8b"][1], "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+})  # fmt: skip
+OTHERS = {"llama3b": LLAMA3B, "llama70b": LLAMA70B}
+
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "r": 16, "lora_alpha": 16.0},
+    "qlora": {"name": "qlora", "r": 16, "lora_alpha": 16.0},
     "full": {"name": "full"},
     "freeze": {"name": "freeze", "trainable": [r"layers\.[13]\.mlp", "lm_head", "embed_tokens"]},
 }
@@ -42,10 +49,16 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llama8b", choices=[*SHAPES, "llama3b"])
+    parser.add_argument("--model", default="llama8b", choices=[*SHAPES, *OTHERS])
     parser.add_argument("--layers", type=int)
-    parser.add_argument("--method", default="lora", choices=["lora", "full", "freeze"])
-    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2"])
+    parser.add_argument("--method", default="lora", choices=list(METHODS))
+    parser.add_argument("--base", default="auto", choices=["auto", "fp8"], help="fp8: with --method lora")
+    parser.add_argument("--keep-unpacked", action="store_true", help="qlora: model.dequantize_base: true")
+    parser.add_argument("--patterns", action="store_true", help="only: which bytes fully_shard changes")
+    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp2", "zero2", "zero3"])
+    parser.add_argument("--check-strategies", default="ddp,fsdp2", help="of `--check`, by commas")
+    parser.add_argument("--offload", default="none", choices=["none", "optimizer", "all"])
+    parser.add_argument("--deepspeed-config", help="zero2, zero3: a JSON as `distributed.deepspeed_config` takes it")
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
     parser.add_argument("--sequence-parallel", type=int, default=1, metavar="S", help="processes that share a sequence")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step and process (or of S that share sequences)")
@@ -61,6 +74,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--dtype")
     parser.add_argument("--check", type=Path, help="folder: 6 steps over 13 documents of each method")
+    parser.add_argument("--separate", action="store_true", help="without shards, with their separate products")
+    parser.add_argument("--profile", action="store_true", help="one more step under the profiler (trace.py)")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -75,29 +90,36 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     from benchmarks.gpu import trainers
     from benchmarks.gpu.documents import make_documents
     from benchmarks.gpu.models import random_model, shape
+    from benchmarks.gpu.streamed import streamed_model
     from luthier.data.pack import one_by_one, pack
     from luthier.model.adapters import apply_method
     from luthier.train.prefetch import Batches
     from luthier.train.processes import make_accelerator
-    from luthier.train.setup import make_feed, make_order, make_trainer
+    from luthier.train.setup import fit_base, make_feed, make_order, make_trainer
 
     if options.device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     accelerator = make_accelerator(torch.device(options.device), report_to=[], logging_dir="none")
     assert accelerator.num_processes == world, (accelerator.num_processes, world, is_initialized())
-    kind, settings = LLAMA3B if options.model == "llama3b" else shape(options.model)
+    kind, settings = OTHERS[options.model] if options.model in OTHERS else shape(options.model)
     if options.layers:
         settings = {**settings, "num_hidden_layers": options.layers}
-    model = random_model(kind, settings, device=options.device, dtype=options.dtype)
-    sequences, shared = max(1, options.tokens // options.max_doc), options.sequence_parallel
-    groups = world // shared
+    quantization = "fp8" if options.base == "fp8" else "nf4" if options.method == "qlora" else "none"
+    if quantization != "none" and options.strategy == "fsdp2" and world > 1 and not options.check:
+        model = streamed_model(
+            kind, settings, device=accelerator.device, dtype=options.dtype, nf4=quantization == "nf4"
+        )
+    else:
+        model = random_model(kind, settings, device=options.device, dtype=options.dtype, nf4=quantization == "nf4")
+    sequences = max(1, options.tokens // options.max_doc)
+    shared, groups = options.sequence_parallel, world // options.sequence_parallel
     if options.check:
         documents = make_documents(40 * options.max_doc, max_doc=options.max_doc, vocab_size=settings["vocab_size"])[
             :13
         ]
         packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // groups, 6
     else:
-        steps = options.warmup + options.steps
+        steps = options.warmup + options.steps + options.profile
         documents = make_documents(
             (steps * sequences * groups + 1) * options.max_doc, max_doc=options.max_doc,
             vocab_size=settings["vocab_size"], mean=options.mean_doc,
@@ -108,12 +130,19 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
         max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered, shared=shared,
+        quantization=quantization, dequantize_base=options.keep_unpacked,
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None)},
     )  # fmt: skip
+    if options.strategy.startswith("zero"):
+        own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
+        recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     tuned = apply_method(model, recipe.method, seed=0).model
+    if options.separate:
+        _separate_products()
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
     order = make_order(recipe.train, sequences=len(packs), world_size=world, parts=shared)
+    fit_base(trainer, documents, packs, order=order)
     feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None, parts=shared)
     return trainer, Batches(feed), tuned
 
@@ -127,9 +156,10 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     clock = Clock(options.device)
     trainer, batches, model = build(options, world)
     info: dict[str, Any] = {
-        "wrapper": type(trainer.wrapper).__name__, "layers": [
+        "wrapper": type(trainer.wrapper).__name__, "root": type(getattr(trainer.wrapper, "root", None)).__name__,
+        "layers": [
             f"{part.name}: {part.runs}" for part in trainer.engine.report
-            if part.name in ("decoder layers", "attention", "sequences")],
+            if part.name in ("decoder layers", "sequences")],
         "rows_of_a_pass": len(batches.take(0)[0].batch.input_ids),
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
@@ -149,8 +179,9 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     info |= {"losses": losses, "gib_by_rank": [round(a, 2) for a, _ in each],
              "reserved_gib_by_rank": [round(b, 2) for _, b in each]}  # fmt: skip
     if options.check:
-        shared = f"-s{options.sequence_parallel}" if options.sequence_parallel > 1 else ""
-        _keep(model, losses, options.check / f"{options.method}-{options.strategy}-{world}{shared}.pt", rank)
+        how = "separate" if options.separate else options.strategy
+        how += f"-{world}" + (f"-s{options.sequence_parallel}" if options.sequence_parallel > 1 else "")
+        _keep(model, losses, options.check / f"{options.method}-{how}.pt", rank)
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
         info |= {
@@ -158,15 +189,53 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             "tok_s_median": round(median([t / m * 1e3 for t, m in zip(tokens[1:], ms, strict=True)]), 1),
             "tokens_step": round(sum(tokens[1:]) / len(ms)),
         }  # fmt: skip
+    if options.profile:
+        from benchmarks.gpu.trace import profile_step
+
+        info["profile"] = profile_step(
+            lambda: update(trainer, batches.take(step + 1), step=step + 1, stop_requested=lambda: False),
+            device=options.device, step_ms=info["ms_step_median"],
+        )  # fmt: skip
     batches.close()
+    trainer.weights.close()
     return info
 
 
+def _separate_products() -> None:
+    """The engine's layers as under FSDP2, in a process that shards nothing: what the products alone cost and round."""
+    from dataclasses import replace
+
+    from luthier.train import setup
+
+    plain = setup.engine_settings
+    setup.engine_settings = lambda recipe: replace(plain(recipe), sharded=True)
+
+
+def has_bitsandbytes() -> bool:
+    """Whether `qlora` can be checked here."""
+    from importlib.util import find_spec
+
+    return find_spec("bitsandbytes") is not None
+
+
+def patterns(options: argparse.Namespace) -> dict[str, Any]:
+    """See `streamed.gathered_patterns`."""
+    import torch
+
+    from benchmarks.gpu.streamed import gathered_patterns
+    from luthier.train.processes import make_accelerator
+
+    if options.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    make_accelerator(torch.device(options.device), report_to=[], logging_dir="none")
+    return {"changed_patterns": gathered_patterns()}
+
+
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
-    """Every method, on several processes with both strategies."""
+    """Every method, on several processes with each strategy."""
     cases = {}
-    for method in METHODS:
-        for strategy in ("ddp",) if world == 1 else ("ddp", "fsdp2"):
+    for method in METHODS if has_bitsandbytes() else set(METHODS) - {"qlora"}:
+        for strategy in ("ddp",) if world == 1 else options.check_strategies.split(","):
             options.method, options.strategy = method, strategy
             cases[f"{method} {strategy}"] = run(options, world, rank)
     return {"cases": cases}
@@ -178,6 +247,12 @@ def _keep(model: Any, losses: list[float], file: Path, rank: int) -> None:
     held = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            if hasattr(parameter, "ds_id"):
+                import deepspeed
+
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    held[name] = parameter.detach().to("cpu", copy=True)
+                continue
             whole = parameter.detach()
             held[name] = (whole.full_tensor() if hasattr(whole, "full_tensor") else whole).cpu()
     if rank == 0:
@@ -190,7 +265,10 @@ def main() -> None:
     info: dict[str, Any] = {"label": options.label, "processes": world, **{
         key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}}  # fmt: skip
     try:
-        info |= check(options, world, rank) if options.check else run(options, world, rank)
+        if options.patterns:
+            info |= patterns(options)
+        else:
+            info |= check(options, world, rank) if options.check else run(options, world, rank)
     except Exception as error:  # noqa: BLE001  said in the result
         info["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         traceback.print_exc()

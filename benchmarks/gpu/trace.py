@@ -6,11 +6,13 @@
     copies, casts    memcpy, memset, copy and cast kernels, concatenation
     optimizer        fused AdamW, multi-tensor kernels (norm, clipping), 8-bit optimizers
     loss             softmax and cross-entropy kernels
+    exchange         NCCL
     elementwise      torch's elementwise and reduction kernels, and Triton's (norm, rotary, activation)
     other            the rest
 
-`idle_ms` is the unprofiled median step minus the time in which at least one kernel ran in the profiled one: the
-profiler slows the host down, not the kernels.
+`exposed_exchange_ms` is the time in which nothing but NCCL ran, or waited for another process. `idle_ms` is the
+unprofiled median step minus the time in which at least one kernel ran in the profiled one: the profiler slows the host
+down, not the kernels.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ _OURS = {
 }
 """Names of the Triton kernels in luthier/fast/kernels; norm and GLU are both `_forward` and `_backward`."""
 _GROUPS = (
+    ("exchange", r"nccl"),
     ("optimizer", r"adam|multi_tensor|foreach|koptimizer|blockwise8bit|lamb_|lpnorm"),
     ("products", r"aten::addmm|aten::mm|linear_pointwise|gemm|nvjet|cutlass|cublas|xmma|wgmma|scaled_mm|splitk"),
     ("attention", r"flash|fmha|attention|attn|mha_"),
@@ -75,11 +78,13 @@ def profile_step(run_step: Callable[[], Any], *, device: str, step_ms: float, to
     products = groups.pop("products", 0.0)
     groups = {"big products": products - thin_ms, "thin products": thin_ms, **groups}
     busy = _union_ms([(start, end) for _, start, end in kernels]) if cuda else sum(map(sum, names.values()))
+    computing = [(start, end) for name, start, end in kernels if group_of(name) != "exchange"]
+    exposed = busy - _union_ms(computing) if cuda else 0.0
     copies = sum(1 for name, _, _ in kernels if name.startswith(("Memcpy", "Memset")))
     leading = sorted(names.items(), key=lambda item: -sum(item[1]))[:top]
     return {
         "kernels": len(kernels) - copies, "memory_operations": copies, "busy_ms": round(busy, 2),
-        "idle_ms": round(step_ms - busy, 2),
+        "idle_ms": round(step_ms - busy, 2), "exposed_exchange_ms": round(exposed, 2),
         "groups_ms": {name: round(ms, 2) for name, ms in sorted(groups.items(), key=lambda item: -item[1])},
         "top": [[name[:90], len(times), round(sum(times), 2)] for name, times in leading],
     }  # fmt: skip

@@ -126,6 +126,7 @@ def _device(gpu: str | None, memory_gib: float | None) -> tuple[Accelerator, str
 def _render(answer: Plan, how: str) -> None:
     from rich.table import Table
 
+    from luthier.cli.plan_tables import host_table, memory_table, time_table, ways_table
     from luthier.plan.reasons import gib
 
     request, chosen = answer.request, answer.chosen
@@ -144,10 +145,15 @@ def _render(answer: Plan, how: str) -> None:
     show("")
     show(_verdict(answer))
     show("")
-    show(_memory_table(answer))
+    show(memory_table(answer))
     if answer.fits:
         show("")
-        show(_time_table(answer))
+        show(time_table(answer))
+    if request.num_gpus > 1:
+        show("")
+        show(ways_table(answer))
+        show("")
+        show(host_table(answer))
     show("")
     show(("setting: " if answer.fits else "smallest setting: ") + chosen.setting.describe(shape.layers))
     for key, reason in answer.reasons.items():
@@ -175,93 +181,9 @@ def _verdict(answer: Plan) -> str:
     )
 
 
-HOW_MEMORY = {
-    "weights": "exact: parameters x bytes as stored",
-    "adapters": "exact: A and B with the padding of extended matrices",
-    "gradients": "exact at this moment: 4 bytes a trained parameter, 2 for one micro-batch in 16 bits",
-    "masters": "exact: 4 bytes a trained parameter held in 16 bits",
-    "optimizer": "exact: states of train.optim",
-    "activations": "formula: what the layers keep (docs/plan.md)",
-    "transient": "formula: one layer's backward",
-    "logits": "formula: head and loss, one chunk",
-    "gathered": "formula: weights of two layers from other devices",
-    "workspace": "stated constant: libraries",
-    "recordings": "upper bound: CUDA graphs of small micro-batches, three shapes",
-    "outside": "stated constants: context, and the allocator's fragmentation",
-}
-
-
-def _memory_table(answer: Plan) -> object:
-    from rich.table import Table
-
-    chosen = answer.chosen
-    unit, name = (2**30, "GiB") if chosen.needed_bytes >= 2**30 else (2**20, "MiB")
-    table = Table(
-        "part", name, f"how it is known ({chosen.memory.moment}: the peak of a step)", box=None, pad_edge=False
-    )
-    for part, size in chosen.memory.parts().items():
-        if size or part in ("weights", "gradients", "optimizer", "activations"):
-            table.add_row(part, f"{size / unit:,.2f}", HOW_MEMORY[part])
-    if chosen.correction.runs:
-        factor, runs = chosen.correction.memory, chosen.correction.runs
-        table.add_row(
-            "correction",
-            f"{(chosen.needed_bytes - chosen.memory.total) / unit:,.2f}",
-            f"x {factor:.2f}, measured in {runs} runs here",
-        )
-    verdict = "fits" if answer.fits else "does not fit"
-    table.add_row(
-        "total",
-        f"{chosen.needed_bytes / unit:,.2f}",
-        f"of {answer.request.device.memory_bytes / unit:,.2f} on {answer.request.device.name} "
-        f"({1 - chosen.available_bytes / answer.request.device.memory_bytes:.0%} stay free): {verdict}",
-    )
-    return table
-
-
-HOW_TIME = {
-    "products": "products with the weights of the layers",
-    "thin": "adapters: memory traffic of their gradients",
-    "head": "head and loss on trained tokens",
-    "attention": "from the lengths of documents",
-    "elementwise": "norms, RoPE, GLU: memory traffic",
-    "unpack": "4-bit weights unpacked",
-    "gradients": "fp32 sums of weight gradients",
-    "optimizer": "update: memory traffic",
-    "waiting": "the host launches kernels slower than they run",
-    "exchange": "communication that is not hidden",
-    "reference": "passes without gradients: the reference point",
-    "other": "collate, copies, logging: stated constant",
-}
-
-
-def _time_table(answer: Plan) -> object:
-    from rich.table import Table
-
-    chosen = answer.chosen
-    table = Table(
-        "seconds of a step", "s", "formula x efficiency (luthier/plan/efficiency.py)", box=None, pad_edge=False
-    )
-    for part, seconds in chosen.step.parts().items():
-        if seconds >= 0.0005 * chosen.step.total:
-            table.add_row(part, f"{seconds:,.4f}", HOW_TIME[part])
-    if chosen.correction.runs:
-        table.add_row(
-            "correction",
-            f"{chosen.seconds - chosen.step.total:,.4f}",
-            f"x {chosen.correction.seconds:.2f}, measured in {chosen.correction.runs} runs here",
-        )
-    table.add_row(
-        "step",
-        f"{chosen.seconds:,.4f}",
-        f"{chosen.step_tokens:,.0f} tokens, {chosen.tokens_per_second:,.0f} tokens/s"
-        + ("" if answer.mfu is None else f", MFU {answer.mfu:.0%} of the data sheet"),
-    )
-    return table
-
-
 def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
+    from luthier.plan.host import HOST_BANDWIDTH
     from luthier.plan.reasons import gib
     from luthier.plan.sharding import HOST_DEVICES, NETWORK
 
@@ -275,16 +197,21 @@ def _closing(answer: Plan) -> Iterator[str]:
             f"before the first step: {_duration(answer.seconds_before)} for the reference, all answers once without "
             "gradients (kept for runs over the same rows)"
         )
-    disk = disk_bytes(request, chosen.memory)
+    disk = disk_bytes(request)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:
         where = "one host" if request.num_gpus <= HOST_DEVICES else f"hosts with {HOST_DEVICES} each"
         yield (
             f"{request.num_gpus} devices on {where}; start it with `luthier launch`, strategy "
-            f"{'fsdp2' if chosen.setting.sharded else 'ddp'}"
+            f"{chosen.setting.way.words()}"
         )
         if request.num_gpus > HOST_DEVICES:
-            yield f"between hosts {NETWORK / 1e9:.0f} GB/s a device are assumed, not measured"
+            yield f"between hosts an adapter of {NETWORK / 1e9:.0f} GB/s beside each device is assumed, not measured"
+        if chosen.setting.offload != "none":
+            link, host = request.device.host_link / 1e9, HOST_BANDWIDTH / 1e9
+            yield (
+                f"to host memory {link:.0f} GB/s a device, and {host:.0f} GB/s of its memory in updates, are assumed"
+            )
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"
     if answer.runners_up and answer.fits:

@@ -24,6 +24,7 @@ from torch import nn
 from luthier.data.batch import Batch
 from luthier.fast.attention import NAME, register
 from luthier.fast.decoder.fp8_base import Fp8
+from luthier.fast.decoder.fp8_shards import refuse_idle
 from luthier.fast.decoder.function import Replaced, replace_decoder_layers
 from luthier.fast.exchange import SequenceGroup
 from luthier.fast.graph import graphs_for
@@ -55,6 +56,8 @@ class Engine:
         """What a pass without gradients runs through. With `passes_together` it is what all passes run through."""
         self.passes_together = False
         """Every pass is one of all processes: each must make as many as the others."""
+        self.whole: Callable[[Callable[[], Any]], Any] = lambda run: run()
+        """Runs the model's modules where their weights are whole."""
         self._own_attention = _attention_names(module.model)
         self._switch(NAME if self.layout == "flat" else None)
 
@@ -72,11 +75,16 @@ class Engine:
         loss, sums = self._callable(batch, label_smoothing, kl)
         return LossSums(loss=loss, weight_sum=batch.weight_sum, sums=sums)
 
-    def distribute(self, wrap: Callable[[nn.Module], nn.Module], *, all_passes: bool = False) -> nn.Module:
+    def distribute(
+        self, wrap: Callable[[nn.Module], nn.Module], *, all_passes: bool = False,
+        whole: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> nn.Module:  # fmt: skip
         """Run the loss through `wrap(engine.module)` from now on, for instance DDP; returns the wrapper.
 
-        `all_passes`: those without gradients, too, because weights are whole inside of it only (FSDP2).
+        `all_passes`: those without gradients, too, because weights are whole inside of it only (FSDP2). `whole` runs
+        other passes there.
         """
+        self.whole = whole or self.whole
         self._callable = wrap(self.module)
         if all_passes:
             self.alone, self.passes_together = self._callable, True
@@ -119,12 +127,15 @@ class Engine:
         try:
             for each in bases:
                 each.fitting = True
+            inputs = model_inputs(batch, self.layout).kwargs
             with torch.no_grad():
-                base.get_decoder()(**model_inputs(batch, self.layout).kwargs)
+                self.whole(lambda: base.get_decoder()(**inputs))
         finally:
             for each in bases:
                 each.fitting = False
             self.module.model.train(training)
+        for each in bases:
+            each.release()
         errors = [float(each.kept_error) for each in bases if each.kept_error is not None]
         seconds = time.perf_counter() - began
         if not errors:
@@ -190,6 +201,7 @@ def attach(
         raise
     _set_attention(own, NAME if layout.layout == "flat" else None)
     try:
+        refuse_idle(model, decoder.programs, why=refused or "; ".join(decoder.reasons))
         finding = probe_head(base, trunk, base.get_output_embeddings(), layout.layout)
     except BaseException:
         decoder.restore()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from luthier.fast.chunks import IDENTITY, LogitTransform, Settings, chunk_rows, sweep
+from luthier.fast.hooks import has_hooks
 from luthier.fast.kernels.scale import scaled_
 from luthier.fast.linear import FastLinear
 
@@ -162,5 +163,4 @@ def plain_linear(head: nn.Module) -> nn.Linear | None:
 
     if isinstance(head, ModulesToSaveWrapper) and not head.disable_adapters and len(head.active_adapters) == 1:
         return plain_linear(head.modules_to_save[head.active_adapters[0]])
-    hooked = head._forward_hooks or head._forward_pre_hooks
-    return head if type(head) in (nn.Linear, FastLinear) and not hooked else None
+    return head if type(head) in (nn.Linear, FastLinear) and not has_hooks(head) else None

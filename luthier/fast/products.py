@@ -11,6 +11,7 @@ Legend: M rows, K inputs, N outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from luthier.runtime.device import cpu_flags
 
-__all__ = ["grad_input", "grad_weight", "product", "product_library", "uses_onednn"]
+__all__ = ["grad_input", "grad_weight", "product", "product_library", "products_beside", "uses_onednn"]
 
 # Below this many rows (decoding one token for a few sequences) the products are bound by reading the
 # weight and oneDNN's per-call setup costs more than it saves.
@@ -54,6 +55,22 @@ def product(x_mk: Tensor, weight_nk: Tensor, bias_n: Tensor | None = None) -> Te
     if uses_onednn(x_mk):
         return _onednn(x_mk, weight_nk, bias_n)
     return torch.nn.functional.linear(x_mk, weight_nk, bias_n)
+
+
+def products_beside(x_mk: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """[x W1^T + b1 | x W2^T + b2 | ...], (M, N1 + N2 + ...): each product writes its columns, nothing is copied."""
+    if len(weights) == 1:
+        return product(x_mk, weights[0], biases[0])
+    if uses_onednn(x_mk):
+        return torch.cat([product(x_mk, weight, bias) for weight, bias in zip(weights, biases, strict=True)], dim=1)
+    sizes = [weight.shape[0] for weight in weights]
+    out = x_mk.new_empty(x_mk.shape[0], sum(sizes))
+    for columns, weight, bias in zip(out.split(sizes, dim=1), weights, biases, strict=True):
+        if bias is None:
+            torch.mm(x_mk, weight.t(), out=columns)
+        else:
+            torch.addmm(bias, x_mk, weight.t(), out=columns)
+    return out
 
 
 def grad_input(grad_mn: Tensor, weight_nk: Tensor) -> Tensor:

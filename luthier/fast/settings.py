@@ -37,8 +37,10 @@ class EngineSettings:
     cuda_graphs: bool | None = None
     """Record and replay the decoder's passes. None: on CUDA, for batches whose launches take longer than their work."""
     sharded: bool = False
-    """The model is under FSDP2 (`fully_shard`): frozen and trained matrices exist as a whole only while their layer
+    """The model is under FSDP2 or DeepSpeed's ZeRO: frozen and trained matrices exist as a whole only while their layer
     runs, so each pass reads them from the modules. No recordings, no adapters inside the base's matrix."""
+    loose_adapters: bool = False
+    """The model is under DeepSpeed's ZeRO, which moves adapters as well: each pass copies them (`lora.py`)."""
     fuse_adapters: bool | None = None
     """Adapter and base in one product through one extended matrix. None: on CUDA."""
 

@@ -16,7 +16,7 @@ from luthier.model.attach import attach_adapter, base_record, check_adapter_file
 from luthier.model.identity import BaseRecord, base_identity, verify_record
 from luthier.model.locate import locate_model
 from luthier.model.new_tokens import extend_vocabulary
-from luthier.model.quantize import nf4_config
+from luthier.model.quantize import nf4_config, nf4_later
 from luthier.model.quiet import first_line, quiet_libraries
 from luthier.model.reward import HEAD, refuse_generation, set_up_config, start_head
 from luthier.model.tokenizer import load_plain_tokenizer, load_tokenizer
@@ -41,8 +41,9 @@ _BIG_BYTES = 2 << 30
 
 
 def load_base(
-    section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None
-) -> PreTrainedModel:
+    section: ModelSection, *, device: Device, dtype: str, quantization: str = "none", reward_seed: int | None = None,
+    later: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """Load the untouched base model of a recipe.
 
     New tokens get their embedding rows; all weights are finite; every weight came from the files.
@@ -53,6 +54,7 @@ def load_base(
         dtype: `float32`, `bfloat16` or `float16`: type of the float weights in memory; with `nf4` that of the products.
         quantization: `none`, or `nf4`: linear layers stored in 4 bits.
         reward_seed: load it as a reward model; a head that the folder lacks is drawn from this seed.
+        later: with `nf4`, quantise each matrix only when it is brought to the device it is used on.
 
     Raises:
         RecipeError, EnvironmentProblem, AccessError, RunFailed: with an M3xx code and the fix.
@@ -60,8 +62,9 @@ def load_base(
     folder = locate_model(section.name_or_path, section.revision, trust_remote_code=section.trust_remote_code)
     verify_record(folder)
     model = load_model_folder(
-        folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed
-    )
+        folder, section, device=device, dtype=DTYPES[dtype], quantization=quantization, reward_seed=reward_seed,
+        later=later,
+    )  # fmt: skip
     _match_vocabulary(model, section)
     identity = base_identity(folder)
     model.luthier_base = BaseRecord(
@@ -96,7 +99,7 @@ def load_tuned(
 
 def load_model_folder(
     folder: Path, section: ModelSection, *, device: Device, dtype: torch.dtype, quantization: str = "none",
-    reward_seed: int | None = None,
+    reward_seed: int | None = None, later: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
     """`from_pretrained` of a model folder, with every choice made here and its report checked.
 
@@ -121,11 +124,12 @@ def load_model_folder(
     }  # fmt: skip
     if section.attn_implementation != "auto":
         options["attn_implementation"] = section.attn_implementation
-    if quantization == "nf4":
+    packing = nf4_config(dtype, keep=() if reward_seed is None else (HEAD,)) if quantization == "nf4" else None
+    if packing is not None and not later:
         # NaN does not survive rounding to 4 bits as NaN: look at the files.
         refuse_non_finite(non_finite_tensors(tensors_of(files)), where=str(folder))
-        options["quantization_config"] = nf4_config(dtype, keep=() if reward_seed is None else (HEAD,))
-    if device.type == "cuda" or quantization == "nf4":
+        options["quantization_config"] = packing
+    if device.type == "cuda" or (packing is not None and not later):
         options["device_map"] = {"": device.torch_device}
     try:
         with quiet_libraries():
@@ -141,6 +145,8 @@ def load_model_folder(
     if device.type == "mps":
         model.to(device.torch_device)
     refuse_non_finite(non_finite_tensors(dict(model.named_parameters())), where=f"{folder} (as {dtype})")
+    if packing is not None and later:
+        nf4_later(model, packing)
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 
 from luthier.runtime.errors import EnvironmentProblem
 
-__all__ = ["is_quantized", "nf4_config", "parameter_numel"]
+__all__ = ["is_quantized", "nf4_config", "nf4_later", "parameter_numel"]
 
 
 def nf4_config(compute_dtype: torch.dtype, *, keep: Sequence[str] = ()) -> Any:
@@ -41,9 +41,32 @@ def nf4_config(compute_dtype: torch.dtype, *, keep: Sequence[str] = ()) -> Any:
     )
 
 
+def nf4_later(model: Any, config: Any) -> None:
+    """Mark what `from_pretrained` would store in 4 bits: it is quantised when it is brought to a device.
+
+    The linear layers become `Linear4bit` around the weights as they are, in host memory. So a model of which each
+    process keeps a shard is quantised layer by layer, on the device, as a whole one is there.
+    """
+    from bitsandbytes.nn import Params4bit
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    before = dict(model.named_modules())
+    quantizer = AutoHfQuantizer.from_config(config, pre_quantized=False)
+    quantizer.preprocess_model(model=model, device_map={"": "cpu"})
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Linear4bit":
+            plain, settings = before[name], {**module.weight.__dict__, "module": module}
+            matrix = plain.weight.data.t() if isinstance(plain, Conv1D) else plain.weight.data
+            module.weight = Params4bit(matrix, requires_grad=False, **settings)
+            module.bias = plain.bias
+    model.hf_quantizer = quantizer
+    quantizer.postprocess_model(model)
+
+
 def is_quantized(parameter: torch.Tensor) -> bool:
-    """Whether this is a 4-bit parameter (two weights in a byte)."""
-    return getattr(parameter, "quant_state", None) is not None
+    """Whether this is a 4-bit parameter (two weights in a byte), or becomes one when it reaches its device."""
+    return type(parameter).__name__ == "Params4bit"
 
 
 def parameter_numel(parameter: torch.Tensor) -> int:

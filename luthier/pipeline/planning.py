@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 """Raised when a change of the plan's code may decide otherwise."""
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.export.hub.upload import require_token
+from luthier.pipeline.configured import Configured, settle
 from luthier.pipeline.sequences import require_shareable_sequences
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import Stage
@@ -37,6 +38,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version, hardware, library_versions
 from luthier.runtime.atomic import write_json, write_text
+from luthier.runtime.env import without_launcher_variables
 from luthier.runtime.errors import LuthierError, RecipeError
 from luthier.train.distributed.group import Group, join
 from luthier.train.distributed.watch import beating
@@ -83,9 +85,19 @@ def run_recipe(
     Raises:
         LuthierError: with the exit code of its class; the run folder says how far it came.
     """
+    with without_launcher_variables() as exported:
+        recipe, configured = settle(recipe, exported)
+        return _run(recipe, configured, recipe_text=recipe_text, only=only, restart=restart, command=command)
+
+
+def _run(
+    recipe: Recipe, configured: Configured, *, recipe_text: str | None, only: Sequence[str] | None, restart: bool,
+    command: Sequence[str],
+) -> RunResult:  # fmt: skip
     started = time.monotonic()
     run = RunFolder(Path(recipe.output_dir))
     session = Session(recipe, run, restart=restart)
+    session.configured = configured
     with join(lambda: session.device) as session.group, _owned(session.group, run), beating(run.path):
         session.group.from_main("begin", lambda: _begin(session, recipe_text, only))
         results: dict[str, dict[str, Any]] = {}
@@ -156,6 +168,7 @@ def _write_manifest(session: Session, command: Sequence[str]) -> None:
             "command": list(command),
             "working_directory": str(Path.cwd()),
             "recipe": session.recipe.model_dump(mode="json", exclude_unset=True),
+            "configured": session.configured.to_json(),
             "method": session.recipe.method.name,
             "seed": session.recipe.train.seed,
             "code": code_version(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.data.sources import hash_source
 from luthier.model.identity import base_identity
 from luthier.model.locate import locate_model
+from luthier.pipeline.configured import Configured
 from luthier.pipeline.planning import decide, keep_plan, run_request
 from luthier.pipeline.rates import recall
 from luthier.pipeline.spectrum import selection_of
@@ -54,6 +55,8 @@ class Session:
         """The stage that runs now had finished before: its old result is replaced, not continued."""
         self.group = Group()
         """The processes of this run."""
+        self.configured = Configured()
+        """What the recipe has from the user's configurations of accelerate."""
 
     # -- inputs, without torch
 
@@ -222,6 +225,7 @@ class Session:
                 model_parameters=self.shape.parameters,
                 found_rates=() if self.is_online or self.recipe.train.learning_rate != "auto" else recall(self),
                 planned=decision,
+                taken=self.configured.taken,
             ),
         )
         if request is not None and decision is not None:
@@ -229,6 +233,7 @@ class Session:
         write_text(self.run.path / "resolved.yaml", resolved_yaml(resolved))
         for derived in resolved.derived:
             note(f"  {derived.key}: {derived.value}  ({derived.reason})", style="dim")
+        self.configured.tell()
         return resolved
 
     def stage_result(self, name: str) -> dict[str, Any]:

@@ -107,9 +107,13 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
         )
 
 
+def _is_sharded(session: Session) -> bool:
+    return session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
+
+
 def _loading_device(session: Session) -> Device:
     """Where weights are loaded: in host memory if they are to be sharded, from where each layer goes to the device."""
-    sharded = session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
+    sharded = session.group.size > 1 and session.resolved.recipe.distributed.strategy in ("fsdp2", "zero3")
     if not sharded or session.device.type == "cpu":
         return session.device
     return replace(session.device, type="cpu", index=0, reason="weights are sharded layer by layer")
@@ -132,7 +136,7 @@ def tuned_model(session: Session) -> Tuned:
     require_optimizer(recipe.train, device_type=session.device.type)
     model = load_base(
         recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
-        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None,
+        reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None, later=_is_sharded(session),
     )  # fmt: skip
     new_token_ids = session.tokenizer.convert_tokens_to_ids(recipe.model.new_tokens)
     selection = session.selection
@@ -216,16 +220,19 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
 
 def _say_processes(session: Session) -> None:
     """How many processes there really are: an exit code of 0 does not say so."""
-    env = read_env()
     if session.group.size > 1:
         distributed = session.resolved.recipe.distributed
         strategy, parts = distributed.strategy, distributed.sequence_parallel_size
-        how = {"ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)"}[strategy]
+        how = {
+            "ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)",
+            "zero2": "a copy of the weights and a part of gradients, masters and moments each (DeepSpeed ZeRO-2)",
+            "zero3": "a part of weights, gradients, masters and moments each (DeepSpeed ZeRO-3)",
+        }[strategy]  # fmt: skip
         note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
         if parts > 1:
             note(f"  each sequence is shared by {parts} processes: its tokens are divided, for attention its heads")
-    elif env.accelerate_strategy is not None:
+    elif session.configured.launched:
         note(
-            "  one process: `accelerate launch` starts no more than one on CPUs, whatever its config says; "
-            "`luthier launch --num-processes N` does", style="yellow",
+            "  one process, started by `accelerate launch` (for `--cpu` and MULTI_CPU it starts no more without MPI, "
+            "whatever num_processes says; `luthier launch --num-processes N` does)", style="yellow",
         )  # fmt: skip

@@ -9,6 +9,9 @@ Per token, in elements of the compute type, under each policy (d hidden, q query
 plus, for none and selective, q + kv with normed heads (raw and rotated q, k), 2 d with four norms a layer (their
 inputs), and in bytes the log-sum-exp of attention (4 a head) and two fp32 1/rms; with adapters u of each group,
 padded to 64 in an extended matrix. Families without a layer of the engine's own keep what autograd keeps.
+Where S devices share each sequence (Ulysses, arXiv:2309.14509) a token is 1/S of the tokens of its sequence, attention
+has as many elements (all tokens, 1/S of the heads), and its output is kept twice, before and after the exchange; its
+backward holds the exchanged q, k and v and their gradients once more.
 Source: `fast/decoder/` (hand-written backward); the formulas are those of its authors.
 """
 
@@ -20,7 +23,14 @@ from luthier.plan.efficiency import Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 
-__all__ = ["activation_bytes", "head_bytes", "kept_bytes_per_token", "last_layer_saving", "transient_bytes"]
+__all__ = [
+    "activation_bytes",
+    "exchanged_elements",
+    "head_bytes",
+    "kept_bytes_per_token",
+    "last_layer_saving",
+    "transient_bytes",
+]
 
 Policy = Literal["none", "selective", "layer"]
 
@@ -44,6 +54,14 @@ def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, wide
         elements += q + kv
         fp32 += 4 * (shape.heads + shape.key_value_heads)
     return (elements + ranks) * dtype_bytes + fp32
+
+
+def exchanged_elements(sizes: Sizes, setting: Setting) -> int:
+    """Elements a token of q, k, v and attention's output that one all-to-all each moves, over S devices: 2 q + 2 kv.
+    With fewer key heads than devices each device gets one whole head."""
+    shape = sizes.shape
+    key_value = max(shape.key_value_heads, setting.sequence_parallel) * shape.head_dim
+    return 2 * shape.query + 2 * key_value
 
 
 def last_layer_saving(sizes: Sizes, setting: Setting, supervised: float) -> int:
@@ -70,6 +88,7 @@ def activation_bytes(sizes: Sizes, setting: Setting, supervised: float = 1.0) ->
     whole = max(0, setting.whole_layers(layers) - lowest)
     rest = sizes.backward_layers - whole
     each = kept_bytes_per_token(sizes, setting.rest, setting.dtype_bytes, wide=setting.wide)
+    each += sizes.shape.query * setting.dtype_bytes if setting.sequence_parallel > 1 else 0
     per_token = whole * kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) + rest * each
     size = setting.dtype_bytes
     outside = sizes.shape.hidden_size * size * (supervised if sizes.fast else 2.0)
@@ -99,6 +118,8 @@ def transient_bytes(sizes: Sizes, setting: Setting, tokens: int, *, whole: bool)
     again = f if sizes.fast and (whole or setting.rest == "selective") else 0
     mlp = (2 * d + 3 * f + again + pads.get("gate_up", 0) + pads.get("down", 0)) * size
     attention = (3 * d + 3 * q + 4 * kv + pads.get("qkv", 0)) * size + 4 * q
+    if setting.sequence_parallel > 1:
+        attention += exchanged_elements(sizes, setting) * size
     if setting.base == "fp8":
         mlp += 2 * f
     per_token = max(mlp, attention)

@@ -41,6 +41,8 @@ class Accelerator:
     """Of copies, reached."""
     link: float
     """To the other devices of the host, one direction."""
+    host_link: float = 0.0
+    """To host memory, one direction, reached; assumed for every device (`HOST_LINKS`)."""
     measured: Literal["", "rates", "steps"] = ""
     """What was measured on this device: whole training steps, or products and copies only; else nothing, and the
     reached rates are assumed shares of its datasheet."""
@@ -78,6 +80,12 @@ _TABLE: tuple[tuple[str, float, float, float, float, float, float], ...] = (
     ("H200", 139.8, 4.800, 989, 1979, 66.9, 450),
     ("B200", 178.4, 8.000, 2250, 4500, 80.0, 900),
 )
+HOST_LINKS = {"pcie3": 12e9, "pcie4": 24e9, "pcie5": 48e9, "nvlink": 300e9}
+"""Bytes a second that copies from page-locked memory reach: three quarters of what 16 lanes carry (16, 32, 64 GB/s);
+GH200 two thirds of NVLink-C2C's 450. Assumed, not measured, and half of it where two devices share a switch."""
+_PCIE3, _PCIE5 = ("T4", "V100-16GB", "V100-32GB"), (
+    "RTX5080", "RTX5090", "H100", "H100-PCIe", "H100-NVL", "H200", "B200",
+)  # fmt: skip
 _MEASURED: dict[str, dict[str, float]] = {
     "H200": {"bf16": 790e12, "fp8": 1570e12, "bandwidth": 4.27e12},
     "H100": {"bf16": 798e12, "bandwidth": 3.0e12},
@@ -92,10 +100,16 @@ def _device(name: str, gib: float, tbs: float, bf16: float, fp8: float, fp32: fl
     device = Accelerator(
         name=name, memory_bytes=int(gib * GIB), bf16_datasheet=bf16 * 1e12, bf16=bf16 * share * 1e12,
         fp8=fp8 * share * 1e12, fp32=fp32 * share * 1e12, bandwidth=tbs * ASSUMED_COPY * 1e12, link=link * 1e9,
+        host_link=_host_link(name),
     )  # fmt: skip
     found = _MEASURED.get(name, {})
     measured = "steps" if name == STEPS_MEASURED else "rates" if found else ""
     return replace(device, **found, measured=measured)  # type: ignore[arg-type]
+
+
+def _host_link(name: str) -> float:
+    kind = "pcie3" if name in _PCIE3 else "pcie5" if name in _PCIE5 else "nvlink" if name == "GH200" else "pcie4"
+    return HOST_LINKS[kind]
 
 
 DEVICES: dict[str, Accelerator] = {row[0]: _device(*row) for row in _TABLE}

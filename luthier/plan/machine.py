@@ -47,6 +47,7 @@ def cpu_accelerator() -> Accelerator:
         name=f"CPU, {cores} cores", type="cpu", memory_bytes=_host_bytes(),
         bf16_datasheet=CPU_CORE_BF16 * cores if native else 0.0, bf16=CPU_CORE_BF16 * cores if native else 0.0,
         fp8=0.0, fp32=CPU_CORE_FP32 * cores, bandwidth=CPU_CORE_BANDWIDTH * cores, link=CPU_CORE_BANDWIDTH,
+        host_link=CPU_CORE_BANDWIDTH,
     )  # fmt: skip
 
 

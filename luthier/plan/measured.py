@@ -1,7 +1,7 @@
 """Steps that were measured, and what the plan says of the same steps: `measured.jsonl`, one row a step.
 
 `tests/plan/test_measured.py` holds the plan to them, docs/plan.md shows them, and `tests/plan/fit.py` takes new ones
-from results of `benchmarks/gpu/bench.py`.
+from results of `benchmarks/gpu/bench.py` and `distributed_rank.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from luthier.plan.devices import DEVICES
 from luthier.plan.known import known_model
 from luthier.plan.memory import MemoryPlan, estimate_memory
-from luthier.plan.setting import Base, Recompute, Setting
+from luthier.plan.setting import Base, Offload, Recompute, Setting, Strategy, Way
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.time import StepTime, estimate_step
 from luthier.plan.work import Documents
@@ -44,20 +44,29 @@ class Row:
     micro_batches: int
     recompute: Recompute
     step_tokens: float
-    """Real tokens of a step."""
+    """Real tokens of a step; on several devices the mean of each."""
     supervised: float
     squares_per_token: float
     """Sum of n^2 over documents by sum of n."""
-    flops_per_token: float
-    """Model FLOPs by the benchmark's own formula."""
+    flops_per_token: float | None = None
+    """Model FLOPs by the benchmark's own formula, where it was recorded."""
     peak_gib: float
-    """Of the allocator (`max_memory_allocated`)."""
+    """Of the allocator (`max_memory_allocated`); of several devices the largest."""
     ms: float
     """Of a step, median."""
     replayed: bool
     """The decoder was replayed as CUDA graphs."""
     source: str
     """Hash of the engine's sources that ran."""
+    world: int = 1
+    """Devices; tokens and bytes are of each of them."""
+    strategy: Strategy = "ddp"
+    reshard: bool = True
+    """`distributed.reshard_after_forward`."""
+    offload: Offload = "none"
+    sequence_parallel: int = 1
+    reserved_gib: float | None = None
+    """Held by the allocator, where it was recorded."""
     changed: str = ""
     """What of the engine has changed since, so that its time is no longer that of this step; empty: nothing known."""
 
@@ -72,7 +81,8 @@ class Row:
             self.replayed,
             round(self.squares_per_token, -2),
         )
-        return (self.device, self.model, self.method, self.base, self.optim, *step)
+        spread = (self.world, self.strategy, self.reshard, self.offload, self.sequence_parallel)
+        return (self.device, self.model, self.method, self.base, self.optim, *step, *spread)
 
     def with_squares(self, squares_per_token: float) -> Row:
         """The same step of other documents."""
@@ -86,8 +96,13 @@ class Row:
         """As it ran."""
         return Setting(
             micro_tokens=self.tokens // self.micro_batches, recompute=self.recompute, base=self.base,
-            accumulate=self.micro_batches, replay=self.replayed,
+            accumulate=self.micro_batches, replay=self.replayed, world=self.world, way=self.way(),
+            reshard=self.reshard, extended=not self.way().sharded,
         )  # fmt: skip
+
+    def way(self) -> Way:
+        """How the devices shared the work."""
+        return Way(strategy=self.strategy, offload=self.offload, sequence_parallel=self.sequence_parallel)
 
     def documents(self) -> Documents:
         """With the measured lengths: those of one step stand for all."""
@@ -117,6 +132,9 @@ class Row:
         optim = ", 8-bit AdamW" if self.optim == "adamw_8bit" else ""
         documents = f", documents up to {self.max_length:,}" if self.max_length != 1024 else ""
         documents += ", replayed" if self.replayed else ""
+        if self.world > 1:
+            kept = "" if self.reshard else ", layers kept whole"
+            documents += f", {self.world} devices: {self.way().words()}{kept}"
         more = f"{_BASES[self.base]}{_RECOMPUTE[self.recompute]}{optim}{documents}"
         return f"{self.model} {method}, {self.tokens:,} tokens{more}"
 

@@ -1,17 +1,24 @@
 """Bytes a fine-tune needs on one device, by part, at the moment of its peak.
 
-The peak is the largest of three moments of a step:
+The peak is the largest of these moments of a step:
 
     loss       the forward pass is over: everything kept, and the head's chunk
     backward   the first layer's backward: everything kept, and its transient
     end        the last layer's backward: all gradients, one layer's transient
+    root       under shards: embeddings' and head's gradient is reduced
 
 Gradients of earlier micro-batches exist in all three, the head's from the loss on, the others at the end.
 Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula: activations, transient, head
 (`activations.py`). Stated constants: workspace, and outside the allocator its fragmentation and the context
-(`efficiency.py`). A sharded setting divides weights, gradients and states by the number of devices (adapters, which
-are small, are not) and gathers the weights of two layers, of the embeddings and of the head at a time (FSDP2, as
-ZeRO-3, arXiv:1910.02054).
+(`efficiency.py`). Over N devices (arXiv:1910.02054, section 5):
+
+    zero2            gradients, masters and states by N
+    fsdp2, zero3     weights as well; under FSDP2 adapters, which are small, stay whole with their states
+    offload          `optimizer`: masters and states are in host memory; `all`: shards of weights and gradients, too
+                     (`host.py`; arXiv:2101.06840)
+    sequences in S   activations, transient and logits are of 1/S of the tokens: `Setting.micro_tokens` is that share
+
+and what comes together for a moment (`gathered.py`).
 
 Units: bytes.
 """
@@ -30,10 +37,18 @@ from luthier.plan.activations import (
     transient_bytes,
 )
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.gathered import gathered_bytes
 from luthier.plan.launches import RECORDINGS, replayed
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
-from luthier.plan.states import BUCKET_BYTES, gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
+from luthier.plan.states import (
+    BUCKET_BYTES,
+    gradient_bytes,
+    held_weights,
+    master_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
 from luthier.plan.trained import trainable_parameters
 from luthier.recipe.optimizers import OPTIMIZERS
 
@@ -57,7 +72,7 @@ class MemoryPlan:
     tokens: int
     """Of the largest micro-batch."""
     moment: str
-    """`loss`, `backward` or `end`."""
+    """`loss`, `backward`, `end` or `root`."""
     weights: int
     adapters: int
     gradients: int
@@ -67,7 +82,7 @@ class MemoryPlan:
     transient: int
     logits: int
     gathered: int
-    """Weights gathered from other devices."""
+    """Weights gathered from other devices, and buffers of the exchange."""
     workspace: int
     """Of libraries inside the allocator; on a CPU the process itself."""
     recordings: int
@@ -113,28 +128,35 @@ def estimate_memory(
         table: constants.
     """
     cuda = device_type == "cuda"
-    share = setting.world if setting.sharded else 1
-    trained = 1 if sizes.adapters else share  # adapters are whole on every device (`train/distributed/fsdp.py`)
-    weights = weight_bytes(sizes, setting, table)
+    parts = setting.trained_parts(sizes.adapters)
+    held = held_weights(sizes, setting, table)
+    on_device = 0 if setting.moves_states(sizes.adapters) else 1
+    states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
     static = {
-        "weights": (weights["base"] + weights["unpacked"]) // share + weights["modules_to_save"],
-        "adapters": weights["adapters"],
-        "masters": master_bytes(sizes, setting.dtype_bytes) // trained,
-        "optimizer": optimizer_bytes(sizes, optim, optim_args) // trained,
-        "gathered": _gathered(sizes, setting),
+        "weights": held["whole"] + (0 if setting.offload == "all" else held["shards"]),
+        "adapters": weight_bytes(sizes, setting, table)["adapters"],
+        "masters": on_device * -(-states[0] // parts),
+        "optimizer": on_device * -(-states[1] // parts),
         "workspace": table.workspace_bytes if cuda else table.process_bytes,
     }
     rows = max(1, round(supervised * setting.micro_tokens))
     head = head_bytes(sizes, setting, rows, table, cuda=cuda)
-    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim, share=trained))
+    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim, share=parts))
     peak = sum(static.values()) + sum(dynamic.values())
-    outside = round(table.fragmentation * peak) + table.context_bytes if cuda else 0
+    outside = round(_fragmentation(sizes, setting, table) * peak) + table.context_bytes if cuda else 0
     outside += table.communication_bytes if setting.world > 1 else 0
     recordings = _recordings(sizes, setting, supervised) if replayed(sizes, setting, cuda=cuda) else 0
     return MemoryPlan(
         parameters=sizes.parameters, trainable=sizes.trainable, tokens=setting.micro_tokens, moment=moment,
         recordings=recordings, outside=outside, **static, **dynamic,
     )  # fmt: skip
+
+
+def _fragmentation(sizes: Sizes, setting: Setting, table: Efficiency) -> float:
+    """Share of the peak that the allocator holds on top: gathers and reductions have pools of their own."""
+    if not setting.sharded:
+        return table.fragmentation
+    return table.sharded_fragmentation if sizes.adapters else table.sharded_trained_fragmentation
 
 
 def _moments(
@@ -145,6 +167,8 @@ def _moments(
     activations = activation_bytes(sizes, setting, supervised)
     before, after = (part // share for part in gradient_bytes(sizes, setting))
     head_gradient = size * sizes.head // share if sizes.trained_head else 0
+    if setting.sharded and not sizes.adapters and setting.offload == "all":
+        before = after = head_gradient = 0  # each reduced gradient goes to host memory at once
     # Where gradients are summed tensor by tensor, the head's is gone into its sum at once.
     early = before + (0 if before and after == before else head_gradient)
     lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
@@ -156,11 +180,15 @@ def _moments(
     }
     stages = _backward_stages(sizes, setting, activations, supervised)
     backward = max(stages, key=lambda parts: sum(parts.values()))
-    return {
+    moments = {
         "loss": {"gradients": before, "activations": activations, "transient": 0, "logits": head},
         "backward": {"gradients": early, "logits": 0, **backward},
         "end": {"gradients": after, "logits": 0, **end},
+        "root": {"gradients": after, "activations": 0, "transient": 0, "logits": 0},
     }
+    for name, size in gathered_bytes(sizes, setting).items():
+        moments[name]["gathered"] = size
+    return moments
 
 
 def _backward_stages(sizes: Sizes, setting: Setting, activations: int, supervised: float) -> list[dict[str, int]]:
@@ -192,9 +220,11 @@ def _at_the_end(sizes: Sizes, setting: Setting, optim: str) -> int:
     """The embeddings' gradient where it is added to the head's; and what the update needs for a moment: optimizers
     other than our own get fp32 copies of kept 16-bit gradients, some at a time; Adafactor makes its update in fp32."""
     tied = setting.dtype_bytes * sizes.head if sizes.shape.tied and sizes.trained_embedding else 0
-    kept = setting.dtype_bytes < 4 and setting.accumulate == 1 and setting.world == 1
+    alone = setting.world == 1 or (setting.sharded and not setting.deepspeed and not sizes.adapters)
+    kept = setting.dtype_bytes < 4 and setting.accumulate == 1 and alone and setting.offload == "none"
     most = 4 * sizes.trainable if OPTIMIZERS[optim].whole else BUCKET_BYTES
-    copies = min(most, 4 * sizes.trainable) if kept and optim not in OWN_UPDATES else 0
+    mine = 4 * sizes.trainable // setting.trained_parts(sizes.adapters)
+    copies = min(most, mine) if kept and optim not in OWN_UPDATES else 0
     if optim == "adafactor":
         copies += 8 * sizes.largest_trained
     return max(tied, copies)
@@ -212,16 +242,3 @@ def _recordings(sizes: Sizes, setting: Setting, supervised: float) -> int:
 
 def _peak(moments: dict[str, dict[str, int]]) -> tuple[str, dict[str, int]]:
     return max(moments.items(), key=lambda item: sum(item[1].values()))
-
-
-def _gathered(sizes: Sizes, setting: Setting) -> int:
-    """Two layers, embeddings and head in the compute type, and as much gradient for what is trained.
-
-    The root keeps embeddings, last norm and head from its forward to the end of its backward pass.
-    """
-    if not setting.sharded:
-        return 0
-    root = sizes.head if sizes.shape.tied else 2 * sizes.head
-    layers = 2 * sizes.linear_per_layer
-    trained = (layers if sizes.trained_linear else 0) + (root if sizes.trained_head or sizes.trained_embedding else 0)
-    return (layers + root + (0 if sizes.adapters else trained)) * setting.dtype_bytes

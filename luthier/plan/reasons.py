@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from luthier.plan.result import Candidate
+from luthier.plan.setting import Way
 
 if TYPE_CHECKING:
     from luthier.plan.request import Request
 
-__all__ = ["gib", "reasons_for", "why_not"]
+__all__ = ["gib", "reasons_for", "way_name", "why_not"]
+
+NOTHING: Mapping[Way, str] = MappingProxyType({})
 
 
 def gib(size: float) -> str:
@@ -18,8 +22,10 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
-def reasons_for(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> dict[str, str]:
-    """Reasons of the values that the plan decides, by key of the recipe."""
+def reasons_for(
+    request: Request, chosen: Candidate, candidates: Sequence[Candidate], refused: Mapping[Way, str] = NOTHING
+) -> dict[str, str]:
+    """Reasons of the values that the plan decides, by key of the recipe. `refused`: ways that were left out."""
     need = f"{gib(chosen.needed_bytes)} of {gib(request.device.memory_bytes)}"
     reasons = {
         "train.per_device_train_batch_size": _micro(request, chosen, candidates, need),
@@ -27,7 +33,8 @@ def reasons_for(request: Request, chosen: Candidate, candidates: Sequence[Candid
         "model.dequantize_base": _base(request, chosen, candidates),
     }
     if request.num_gpus > 1:
-        reasons["distributed.strategy"] = _strategy(request, chosen, candidates)
+        reasons["distributed.strategy"] = _strategy(request, chosen, candidates, refused)
+        reasons |= _of_way(request, chosen, candidates)
     layers = request.sizes.shape.layers
     setting = chosen.setting
     if setting.recompute_layers is not None:
@@ -57,7 +64,7 @@ def _recompute(request: Request, chosen: Candidate, candidates: Sequence[Candida
         other
         for other in candidates
         if other.split == chosen.split and other.setting.base == setting.base
-        and other.setting.sharded == setting.sharded and other.setting.recompute == "none"
+        and other.setting.way == setting.way and other.setting.recompute == "none"
     ]  # fmt: skip
     without = f"without it the step needs {gib(same[0].needed_bytes)}; with it {need}" if same else f"with it {need}"
     if setting.recompute == "selective" and same:
@@ -66,19 +73,52 @@ def _recompute(request: Request, chosen: Candidate, candidates: Sequence[Candida
     return without
 
 
-def _strategy(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> str:
-    """Copied or sharded, with the bytes of each device either way."""
-    here = f"{gib(chosen.needed_bytes)} on each of {request.num_gpus} devices"
-    others = [other for other in candidates if other.setting.sharded != chosen.setting.sharded]
-    if not others:
-        reason = request.why_not_sharded
-        return f"{here}; shards were not looked at: {reason}" if reason and not chosen.setting.sharded else here
-    best = min((other for other in others if other.fits), key=lambda other: other.seconds_per_token, default=None)
-    name = "shards" if others[0].setting.sharded else "copies"
-    if best is None:
-        least = min(others, key=lambda other: other.needed_bytes)
-        return f"{here}; {name} do not fit: at least {gib(least.needed_bytes)} of {gib(request.device.memory_bytes)}"
-    return f"{here}; {name}: {why_not(best, chosen)}"
+def way_name(way: Way) -> str:
+    """`copies`, `shards`, `zero2`, `shards with the optimizer offloaded`, `shards with 8 devices a sequence`."""
+    name = {"ddp": "copies", "fsdp2": "shards"}.get(way.strategy, way.strategy)
+    more = {"none": [], "optimizer": ["the optimizer offloaded"], "all": ["weights and optimizer offloaded"]}[
+        way.offload
+    ]
+    more = more + ([f"{way.sequence_parallel} devices a sequence"] if way.sequence_parallel > 1 else [])
+    return name + (f" with {' and '.join(more)}" if more else "")
+
+
+def _strategy(request: Request, chosen: Candidate, candidates: Sequence[Candidate], refused: Mapping[Way, str]) -> str:
+    """The way that was taken, and every other that was looked at, with the bytes of each device."""
+    said = [f"{gib(chosen.needed_bytes)} on each of {request.num_gpus} devices"]
+    others: dict[Way, list[Candidate]] = {}
+    for other in candidates:
+        if other.setting.way != chosen.setting.way:
+            others.setdefault(other.setting.way, []).append(other)
+    for way, own in others.items():
+        best = min((other for other in own if other.fits), key=lambda other: other.seconds_per_token, default=None)
+        if best is None:
+            least = min(own, key=lambda other: other.needed_bytes)
+            need = f"at least {gib(least.needed_bytes)} of {gib(request.device.memory_bytes)}"
+            said.append(f"{way_name(way)} do not fit: {need}")
+        else:
+            said.append(f"{way_name(way)}: {why_not(best, chosen)}")
+    said += [f"{way_name(way)} were not looked at: {reason}" for way, reason in refused.items()]
+    return "; ".join(said)
+
+
+def _of_way(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Of what the plan adds to `distributed` because nothing fits without."""
+    way, section = chosen.setting.way, request.recipe.distributed
+    plain = [
+        other.needed_bytes
+        for other in candidates
+        if (other.setting.way.offload, other.setting.way.sequence_parallel)
+        == (section.offload, section.sequence_parallel_size)
+    ]
+    without = f"without it at least {gib(min(plain))} of {gib(request.device.memory_bytes)}" if plain else "as written"
+    with_it = f"{without}; with it {gib(chosen.needed_bytes)}"
+    reasons = {}
+    if way.offload != section.offload:
+        reasons["distributed.offload"] = with_it
+    if way.sequence_parallel != section.sequence_parallel_size:
+        reasons["distributed.sequence_parallel_size"] = with_it
+    return reasons
 
 
 def _base(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> str:

@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.plan.devices import larger_devices
+from luthier.plan.host import HOST_DEVICES
 from luthier.plan.reasons import gib
+from luthier.plan.setting import Offload, Way
 from luthier.plan.sizes import sizes_of
+from luthier.plan.ways import sequence_sizes, way_of, why_refused, with_way
 from luthier.recipe.names import takes_from_base
 from luthier.recipe.objective_kind import pack_capacity, row_kind
-from luthier.recipe.schema import MethodSection, Recipe
+from luthier.recipe.schema import DistributedSection, MethodSection, Recipe
 
 if TYPE_CHECKING:
     from luthier.plan.request import Request
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Remedy", "faster", "remedies"]
 
 SHORTEST = 256
+MORE = 8
+"""Times as many devices that are tried beyond one host."""
 FASTER = 1.05
 """A gain below this is not worth a line."""
 
@@ -52,7 +57,7 @@ def remedies(request: Request, fit: Callable[[Request], Candidate | None]) -> tu
             effect = f"{gib(candidate.needed_bytes)} of {gib(changed.device.memory_bytes)}, "
             effect += f"{candidate.tokens_per_second:,.0f} tokens/s"
             if changed.num_gpus > request.num_gpus:
-                effect += f" ({'fsdp2' if candidate.setting.sharded else 'ddp'})"
+                effect += f" ({candidate.setting.way.words()})"
             found.append(Remedy(change=change, effect=effect))
     return tuple(found)
 
@@ -69,6 +74,7 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
         yield f"train.tokens_per_step={tokens} instead of the two batch keys", _with(request, "train", keys)
     if model.dequantize_base is True:
         yield "model.dequantize_base=auto", _with(request, "model", {"dequantize_base": "auto"})
+    yield from _spread(request)
     if train.optim in ("adamw_torch", "adamw_torch_fused") and not request.sizes.adapters:
         yield "train.optim=adamw_8bit", _with(request, "train", {"optim": "adamw_8bit"})
     yield from _shorter(request)
@@ -80,9 +86,38 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     for device in larger_devices(request.device.memory_bytes):
         yield f"--gpu {device.name}", replace(request, device=device)
     count = request.num_gpus * 2
-    while count <= 8 and request.device.type == "cuda":
+    most = max(HOST_DEVICES, MORE * request.num_gpus)
+    while count <= most and request.device.type == "cuda":
         yield f"--num-gpus {count}", replace(request, num_gpus=count)
         count *= 2
+
+
+def _spread(request: Request) -> Iterator[tuple[str, Request]]:
+    """Other ways over the same devices, by what they cost: `auto`, offload, several devices a sequence. What `auto` has
+    looked at already is not said again."""
+    section = request.recipe.distributed
+    if request.num_gpus == 1:
+        return
+    if section.strategy != "auto":
+        free = request.recipe.model_copy(update={"distributed": DistributedSection()})
+        yield "distributed.strategy=auto", replace(request, recipe=free)
+        return
+    shards = way_of(request.recipe, "fsdp2")
+    changes: list[tuple[str, Way]] = []
+    if "offload" in section.model_fields_set:
+        order: tuple[Offload, ...] = ("none", "optimizer", "all")
+        more = order[order.index(section.offload) + 1 :]
+        changes += [(f"distributed.offload={name}", replace(shards, offload=name)) for name in more]
+    if "sequence_parallel_size" in section.model_fields_set:
+        sizes = [size for size in sequence_sizes(request) if size > section.sequence_parallel_size]
+        changes += [
+            (f"distributed.sequence_parallel_size={size}", replace(shards, sequence_parallel=size)) for size in sizes
+        ]
+    for words, way in changes:
+        if why_refused(request.recipe, way) is None:
+            recipe = with_way(request.recipe, way)
+            freed = recipe.distributed.model_copy(update={"strategy": "auto"})
+            yield words, replace(request, recipe=recipe.model_copy(update={"distributed": freed}))
 
 
 def faster(request: Request, chosen: Candidate, fit: Callable[[Request], Candidate | None]) -> Remedy | None:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from luthier.plan.calibrate import Correction, calibration_file, correction
 from luthier.plan.devices import Accelerator
-from luthier.plan.setting import Base, Recompute
+from luthier.plan.setting import Base, Recompute, Way
 from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.work import Documents
-from luthier.recipe.distributed_rules import why_not_sharded
 from luthier.recipe.schema import Recipe
 from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
 
@@ -20,6 +19,7 @@ __all__ = ["BUDGETS", "Request", "make_request"]
 
 BUDGETS = tuple(1024 * 2**power for power in range(7))
 """Token budgets of a micro-batch that are tried: 1k to 64k."""
+COPIES = Way()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,23 +35,6 @@ class Request:
     """Where measurements of earlier runs are; None: none are used."""
 
     @property
-    def sharding(self) -> tuple[bool, ...]:
-        """Ways of distribution to look at: copied (False), sharded (True)."""
-        strategy = self.recipe.distributed.strategy
-        if self.num_gpus == 1 or strategy == "ddp":
-            return (False,)
-        if strategy == "fsdp2":
-            return (True,)
-        return (False,) if self.why_not_sharded else (False, True)
-
-    @property
-    def why_not_sharded(self) -> str | None:
-        """What in the recipe keeps the plan from sharding; None if nothing does."""
-        recipe = self.recipe
-        found = why_not_sharded(recipe.model, recipe.method, recipe.objective, recipe.train)
-        return next((reason for _, reason in found), None)
-
-    @property
     def dtype_bytes(self) -> int:
         """Bytes of a number in the compute type."""
         wanted = self.recipe.model.dtype
@@ -59,9 +42,9 @@ class Request:
             return 2 if self.device.native_bf16 else 4
         return 4 if wanted == "float32" else 2
 
-    @property
-    def bases(self) -> tuple[Base, ...]:
-        """Ways of storing the base that compute the same numbers, by the recipe."""
+    def bases(self, way: Way) -> tuple[Base, ...]:
+        """Ways of storing the base that compute the same numbers, by the recipe. In shards a packed base stays packed:
+        unpacked it would travel as such."""
         model = self.recipe.model
         nf4 = model.quantization == "nf4" or (model.quantization == "auto" and self.recipe.method.name == "qlora")
         if model.quantization == "fp8":
@@ -69,7 +52,7 @@ class Request:
         if not nf4:
             return ("plain",)
         if model.dequantize_base == "auto":
-            return ("nf4_dequantized", "nf4") if self.device.type == "cuda" else ("nf4",)
+            return ("nf4_dequantized", "nf4") if self.device.type == "cuda" and not way.sharded else ("nf4",)
         return ("nf4_dequantized",) if model.dequantize_base else ("nf4",)
 
     @property
@@ -95,25 +78,25 @@ class Request:
             mean_tokens=documents.sequence_tokens,
         )[0]  # fmt: skip
 
-    def splits(self) -> Iterator[tuple[int, Batching]]:
-        """(token budget, split of a step) for every different micro-batch, largest first."""
+    def splits(self, way: Way = COPIES) -> Iterator[tuple[int, Batching]]:
+        """(token budget, split of a step) for every different micro-batch, largest first. Devices that share sequences
+        count as one, with the budget of all."""
         seen: set[int] = set()
         train = self.recipe.train
         micro = train.per_device_train_batch_size
         accumulate = train.gradient_accumulation_steps
         # On a CPU small micro-batches stay in the caches (`recipe/steps.py`): there is nothing to search.
         budgets = tuple(reversed(BUDGETS)) if self.device.type == "cuda" else BUDGETS[:1]
-        groups = max(1, self.num_gpus // self.recipe.distributed.sequence_parallel_size)
         for budget in budgets:
             split = choose_batching(
                 self.sequences_per_step, mean_tokens=self.documents.sequence_tokens, device_type=self.device.type,
-                world_size=groups, micro_batch_tokens=budget,
+                world_size=self.num_gpus // way.sequence_parallel, micro_batch_tokens=budget * way.sequence_parallel,
                 per_device_train_batch_size=None if micro == "auto" else micro,
                 gradient_accumulation_steps=None if accumulate == "auto" else accumulate,
             )  # fmt: skip
             if split.per_device_train_batch_size not in seen:
                 seen.add(split.per_device_train_batch_size)
-                yield budget, split
+                yield budget * way.sequence_parallel, split
 
     def steps(self, split: Batching) -> int:
         """Optimizer steps of the run."""
@@ -125,9 +108,10 @@ class Request:
         per_epoch = -(-self.documents.sequences // split.sequences_per_step)
         return self.steps(split) / per_epoch
 
-    def key(self, base: Base) -> dict[str, str]:
+    def key(self, base: Base, way: Way = COPIES) -> dict[str, str]:
         """What runs must have in common for their measurements to correct this plan."""
         copies = f" x{self.num_gpus}"
+        copies += "" if way == COPIES else f" {way.words()}"
         objective = self.recipe.objective.name
         copies += "" if objective == "sft" else f" {objective}"
         return {
@@ -136,9 +120,11 @@ class Request:
             "method": f"{self.recipe.method.name} {base} {self.dtype_bytes} bytes{copies}",
         }
 
-    def correction(self, base: Base) -> Correction:
+    def correction(self, base: Base, way: Way = COPIES) -> Correction:
         """Factors from earlier runs on this machine."""
-        return Correction() if self.cache_dir is None else correction(calibration_file(self.cache_dir), self.key(base))
+        if self.cache_dir is None:
+            return Correction()
+        return correction(calibration_file(self.cache_dir), self.key(base, way))
 
 
 def make_request(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from luthier.plan.calibrate import Correction
 from luthier.plan.disk import disk_bytes
+from luthier.plan.host import HostPlan
 from luthier.plan.memory import MemoryPlan
 from luthier.plan.setting import Setting
 from luthier.plan.time import StepTime
@@ -95,6 +96,12 @@ class Plan:
     """Keys that the recipe fixes and that the plan would set to run at least 5% faster."""
     steps: int
     model_flops_per_token: float
+    host: HostPlan
+    """Memory of each host."""
+    ways: tuple[RunnerUp, ...] = ()
+    """The best setting of each way to spread the model that was looked at, the chosen one first."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Ways that were left out, and why."""
     seconds_before: float = 0.0
     """Of passes without gradients before the first step: the reference of DPO and KTO."""
 
@@ -124,13 +131,13 @@ class Plan:
         return Decision(
             micro_batch_tokens=self.chosen.budget, recompute=recompute, recompute_layers=setting.recompute_layers,
             dequantize_base=setting.base == "nf4_dequantized", reasons=dict(self.reasons),
-            strategy="fsdp2" if setting.sharded else "ddp",
+            strategy=setting.way.strategy, offload=setting.offload, sequence_parallel_size=setting.sequence_parallel,
         )  # fmt: skip
 
     def predicted(self) -> dict[str, Any]:
         """What `calibrate.record` wants: uncorrected, with the key; and the corrected values beside it."""
         return {
-            "key": self.request.key(self.chosen.setting.base),
+            "key": self.request.key(self.chosen.setting.base, self.chosen.setting.way),
             "peak_bytes": self.chosen.memory.peak,
             "seconds_per_step": self.chosen.step.total,
             "corrected_peak_bytes": self.chosen.peak_bytes,
@@ -153,6 +160,7 @@ class Plan:
             "trained_how": request.sizes.trained_how,
             "setting": {
                 **asdict(chosen.setting),
+                "sharded": chosen.setting.sharded,
                 "per_device_train_batch_size": chosen.split.per_device_train_batch_size,
                 "gradient_accumulation_steps": chosen.split.gradient_accumulation_steps,
                 "words": chosen.setting.describe(layers),
@@ -177,7 +185,20 @@ class Plan:
                 "seconds": self.seconds,
                 "seconds_before": self.seconds_before,
             },
-            "disk": disk_bytes(request, chosen.memory),
+            "host": self.host.to_json(),
+            "ways": [
+                {
+                    **asdict(other.candidate.setting.way),
+                    "why": other.why,
+                    "fits": other.candidate.fits,
+                    "total": other.candidate.needed_bytes,
+                    "tokens_per_second": other.candidate.tokens_per_second,
+                    "parts": other.candidate.memory.parts(),
+                }
+                for other in self.ways
+            ],
+            "refused": dict(self.refused),
+            "disk": disk_bytes(request),
             "predicted": self.predicted(),
             "runners_up": [
                 {

@@ -11,15 +11,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from luthier.plan.efficiency import efficiency_of
+from luthier.plan.host import HostPlan, estimate_host, values_first_of
 from luthier.plan.memory import estimate_memory
 from luthier.plan.objective import passes_before, work_of
 from luthier.plan.reasons import reasons_for, why_not
 from luthier.plan.remedies import Remedy, faster, remedies
 from luthier.plan.request import Request
 from luthier.plan.result import Candidate, Plan, RunnerUp
-from luthier.plan.setting import Base, Setting
+from luthier.plan.setting import Base, Setting, Way
+from luthier.plan.sharding import forward_exchange_seconds
 from luthier.plan.time import estimate_step, forward_seconds, model_flops_per_token
+from luthier.plan.ways import tiers
 from luthier.recipe.steps import Batching
+from luthier.runtime.errors import RecipeError
 
 __all__ = ["evaluate", "make_plan", "search"]
 
@@ -32,16 +36,17 @@ RUNNERS_UP = 3
 def make_plan(request: Request, *, with_remedies: bool = True) -> Plan:
     """The plan for a request; when nothing fits it has the smallest setting, `fits` False, and remedies (which take
     a search each)."""
-    candidates = search(request)
+    candidates, refused = look(request)
     fitting = [candidate for candidate in candidates if candidate.fits]
     chosen = _fastest(fitting) if fitting else min(candidates, key=lambda candidate: candidate.needed_bytes)
     changes: tuple[Remedy, ...] = remedies(request, first_fit) if with_remedies and not fitting else ()
     return Plan(
-        request=request, chosen=chosen, fits=bool(fitting), reasons=reasons_for(request, chosen, candidates),
+        request=request, chosen=chosen, fits=bool(fitting), reasons=reasons_for(request, chosen, candidates, refused),
         runners_up=tuple(_runners_up(chosen, candidates)), remedies=changes, steps=request.steps(chosen.split),
         faster=faster(request, chosen, first_fit) if with_remedies and fitting else None,
         model_flops_per_token=model_flops_per_token(request.sizes, request.documents),
-        seconds_before=_seconds_before(request, chosen),
+        seconds_before=_seconds_before(request, chosen), ways=tuple(_best_of_each_way(chosen, candidates)),
+        refused={way.words(): reason for way, reason in refused.items()}, host=_host(request, chosen.setting),
     )  # fmt: skip
 
 
@@ -56,6 +61,10 @@ def _seconds_before(request: Request, chosen: Candidate) -> float:
         request.sizes, chosen.setting, request.documents, request.device, tokens=once,
         table=efficiency_of(request.device.type),
     )  # fmt: skip
+    seconds += forward_exchange_seconds(
+        request.sizes, chosen.setting, request.device, compute=seconds, tokens=once,
+        table=efficiency_of(request.device.type),
+    )  # fmt: skip
     return seconds * tokens / once * chosen.correction.seconds
 
 
@@ -66,22 +75,56 @@ def first_fit(request: Request) -> Candidate | None:
 
 
 def search(request: Request) -> list[Candidate]:
-    """Every setting worth a look: for each micro-batch, base and way of distribution the policies from no recompute
-    to all, up to the first that fits and the next."""
+    """Every setting worth a look: for each way to spread the model (`ways.py`), micro-batch and base the policies from
+    no recompute to all, up to the first that fits and the next."""
+    return look(request)[0]
+
+
+def look(request: Request) -> tuple[list[Candidate], dict[Way, str]]:
+    """(candidates, ways that were left out and why). Ways of a later tier only where none before has one that fits.
+
+    Raises:
+        RecipeError: see `ways.tiers`; L252: rules refuse every way.
+    """
     found: list[Candidate] = []
-    for budget, split in request.splits():
-        for base in request.bases:
-            for sharded in request.sharding:
-                plain = _setting(request, split, base, sharded=sharded)
-                found += _policies(request, plain, budget, split)
-    return found
+    refused: dict[Way, str] = {}
+    for tier in tiers(request):
+        useful = [(way, reason) for way, reason in tier if _useful(request, way, found)]
+        refused |= {way: reason for way, reason in useful if reason}
+        for way in (way for way, reason in useful if not reason):
+            for budget, split in request.splits(way):
+                for base in request.bases(way):
+                    plain = _setting(request, split, base, way)
+                    found += _policies(request, plain, budget, split)
+        if any(candidate.fits for candidate in found):
+            break
+    if not found:
+        raise RecipeError(
+            code="L252", message="no way to spread this recipe over several devices: "
+            + "; ".join(f"{way.words()}: {reason}" for way, reason in refused.items()),
+            hint="take one device, or change the key that is named",
+        )  # fmt: skip
+    return found, refused
+
+
+def _useful(request: Request, way: Way, found: list[Candidate]) -> bool:
+    """Sharing sequences helps only where their tokens are what does not fit: without activations, a layer's transient
+    and logits the smallest setting that was looked at (of the same storage, if there is one) would."""
+    if way.sequence_parallel == request.recipe.distributed.sequence_parallel_size or not found:
+        return True
+    same = [other for other in found if other.setting.way.offload == way.offload] or found
+    return any(
+        other.needed_bytes - other.memory.activations - other.memory.transient - other.memory.logits
+        <= other.available_bytes
+        for other in same
+    )
 
 
 def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching) -> Candidate:
     """Memory and time of one setting."""
     device, documents = request.device, request.documents
     optim, table = request.recipe.train.optim, efficiency_of(device.type)
-    correction = request.correction(setting.base)
+    correction = request.correction(setting.base, setting.way)
     memory = estimate_memory(
         request.sizes, setting, optim=optim, optim_args=request.recipe.train.optim_args,
         supervised=documents.supervised, device_type=device.type, table=table,
@@ -98,16 +141,18 @@ def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching
     )  # fmt: skip
 
 
-def _setting(request: Request, split: Batching, base: Base, *, sharded: bool) -> Setting:
+def _setting(request: Request, split: Batching, base: Base, way: Way) -> Setting:
     documents, micro = request.documents, split.per_device_train_batch_size
     largest = micro * documents.longest_sequence
     if not request.recipe.data.packing:
         # Rows of one batch are not all as long as the longest: half again of the mean is taken.
         largest = min(largest, max(documents.longest_sequence, round(1.5 * micro * documents.sequence_tokens)))
+    whole = request.num_gpus == 1 or way.strategy == "ddp"
     return Setting(
-        micro_tokens=min(largest, documents.tokens), base=base, dtype_bytes=request.dtype_bytes,
-        accumulate=split.gradient_accumulation_steps, world=request.num_gpus, sharded=sharded,
-        extended=request.extended and not sharded, replay=not sharded,
+        micro_tokens=-(-min(largest, documents.tokens) // way.sequence_parallel), base=base,
+        dtype_bytes=request.dtype_bytes, accumulate=split.gradient_accumulation_steps, world=request.num_gpus, way=way,
+        reshard=request.recipe.distributed.reshard_after_forward, extended=request.extended and not way.sharded,
+        replay=whole and way.sequence_parallel == 1,
     )  # fmt: skip
 
 
@@ -163,6 +208,27 @@ def _again(candidate: Candidate) -> tuple[int, bool]:
     return setting.whole_layers(10**6), setting.recompute != "none"
 
 
+def _best_of_each_way(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:
+    """The fastest that fits of each way, or the one with the least memory; the chosen way first."""
+    found: dict[Way, list[Candidate]] = {chosen.setting.way: [chosen]}
+    for candidate in candidates:
+        found.setdefault(candidate.setting.way, []).append(candidate)
+    own_words = "chosen" if chosen.fits else "needs least"
+    for way, own in found.items():
+        fitting = [candidate for candidate in own if candidate.fits]
+        best = _fastest(fitting) if fitting else min(own, key=lambda candidate: candidate.needed_bytes)
+        mine = way == chosen.setting.way
+        yield RunnerUp(candidate=chosen if mine else best, why=own_words if mine else why_not(best, chosen))
+
+
+def _host(request: Request, setting: Setting) -> HostPlan:
+    train = request.recipe.train
+    return estimate_host(
+        request.sizes, setting, optim=train.optim, optim_args=train.optim_args, cuda=request.device.type == "cuda",
+        values_first=values_first_of(request.recipe, setting.way),
+    )  # fmt: skip
+
+
 def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:
     """One other candidate of each kind: recompute, base, distribution, micro-batch; fastest first."""
     seen = {_kind(chosen)}
@@ -178,4 +244,4 @@ def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[Runn
 
 def _kind(candidate: Candidate) -> tuple[object, ...]:
     setting = candidate.setting
-    return (setting.recompute, setting.recompute_layers is None, setting.base, setting.sharded)
+    return (setting.recompute, setting.recompute_layers is None, setting.base, setting.way)

@@ -5,10 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Base", "Recompute", "Setting"]
+__all__ = ["Base", "Offload", "Recompute", "Setting", "Strategy", "Way"]
 
 Recompute = Literal["none", "selective", "layer"]
+Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
+Offload = Literal["none", "optimizer", "all"]
 Base = Literal["plain", "nf4", "nf4_dequantized", "fp8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a model is spread over devices: `distributed` of the recipe."""
+
+    strategy: Strategy = "ddp"
+    offload: Offload = "none"
+    """What lives in host memory between its uses: masters and optimizer state; the weights' shards too."""
+    sequence_parallel: int = 1
+    """Devices that share each sequence."""
+
+    @property
+    def sharded(self) -> bool:
+        """Weights are in shards (FSDP2, ZeRO-3)."""
+        return self.strategy in ("fsdp2", "zero3")
+
+    def words(self) -> str:
+        """`fsdp2, optimizer offloaded, 8 devices a sequence`."""
+        moved = {"none": "", "optimizer": ", optimizer offloaded", "all": ", weights and optimizer offloaded"}
+        shared = f", {self.sequence_parallel} devices a sequence" if self.sequence_parallel > 1 else ""
+        return self.strategy + moved[self.offload] + shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +40,7 @@ class Setting:
     """Micro-batch, recompute, storage of the base, sharding."""
 
     micro_tokens: int
-    """Tokens of the largest micro-batch on one device."""
+    """Tokens of the largest micro-batch on one device; its share of them where devices share a sequence."""
     recompute: Recompute = "none"
     """Of the layers that are not recomputed as a whole; `layer`: of all of the first `recompute_layers`."""
     recompute_layers: int | None = None
@@ -30,8 +54,10 @@ class Setting:
     """Devices."""
     extended: bool = True
     """Adapters live in extended matrices: on CUDA, in families with a layer of the engine's own."""
-    sharded: bool = False
-    """Weights, gradients and states divided over the devices (FSDP2, ZeRO-3) instead of copied (DDP)."""
+    way: Way = Way()
+    """How the devices share the work."""
+    reshard: bool = True
+    """FSDP2 frees a layer's weights between its two passes (`distributed.reshard_after_forward`)."""
     replay: bool = True
     """Small micro-batches are recorded and replayed (`fast/graph.py`); False: launched kernel by kernel."""
 
@@ -39,6 +65,42 @@ class Setting:
     def wide(self) -> bool:
         """Adapter and base are one product; a base that is packed or rounded cannot hold adapters."""
         return self.extended and self.base in ("plain", "nf4_dequantized")
+
+    @property
+    def sharded(self) -> bool:
+        """Weights are in shards over all devices (FSDP2, ZeRO-3) instead of whole on each."""
+        return self.world > 1 and self.way.sharded
+
+    @property
+    def deepspeed(self) -> bool:
+        """DeepSpeed runs the step: ZeRO-2 or ZeRO-3."""
+        return self.world > 1 and self.way.strategy in ("zero2", "zero3")
+
+    @property
+    def offload(self) -> Offload:
+        """What lives in host memory."""
+        return self.way.offload if self.world > 1 else "none"
+
+    def moves_states(self, adapters: bool) -> bool:
+        """Masters and optimizer state are in host memory; those of adapters are small and stay (`fsdp2`)."""
+        return self.offload != "none" and (self.deepspeed or not adapters)
+
+    @property
+    def sequence_parallel(self) -> int:
+        """Devices that share each sequence."""
+        return self.way.sequence_parallel if self.world > 1 else 1
+
+    @property
+    def weight_parts(self) -> int:
+        """Devices that the base is divided over."""
+        return self.world if self.sharded else 1
+
+    def trained_parts(self, adapters: bool) -> int:
+        """Devices that masters, optimizer state and kept gradients are divided over: all under ZeRO; under FSDP2 with
+        adapters none, for these are whole everywhere (`train/distributed/fsdp.py`)."""
+        if self.deepspeed or (self.sharded and not adapters):
+            return self.world
+        return 1
 
     def whole_layers(self, layers: int) -> int:
         """How many of the first layers are recomputed as a whole."""
@@ -69,5 +131,9 @@ class Setting:
         if self.base in named:
             parts.append(named[self.base])
         if self.world > 1:
-            parts.append(f"{'sharded over' if self.sharded else 'copied to'} {self.world} devices")
+            spread = {"ddp": "copied to", "zero2": "gradients and states sharded over"}
+            parts.append(f"{spread.get(self.way.strategy, 'sharded over')} {self.world} devices")
+            if self.deepspeed:
+                parts[-1] += " (DeepSpeed)"
+            parts += [word.strip() for word in self.way.words().split(",")[1:]]
         return ", ".join(parts)

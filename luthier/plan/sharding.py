@@ -1,46 +1,123 @@
-"""Communication between devices: DDP copies, or sharded weights (FSDP2, ZeRO-3).
+"""Communication between devices, in seconds of a step that nothing hides. W stored weights, N devices, p trained.
 
-    DDP      all-reduce of the gradients, once a step: 2 (N - 1) / N of their bytes over each link
-    sharded  all-gather of the weights forward and backward, and reduce-scatter of the gradients of trained weights,
-             in every micro-batch: (N - 1) / N of the bytes each (arXiv:1910.02054)
+    ddp      all-reduce of fp32 gradients, once a step after the backward pass: 2 (N - 1) / N x 4 p over each link
+    fsdp2    all-gather of each layer forward and again backward (once with `reshard_after_forward: false`), of
+             embeddings and head once, and a reduce-scatter of fp32 gradients, in every micro-batch: (N - 1) / N of
+             the bytes each; adapters as under ddp (arXiv:1910.02054; torch's fully_shard)
+    zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
+             step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
+    zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well
+    sequences shared by S devices (arXiv:2309.14509): all-to-all of q, k, v and of attention's output in each layer,
+             (S - 1) / S x T / S x (2 q + 2 kv) elements forward, as many backward, forward once more where a layer is
+             recomputed; a layer waits for each
 
-Gathers and reductions of one layer run beside the compute of another: a step takes at least the communication,
-and a stated share of it stays visible. The exchange of masters' gradients comes after the backward pass
-(`train/masters.py`) and is not hidden.
+Gathers and reductions of one layer run beside the compute of another: a step takes at least the communication, and a
+stated share of it stays visible. They also pass through the device's own memory, which the layer at work wants as well:
+a gather of w bytes 2 w / N in, w received, 2 w out; a reduction of a parameter 6 bytes in, 4 out, 10 / N of its shard.
+With `offload: all` shards come through the host's link first, at the same time.
 """
 
 from __future__ import annotations
 
+from luthier.plan.activations import exchanged_elements
 from luthier.plan.devices import Accelerator
 from luthier.plan.efficiency import Efficiency
+from luthier.plan.gathered import layer_bytes, root_bytes
+from luthier.plan.host import HOST_DEVICES
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
-from luthier.plan.states import weight_bytes
 
-__all__ = ["HOST_DEVICES", "NETWORK", "exchange_seconds"]
+__all__ = ["HOST_DEVICES", "NETWORK", "exchange_seconds", "forward_exchange_seconds"]
 
-HOST_DEVICES = 8
-"""More devices than that are taken to be on several hosts."""
 NETWORK = 50e9
-"""Bytes a second of one device to other hosts: one 400 Gbit/s adapter for each. A stated assumption, not measured."""
+"""Bytes a second of one adapter to other hosts: 400 Gbit/s, one beside each device. Rings of a whole host use all of
+its adapters, so that each device sees up to eight of them. A stated assumption, not measured."""
 
 
 def exchange_seconds(
-    sizes: Sizes, setting: Setting, device: Accelerator, *, compute: float, table: Efficiency
-) -> float:
-    """Seconds of a step beyond `compute` that communication takes."""
+    sizes: Sizes, setting: Setting, device: Accelerator, *, compute: float, tokens: float, again: int,
+    table: Efficiency, forward_passes: float = 0.0,
+) -> float:  # fmt: skip
+    """Seconds of a step beyond `compute` that communication takes.
+
+    Args:
+        sizes: of model and method.
+        setting: how devices share the work.
+        device: with its links.
+        compute: seconds of the step's work, which exchanges can hide behind.
+        tokens: of a micro-batch on one device.
+        again: decoder layers that are recomputed as a whole.
+        table: constants.
+        forward_passes: passes without gradients in a micro-batch.
+    """
     if setting.world == 1:
         return 0.0
-    bandwidth = (device.link if setting.world <= HOST_DEVICES else min(device.link, NETWORK)) * table.link
+    link = _link(setting.world, device, whole_hosts=True) * table.link
     part = (setting.world - 1) / setting.world
+    size, strategy = setting.dtype_bytes, setting.way.strategy
+    shared = setting.accumulate * _sequence_seconds(
+        sizes, setting, device, tokens=tokens, again=again, table=table, forward_passes=forward_passes
+    )
+    if strategy == "ddp":
+        return shared + 2.0 * part * 4.0 * sizes.trainable / link
+    if strategy == "zero2":
+        reduced = setting.accumulate * 2.0 * part * 4.0 * sizes.trainable
+        return shared + (reduced + part * size * sizes.trainable) / link
+    gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
+    divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable
+    seconds = part * (gathered + 4.0 * divided) / link
+    if setting.offload == "all":
+        moved = (gathered + size * divided) / setting.world
+        seconds = max(seconds, moved / device.host_link)
+    copies = gathered * (3.0 + 2.0 / setting.world) + divided * (10.0 + 10.0 / setting.world)
+    seconds, copying = setting.accumulate * seconds, setting.accumulate * copies / device.bandwidth
+    once = 0.0 if divided else 2.0 * part * 4.0 * sizes.trainable / link
+    return shared + once + copying + max(table.exposed_communication * seconds, seconds - compute)
+
+
+def forward_exchange_seconds(
+    sizes: Sizes, setting: Setting, device: Accelerator, *, compute: float, tokens: float, table: Efficiency
+) -> float:
+    """Seconds beyond `compute` that communication takes in one pass without gradients over `tokens` tokens a device."""
+    if setting.world == 1:
+        return 0.0
+    layers, size = sizes.shape.layers, setting.dtype_bytes
+    link = _link(setting.sequence_parallel, device, whole_hosts=False) * table.link
+    count = setting.sequence_parallel
+    shared = layers * (count - 1) / count * tokens * exchanged_elements(sizes, setting) * size / link
     if not setting.sharded:
-        return 2.0 * part * 4.0 * sizes.trainable / bandwidth
-    weights = weight_bytes(sizes, setting, table)
-    gathers = 2.0 * part * weights["base"]
-    if sizes.adapters:  # whole everywhere, averaged in fp32 once a step
-        once = 2.0 * part * 4.0 * sizes.trainable / bandwidth
-        seconds = setting.accumulate * gathers / bandwidth
-        return once + max(table.exposed_communication * seconds, seconds - compute)
-    reduces = part * 4.0 * sizes.trainable  # gradients are reduced in fp32
-    seconds = setting.accumulate * (gathers + reduces) / bandwidth
-    return max(table.exposed_communication * seconds, seconds - compute)
+        return shared
+    gathered = float(layers * layer_bytes(sizes, setting) + root_bytes(sizes, setting))
+    wire = (setting.world - 1) / setting.world * gathered
+    seconds = wire / (_link(setting.world, device, whole_hosts=True) * table.link)
+    if setting.offload == "all":
+        seconds = max(seconds, gathered / setting.world / device.host_link)
+    copying = gathered * (3.0 + 2.0 / setting.world) / device.bandwidth
+    return shared + copying + max(table.exposed_communication * seconds, seconds - compute)
+
+
+def _gathered_a_micro_batch(sizes: Sizes, setting: Setting, forward_passes: float) -> float:
+    layers, root = float(sizes.shape.layers * layer_bytes(sizes, setting)), float(root_bytes(sizes, setting))
+    if setting.way.strategy == "zero3":
+        return (2.0 + forward_passes) * (layers + root)
+    return (2.0 if setting.reshard else 1.0) * layers + root + forward_passes * (layers + root)
+
+
+def _link(world: int, device: Accelerator, *, whole_hosts: bool) -> float:
+    """Bytes a second and device of an exchange among `world` of them."""
+    if world <= HOST_DEVICES:
+        return device.link
+    return min(device.link, NETWORK * (HOST_DEVICES if whole_hosts else 1))
+
+
+def _sequence_seconds(
+    sizes: Sizes, setting: Setting, device: Accelerator, *, tokens: float, again: int, table: Efficiency,
+    forward_passes: float,
+) -> float:  # fmt: skip
+    """Of the all-to-alls of one micro-batch; every device of the group sends to every other."""
+    count = setting.sequence_parallel
+    if count == 1:
+        return 0.0
+    passes = (1.0 + forward_passes) * sizes.shape.layers + again + sizes.backward_layers
+    each = (count - 1) / count * tokens * exchanged_elements(sizes, setting) * setting.dtype_bytes
+    return passes * each / (_link(count, device, whole_hosts=False) * table.link)

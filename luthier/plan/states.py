@@ -10,9 +10,14 @@ from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.recipe.optimizers import state_per_element
 
-__all__ = ["BUCKET_BYTES", "NF4_BYTES", "gradient_bytes", "master_bytes", "optimizer_bytes", "weight_bytes"]
+__all__ = [
+    "BUCKET_BYTES", "NF4_BYTES", "PACKED_BYTES", "gradient_bytes", "held_weights", "master_bytes", "optimizer_bytes",
+    "weight_bytes",
+]  # fmt: skip
 
-NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
+PACKED_BYTES = 0.5 + 1 / 64
+"""A 4-bit value and its share of an 8-bit scale per 64: what is sharded and gathered (`model/packed.py`)."""
+NF4_BYTES = PACKED_BYTES + 4 / 256 / 64
 """A 4-bit value, an 8-bit scale per 64 values, an fp32 scale per 256 scales (QLoRA, arXiv:2305.14314)."""
 ADAM_BYTES = 8
 """Two fp32 moments."""
@@ -53,13 +58,41 @@ def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY)
     return parts
 
 
+def held_weights(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:
+    """Bytes of the weights one device holds between layers: `shards` (all of them without sharding) and `whole`.
+
+    Under shards (FSDP2, ZeRO-3) each of N devices has 1/N of stored weights (arXiv:1910.02054, section 5.3); of fp8
+    both 8-bit copies with their scales, and no 16-bit base (`fast/decoder/fp8_shards.py`). Whole on each stay the
+    scales of nf4's scales (0.0002 bytes a weight), and copies in `modules_to_save`, which FSDP2 leaves whole with the
+    adapters (`train/distributed/fsdp.py`).
+    """
+    parts = weight_bytes(sizes, setting, table)
+    stored, saved = parts["base"] + parts["unpacked"], parts["modules_to_save"]
+    if not setting.sharded:
+        return {"shards": stored + saved, "whole": 0}
+    whole = 0
+    if setting.base in ("nf4", "nf4_dequantized"):
+        whole = round(sizes.linear * (NF4_BYTES - PACKED_BYTES))
+    elif setting.base == "fp8" and table.fp8_keeps_base:
+        stored -= sizes.linear * setting.dtype_bytes
+    divided = stored - whole
+    if setting.deepspeed:
+        divided, saved = divided + saved, 0
+    return {"shards": -(-divided // setting.weight_parts), "whole": whole + saved}
+
+
 def gradient_bytes(sizes: Sizes, setting: Setting) -> tuple[int, int]:
     """(bytes from one micro-batch to the next, bytes at the end of a backward pass) of all gradients.
 
     As `train/masters.py` keeps them: in fp32 4 bytes a trained parameter; in 16 bits, for one micro-batch a step on
     one device, as they come (2 bytes); else summed in fp32 (4), and while all of them take at most 2 GiB in 16 bits,
-    those of one pass stand beside the sums until its end.
+    those of one pass stand beside the sums until its end. FSDP2 leaves the shard's gradient in the compute type;
+    DeepSpeed sums its partition in fp32, under ZeRO-3 in a buffer that is always there (its `stage3.py`:
+    `grad_partitions_flat_buffer`).
     """
+    if setting.deepspeed:
+        always = setting.accumulate > 1 or setting.sharded
+        return (4 * sizes.trainable if always else 0), 4 * sizes.trainable
     if setting.dtype_bytes == 4:
         return (4 * sizes.trainable if setting.accumulate > 1 else 0), 4 * sizes.trainable
     live = setting.dtype_bytes * sizes.trainable

@@ -16,6 +16,8 @@ backward pass goes, weight gradient 1 where trained, forward again 1 where recom
                 bytes of other states likewise; Muon's products of matrices are left out
     waiting     what the host takes longer to launch the kernels of a step than the device to run them
     exchange    communication that is not hidden (`sharding.py`)
+    offload     the update in host memory, with the way there and back (`host.py`)
+    skew        several devices wait for the slowest: a stated share of the work
     other       what no kernel runs beside (`Efficiency.step_seconds`)
 """
 
@@ -25,6 +27,7 @@ from dataclasses import dataclass, fields, replace
 
 from luthier.plan.devices import Accelerator
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
+from luthier.plan.host import update_seconds
 from luthier.plan.launches import launches, own_attention
 from luthier.plan.objective import ObjectiveWork
 from luthier.plan.setting import Setting
@@ -55,6 +58,8 @@ class StepTime:
     exchange: float
     other: float
     reference: float = 0.0
+    offload: float = 0.0
+    skew: float = 0.0
 
     @property
     def total(self) -> float:
@@ -116,18 +121,32 @@ def estimate_step(
         once = forward_seconds(sizes, setting, documents, device, tokens=tokens, table=table)
         parts["reference"] = work.forward_passes * once
     micro = {name: setting.accumulate * seconds for name, seconds in parts.items()}
-    share = setting.world if setting.sharded else 1
-    update = _optimizer_bytes(sizes, setting, optim) / share / (device.bandwidth * table.optimizer)
     busy = sum(micro.values())
+    update, offload = _update_seconds(sizes, setting, device, optim, table)
     waiting = 0.0
     if device.type == "cuda":
         launching = launches(sizes, setting, again=again, table=table) * table.launch_seconds
         waiting = max(0.0, launching - busy - update)
-    return StepTime(
-        **micro, waiting=waiting, optimizer=update,
-        exchange=exchange_seconds(sizes, setting, device, compute=busy + waiting, table=table),
-        other=table.step_seconds,
+    exchange = exchange_seconds(
+        sizes, setting, device, compute=busy + waiting, tokens=tokens, again=again, table=table,
+        forward_passes=work.forward_passes,
     )  # fmt: skip
+    return StepTime(
+        **micro, waiting=waiting, optimizer=update, exchange=exchange, offload=offload, other=table.step_seconds,
+        skew=table.skew * (busy + waiting) if setting.world > 1 else 0.0,
+    )  # fmt: skip
+
+
+def _update_seconds(
+    sizes: Sizes, setting: Setting, device: Accelerator, optim: str, table: Efficiency
+) -> tuple[float, float]:
+    """(on the device, in host memory and on the way there)."""
+    parts = setting.trained_parts(sizes.adapters)
+    moved, norm = _optimizer_bytes(sizes, setting, optim)
+    rate = device.bandwidth * table.optimizer
+    if not setting.moves_states(sizes.adapters):
+        return (moved + norm) / parts / rate, 0.0
+    return norm / parts / rate, update_seconds(sizes, setting, device, update_bytes=moved)
 
 
 def forward_seconds(
@@ -258,13 +277,14 @@ def _sum_bytes(sizes: Sizes, setting: Setting) -> float:
     return sizes.trainable * (6.0 + 10.0 * (setting.accumulate - 1)) / setting.accumulate
 
 
-def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> float:
-    """Read and written in one update: the gradient, once more for its norm; master (or fp32 weight), moments, and the
-    weight in 16 bits. Gradients are in fp32 where they were summed (`train/masters.py`)."""
+def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> tuple[float, float]:
+    """(read and written in one update, read before for the gradient's norm): gradient, master (or fp32 weight),
+    moments, and the weight in 16 bits. Gradients are in fp32 where they were summed (`train/masters.py`)."""
     live = setting.dtype_bytes if setting.dtype_bytes < 4 else 0
-    gradient = live if live and setting.accumulate == 1 and setting.world == 1 else 4
+    summed = setting.accumulate > 1 or (setting.world > 1 and (setting.trained_parts(sizes.adapters) == 1))
+    gradient = live if live and not (summed or setting.deepspeed) else 4
     states = 4.0 if optim == "adafactor" else 2 * state_per_element(optim)[0]  # read and written
-    return sizes.trainable * (2 * gradient + 8 + states + live)
+    return sizes.trainable * (gradient + 8 + states + live), float(sizes.trainable * gradient)
 
 
 def model_flops_per_token(sizes: Sizes, documents: Documents) -> float:

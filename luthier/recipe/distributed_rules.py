@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
+from luthier.recipe.zero_rules import zero_rules
 from luthier.runtime.errors import Problem, RecipeError
 
 __all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "require_groups", "why_not_sharded"]
@@ -19,10 +21,6 @@ def why_not_sharded(
     model: ModelSection, method: MethodSection, objective: ObjectiveSection, train: TrainSection
 ) -> Iterator[tuple[str, str]]:
     """(key, reason) of everything in a recipe that shards cannot be combined with."""
-    packed = model.quantization in ("nf4", "fp8") or (model.quantization == "auto" and method.name == "qlora")
-    if packed:
-        kind = "fp8" if model.quantization == "fp8" else "nf4"
-        yield ("model.quantization", f"an {kind} base is not sharded yet")
     if objective.name != "sft":
         yield ("objective.name", f"objective {objective.name} makes passes that its processes do not make together")
     if method.name in ("full", "freeze", "spectrum"):
@@ -36,6 +34,7 @@ def why_not_sharded(
                    "adapters that read the base's weights need them whole")  # fmt: skip
     if model.new_tokens:
         yield ("model.new_tokens", "rows of new tokens were not tried in shards")
+    yield from why_not_packed(model, method, objective)
 
 
 def distributed_rules(
@@ -43,14 +42,10 @@ def distributed_rules(
     train: TrainSection, locate: Locate,
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
-    if section.strategy in ("zero2", "zero3"):
-        yield locate("distributed.strategy").problem(
-            "L110", f"`distributed.strategy: {section.strategy}` (DeepSpeed) is not built",
-            hint="fsdp2 shards the same: weights, gradients and optimizer state",
-        )  # fmt: skip
-    for key, default in (
-        ("offload", "none"), ("deepspeed_config", None), ("accelerate_config", None),
-    ):  # fmt: skip
+    yield from zero_rules(section, model, method, objective, train, locate)
+    for key, default in (("offload", "none"),):
+        if key == "offload" and section.strategy in ("zero2", "zero3"):
+            continue
         if getattr(section, key) != default:
             yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
     yield from _sequence_rules(section, objective, locate)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Decision", "Facts", "FoundRate"]
+from luthier.recipe.positions import Place
+
+__all__ = ["Decision", "Facts", "FoundRate", "Taken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,15 +16,19 @@ class Decision:
     """What the plan chose (`plan/search.py`); none of it changes what a step computes."""
 
     micro_batch_tokens: int
-    """Most tokens of a micro-batch on one device."""
+    """Most tokens of a micro-batch on one device; on all devices that share a sequence, where some do."""
     recompute: bool | Literal["selective"]
     """`train.gradient_checkpointing`."""
     recompute_layers: int | None
     """`train.gradient_checkpointing_layers`."""
     dequantize_base: bool
     """`model.dequantize_base`; False unless the base is nf4."""
-    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
     """`distributed.strategy`."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """`distributed.offload`."""
+    sequence_parallel_size: int = 1
+    """`distributed.sequence_parallel_size`."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why, by key of the recipe (`train.per_device_train_batch_size` for the micro-batch)."""
 
@@ -35,6 +41,18 @@ class FoundRate:
     tokens_per_step: int
     found_at: str
     """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A value of the recipe that another configuration of the user said (`recipe/accelerate`)."""
+
+    key: str
+    """Dotted, `distributed.strategy`."""
+    value: Any
+    reason: str
+    """File or variable, and what stands there."""
+    place: Place = field(default_factory=Place)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +74,8 @@ class Facts:
     model_parameters: int
     found_rates: tuple[FoundRate, ...] = ()
     """What searches found for this training; `auto` mentions them and keeps to its rule."""
+    taken: tuple[Taken, ...] = ()
+    """What the recipe has from a configuration of accelerate, for the reasons."""
     planned: Decision | None = None
     """None: there is no plan (a CPU, or an unknown model); rules of thumb stand in for it."""
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.recipe.accelerate.merge import with_config
 from luthier.recipe.check import check, check_parts
+from luthier.recipe.deepspeed_config import taken_from_deepspeed
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.overrides import apply_overrides
 from luthier.recipe.positions import Document, KeyPath, dotted
@@ -96,7 +98,12 @@ def _finish(document: Document, overrides: Sequence[str]) -> Recipe:
     apply_overrides(document, overrides)
     recipe, problems = validate(document)
     problems = [*document.problems, *problems]
-    problems += check(recipe, locate=document.locate) if recipe else check_parts(document)
+    if recipe is None:
+        problems += check_parts(document)
+    else:
+        recipe, wrong, locate = with_config(recipe, document.locate)
+        recipe = taken_from_deepspeed(recipe)  # a file that accelerate's may have named
+        problems += [*wrong, *check(recipe, locate=locate)]
     if problems or recipe is None:
         raise RecipeError(problems=document.in_order(problems))
     return recipe

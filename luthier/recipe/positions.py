@@ -131,6 +131,12 @@ class Document:
         return self.lines.place(start, end, origin=self.origin)
 
     def in_order(self, problems: Iterable[Problem]) -> list[Problem]:
-        """As they stand in the file; then those of the command line, as they were given."""
+        """As they stand in the file; then those of other files; then of the command line, as they were given."""
         given = {f"command line: {override}": index for index, override in enumerate(self.overrides, 1)}
-        return sorted(problems, key=lambda found: (given.get(found.file or "", 0), found.line or 0, found.column or 0))
+
+        def order(found: Problem) -> tuple[int, bool, str, int, int]:
+            file = found.file or self.origin
+            other = file != self.origin and file not in given
+            return given.get(file, 0), other, file if other else "", found.line or 0, found.column or 0
+
+        return sorted(problems, key=order)

@@ -11,6 +11,7 @@ Nothing here looks at a device, a model or data: what is known of them is in `Fa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,8 +77,15 @@ class _Values:
 
     def fill(self, key: str, value: Any, reason: str) -> None:
         """Set `key` if it is `auto`."""
-        if self.get(key) != "auto":
-            return
+        if self.get(key) == "auto":
+            self._set(key, value, reason)
+
+    def choose(self, key: str, value: Any, reasons: Mapping[str, str]) -> None:
+        """Set `key` to what the plan chose in place of a default, if it is another value."""
+        if self.get(key) != value:
+            self._set(key, value, reasons.get(key, "what the plan chose"))
+
+    def _set(self, key: str, value: Any, reason: str) -> None:
         section, name = key.split(".")
         part: BaseModel = getattr(self.recipe, section)
         self.recipe = self.recipe.model_copy(update={section: part.model_copy(update={name: value})})
@@ -87,6 +95,8 @@ class _Values:
 def resolve(recipe: Recipe, facts: Facts) -> Resolved:
     """Replace every `auto` of `recipe`. Resolving a resolved recipe again changes nothing."""
     values = _Values(recipe)
+    values.derived += [Derived(key=one.key, value=one.value, reason=one.reason) for one in facts.taken]
+    _strategy(values, facts)
     _model(values, facts)
     online = recipe.objective.name == "grpo"
     _objective(values)
@@ -101,7 +111,6 @@ def resolve(recipe: Recipe, facts: Facts) -> Resolved:
         )
     values.fill("train.learning_rate", *multiplied(*rate, recipe.train.learning_rate_multiplier))
     _memory(values, facts)
-    _strategy(values, facts)
     every = max(1, math.ceil(steps / _EVENTS_PER_RUN))
     validation = recipe.data.validation
     validates = validation.path is not None or validation.fraction > 0
@@ -159,7 +168,7 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     batching = choose_batching(
         target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=groups,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
-        micro_batch_tokens=planned.micro_batch_tokens if planned else None,
+        micro_batch_tokens=planned.micro_batch_tokens * parts if planned else None,
     )  # fmt: skip
     budget = f"the largest micro-batch within the token budget of a {facts.device_type} device"
     if planned:
@@ -233,7 +242,10 @@ def _strategy(values: _Values, facts: Facts) -> None:
     if facts.world_size == 1:
         values.fill(key, "ddp", "one process: nothing is distributed")
     elif facts.planned:
-        values.fill(key, facts.planned.strategy, facts.planned.reasons.get(key, "what the plan chose"))
+        chosen, open_to_plan = facts.planned, values.get(key) == "auto"
+        values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))
+        for name in ("offload", "sequence_parallel_size") if open_to_plan else ():
+            values.choose(f"distributed.{name}", getattr(chosen, name), chosen.reasons)
     else:
         values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 

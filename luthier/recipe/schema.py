@@ -236,14 +236,16 @@ class DistributedSection(Section):
     """For `fsdp2`: free a layer's weights after its forward pass and gather them again for its backward pass. `false`
     keeps them: less to send, and as much memory for weights as `ddp` while a step runs."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too."""
+    """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too.
+    Left out beside `strategy: auto`, the plan chooses it where nothing fits without."""
     sequence_parallel_size: PositiveInt = 1
     """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions);
-    divides the number of processes and the model's heads. `sft` with `ddp` or `fsdp2`."""
+    divides the number of processes and the model's heads. `sft` with `ddp` or `fsdp2`. Left out beside
+    `strategy: auto`, the plan chooses it where a sequence does not fit on one."""
     deepspeed_config: str | None = None
     """A DeepSpeed configuration (JSON) that you have; what it says must agree with the recipe or be `auto`."""
     accelerate_config: str | None = None
-    """A configuration of accelerate (YAML) that you have; its strategy and offload are taken."""
+    """A configuration of accelerate (YAML) that you have: what it says is taken, and must agree with the recipe."""
 
 
 class ExportSection(Section):

@@ -45,15 +45,17 @@ def total_steps(sequences: int, sequences_per_step: int, epochs: float, max_step
     return math.ceil(Fraction(repr(float(epochs))) * math.ceil(Fraction(sequences, sequences_per_step)))
 
 
-def divisible(count: int) -> int:
-    """The nearest number without a prime factor above 5; up to 10 the number itself.
+def divisible(count: float) -> int:
+    """The nearest number without a prime factor above 5; up to 10 the number itself, rounded, and at least 1.
 
     A step of 17 sequences can only be run whole or one by one, and neither may suit a device. 16 split well, and
     are within the 9% that a number of rows "about so many" leaves open. The same for every device.
     """
     if count <= 10:
-        return count
-    return min(range(1, 2 * count), key=lambda number: (not _splits_well(number), abs(number - count), -number))
+        return max(1, round(count))
+    return min(
+        range(1, 2 * math.ceil(count)), key=lambda number: (not _splits_well(number), abs(number - count), -number)
+    )
 
 
 def _splits_well(number: int) -> bool:
@@ -109,11 +111,14 @@ def choose_batching(
 
     The sequences of one device are the nearest whole number; the micro-batch is their largest divisor
     within the token budget of the device (`micro_batch_tokens` of a plan, else `MICRO_BATCH_TOKENS`), so the
-    split never changes what goes into a step.
+    split never changes what goes into a step. Where a step is no multiple of the devices, each gets a number that
+    divides well: 135 sequences over 8 devices are 16 each, and not 17, of which only one or all fit a micro-batch.
     """
     micro, accumulate = per_device_train_batch_size, gradient_accumulation_steps
     per_device = max(1, round(sequences_per_step / world_size))
     if micro is None and accumulate is None:
+        if sequences_per_step % world_size:
+            per_device = divisible(sequences_per_step / world_size)
         budget = micro_batch_tokens or MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
         divisors = [size for size in range(1, per_device + 1) if per_device % size == 0]
         micro = max([size for size in divisors if size * mean_tokens <= budget], default=1)

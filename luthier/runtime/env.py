@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Env", "child_environment", "read_env", "read_secret", "read_visible_devices", "secret_values", "variable"]
+__all__ = [
+    "Env",
+    "child_environment",
+    "launcher_variables",
+    "read_env",
+    "read_secret",
+    "read_visible_devices",
+    "secret_values",
+    "show_devices",
+    "variable",
+    "without_launcher_variables",
+]
 
 _SECRET_NAMES = (
     "TOKEN",
@@ -33,7 +44,7 @@ class Env:
     cache_dir: Path
     """`LUTHIER_CACHE`, else `$XDG_CACHE_HOME/luthier`, else `~/.cache/luthier`."""
     rank: int
-    """`RANK` as set by torchrun; 0 without it."""
+    """`RANK` as set by torchrun, or by MPI under `accelerate launch --cpu`; 0 without them."""
     local_rank: int
     """`LOCAL_RANK`."""
     world_size: int
@@ -46,14 +57,12 @@ class Env:
     """`TORCHELASTIC_ERROR_FILE`: where torchrun reads the error of a process."""
     hang_seconds: float
     """`LUTHIER_HANG_SECONDS`: without progress of any process for so long, a run counts as hung; 900 by default."""
-    accelerate_strategy: str | None
-    """What `accelerate launch` was configured for: `fsdp`, `deepspeed`, `ddp` or `one process`; None without it."""
     omp_num_threads: int | None
     """`OMP_NUM_THREADS` if the user set it: then Luthier leaves the thread count alone."""
     offline: bool
     """`HF_HUB_OFFLINE` is set to 1/true/yes/on."""
     force_cpu: bool
-    """`LUTHIER_FORCE_CPU` is set: ignore accelerators."""
+    """`LUTHIER_FORCE_CPU`, or accelerate's `ACCELERATE_USE_CPU`, is set: ignore accelerators."""
     no_color: bool
     """`NO_COLOR` is set."""
 
@@ -65,19 +74,33 @@ def read_env() -> Env:
     threads = get("OMP_NUM_THREADS", "")
     return Env(
         cache_dir=Path(get("LUTHIER_CACHE") or Path(base) / "luthier"),
-        rank=int(get("RANK", "0")),
-        local_rank=int(get("LOCAL_RANK", "0")),
-        world_size=int(get("WORLD_SIZE", "1")),
-        local_world_size=int(get("LOCAL_WORLD_SIZE") or get("WORLD_SIZE", "1")),
+        rank=int(_process("RANK") or 0),
+        local_rank=int(_process("LOCAL_RANK") or 0),
+        world_size=int(_process("WORLD_SIZE") or 1),
+        local_world_size=int(_process("LOCAL_WORLD_SIZE") or _process("WORLD_SIZE") or 1),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
-        accelerate_strategy=_accelerate_strategy(),
         omp_num_threads=int(threads) if threads.isdigit() else None,
         offline=_truthy(get("HF_HUB_OFFLINE", "")),
-        force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")),
+        force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")) or _truthy(get("ACCELERATE_USE_CPU", "")),
         no_color="NO_COLOR" in os.environ,
     )
+
+
+_OF_MPI = {
+    "RANK": ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
+    "LOCAL_WORLD_SIZE": ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"),
+}
+"""As accelerate reads them (`utils/environment.py: get_cpu_distributed_information`)."""
+
+
+def _process(name: str) -> str | None:
+    """torchrun's variable; under `accelerate launch --cpu` through mpirun MPI's: elsewhere it may be of another job."""
+    names = (name, *_OF_MPI[name]) if _truthy(os.environ.get("ACCELERATE_USE_CPU", "")) else (name,)
+    return next((value for one in names if (value := os.environ.get(one))), None)
 
 
 @contextmanager
@@ -94,6 +117,38 @@ def variable(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
+_OF_LAUNCHER = re.compile(
+    r"(FSDP|PARALLELISM_CONFIG|MEGATRON_LM|ACCELERATE_(DEEPSPEED|DYNAMO|FP8))_.+"
+    r"|ACCELERATE_(MIXED_PRECISION|USE_(FSDP|DEEPSPEED|MEGATRON_LM|PARALLELISM_CONFIG|CPU)|CONFIG_DS_FIELDS"
+    r"|GRADIENT_ACCUMULATION_STEPS|GRADIENT_CLIPPING|DEBUG_MODE)"
+)
+_LAUNCHED_BY = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+
+
+def launcher_variables() -> dict[str, str]:
+    """What `accelerate launch` tells its processes; empty without it."""
+    if not any(name in os.environ for name in _LAUNCHED_BY):
+        return {}
+    return {name: value for name, value in os.environ.items() if _OF_LAUNCHER.fullmatch(name)}
+
+
+@contextmanager
+def without_launcher_variables() -> Iterator[Mapping[str, str]]:
+    """Hide from libraries what `accelerate launch` exported; gives what was hidden, which is put back afterwards.
+
+    accelerate, transformers and PEFT read these wherever they are: accelerate would wrap models, transformers would
+    load weights in process 0 alone.
+    """
+    hidden = launcher_variables()
+    for name in hidden:
+        if name != "ACCELERATE_USE_CPU":  # our device follows it, and so accelerate's may
+            del os.environ[name]
+    try:
+        yield hidden
+    finally:
+        os.environ.update(hidden)
+
+
 def read_secret(name: str) -> str | None:
     """A key that a recipe names by its variable; None if it is not set. Never printed, never stored."""
     return os.environ.get(name)
@@ -102,6 +157,11 @@ def read_secret(name: str) -> str | None:
 def read_visible_devices() -> str | None:
     """`CUDA_VISIBLE_DEVICES`, if it is set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def show_devices(ids: str) -> None:
+    """Set `CUDA_VISIBLE_DEVICES`, before anything has asked for devices, for this process and those it starts."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ids
 
 
 def secret_values() -> list[tuple[str, str]]:
@@ -131,17 +191,6 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 _URL_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
-
-
-def _accelerate_strategy() -> str | None:
-    get = os.environ.get
-    if get("ACCELERATE_MIXED_PRECISION") is None:
-        return None
-    if _truthy(get("ACCELERATE_USE_FSDP", "")):
-        return "fsdp"
-    if _truthy(get("ACCELERATE_USE_DEEPSPEED", "")):
-        return "deepspeed"
-    return "ddp" if int(get("WORLD_SIZE", "1")) > 1 else "one process"
 
 
 def _truthy(value: str) -> bool:

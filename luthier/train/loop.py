@@ -31,7 +31,6 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
-from luthier.train.distributed.fsdp import gather_whole
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -159,9 +158,7 @@ def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTo
 def _save_weights(tuned: Tuned, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """The trained weights as they are now, for servers; called on all processes, written by the first."""
     accelerator = trainer.accelerator
-    masters, whole = trainer.weights.masters, None
-    if trainer.weights.sharded:
-        masters, whole = {}, gather_whole(tuned.model, keep=accelerator.is_main_process)
+    masters, whole = trainer.weights.result(tuned.model, keep=accelerator.is_main_process)
     on_main(
         accelerator, lambda: save_trained(tuned.model, tokenizer, folder, masters=masters or None, whole=whole)
     )  # fmt: skip

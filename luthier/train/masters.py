@@ -45,6 +45,8 @@ class Weights:
 
     sharded = False
     """Each process holds a part of every tensor."""
+    norm_in_parts = False
+    """`norm` is that of this process' parts."""
 
     def __init__(self, model: nn.Module, live: Mapping[str, nn.Parameter] | None = None) -> None:
         """`live`: what stands for the trained parameters of `model`, where that is not they themselves."""
@@ -91,6 +93,15 @@ class Weights:
             master.grad = copy
         for _, live in held:
             live.grad = None
+
+    def backward(self, loss: Tensor) -> None:
+        """One backward pass."""
+        loss.backward()
+
+    def norm(self) -> Tensor | None:
+        """L2 norm of the gradients there are, on the device; None without any."""
+        gradients = self.gradients()
+        return foreach.total_norm(gradients) if gradients else None
 
     def gradients(self) -> list[Tensor]:
         """The gradients there are, in the order of the names."""
@@ -172,6 +183,12 @@ class Weights:
     def _publish(self, names: list[str]) -> None:
         with torch.no_grad():
             foreach.copy_([self.live[name] for name in names], [self.tensors[name] for name in names])
+
+    def result(self, model: nn.Module, *, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """(fp32 masters by name, every weight by name or None), as `save_trained` takes them: what is written where the
+        parameters of `model` are not it. Called by all processes together; for those that do not `keep` it is empty.
+        """
+        return dict(self.masters), None
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take saved values (of exactly these names and shapes) and publish them."""

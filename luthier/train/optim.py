@@ -58,7 +58,7 @@ def parameter_groups(
 
 def make_optimizer(
     tensors: Mapping[str, nn.Parameter], section: TrainSection, *, learning_rate: float,
-    rates: Mapping[str, float] | None = None, tables: Collection[str] = (),
+    rates: Mapping[str, float] | None = None, tables: Collection[str] = (), own_kernel: bool = True,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """The optimizer named by `train.optim` over these tensors.
 
@@ -71,6 +71,7 @@ def make_optimizer(
         learning_rate: Peak rate of tensors that `rates` does not name.
         rates: Peak rate by name (`rates.peak_rates`).
         tables: Names of what belongs to embeddings and head, which Muon leaves to AdamW.
+        own_kernel: False where something else calls `step` (DeepSpeed): torch's AdamW, whatever the device has.
     """
     name = section.optim
     if name == "muon":
@@ -82,7 +83,7 @@ def make_optimizer(
     betas = (section.adam_beta1, section.adam_beta2)
     if name in ("adamw_torch_fused", "adamw_torch"):
         fused = name == "adamw_torch_fused"
-        if fused and backend(next(iter(tensors.values())).device)[0] == "triton":
+        if own_kernel and fused and backend(next(iter(tensors.values())).device)[0] == "triton":
             return MasterAdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon, fused=fused)
     if name == "adamw_8bit":

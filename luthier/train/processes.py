@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from luthier.runtime.env import without_launcher_variables
 from luthier.runtime.errors import LuthierError, RunFailed
 
 if TYPE_CHECKING:
@@ -21,18 +22,20 @@ def make_accelerator(device: torch.device, *, report_to: list[str], logging_dir:
 
     One process, or one per rank under torchrun (DDP; gloo on CPUs, NCCL on CUDA). No autocast:
     weights live in the compute type. DDP broadcasts no buffers: they are equal, and a forward pass
-    must not wait for a process that has run out of memory.
+    must not wait for a process that has run out of memory. What `accelerate launch` exported chose the strategy
+    (`pipeline/configured.py`); it is hidden here, so that accelerate wraps, casts and compiles nothing by itself.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no",
-        log_with=report_to or None,
-        project_dir=logging_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    with without_launcher_variables():
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision="no",
+            log_with=report_to or None,
+            project_dir=logging_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], Result]) -> Result:

@@ -47,6 +47,8 @@ class TrainResult:
     micro_batch: MicroBatchSize | None
     """What a micro-batch was in the end, where memory ran out with the recipe's."""
     processes: int
+    wrapper: str
+    """Class of what the loss ran through: an exit code does not say how the model was divided."""
     resumed_from: int | None
     """Step of the checkpoint this session went on from."""
     checkpoint: str | None
@@ -63,7 +65,8 @@ class TrainResult:
 
 def make_result(
     run: RunFolder, position: Progress, order: Order, measured: Measured, *,
-    stopped: Literal["finished", "early_stopping"], weights_from: int, processes: int, resumed_from: int | None,
+    stopped: Literal["finished", "early_stopping"], weights_from: int, processes: int, wrapper: str,
+    resumed_from: int | None,
 ) -> TrainResult:  # fmt: skip
     """The record of a finished run from where it ended."""
     seconds = max(position.seconds, 1e-9)
@@ -77,6 +80,6 @@ def make_result(
         tokens=position.tokens, trained_tokens=position.trained_tokens, seconds=position.seconds,
         tokens_per_second=position.tokens / seconds, trained_tokens_per_second=position.trained_tokens / seconds,
         peak_bytes=measured.peak_bytes, measured=measured, micro_batch=position.size, processes=processes,
-        resumed_from=resumed_from, checkpoint=f"checkpoints/step-{position.step}", final="final",
+        wrapper=wrapper, resumed_from=resumed_from, checkpoint=f"checkpoints/step-{position.step}", final="final",
         losses=tuple((line["step"], line["loss"]) for line in run.read_lines("metrics.jsonl") if "loss" in line),
     )  # fmt: skip

@@ -284,7 +284,8 @@ class Running:
             )
         return make_result(
             self.run, self.position, self.order, measured, stopped=stopped, weights_from=weights_from,
-            processes=self.trainer.world_size, resumed_from=self.resumed_from,
+            processes=self.trainer.world_size, wrapper=type(self.trainer.wrapper).__name__,
+            resumed_from=self.resumed_from,
         )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import Engine, attach
+from luthier.fast.loss import inner_model
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
@@ -51,6 +52,9 @@ __all__ = [
     "make_feed",
     "make_order",
     "make_trainer",
+    "optimizer_over",
+    "say_rates",
+    "schedule_of",
 ]
 
 FITTED_TOKENS = 16_384
@@ -135,10 +139,25 @@ def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSectio
     Raises:
         RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
     """
-    rates = _rates(model, weights, train)
+    return optimizer_over(model, weights.tensors, train)
+
+
+def optimizer_over(
+    model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection, *, own_kernel: bool = True
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over trained tensors by name, in groups of one decay and one rate."""
     return make_optimizer(
-        weights.tensors, train, learning_rate=_rate(train), rates=rates, tables=_tables(model, weights)
-    )
+        tensors, train, learning_rate=_rate(train), rates=_rates(model, tensors, train),
+        tables=_tables(model, tensors), own_kernel=own_kernel,
+    )  # fmt: skip
+
+
+def schedule_of(optimizer: torch.optim.Optimizer, train: TrainSection, total_steps: int) -> Schedule:
+    """The recipe's schedule over the groups of an optimizer."""
+    return Schedule(
+        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
+        settings=train.lr_scheduler_kwargs,
+    )  # fmt: skip
 
 
 def _rate(train: TrainSection) -> float:
@@ -147,12 +166,12 @@ def _rate(train: TrainSection) -> float:
     return float(train.learning_rate)
 
 
-def _rates(model: PreTrainedModel, weights: Weights, train: TrainSection) -> dict[str, float]:
-    return peak_rates(model, weights.tensors, train, rate=_rate(train))
+def _rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> dict[str, float]:
+    return peak_rates(model, tensors, train, rate=_rate(train))
 
 
-def _tables(model: PreTrainedModel, weights: Weights) -> frozenset[str]:
-    return frozenset().union(*table_tensors(model, weights.tensors))
+def _tables(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter]) -> frozenset[str]:
+    return frozenset().union(*table_tensors(model, tensors))
 
 
 def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
@@ -163,22 +182,24 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
     """
     train = recipe.train
     objective = make_objective(recipe.objective)
-    engine, wrapper = _engine(accelerator, model, recipe, objective)
-    for part in engine.report:
-        note(f"  {part.name}: {part.runs} ({part.reason})")
-    adapters = hasattr(model, "peft_config")
-    sharded = isinstance(wrapper, Passes) and not adapters
-    weights = ShardedWeights(model) if sharded else Weights(model)
-    if not weights.live:
-        raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
-    weights.whole_updates = facts_of(train.optim).whole
-    optimizer = fresh_optimizer(model, weights, train)
-    for line in rate_lines(weights.tensors, _rates(model, weights, train)):
-        note(f"  {line}")
-    schedule = Schedule(
-        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
-        settings=train.lr_scheduler_kwargs,
-    )  # fmt: skip
+    if recipe.distributed.strategy in ("zero2", "zero3") and accelerator.num_processes > 1:
+        from luthier.train.zero_setup import zero_parts
+
+        parts = zero_parts(accelerator, model, recipe, objective, total_steps)
+        engine, wrapper, weights, optimizer, schedule, moments = parts
+    else:
+        engine, wrapper = _engine(accelerator, model, recipe, objective)
+        for part in engine.report:
+            note(f"  {part.name}: {part.runs} ({part.reason})")
+        adapters = hasattr(model, "peft_config")
+        weights = ShardedWeights(model) if isinstance(wrapper, Passes) and not adapters else Weights(model)
+        weights.whole_updates = facts_of(train.optim).whole
+        say_rates(model, weights.tensors, train)
+        optimizer = fresh_optimizer(model, weights, train)
+        schedule = schedule_of(optimizer, train, total_steps)
+        moments = expected_state_bytes(
+            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights.tensors)
+        )
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -191,8 +212,20 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         objective=objective,
         seed=train.seed,
         parts=recipe.distributed.sequence_parallel_size,
-        moments=expected_state_bytes(weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights)),
+        moments=moments,
     )
+
+
+def say_rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> None:
+    """Print the groups of rates.
+
+    Raises:
+        RecipeError: nothing is trained.
+    """
+    if not tensors:
+        raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
+    for line in rate_lines(tensors, _rates(model, tensors, train)):
+        note(f"  {line}")
 
 
 def _engine(
@@ -204,13 +237,18 @@ def _engine(
     if group is not None:
         settings = replace(settings, cuda_graphs=False)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
-        root = shard(model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward)
+        root = shard(
+            model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
+            frozen_base=settings.frozen_base, bring=getattr(inner_model(model), "luthier_bring", None),
+        )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
         if group is not None:
             engine.share_sequences(group)
         model.train()
-        return engine, engine.distribute(lambda module: Passes(root, module), all_passes=True)
+        return engine, engine.distribute(
+            lambda module: Passes(root, module), all_passes=True, whole=lambda run: Passes(root, run)()
+        )
     engine = attach(model, settings, objective=objective)
     if group is not None:
         engine.share_sequences(group)

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.distributed.shards import load_whole, save_sharded
+from luthier.train.distributed.zero_weights import ZeroWeights
 from luthier.train.optim_state import optimizer_state, restore_optimizer
 from luthier.train.processes import on_main
 from luthier.train.progress import Progress
@@ -32,24 +34,34 @@ def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mappin
         RunFailed: what is on the disk is not what was written.
     """
 
-    held, numbers = optimizer_state(trainer.optimizer, trainer.weights.tensors)
+    held, numbers = _optimizer_state(trainer)
     state = {
         "step": progress.step, "identity": identity, "versions": versions(),
         "progress": progress.to_json(), "optimizer_numbers": numbers,
         "schedule": trainer.schedule.state(),
     }  # fmt: skip
     path = checkpoint_path(folder, progress.step)
-    if isinstance(trainer.weights, ShardedWeights):
+    trained: dict[str, Tensor] = dict(trainer.weights.tensors)
+    if isinstance(trainer.weights, ZeroWeights):
+        trained = dict(trainer.weights.masters_whole(keep=trainer.accelerator.is_main_process))
+    elif isinstance(trainer.weights, ShardedWeights):
         save_sharded(trainer.accelerator, path, tensors=_as_sharded(trainer.weights, held), state=state)
 
     def finish() -> list[int]:
-        if not trainer.weights.sharded:
-            save(path, tensors={"trainable": dict(trainer.weights.tensors), "optimizer": held}, state=state)
+        if not isinstance(trainer.weights, ShardedWeights):
+            save(path, tensors={"trainable": trained, "optimizer": held}, state=state)
         require_valid(path)
         best = progress.best.step if progress.best else None
         return remove_old(folder, newest=progress.step, best=best, keep=keep)
 
     return on_main(trainer.accelerator, finish)
+
+
+def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if isinstance(trainer.weights, ZeroWeights):
+        return trainer.weights.state_whole(trainer.optimizer, keep=trainer.accelerator.is_main_process), {}
+    found: tuple[dict[str, Tensor], dict[str, Any]] = optimizer_state(trainer.optimizer, trainer.weights.tensors)
+    return found
 
 
 def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -65,8 +77,12 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
 def restore(trainer: Trainer, resumed: Resumed) -> Progress:
     """Weights, optimizer and position from a verified checkpoint."""
     load_weights(trainer, resumed.checkpoint.path)
-    held = _my_part(trainer, _whole(resumed.checkpoint.path, "optimizer"), of_state=True)
-    restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=resumed.state["optimizer_numbers"])
+    saved = _whole(resumed.checkpoint.path, "optimizer")
+    if isinstance(trainer.weights, ZeroWeights):
+        trainer.weights.load_state(trainer.optimizer, saved)
+    else:
+        held, numbers = _my_part(trainer, saved, of_state=True), resumed.state["optimizer_numbers"]
+        restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=numbers)
     trainer.schedule.restore(resumed.state.get("schedule", {}))
     return Progress.from_json(resumed.state["progress"])
 
@@ -81,6 +97,8 @@ def load_weights(trainer: Trainer, path: Path) -> None:
     wanted: Mapping[str, Any] = trainer.weights.tensors
     if isinstance(trainer.weights, ShardedWeights):
         wanted = trainer.weights.whole
+    elif isinstance(trainer.weights, ZeroWeights):
+        wanted = {name: torch.empty(shape, device="meta") for name, shape in trainer.weights.shapes.items()}
     problems = list(_misfits(saved, wanted))
     if problems:
         raise RunFailed(problems=[

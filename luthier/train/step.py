@@ -26,7 +26,6 @@ from luthier.fast.engine import Engine
 from luthier.objective.base import Objective
 from luthier.runtime.errors import RunFailed
 from luthier.runtime.heartbeat import mark
-from luthier.train import foreach
 from luthier.train.counts import names_of
 from luthier.train.feed import MicroBatch
 from luthier.train.kl import reference_point
@@ -176,12 +175,13 @@ def update(
     mark("sum over processes", step=step, exchange=True)
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
     loss_sum, squares, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
-        math.fsum(loss_per_micro_batch) if finite else 0.0, grad_norm**2 if finite and trainer.weights.sharded else 0.0,
+        math.fsum(loss_per_micro_batch) if finite else 0.0,
+        grad_norm**2 if finite and trainer.weights.norm_in_parts else 0.0,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
         float(stop_requested()), float(not finite), *sums_here,
     ])  # fmt: skip
 
-    if trainer.weights.sharded:
+    if trainer.weights.norm_in_parts:
         grad_norm = math.sqrt(squares)  # each process has the norm of its shards
 
     # 6. Not finite anywhere: nothing was updated; stop, and say which rows.
@@ -208,7 +208,7 @@ def forward_backward(
     # Never DDP's exchange in the middle of a backward pass: a process without memory could not take part in it.
     with trainer.accelerator.no_sync(trainer.wrapper) if trainer.world_size > 1 else nullcontext():
         sums = trainer.engine.loss(batch, label_smoothing=trainer.label_smoothing, kl=kl)
-        (sums.loss * scale).backward()
+        trainer.weights.backward(sums.loss * scale)
     trainer.weights.collect()
     return sums.loss.detach(), sums.sums
 
@@ -224,8 +224,8 @@ def all_sum(trainer: Trainer, values: Sequence[float]) -> list[float]:
 
 def _counted(trainer: Trainer, losses: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
     """(norm of the gradient, loss of each micro-batch, other sums), on the device."""
-    gradients = trainer.weights.gradients()
-    norm = foreach.total_norm(gradients) if gradients else torch.zeros_like(losses[0])
+    found = trainer.weights.norm()
+    norm = torch.zeros_like(losses[0]) if found is None else found
     # float64 holds every count exactly; MPS has none, and no micro-batch of 2^24 tokens either.
     kind = torch.float32 if norm.device.type == "mps" else torch.float64
     return torch.stack([value.to(kind) for value in (norm, *losses, *counts)])

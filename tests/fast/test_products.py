@@ -45,3 +45,17 @@ def test_views_give_the_same_numbers_and_onednn_a_dense_second_operand(second_op
     assert relative(made(), want) < 1e-6
     (second,) = second_operands
     assert second.is_contiguous() or second.t().is_contiguous()
+
+
+@pytest.mark.parametrize("library", ["torch", "onednn"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_beside_each_other_are_those_of_each_matrix(monkeypatch, library, bias):
+    monkeypatch.setattr(products, "product_library", lambda: (library, "test"))
+    torch.manual_seed(0)
+    x = torch.randn(32, 24)
+    weights = [torch.randn(rows, 24) for rows in (16, 8, 40)]
+    biases = [torch.randn(len(weight)) if bias else None for weight in weights]
+    out = products.products_beside(x, weights, biases)
+    assert out.is_contiguous()
+    for part, weight, added in zip(out.split([16, 8, 40], dim=1), weights, biases, strict=True):
+        torch.testing.assert_close(part, torch.nn.functional.linear(x, weight, added), rtol=1e-5, atol=1e-5)

@@ -86,20 +86,25 @@ def test_numbers_of_processes():
 
 @pytest.fixture
 def recipe(tmp_path) -> Path:
-    save_tiny(tmp_path / "tiny")
+    return write_recipe(tmp_path)
+
+
+def write_recipe(folder: Path) -> Path:
+    """Six steps of full tuning of a tiny model, four sequences each on two processes."""
+    save_tiny(folder / "tiny")
     rows = "".join(json.dumps(row) + "\n" for row in conversations(13))
-    (tmp_path / "rows.jsonl").write_text(rows)
-    (tmp_path / "recipe.yaml").write_text(
+    (folder / "rows.jsonl").write_text(rows)
+    (folder / "recipe.yaml").write_text(
         f"""
-model: {{name_or_path: {tmp_path}/tiny, dtype: float32}}
-data: {{train: [{{path: {tmp_path}/rows.jsonl}}], max_length: 128}}
+model: {{name_or_path: {folder}/tiny, dtype: float32}}
+data: {{train: [{{path: {folder}/rows.jsonl}}], max_length: 128}}
 method: {{name: full}}
 train: {{learning_rate: 1.0e-3, num_train_epochs: 3, per_device_train_batch_size: 1, gradient_accumulation_steps: 2}}
 export: {{merge: false}}
-output_dir: {tmp_path}/run
+output_dir: {folder}/run
 """
     )
-    return tmp_path / "recipe.yaml"
+    return folder / "recipe.yaml"
 
 
 def start(*words: str, **environment: str) -> subprocess.Popen:

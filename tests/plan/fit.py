@@ -2,6 +2,9 @@
 
     python tests/plan/fit.py results.jsonl            show
     python tests/plan/fit.py results.jsonl --write    keep them in luthier/plan/measured.jsonl as well
+    python tests/plan/fit.py distributed.jsonl --device H200 --commit 1ad2e85 --write
+
+Lines of `benchmarks/gpu/distributed_rank.py` name neither card nor commit: `--device` and `--commit` do.
 
 Then change numbers in `luthier/plan/efficiency.py` until the rows agree, and run `python docs/generate.py`.
 Rows of later files replace equal ones; of several equal rows in a file the last counts.
@@ -9,6 +12,7 @@ Rows of later files replace equal ones; of several equal rows in a file the last
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -18,7 +22,8 @@ from typing import Any
 from luthier.plan.measured import FILE, Row, measured_rows
 
 NAMES = {
-    "llama8b": "Llama-3.1-8B", "llama1b": "Llama-3.2-1B", "qwen05b": "Qwen2.5-0.5B", "smol135m": "SmolLM2-135M",
+    "llama70b": "Llama-3.1-70B", "llama8b": "Llama-3.1-8B", "llama3b": "Llama-3.2-3B", "llama1b": "Llama-3.2-1B",
+    "qwen05b": "Qwen2.5-0.5B", "smol135m": "SmolLM2-135M",
 }  # fmt: skip
 
 
@@ -44,6 +49,32 @@ def row_of(result: dict[str, Any]) -> Row | None:
     return row.with_squares(round(half / (backward * shape.layers * shape.query), 1))
 
 
+def distributed_row(result: dict[str, Any], device: str, commit: str) -> Row | None:
+    """The row of a line of `distributed_rank.py` (whose documents are those of `benchmarks/gpu/documents.py`); None for
+    failures, checks and what is not the engine's own."""
+    if "ms_step_median" not in result or "gib_by_rank" not in result or result["model"] not in NAMES:
+        return None
+    from benchmarks.gpu.documents import make_documents
+
+    world = result["processes"]
+    steps = result["warmup"] + result["steps"]
+    documents = make_documents(steps * result["tokens"] * world, max_doc=result["max_doc"], vocab_size=128_256)
+    lengths = [len(one.ids) for one in documents]
+    trained = sum(float(one.weights.sum()) for one in documents)
+    base = {"none": "plain", "nf4": "nf4", "fp8": "fp8"}[result.get("quantization") or "none"]
+    return Row(
+        device=device, model=NAMES[result["model"]], method=result["method"], base=base, optim=result["optim"],
+        tokens=result["tokens"], max_length=result["max_doc"], micro_batches=result["micro_batches"],
+        recompute=result["recompute"], step_tokens=round(result["tokens_step"] / world, 1),
+        supervised=round(trained / sum(lengths), 3),
+        squares_per_token=round(sum(n * n for n in lengths) / sum(lengths), 1),
+        peak_gib=max(result["gib_by_rank"]), reserved_gib=max(result["reserved_gib_by_rank"]),
+        ms=result["ms_step_median"], replayed=False, source=commit, world=world, strategy=result["strategy"],
+        reshard=not result["keep_gathered"],
+        offload=result.get("offload") or "none", sequence_parallel=result.get("sequence_parallel_size") or 1,
+    )  # fmt: skip
+
+
 def _replayed(result: dict[str, Any]) -> bool:
     """By the engine's report, which names the largest batch."""
     found = [re.search(r"CUDA graphs on batches of up to ([\d,]+) tokens", line) for line in result["report"]]
@@ -55,10 +86,17 @@ def main(arguments: list[str]) -> int:
     """Show the rows, and keep them if asked to."""
     rows = {row.key: row for row in measured_rows()}
     traces = {}
-    for name in (argument for argument in arguments if not argument.startswith("--")):
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("files", nargs="*")
+    options.add_argument("--write", action="store_true")
+    options.add_argument("--device", default="H200")
+    options.add_argument("--commit", default="unknown")
+    given = options.parse_args(arguments)
+    for name in given.files:
         for line in Path(name).read_text("utf-8").splitlines():
             result = json.loads(line)
-            if row := row_of(result):
+            several = "processes" in result
+            if row := distributed_row(result, given.device, given.commit) if several else row_of(result):
                 rows[row.key] = row
                 traces[row.key] = result.get("trace", {}).get("groups_ms", {})
     for row in rows.values():
@@ -70,7 +108,7 @@ def main(arguments: list[str]) -> int:
         print(f"    peak {memory.peak / 2**30:.2f} GiB, measured {row.peak_gib:.2f}; {parts}")
         if traces.get(row.key):
             print(f"    traced: {traces[row.key]}")
-    if "--write" in arguments:
+    if given.write:
         FILE.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows.values()), "utf-8")
     return 0
 

@@ -28,6 +28,8 @@ def test_time_is_that_of_the_measured_step(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 def test_operations_are_those_of_the_benchmark(row):
+    if row.flops_per_token is None:
+        pytest.skip("not recorded")
     assert model_flops_per_token(row.sizes(), row.documents()) == pytest.approx(row.flops_per_token, rel=1e-3)
 
 

@@ -10,7 +10,7 @@ from luthier.plan.activations import activation_bytes, head_bytes, kept_bytes_pe
 from luthier.plan.efficiency import EFFICIENCY
 from luthier.plan.known import known_model, known_names
 from luthier.plan.memory import PARTS, estimate_memory
-from luthier.plan.setting import Setting
+from luthier.plan.setting import Setting, Way
 from luthier.plan.shape import read_shape
 from luthier.plan.sizes import sizes_of
 from luthier.plan.states import gradient_bytes, master_bytes, optimizer_bytes, weight_bytes
@@ -20,6 +20,7 @@ from luthier.recipe.schema import MethodSection
 from tests.support.tiny import save_tiny, tiny_model
 
 GIB = 2**30
+SHARDS = Way(strategy="fsdp2")
 METHODS = [
     {"name": "full"}, {"name": "lora"}, {"name": "qlora"}, {"name": "freeze", "last_n_layers": 2},
     {"name": "lora", "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
@@ -346,7 +347,7 @@ def test_more_devices_need_no_more_memory_each(name, method, tokens):
     sizes = _sizes(name, **method)
 
     def total(world):
-        setting = Setting(micro_tokens=tokens, world=world, sharded=True)
+        setting = Setting(micro_tokens=tokens, world=world, way=SHARDS)
         return estimate_memory(sizes, setting, optim="adamw_torch_fused", supervised=0.6).total
 
     totals = [total(world) for world in (2, 4, 8)]

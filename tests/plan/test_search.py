@@ -12,7 +12,7 @@ from luthier.plan.known import known_model
 from luthier.plan.machine import with_memory
 from luthier.plan.request import make_request
 from luthier.plan.search import evaluate, first_fit, make_plan, search
-from luthier.plan.setting import Setting
+from luthier.plan.setting import Setting, Way
 from luthier.recipe.facts import Facts
 from luthier.recipe.resolve import resolve
 from tests.plan.support import documents, recipe, request
@@ -42,7 +42,7 @@ def test_whatever_fits_is_found(name, method, gib, tokens, layers):
         policies = [("none", None), ("layer", None), ("layer", layers)]
     brute = []
     for budget, split in asked.splits():
-        for base in asked.bases:
+        for base in asked.bases(Way()):
             for policy, count in policies:
                 setting = Setting(
                     micro_tokens=split.per_device_train_batch_size * 1024, recompute=policy, recompute_layers=count,
@@ -247,14 +247,14 @@ def test_sharding_makes_a_full_fine_tune_fit_on_several_devices():
 
 
 def test_a_recipe_that_shards_cannot_serve_is_copied_and_the_reason_is_said():
-    plan = make_plan(request({"name": "qlora"}, gpu="H100", num_gpus=8))
+    plan = make_plan(request({"name": "full"}, gpu="H200", num_gpus=8, optim="adafactor"))
     assert plan.decision().strategy == "ddp"
-    assert "an nf4 base is not sharded yet" in plan.reasons["distributed.strategy"]
+    assert "adafactor needs whole matrices" in plan.reasons["distributed.strategy"]
 
 
 def test_adapters_are_whole_on_every_device():
     lora = make_plan(request({"name": "lora"}, gpu="H100", num_gpus=8))
-    sharded = replace(lora.chosen.setting, sharded=True, extended=False)
+    sharded = replace(lora.chosen.setting, way=Way(strategy="fsdp2"), extended=False)
     from luthier.plan.memory import estimate_memory
 
     memory = estimate_memory(lora.request.sizes, sharded, optim="adamw_torch_fused", supervised=0.6)

@@ -13,7 +13,7 @@ from luthier.plan.efficiency import CPU_EFFICIENCY, EFFICIENCY
 from luthier.plan.known import known_model, known_names
 from luthier.plan.launches import ATTENTION_WIDTHS
 from luthier.plan.machine import CPU_CORE_BANDWIDTH, CPU_CORE_BF16, CPU_CORE_FP32, cpu_accelerator
-from luthier.plan.setting import Setting
+from luthier.plan.setting import Setting, Way
 from luthier.plan.sharding import exchange_seconds
 from luthier.plan.sizes import sizes_of
 from luthier.plan.time import estimate_step, model_flops_per_token
@@ -155,21 +155,72 @@ def test_bytes_of_an_update(optim, accumulate, expected):
     assert bytes_a_weight == pytest.approx(expected)
 
 
+def _exchange(sizes, setting, *, compute, again=0):
+    return exchange_seconds(
+        sizes, setting, H200, compute=compute, tokens=setting.micro_tokens, again=again, table=EFFICIENCY
+    )
+
+
 def test_communication_by_hand():
     sizes = _sizes("Llama-3.1-8B", name="full")
     link = H200.link * EFFICIENCY.link
     copied = Setting(micro_tokens=2048, accumulate=4, world=8)
     # once a step, 2 x 7/8 of 4 bytes a gradient
-    assert exchange_seconds(sizes, copied, H200, compute=1.0, table=EFFICIENCY) == pytest.approx(
-        2 * 7 / 8 * 4 * sizes.parameters / link
-    )
-    sharded = replace(copied, sharded=True)
-    # in each of four micro-batches the weights twice in 2 bytes and the gradients once in 4, 7/8 of them
-    wire = 4 * 7 / 8 * (2 * 2 + 4) * sizes.parameters / link
-    hidden = exchange_seconds(sizes, sharded, H200, compute=100.0, table=EFFICIENCY)
-    assert hidden == pytest.approx(EFFICIENCY.exposed_communication * wire)
-    assert exchange_seconds(sizes, sharded, H200, compute=0.01, table=EFFICIENCY) == pytest.approx(wire - 0.01)
-    assert exchange_seconds(sizes, replace(copied, world=1), H200, compute=1.0, table=EFFICIENCY) == 0.0
+    assert _exchange(sizes, copied, compute=1.0) == pytest.approx(2 * 7 / 8 * 4 * sizes.parameters / link)
+    assert _exchange(sizes, replace(copied, world=1), compute=1.0) == 0.0
+    sharded = replace(copied, way=Way(strategy="fsdp2"))
+    # in each of four micro-batches the layers twice and the ends once in 2 bytes, the gradients once in 4: 7/8 of them
+    ends = 2 * 4096 * 128_256
+    gathered = 2 * (2 * sizes.linear + ends)
+    wire = 4 * 7 / 8 * (gathered + 4 * sizes.parameters) / link
+    # through the device's own memory: a gathered byte 3 + 2/8 times, a gradient 10 + 10/8 bytes
+    copies = 4 * (gathered * 3.25 + 11.25 * sizes.parameters) / H200.bandwidth
+    hidden = EFFICIENCY.exposed_communication * wire + copies
+    assert _exchange(sizes, sharded, compute=100.0) == pytest.approx(hidden)
+    assert _exchange(sizes, sharded, compute=0.01) == pytest.approx(wire - 0.01 + copies)
+    once = _exchange(sizes, sharded, compute=100.0) - _exchange(sizes, replace(sharded, reshard=False), compute=100.0)
+    saved = 4 * 2 * sizes.linear * (EFFICIENCY.exposed_communication * 7 / 8 / link + 3.25 / H200.bandwidth)
+    assert once == pytest.approx(saved)
+
+
+def test_deepspeeds_communication_by_hand():
+    sizes = _sizes("Llama-3.1-8B", name="full")
+    link, p = H200.link * EFFICIENCY.link, sizes.parameters
+    zero2 = Setting(micro_tokens=2048, accumulate=4, world=8, way=Way(strategy="zero2"))
+    # four all-reduces of 4 bytes that nothing hides, and what was updated once, in 2
+    assert _exchange(sizes, zero2, compute=100.0) == pytest.approx(7 / 8 * (4 * 2 * 4 + 2) * p / link)
+    zero3 = replace(zero2, way=Way(strategy="zero3"))
+    gathered = 2 * 2 * (sizes.linear + 2 * 4096 * 128_256)
+    wire = 4 * 7 / 8 * (gathered + 4 * p) / link
+    copies = 4 * (gathered * 3.25 + 11.25 * p) / H200.bandwidth
+    assert _exchange(sizes, zero3, compute=100.0) == pytest.approx(EFFICIENCY.exposed_communication * wire + copies)
+
+
+def test_exchanged_heads_by_hand():
+    """Llama-3.1-8B over 8 devices: q and output 4,096 wide, k and v 1,024; forward and backward, 2 bytes each."""
+    sizes = _sizes("Llama-3.1-8B")
+    link = H200.link * EFFICIENCY.link
+    plain = Setting(micro_tokens=16_384, world=8)
+    shared = replace(plain, way=Way(sequence_parallel=8))
+    more = _exchange(sizes, shared, compute=1.0) - _exchange(sizes, plain, compute=1.0)
+    one = 7 / 8 * 16_384 * (4096 + 1024 + 1024 + 4096) * 2
+    assert more == pytest.approx(32 * 2 * one / link)
+    again = _exchange(sizes, shared, compute=1.0, again=32) - _exchange(sizes, plain, compute=1.0)
+    assert again == pytest.approx(32 * 3 * one / link)
+    # 2 key heads of Qwen2.5-0.5B on 7 devices: each gets one whole head of 64
+    few = _sizes("Qwen2.5-0.5B")
+    seven = Setting(micro_tokens=1024, world=7, way=Way(sequence_parallel=7))
+    alone = _exchange(few, seven, compute=1.0) - _exchange(few, replace(seven, way=Way()), compute=1.0)
+    assert alone == pytest.approx(24 * 2 * 6 / 7 * 1024 * (2 * 14 * 64 + 2 * 7 * 64) * 2 / link)
+
+
+def test_rings_of_whole_hosts_use_all_adapters():
+    """Eight adapters of 50 GB/s a host: less than NVLink's 450 GB/s; groups across hosts have one each."""
+    sizes = _sizes("Llama-3.1-8B")
+    p = sizes.trainable
+    for world, rate in ((8, 450e9), (64, 400e9)):
+        expected = 2 * (world - 1) / world * 4 * p / (rate * EFFICIENCY.link)
+        assert _exchange(sizes, Setting(micro_tokens=2048, world=world), compute=1.0) == pytest.approx(expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -179,14 +230,14 @@ def test_communication_by_hand():
     accumulate=st.integers(1, 8),
     tokens=st.integers(512, 32_768),
     world=st.sampled_from([1, 2, 8]),
-    sharded=st.booleans(),
+    strategy=st.sampled_from(["ddp", "fsdp2", "zero2", "zero3"]),
 )
-def test_parts_add_up_and_recompute_takes_time(name, method, accumulate, tokens, world, sharded):
+def test_parts_add_up_and_recompute_takes_time(name, method, accumulate, tokens, world, strategy):
     sizes, documents = _sizes(name, name=method), _rows_of(1024)
 
     def seconds(**changes):
         setting = replace(
-            Setting(micro_tokens=tokens, accumulate=accumulate, world=world, sharded=sharded and world > 1), **changes
+            Setting(micro_tokens=tokens, accumulate=accumulate, world=world, way=Way(strategy=strategy)), **changes
         )
         step = estimate_step(
             sizes, setting, documents, H200, step_tokens=tokens * accumulate, optim="adamw_torch_fused"

@@ -9,6 +9,7 @@ from luthier.recipe.load import recipe_from_dict
 from luthier.runtime.errors import RecipeError
 
 FSDP2 = {"strategy": "fsdp2"}
+MODEL = {"name_or_path": "some/model"}
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def document(tmp_path):
 
     def make(**sections):
         return {
-            "model": {"name_or_path": "some/model"}, "data": {"train": [{"path": str(tmp_path / "rows.jsonl")}]},
+            "model": MODEL, "data": {"train": [{"path": str(tmp_path / "rows.jsonl")}]},
             "output_dir": str(tmp_path / "run"), **sections,
         }  # fmt: skip
 
@@ -30,16 +31,14 @@ def codes(document) -> dict[str, str]:
     return {problem.code: problem.message for problem in caught.value.problems}
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-def test_deepspeed_is_refused_by_name(document, strategy):
-    found = codes(document(distributed={"strategy": strategy}))
-    assert strategy in found["L110"]
-
-
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"method": {"name": "qlora"}}, "model.quantization"),
+        ({"method": {"name": "qlora", "use_dora": True}}, "method.use_dora"),
+        (
+            {"model": {"name_or_path": "some/model", "quantization": "fp8"}, "objective": {"name": "dpo"}},
+            "model.quantization",
+        ),
         ({"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}}, "train.optim"),
         ({"objective": {"name": "dpo"}}, "objective.name"),
         ({"method": {"name": "lora", "modules_to_save": ["lm_head"]}}, "method.modules_to_save"),
@@ -53,7 +52,7 @@ def test_what_shards_cannot_be_combined_with_is_named(document, sections, key):
     recipe_from_dict(document(distributed={"strategy": "ddp"}, **sections), origin="test")
 
 
-@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora"}, {"name": "spectrum"}])
+@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora"}, {"name": "spectrum"}, {"name": "qlora"}])
 def test_what_can_be_sharded_is_taken(document, method):
     recipe = recipe_from_dict(
         document(distributed={"strategy": "fsdp2", "reshard_after_forward": False}, method=method), origin="test"

@@ -235,10 +235,21 @@ def test_the_split_holds_the_step_and_the_token_budget(wanted, mean, device, wor
     split = choose_batching(wanted, mean_tokens=mean, device_type=device, world_size=world)
     micro, accumulate = split.per_device_train_batch_size, split.gradient_accumulation_steps
     assert split.sequences_per_step == micro * accumulate * world
-    assert abs(split.sequences_per_step - max(wanted, world)) <= world / 2
+    # The nearest multiple of the devices; where a step is none, one that divides well, within 10%.
+    open_to = 0.1 * max(wanted, world) if wanted % world else 0.0
+    assert abs(split.sequences_per_step - max(wanted, world)) <= world / 2 + open_to
     assert micro == 1 or micro * mean <= MICRO_BATCH_TOKENS[device]
     larger = [size for size in range(micro + 1, micro * accumulate + 1) if micro * accumulate % size == 0]
     assert all(size * mean > MICRO_BATCH_TOKENS[device] for size in larger)
+
+
+def test_sequences_of_a_device_divide_well():
+    """135 over 8 devices: 17 each would be one or all at a time."""
+    split = choose_batching(135, mean_tokens=1_000, device_type="cuda", world_size=8, micro_batch_tokens=4_096)
+    assert (split.per_device_train_batch_size, split.gradient_accumulation_steps) == (4, 4)
+    assert split.sequences_per_step == 128
+    exact = choose_batching(8 * 17, mean_tokens=1_000, device_type="cuda", world_size=8, micro_batch_tokens=4_096)
+    assert exact.sequences_per_step == 136  # what divides exactly stays
 
 
 @given(wanted=st.integers(1, 500), mean=st.floats(1, 5_000))

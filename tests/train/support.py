@@ -70,6 +70,8 @@ def resolved(
     reshard: bool = True,
     served: bool = False,
     shared: int = 1,
+    model: dict[str, Any] | None = None,
+    offload: str = "none",
     **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
@@ -79,7 +81,7 @@ def resolved(
         "warmup_steps": 0, "lr_scheduler_type": "constant", "shuffle": True, **train,
     }  # fmt: skip
     recipe = Recipe(
-        model={"name_or_path": "tiny", "dtype": "float32", "quantization": "none"},
+        model={"name_or_path": "tiny", "dtype": "float32", "quantization": "none", **(model or {})},
         data={"train": [{"path": "rows.jsonl"}], "max_length": 128},
         method=method or FULL,
         objective=objective or {},
@@ -88,6 +90,7 @@ def resolved(
             "strategy": strategy,
             "reshard_after_forward": reshard,
             "sequence_parallel_size": shared,
+            "offload": offload,
         },
         export={"checkpoints": served},
         output_dir="unused",
@@ -133,11 +136,16 @@ class Run:
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([whole(tensor.detach()).double().flatten() for tensor in tensors.values()])
+    return torch.cat([whole(tensor).detach().double().flatten() for tensor in tensors.values()])
 
 
 def whole(tensor: Any) -> torch.Tensor:
     """The tensor, put together where it is in shards; called by all processes."""
+    if hasattr(tensor, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

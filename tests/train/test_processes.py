@@ -19,9 +19,17 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
 from luthier.train.distributed.shards import load_whole
+from tests.train.packed_cases import fp8_base
 from tests.train.worker import CASES, RESUMED
 
 ROOT = Path(__file__).parents[2]
+
+EXPORTED = {
+    "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+}  # fmt: skip
+"""Of `accelerate launch`: whatever it exports, our own wrapper and precision stay (`train/processes.py`)."""
 
 
 def half(source: Path, target: Path) -> None:
@@ -37,7 +45,9 @@ def two(one, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for name in RESUMED:
         half(one[name.removeprefix("resumed_")].folder.path, folder / name)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
+    environment = {
+        **os.environ, **EXPORTED, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1",
+    }  # fmt: skip
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "-m", "tests.train.worker", str(folder),
@@ -95,6 +105,32 @@ def test_each_process_really_has_half_of_the_tokens_and_half_of_the_heads(two):
         assert found["tokens"] == (27 if rank == 0 else 26)
 
 
+def test_a_4bit_base_in_shards_unpacks_to_the_values_of_a_whole_one(two):
+    """Planted and seen to fail: the quantisation state of another layer; the bytes cast; the scales left out."""
+    held = [facts(two, rank)["packed"]["nf4"]["held"] for rank in (0, 1)]
+    for rank in (0, 1):
+        found = facts(two, rank)["packed"]["nf4"]
+        assert found["layer"] == "PackedFSDPLlamaDecoderLayer"
+        assert (found["linear"], found["parameter"], found["bases"]) == (
+            "PackedLinear",
+            "DTensor",
+            ["GatheredQuantized"],
+        )
+        assert found["compared"] == found["matrices"] == 14 and found["same_values"]
+        assert facts(two, rank)["packed"]["bytes_kept"] == {"as they are": True, "cast": False}
+    assert sum(held) == facts(two, 0)["packed"]["nf4"]["all"]
+    assert max(held) <= 0.51 * sum(held)
+
+
+def test_an_fp8_base_in_shards_is_fitted_to_that_of_one_process_bit_for_bit(two):
+    mine, _ = fp8_base()
+    for rank in (0, 1):
+        found, theirs = facts(two, rank)["packed"]["fp8"], load_file(two / f"fp8_base-{rank}.safetensors")
+        assert found["bases"] == ["GatheredFp8"] and found["fitted"] == 8 and found["matrices_left"] == 0
+        assert max(found["held"] / found["all"], 1 - found["held"] / found["all"]) <= 0.51
+        assert set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_the_result_of_shards_is_plain_files(two, one):
     files = sorted(path.name for path in (two / "sharded_full/final").glob("*.safetensors"))
     assert files == ["model.safetensors"]
@@ -118,7 +154,8 @@ def test_checkpoints_of_shards_are_served_as_plain_files(two):
     [
         "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
         "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
-        "shared_full", "shared_lora", "shared_spectrum", "shared_one_half", *RESUMED,
+        "shared_full", "shared_lora", "shared_spectrum", "shared_one_half", "sharded_qlora", "sharded_qlora_unpacked",
+        "sharded_fp8", *RESUMED,
     ],
 )  # fmt: skip
 def test_two_processes_take_the_trajectory_of_one(two, one, name):

@@ -20,6 +20,7 @@ from luthier.runtime.console import set_quiet
 from luthier.runtime.errors import LuthierError
 from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
+from tests.train.packed_cases import FP8, NF4, fp8_base, gathered_bytes, nf4_facts, packed_run
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, data, examples, resolved, train, tuned, whole
@@ -133,6 +134,19 @@ def shared_one_half(folder: Path, world_size: int) -> Run:
     return train(folder, data(rows, validation=3), num_train_epochs=1, eval_steps=2, shuffle=False, **settings)
 
 
+def sharded_qlora(folder: Path, world_size: int) -> Run:
+    return packed_run(folder, world_size, unequal(13), model=NF4)
+
+
+def sharded_qlora_unpacked(folder: Path, world_size: int) -> Run:
+    return packed_run(folder, world_size, unequal(13), model={**NF4, "dequantize_base": True})
+
+
+def sharded_fp8(folder: Path, world_size: int) -> Run:
+    """In fp32: an 8-bit base without the rounding of 16-bit activations."""
+    return packed_run(folder, world_size, unequal(13), model=FP8, method=LORA, gradient_checkpointing=True)
+
+
 def sharded_bf16(folder: Path, world_size: int) -> Run:
     recipe = resolved(method=FULL, strategy="fsdp2", **EIGHT, **per_process(world_size))
     return train(folder, data(unequal(48)), recipe=recipe, model=tiny_model().to(torch.bfloat16))
@@ -185,11 +199,12 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
         full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
         thirteen_full, thirteen_lora, thirteen_spectrum, sharded_full, sharded_lora, sharded_spectrum, sharded_bf16,
         shared_full, shared_lora, shared_spectrum, shared_one_half,
+        sharded_qlora, sharded_qlora_unpacked, sharded_fp8,
     )
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
     f"resumed_{case.__name__}": case
-    for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum, shared_lora)
+    for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum, shared_lora, sharded_qlora)
 }
 """Whose folders hold the first half of a run of another number of processes."""
 
@@ -295,9 +310,14 @@ def run_all(folder: Path, world_size: int, rank: int) -> None:
         weights = {key: whole(p.detach()) for key, p in run.model.named_parameters() if p.requires_grad}
         save_file(weights, folder / f"{name}-{rank}.safetensors")
         (folder / f"{name}-{rank}.json").write_text(json.dumps({**run.result.to_json(), "moved": run.moved}))
+    base, fp8 = fp8_base()
+    save_file(base, folder / f"fp8_base-{rank}.safetensors")
+    bytes_kept = {"as they are": gathered_bytes(cast=False), "cast": gathered_bytes(cast=True)}
+    packed = {"nf4": nf4_facts(), "fp8": fp8, "bytes_kept": bytes_kept}
     facts = {
         **wrapper_of("ddp"),
         "sharded": wrapper_of("fsdp2"),
+        "packed": packed,
         "shared": rows_of_a_shared_sequence(),
         **failures(folder, world_size),
     }

@@ -6,6 +6,7 @@
                 are one product each
     Dequantized a 4-bit base unpacked anew for each product (the same values as a kept copy)
     Gathered    what the modules hold now: FSDP2 gathers the weights of a layer for its passes and frees them after
+    GatheredQuantized    the same for a 4-bit base: the packed bytes are gathered, and unpacked for each product
     Fp8         `fp8_base.py`
 
 A 4-bit base that is to be kept unpacked is a Dense or Extended one made from the unpacked values.
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 
 from luthier.fast.decoder.linears import LinearView
 from luthier.fast.decoder.lora import PAD
-from luthier.fast.products import grad_input, grad_weight, product
+from luthier.fast.products import grad_input, grad_weight, product, products_beside
+from luthier.model.packed import PackedLinear
 
-__all__ = ["Base", "Dense", "Dequantized", "Extended", "Gathered", "bias_of", "unpack"]
+__all__ = ["Base", "Dense", "Dequantized", "Extended", "Gathered", "GatheredQuantized", "bias_of", "unpack"]
 
 
 class Base(Protocol):
@@ -58,7 +60,9 @@ def unpack(view: LinearView, dtype: torch.dtype) -> Tensor:
     """The matrix (N, K) of a layer in `dtype`; a 4-bit one dequantised by bitsandbytes."""
     weight = view.base.weight
     if not view.quantized:
-        return weight.data
+        return weight.data.to(view.device)
+    if isinstance(view.base, PackedLinear):
+        return view.base.unpacked().to(dtype)
     import bitsandbytes.functional as bnb
 
     # bitsandbytes rounds to the type of the quantisation state; its own product uses the same values.
@@ -156,6 +160,21 @@ class Dequantized:
         return grad_input(g_mn, self._weight())
 
 
+class GatheredQuantized(Dequantized):
+    """4-bit matrices whose bytes are whole only inside their layer's passes."""
+
+    def __init__(self, views: Sequence[LinearView], dtype: torch.dtype) -> None:
+        self.views, self.dtype = tuple(views), dtype
+
+    @property
+    def bias_n(self) -> Tensor | None:  # type: ignore[override]
+        """The biases as the modules hold them now."""
+        biases = [view.base.bias for view in self.views]
+        if biases[0] is None:
+            return None
+        return torch.cat([bias.detach() for bias in biases])
+
+
 class Gathered:
     """Matrices that are whole only inside their layer's passes; one product each, into its columns of the result."""
 
@@ -168,8 +187,7 @@ class Gathered:
     def forward(self, x_mk: Tensor) -> Tensor:
         """x W^T + bias."""
         biases = [None if view.base.bias is None else view.base.bias.detach() for view in self.views]
-        parts = [product(x_mk, weight, bias) for weight, bias in zip(self._weights(), biases, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return products_beside(x_mk, self._weights(), biases)
 
     def input_gradient(self, g_mn: Tensor) -> Tensor:
         """g W, summed over the matrices."""

@@ -63,12 +63,20 @@ class Fp8:
         for rows, scale in zip(x_mk.split(ROWS), x_scale_m1.split(ROWS), strict=True):
             part = rows.float() * scale
             gram.addmm_(part.t(), part)
-        found = compensated_rows(weight_nk, gram)
+        plain = output_error(weight_nk, self.rows_nk, self.rows_scale, gram)
+        found = self.take_rows(compensated_rows(weight_nk, gram))
         if found is None:
             return
-        plain = output_error(weight_nk, self.rows_nk, self.rows_scale, gram)
-        self.rows_nk, self.rows_scale = found
         self.kept_error = (output_error(weight_nk, *found, gram) / plain).sqrt()
+
+    def take_rows(self, rows: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """Multiply with these (q, scale) from now on in the forward pass; None changes nothing."""
+        if rows is not None:
+            self.rows_nk, self.rows_scale = rows
+        return rows
+
+    def release(self) -> None:
+        """Told after the fit. The modules' own weights stay: saving, merging and generation use them."""
 
     def input_gradient(self, g_mn: Tensor) -> Tensor:
         """g W, both rounded to 8 bits."""

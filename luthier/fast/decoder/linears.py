@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.fast.hooks import has_hooks
 from luthier.fast.linear import FastLinear
+from luthier.model.hosted import HostLinear
+from luthier.model.packed import PackedLinear
 
 __all__ = ["LinearView", "NotPlain", "view_linear"]
 
@@ -25,7 +28,7 @@ class LinearView:
     """One linear layer, taken apart."""
 
     module: Any
-    """What the decoder layer holds: `nn.Linear`, a 4-bit linear, or PEFT's LoRA layer around one."""
+    """What the decoder layer holds: `nn.Linear`, a 4-bit linear or its sharded form, PEFT's LoRA layer around one."""
     base: Any
     """The layer with the matrix."""
     adapter: str | None = None
@@ -45,9 +48,14 @@ class LinearView:
         return int(self.base.in_features)
 
     @property
+    def device(self) -> torch.device:
+        """Where its products are."""
+        return self.base.device if isinstance(self.base, HostLinear) else self.base.weight.device
+
+    @property
     def quantized(self) -> bool:
         """Whether the matrix is stored in 4 bits."""
-        return getattr(self.base.weight, "quant_state", None) is not None
+        return isinstance(self.base, PackedLinear) or getattr(self.base.weight, "quant_state", None) is not None
 
     @property
     def a(self) -> nn.Parameter:
@@ -58,6 +66,11 @@ class LinearView:
     def b(self) -> nn.Parameter:
         """(N, r) factor of the adapter."""
         return self.module.lora_B[self.adapter].weight
+
+    @property
+    def rank(self) -> int:
+        """r of the adapter."""
+        return int(self.module.lora_A[self.adapter].out_features)
 
     def owners(self) -> list[Any]:
         """The modules that hold its parameters: the base, then the adapter's two factors."""
@@ -106,9 +119,9 @@ def view_linear(module: nn.Module) -> LinearView:
 
 
 def _plain_base(module: nn.Module) -> nn.Module:
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if has_hooks(module):
         raise NotPlain(f"{type(module).__name__} has hooks")
-    if type(module) in (nn.Linear, FastLinear):
+    if type(module) in (nn.Linear, FastLinear, PackedLinear, HostLinear):
         return module
     if type(module).__name__ == "Linear4bit" and getattr(module.weight, "quant_state", None) is not None:
         return module
@@ -116,5 +129,7 @@ def _plain_base(module: nn.Module) -> nn.Module:
 
 
 def _compute_dtype(base: nn.Module) -> torch.dtype:
+    if isinstance(base, PackedLinear):
+        return base.compute_dtype
     state = getattr(base.weight, "quant_state", None)
     return base.weight.dtype if state is None else (getattr(base, "compute_dtype", None) or state.dtype)

@@ -47,9 +47,12 @@ class _Block:
 class StackedLora:
     """See the head of this file."""
 
-    def __init__(self, views: Sequence[LinearView], a_pk: Tensor, b_np: Tensor) -> None:
-        """Copy the adapters into `a_pk` and `b_np` (both zero) and make PEFT's parameters views of them."""
-        self.a_pk, self.b_np = a_pk, b_np
+    def __init__(self, views: Sequence[LinearView], a_pk: Tensor, b_np: Tensor, *, loose: bool = False) -> None:
+        """Copy the adapters into `a_pk` and `b_np` (both zero) and make PEFT's parameters views of them.
+
+        `loose`: leave the parameters where they are; `read` copies what they hold before each forward pass.
+        """
+        self.a_pk, self.b_np, self.loose = a_pk, b_np, loose
         self.blocks: list[_Block] = []
         scales = torch.zeros(a_pk.shape[0])
         out = column = 0
@@ -57,11 +60,12 @@ class StackedLora:
             rows = slice(out, out := out + view.out_features)
             if view.adapter is None:
                 continue
-            rank = view.a.shape[0]
+            rank = view.rank
             columns = slice(column, column := column + rank)
-            a_pk[columns].copy_(view.a.data)
-            b_np[rows, columns].copy_(view.b.data)
-            view.a.data, view.b.data = a_pk[columns], b_np[rows, columns]
+            if not loose:
+                a_pk[columns].copy_(view.a.data)
+                b_np[rows, columns].copy_(view.b.data)
+                view.a.data, view.b.data = a_pk[columns], b_np[rows, columns]
             scales[columns] = view.scale
             self.blocks.append(_Block(rows, columns, view.a, view.b, view.dropout))
         self.ranks = column
@@ -70,10 +74,17 @@ class StackedLora:
         """The one scale of all adapters, or None: then `scales_p` holds them by column."""
         self.scales_p = scales.to(a_pk)
 
+    def read(self) -> None:
+        """Copy what loose parameters hold now; inside their layer's pass they are whole."""
+        if self.loose:
+            for block in self.blocks:
+                self.a_pk[block.columns].copy_(block.a.detach())
+                self.b_np[block.rows, block.columns].copy_(block.b.detach())
+
     @staticmethod
     def columns(views: Sequence[LinearView], *, pad: int = 1) -> int:
         """P for these layers."""
-        ranks: int = sum(view.a.shape[0] for view in views if view.adapter is not None)
+        ranks: int = sum(view.rank for view in views if view.adapter is not None)
         return -(-ranks // pad) * pad
 
     @property

@@ -17,9 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered
+from luthier.fast.decoder.bases import Base, Dense, Dequantized, Extended, Gathered, GatheredQuantized
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.fp8_base import Fp8
+from luthier.fast.decoder.fp8_shards import GatheredFp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
 from luthier.fast.decoder.lora import PAD, StackedLora
 from luthier.fast.settings import EngineSettings
@@ -69,20 +70,20 @@ class Projection:
         _check(views, dtype)
         self.views = tuple(views)
         self.inputs, self.outputs = views[0].in_features, sum(view.out_features for view in views)
-        device = views[0].base.weight.device
+        device = views[0].device
         adapted = any(view.adapter is not None for view in views)
         base_trains = any(
             p.requires_grad for view in views for p in (view.base.weight, view.base.bias) if p is not None
         )
         packed = any(view.quantized for view in views) and settings.frozen_base != "dequantized"
         extend = device.type == "cuda" if settings.fuse_adapters is None else settings.fuse_adapters
-        self.sharded = settings.sharded
+        self.sharded, self.loose = settings.sharded, settings.loose_adapters
         self.base: Base
         self.lora: StackedLora | None = None
         if adapted and settings.frozen_base == "fp8" and not base_trains:
-            self.base = Fp8(views, dtype)
+            self.base = GatheredFp8(views, dtype) if settings.sharded else Fp8(views, dtype)
         elif settings.sharded:
-            self.base = Gathered(views)
+            self.base = GatheredQuantized(views, dtype) if packed else Gathered(views)
         elif packed:
             self.base = Dequantized(views, dtype)
         elif adapted and extend and not base_trains:
@@ -91,12 +92,13 @@ class Projection:
         else:
             self.base = Dense(views, dtype)
         if adapted and self.lora is None:
-            self.lora = _separate_lora(views, dtype, device)
+            self.lora = _separate_lora(views, dtype, device, loose=self.loose)
         self._fixed = None if settings.sharded else self._trained()
         self._taken = [
             (owner, name, parameter, parameter.data_ptr())
             for view in views for owner in view.owners() for name, parameter in owner._parameters.items()
-            if parameter is not None and parameter.is_floating_point() and not (settings.sharded and owner is view.base)
+            if parameter is not None and parameter.is_floating_point()
+            and not (self.loose or (self.sharded and owner is view.base))
         ]  # fmt: skip
 
     @property
@@ -134,6 +136,7 @@ class Projection:
         lora = self.lora
         if lora is None:
             return self._base_forward(x), None
+        lora.read()
         if isinstance(self.base, Extended) and x.has_tail:
             u = lora.down(x.body, masks, x.tail)
             return self.base.forward_wide(x.wide), u
@@ -194,7 +197,7 @@ class Projection:
         """Give the modules tensors of their own again."""
         for view in self.views:
             parameters = [] if self.sharded else [view.base.weight, view.base.bias]
-            parameters += [view.a, view.b] if view.adapter is not None else []
+            parameters += [view.a, view.b] if view.adapter is not None and not self.loose else []
             for parameter in parameters:
                 if parameter is not None and parameter.is_floating_point():
                     parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
@@ -235,8 +238,10 @@ def _check(views: Sequence[LinearView], dtype: torch.dtype) -> None:
             raise NotPlain("a quantised matrix cannot be trained")
 
 
-def _separate_lora(views: Sequence[LinearView], dtype: torch.dtype, device: torch.device) -> StackedLora:
+def _separate_lora(
+    views: Sequence[LinearView], dtype: torch.dtype, device: torch.device, *, loose: bool
+) -> StackedLora:
     columns = StackedLora.columns(views)
     a_pk = torch.zeros(columns, views[0].in_features, dtype=dtype, device=device)
     b_np = torch.zeros(sum(view.out_features for view in views), columns, dtype=dtype, device=device)
-    return StackedLora(views, a_pk, b_np)
+    return StackedLora(views, a_pk, b_np, loose=loose)

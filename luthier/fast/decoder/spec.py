@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from luthier.fast.decoder.linears import LinearView, NotPlain, view_linear
+from luthier.fast.hooks import has_hooks
 from luthier.fast.kernels.glu import Activation
 
 __all__ = ["FAMILIES", "Family", "LayerParts", "Norm", "read_norm", "take_apart"]
@@ -162,7 +163,7 @@ def read_norm(family: Family, module: Any) -> Norm:
     Raises:
         NotPlain: it is of another class, or has hooks.
     """
-    if type(module).__name__ != family.norm or module._forward_hooks or module._forward_pre_hooks:
+    if type(module).__name__ != family.norm or has_hooks(module):
         raise NotPlain(f"norm of class {type(module).__name__}")
     eps = getattr(module, "variance_epsilon", None)
     return Norm(module, float(module.eps if eps is None else eps), family.plus_one)
@@ -184,5 +185,5 @@ def _refuse_odd(layer: nn.Module, attention: Any, config: Any) -> None:
         raise NotPlain("residual dropout")
     own = {layer} if _is_sharded(layer) else set()  # FSDP2's hooks gather and free the layer's weights
     for module in set(layer.modules()) - own:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        if has_hooks(module):
             raise NotPlain(f"{type(module).__name__} has hooks")

@@ -20,7 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.fast.decoder.fp8_shards import pack_fp8
 from luthier.fast.loss import inner_model
+from luthier.fast.settings import FrozenBase
+from luthier.model.packed import pack_linears
 from luthier.runtime.errors import RecipeError
 
 __all__ = ["Passes", "Root", "gather_whole", "reshard", "shard"]
@@ -41,7 +44,7 @@ class Root(nn.Module):  # type: ignore[misc]
 class Passes(nn.Module):  # type: ignore[misc]
     """Passes of `module` through the root; what a Trainer calls its wrapper."""
 
-    def __init__(self, root: nn.Module, module: nn.Module) -> None:
+    def __init__(self, root: nn.Module, module: Callable[..., Any]) -> None:
         super().__init__()
         self.root, self.module = root, module
 
@@ -65,14 +68,23 @@ def reshard(root: nn.Module) -> None:
             module.reshard()
 
 
-def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True) -> nn.Module:
+def shard(
+    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True,
+    frozen_base: FrozenBase = "as_loaded", bring: Callable[[nn.Module], None] | None = None,
+) -> nn.Module:  # fmt: skip
     """Shard `model` over all processes, in place; returns the root that its passes go through.
 
     Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. Weights that are
     not on `device` yet come to it layer by layer. Gradients are averaged in fp32.
 
+    A 4-bit matrix is a vector of its packed bytes, of which each process holds a part (`model/packed.py`); one that
+    waits in host memory to be quantised is quantised here, on the device. With `frozen_base: dequantized` its unpacked
+    values are sharded instead; with `fp8` the 8-bit copies of the layers' matrices (`fast/decoder/fp8_shards.py`).
+    `bring` gives each layer's frozen parameters their values right before they are packed and sharded: a process never
+    holds more than one whole layer.
+
     Raises:
-        RecipeError: weights in 4 bits, or a model without a list of decoder layers.
+        RecipeError: a model without a list of decoder layers.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -80,11 +92,10 @@ def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     base = inner_model(model)
     layers = list(getattr(base.get_decoder(), "layers", ()))
-    if not layers or any(not p.is_floating_point() for p in model.parameters()):
-        what = "has no list of decoder layers" if not layers else "has weights that are no floating-point numbers"
+    if not layers:
         raise RecipeError(
-            code="L111", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it {what}",
-            hint="use `distributed.strategy: ddp`",
+            code="L111", message=f"`distributed.strategy: fsdp2` cannot shard {type(base).__name__}: it has no list of "
+            "decoder layers", hint="use `distributed.strategy: ddp`",
         )  # fmt: skip
     whole = _kept_whole(model, device)
     root = Root(model)
@@ -94,7 +105,14 @@ def shard(model: nn.Module, device: torch.device, *, reshard_after_forward: bool
         "mesh": mesh, "ignored_params": whole, "mp_policy": MixedPrecisionPolicy(reduce_dtype=widest),
     }  # fmt: skip
     for layer in layers:
+        if bring is not None:
+            bring(layer)
+        stores = pack_fp8(layer, device) if frozen_base == "fp8" else []
+        pack_linears(layer, device, keep_unpacked=frozen_base == "dequantized")
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **settings)
+        for store in stores:
+            store.remember_shard()
+    pack_linears(root, device, keep_unpacked=frozen_base == "dequantized")
     fully_shard(root, **settings)
     return root
 

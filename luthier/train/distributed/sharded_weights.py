@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from luthier.train.distributed.fsdp import gather_whole
 from luthier.train.masters import Weights
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["ShardedWeights"]
 class ShardedWeights(Weights):
     """`Weights` over the shards of this process."""
 
-    sharded = True
+    sharded = norm_in_parts = True
 
     def __init__(self, model: nn.Module) -> None:
         self.whole: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -54,6 +55,10 @@ class ShardedWeights(Weights):
         super().zero_grad()
         for parameter in self.whole.values():
             parameter.grad = None
+
+    def result(self, model: nn.Module, *, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+        """See `Weights.result`."""
+        return {}, gather_whole(model, keep=keep)
 
     def as_whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Shards by parameter name as the sharded tensors that all processes hold together (DTensor)."""

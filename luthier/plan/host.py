@@ -1,0 +1,127 @@
+"""Host memory of the machines, and what moving states and weights through it costs (`distributed.offload`).
+
+ZeRO-Offload (arXiv:2101.06840, section 4): masters and optimizer state stay in host memory, where the update is made;
+per trained parameter of a device one gradient goes down and one weight comes back. With `all` the shards of weights are
+there, too, and go up before each gather (FSDP2's CPUOffloadPolicy; ZeRO-3's `offload_param`).
+
+    optimizer   down 2 or 4 bytes (as gradients are summed), up 2; the update reads and writes host memory
+    all         up 1/N of what each gather brings together, down the gradient of the shard, in every micro-batch
+
+Bytes of one host, with n of the devices:
+
+    processes    n x Python with torch and CUDA's libraries
+    loading      n x the largest tensor, of which a process reads its rows; where values are needed before there are
+                 shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base
+    states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
+    weights      n x the device's shards of weights and their gradients, with `all`
+    checkpoint   n x the trained shards in fp32 with their states, on their way to the disk
+    result       one file of the result that process 0 writes (`export.max_shard_size`)
+
+Loading, checkpoint and result come one after the other: the host needs the largest of them beside the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.plan.devices import Accelerator
+from luthier.plan.setting import Setting, Way
+from luthier.plan.sizes import Sizes
+from luthier.plan.states import held_weights, master_bytes, optimizer_bytes
+from luthier.recipe.names import takes_from_base
+from luthier.recipe.schema import Recipe
+
+__all__ = ["HOST_BANDWIDTH", "HOST_DEVICES", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
+
+HOST_DEVICES = 8
+"""More devices than that are taken to be on several hosts."""
+HOST_BANDWIDTH = 200e9
+"""Bytes a second of a host's memory in updates of all its processes: a third of what two sockets of eight DDR5-4800
+channels carry. Assumed, not measured."""
+PROCESS_BYTES = 3 << 30
+"""A process with torch and CUDA's libraries on a GPU. Assumed, not measured."""
+RESULT_BYTES = 5_000_000_000
+"""`export.max_shard_size`, its default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPlan:
+    """Bytes of one host."""
+
+    devices: int
+    """Devices, and processes, of the fullest host."""
+    processes: int
+    loading: int
+    states: int
+    weights: int
+    checkpoint: int
+    result: int
+
+    @property
+    def total(self) -> int:
+        """Most of it that is there at once."""
+        return self.processes + self.states + self.weights + max(self.loading, self.checkpoint, self.result)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        names = ("processes", "loading", "states", "weights", "checkpoint", "result")
+        return {"devices": self.devices, "parts": {name: getattr(self, name) for name in names}, "total": self.total}
+
+
+def host_devices(setting: Setting) -> int:
+    """Devices of the fullest host."""
+    return min(setting.world, HOST_DEVICES)
+
+
+def estimate_host(
+    sizes: Sizes, setting: Setting, *, optim: str, optim_args: dict[str, Any] | None = None, cuda: bool = True,
+    values_first: bool = False,
+) -> HostPlan:  # fmt: skip
+    """Host memory of a run. On a CPU what a device holds is in host memory as well and not counted again here.
+
+    `values_first`: each process has the whole base in host memory before it is sharded (`values_first_of`).
+    """
+    count, parts = host_devices(setting), setting.trained_parts(sizes.adapters)
+    states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
+    offloaded = setting.moves_states(sizes.adapters)
+    master = states[0] or 4 * sizes.trainable  # of fp32 weights, which have no master on a device
+    own = -(-master // parts) + -(-states[1] // parts)
+    shards = held_weights(sizes, setting)["shards"] if setting.offload == "all" else 0
+    if shards and not sizes.adapters:
+        shards += -(-sizes.trainable * setting.dtype_bytes // parts)
+    saved = -(-(4 * sizes.trainable + states[1]) // parts)
+    writers = count if parts > 1 else 1
+    piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
+    if setting.sharded and values_first:
+        piece = sizes.parameters * setting.dtype_bytes
+    result = (sizes.trainable if sizes.adapters else sizes.parameters) * setting.dtype_bytes
+    return HostPlan(
+        devices=count, processes=count * PROCESS_BYTES if cuda else 0, loading=count * piece,
+        states=count * own if offloaded else 0, weights=count * shards, checkpoint=writers * saved,
+        result=min(result, RESULT_BYTES),
+    )  # fmt: skip
+
+
+def values_first_of(recipe: Recipe, way: Way) -> bool:
+    """Shards of this recipe are cut from a base that each process has whole in host memory."""
+    model, method = recipe.model, recipe.method
+    packed = model.quantization in ("nf4", "fp8") or (model.quantization == "auto" and method.name == "qlora")
+    from_base = method.use_dora or takes_from_base(method.init_lora_weights) or bool(method.modules_to_save)
+    return bool(
+        way.strategy == "zero3" or packed or model.new_tokens or recipe.objective.name == "reward"
+        or (method.name in ("lora", "qlora") and from_base)
+    )  # fmt: skip
+
+
+def update_seconds(sizes: Sizes, setting: Setting, device: Accelerator, *, update_bytes: float) -> float:
+    """Seconds of the update in host memory, with the way there and back.
+
+    `update_bytes`: read and written for all trained parameters, as for an update on the device.
+    """
+    parts = setting.trained_parts(sizes.adapters)
+    elements = sizes.trainable / parts
+    size = setting.dtype_bytes
+    gradient = size if setting.accumulate == 1 and setting.sharded and not sizes.adapters else 4
+    moved = 0.0 if setting.offload == "all" and parts > 1 else elements * (gradient + size)
+    return moved / device.host_link + host_devices(setting) * update_bytes / parts / HOST_BANDWIDTH

@@ -1,0 +1,269 @@
+"""Contract: bytes of a device under each way to spread a model, by hand; more devices never need more on each."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.plan.activations import activation_bytes, transient_bytes
+from luthier.plan.devices import DEVICES
+from luthier.plan.efficiency import EFFICIENCY
+from luthier.plan.gathered import gathered_bytes, layer_bytes
+from luthier.plan.host import HOST_BANDWIDTH, PROCESS_BYTES, estimate_host
+from luthier.plan.known import known_model
+from luthier.plan.memory import estimate_memory
+from luthier.plan.setting import Setting, Way
+from luthier.plan.sizes import sizes_of
+from luthier.plan.states import held_weights
+from luthier.plan.time import estimate_step
+from luthier.plan.work import assumed_documents
+from luthier.recipe.schema import MethodSection
+
+P = 8_030_261_248
+D, Q, KV, F, V, L = 4096, 4096, 1024, 14336, 128_256, 32
+LAYER = 218_103_808
+"""Linear weights of a layer of Llama-3.1-8B: qkv 6,144, o 4,096, gate and up 28,672 by 4,096, down 4,096 by 14,336."""
+ENDS = 2 * D * V
+NORM_ELEMENTS = P - L * LAYER - ENDS
+
+
+def _sizes(**method):
+    return sizes_of(known_model("Llama-3.1-8B"), MethodSection(**(method or {"name": "full"})))
+
+
+def _setting(strategy, *, world=8, offload="none", shared=1, **more):
+    way = Way(strategy=strategy, offload=offload, sequence_parallel=shared)
+    return Setting(**{"micro_tokens": 2048, "world": world, "way": way, "extended": False, "replay": False, **more})
+
+
+def _memory(sizes, setting, optim="adamw_torch_fused"):
+    return estimate_memory(sizes, setting, optim=optim, supervised=0.6)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "offload", "weights", "masters", "optimizer"),
+    [
+        ("ddp", "none", 2 * P, 4 * P, 8 * P),
+        ("zero2", "none", 2 * P, P // 2, P),
+        ("fsdp2", "none", P // 4, P // 2, P), ("zero3", "none", P // 4, P // 2, P),
+        ("fsdp2", "optimizer", P // 4, 0, 0), ("zero2", "optimizer", 2 * P, 0, 0),
+        ("fsdp2", "all", 0, 0, 0), ("zero3", "all", 0, 0, 0),
+    ],
+)  # fmt: skip
+def test_what_each_of_eight_devices_holds_of_a_full_fine_tune(strategy, offload, weights, masters, optimizer):
+    memory = _memory(_sizes(), _setting(strategy, offload=offload))
+    assert (memory.weights, memory.masters, memory.optimizer) == (weights, masters, optimizer)
+
+
+def test_gradients_of_each_way():
+    """At the end of a step of one, or of several micro-batches; 8B, eight devices, all layers recomputed."""
+
+    def gradients(strategy, accumulate, **more):
+        setting = _setting(strategy, micro_tokens=1, recompute="layer", accumulate=accumulate, **more)
+        return _memory(_sizes(), setting).gradients
+
+    assert gradients("ddp", 1) == gradients("ddp", 2) == 4 * P
+    assert gradients("zero2", 1) == gradients("zero3", 1) == 4 * P // 8  # their partition, in fp32
+    assert (gradients("fsdp2", 1), gradients("fsdp2", 2)) == (2 * P // 8, 4 * P // 8)
+    assert gradients("fsdp2", 2, offload="all") == 0
+    assert gradients("fsdp2", 2, offload="optimizer") == 4 * P // 8
+
+
+def test_adapters_stay_whole_under_fsdp2_and_are_divided_by_deepspeed():
+    sizes = _sizes(name="lora")
+    p = sizes.trainable
+    fsdp2, zero3 = _memory(sizes, _setting("fsdp2")), _memory(sizes, _setting("zero3"))
+    assert (fsdp2.masters, fsdp2.optimizer) == (4 * p, 8 * p)
+    assert (zero3.masters, zero3.optimizer) == (4 * p // 8, 8 * p // 8)
+    moved = _memory(sizes, _setting("fsdp2", offload="all"))  # the state of adapters is small and stays
+    assert (moved.masters, moved.optimizer, moved.weights) == (4 * p, 8 * p, 0)
+
+
+def test_modules_to_save_are_whole_beside_a_sharded_base():
+    sizes = _sizes(name="lora", modules_to_save=["lm_head"])
+    held = held_weights(sizes, _setting("fsdp2"))
+    assert held == {"shards": 2 * P // 8, "whole": 2 * D * V}
+    assert held_weights(sizes, _setting("zero3")) == {"shards": (2 * P + 2 * D * V) // 8, "whole": 0}
+    memory = _memory(sizes, _setting("fsdp2"))
+    assert memory.masters == 4 * (D * V + sizes.adapter_parameters)
+
+
+def test_packed_bases_in_shards_by_hand():
+    lora, body, outside = _sizes(name="qlora"), L * LAYER, P - L * LAYER
+    # 4 bits and an 8-bit scale per 64 values in shards; an fp32 scale per 256 of those scales on each device
+    nf4 = held_weights(lora, _setting("fsdp2", base="nf4"))
+    assert nf4["shards"] == pytest.approx((body * (0.5 + 1 / 64) + 2 * outside) / 8, rel=1e-9, abs=2)
+    assert nf4["whole"] == round(body * 4 / 256 / 64)
+    # both 8-bit copies with an fp32 scale a row each, no 16-bit matrix
+    scales = 4 * L * (6144 + 4096 + 4096 + 4096 + 28672 + 4096 + 4096 + 14336)
+    fp8 = held_weights(_sizes(name="lora"), _setting("fsdp2", base="fp8"))
+    assert fp8 == {"shards": -(-(2 * body + scales + 2 * outside) // 8), "whole": 0}
+    assert layer_bytes(lora, _setting("fsdp2", base="nf4")) == round(LAYER * (0.5 + 1 / 64))
+    assert layer_bytes(lora, _setting("fsdp2", base="fp8")) == 2 * LAYER + scales // L
+
+
+def test_what_fsdp2_gathers_by_moment():
+    """Embeddings and head whole; one layer, two in the backward pass, all with `reshard_after_forward: false`; of
+    trained layers a 16-bit gradient and an fp32 buffer; at last embeddings' and head's gradient with its buffer."""
+    full, lora = _sizes(), _sizes(name="lora")
+    root, layer = 2 * ENDS, 2 * LAYER
+    assert gathered_bytes(lora, _setting("fsdp2")) == {
+        "loss": root + layer, "backward": root + 2 * layer, "end": root + layer, "root": 0
+    }  # fmt: skip
+    more = 6 * LAYER + root
+    assert gathered_bytes(full, _setting("fsdp2")) == {
+        "loss": root + layer, "backward": root + 2 * layer + more, "end": root + layer + more, "root": 6 * ENDS
+    }  # fmt: skip
+    kept = gathered_bytes(full, _setting("fsdp2", reshard=False))
+    assert (kept["loss"], kept["end"]) == (root + 32 * layer, root + layer + more)
+    assert set(gathered_bytes(full, _setting("ddp")).values()) == {0}
+    one = replace(_setting("fsdp2"), world=1)
+    assert set(gathered_bytes(full, one).values()) == {0}
+
+
+def test_deepspeeds_buffers_by_hand():
+    full = _sizes()
+    bucket = 4 * D * D  # `reduce_bucket_size` of d^2 in fp32
+    assert set(gathered_bytes(full, _setting("zero2")).values()) == {bucket}
+    live = 2 * (1_000_000_000 + round(0.9 * D * D))
+    assert set(gathered_bytes(full, _setting("zero3")).values()) == {bucket + live + 2 * (LAYER + D * V)}
+
+
+def test_devices_that_share_a_sequence_keep_its_parts():
+    """1/8 of the tokens, and attention's output once more (before and after the exchange)."""
+    sizes = _sizes(name="lora")
+    alone = activation_bytes(sizes, _setting("fsdp2", micro_tokens=131_072))
+    part = activation_bytes(sizes, _setting("fsdp2", micro_tokens=16_384, shared=8))
+    assert part == alone // 8 + L * 16_384 * 2 * Q
+
+
+# -- host memory
+
+
+def test_host_memory_by_hand():
+    full = _sizes()
+    plain = estimate_host(full, _setting("fsdp2", world=16), optim="adamw_torch_fused")
+    assert (plain.devices, plain.processes, plain.states, plain.weights) == (8, 8 * PROCESS_BYTES, 0, 0)
+    assert plain.loading == 8 * 2 * D * V  # the largest tensor, embeddings
+    assert plain.checkpoint == 8 * 12 * P // 16  # masters and moments of eight of sixteen devices
+    assert plain.result == 5_000_000_000
+    states = estimate_host(full, _setting("fsdp2", world=16, offload="optimizer"), optim="adamw_torch_fused")
+    assert (states.states, states.weights) == (8 * (4 * P // 16 + 8 * P // 16), 0)
+    everything = estimate_host(full, _setting("fsdp2", world=16, offload="all"), optim="adamw_torch_fused")
+    assert everything.states == states.states
+    assert everything.weights == 8 * 2 * (2 * P // 16)  # shards, and their gradients
+    assert everything.total == sum((plain.processes, states.states, everything.weights, plain.checkpoint))
+    copied = estimate_host(full, _setting("ddp"), optim="adamw_torch_fused")
+    assert copied.checkpoint == 12 * P  # process 0 writes it
+    qlora = _sizes(name="qlora")
+    packed = estimate_host(qlora, _setting("fsdp2", base="nf4"), optim="adamw_torch_fused", values_first=True)
+    assert packed.loading == 8 * 2 * P  # each process has the base in 16 bits until it is packed
+
+
+def test_time_of_an_update_in_host_memory_by_hand():
+    """A quarter of 8B on each of four H200s: gradients of 2 bytes down, weights of 2 up, 48 GB/s; 28 bytes a weight
+    read and written by the host's memory, for all four at once."""
+    device, documents = DEVICES["H200"], assumed_documents(max_length=2048, packing=True, mean_tokens=2048, rows=64)
+
+    def step(offload, accumulate=1):
+        setting = _setting("fsdp2", world=4, offload=offload, accumulate=accumulate)
+        return estimate_step(
+            _sizes(), setting, documents, device, step_tokens=2048 * accumulate, optim="adamw_torch_fused"
+        )
+
+    there = P / 4 * (2 + 2) / 48e9
+    update = P * (2 + 8 + 16 + 2) / HOST_BANDWIDTH
+    assert step("optimizer").offload == pytest.approx(there + update)
+    assert step("all").offload == pytest.approx(update)  # gradients and weights are there
+    assert step("optimizer", 4).offload == pytest.approx(P / 4 * (4 + 2) / 48e9 + P * 30 / HOST_BANDWIDTH)  # fp32 sums
+    norm = P / 4 * 2 / (device.bandwidth * EFFICIENCY.optimizer)
+    assert step("optimizer").optimizer == pytest.approx(norm)
+    assert step("none").offload == 0.0
+    # All shards come through the host's link: 2 bytes of a quarter of what is gathered, and gradients go back.
+    moved = (2 * (2 * L * LAYER + ENDS) + 2 * P) / 4
+    slow = step("all").exchange - step("none").exchange
+    assert slow > 0 and moved / 48e9 > step("none").exchange
+
+
+# -- properties
+
+
+WAYS = [
+    ("ddp", "none"), ("zero2", "none"), ("zero2", "optimizer"), ("fsdp2", "none"), ("fsdp2", "optimizer"),
+    ("fsdp2", "all"), ("zero3", "none"), ("zero3", "optimizer"), ("zero3", "all"),
+]  # fmt: skip
+METHODS = [
+    {"name": "full"}, {"name": "lora"}, {"name": "lora", "modules_to_save": ["lm_head"]},
+    {"name": "freeze", "last_n_layers": 2},
+]  # fmt: skip
+NAMES = ["SmolLM2-135M", "Llama-3.2-1B", "Qwen2.5-7B", "Llama-3.1-8B", "gemma-2-2b", "Llama-3.1-70B"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES), method=st.sampled_from(METHODS), way=st.sampled_from(WAYS),
+    tokens=st.integers(64, 16_384), accumulate=st.integers(1, 3), base=st.sampled_from(["plain", "nf4", "fp8"]),
+    size=st.sampled_from([2, 4]), reshard=st.booleans(),
+)  # fmt: skip
+def test_more_devices_never_need_more_bytes_each(name, method, way, tokens, accumulate, base, size, reshard):
+    sizes = sizes_of(known_model(name), MethodSection(**method))
+
+    def memory(world):
+        setting = _setting(
+            way[0], world=world, offload=way[1], micro_tokens=tokens, accumulate=accumulate, base=base,
+            dtype_bytes=size, reshard=reshard,
+        )  # fmt: skip
+        return _memory(sizes, setting)
+
+    found = [memory(world) for world in (2, 3, 8, 64, 512)]
+    for fewer, more in pairwise(found):
+        assert more.total <= fewer.total + 8  # each part is rounded up
+    assert all(size >= 0 for one in found for size in one.parts().values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(NAMES), method=st.sampled_from(METHODS), length=st.integers(4096, 1 << 20),
+    recompute=st.sampled_from(["none", "selective", "layer"]), strategy=st.sampled_from(["ddp", "fsdp2"]),
+)  # fmt: skip
+def test_more_devices_a_sequence_never_keep_more(name, method, length, recompute, strategy):
+    sizes = sizes_of(known_model(name), MethodSection(**method))
+
+    def kept(shared):
+        tokens = -(-length // shared)
+        setting = _setting(strategy, micro_tokens=tokens, shared=shared, recompute=recompute)
+        whole = recompute == "layer"
+        return activation_bytes(sizes, setting, 0.6), transient_bytes(sizes, setting, tokens, whole=whole), setting
+
+    found = [kept(shared) for shared in (1, 2, 4, 8)]
+    for fewer, more in pairwise(found):
+        assert more[0] <= fewer[0] and more[1] <= fewer[1]
+    # Long enough that activations decide: each doubling of the devices of a sequence frees memory.
+    if length > 1 << 19 and sizes.backward_layers > 8:
+        totals = [_memory(sizes, setting).total for _, _, setting in found]
+        assert totals == sorted(totals, reverse=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(NAMES), method=st.sampled_from(METHODS), tokens=st.integers(64, 16_384),
+    world=st.sampled_from([2, 8, 64]), strategy=st.sampled_from(["fsdp2", "zero3"]),
+)  # fmt: skip
+def test_offload_frees_devices_fills_hosts_and_takes_time(name, method, tokens, world, strategy):
+    sizes = sizes_of(known_model(name), MethodSection(**method))
+    documents = assumed_documents(max_length=1024, packing=True, mean_tokens=300, rows=1000)
+    device, hosts, steps = [], [], []
+    for offload in ("none", "optimizer", "all"):
+        setting = _setting(strategy, world=world, offload=offload, micro_tokens=tokens)
+        device.append(_memory(sizes, setting).total)
+        hosts.append(estimate_host(sizes, setting, optim="adamw_torch_fused").total)
+        steps.append(
+            estimate_step(
+                sizes, setting, documents, DEVICES["L4"], step_tokens=float(tokens), optim="adamw_torch_fused"
+            ).total
+        )
+    assert device == sorted(device, reverse=True) and hosts == sorted(hosts)
+    if not sizes.adapters:  # an update of adapters takes no time either way
+        assert steps[1] > steps[0] and steps[2] > steps[0]
