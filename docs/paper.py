@@ -30,7 +30,8 @@ CHATS = "--rows 10000 --mean-tokens 1000"
 PUBLISHED = f"{QLORA} data.max_length=1024 train.tokens_per_step=131072 --rows 10000"
 TABLES = 'method.modules_to_save=["embed_tokens","lm_head"]'
 """Embeddings and head."""
-IN_8_BITS = "train.optim=adamw_8bit"
+DDP = "distributed.strategy=ddp"
+ON_L4, ON_H100 = "--mean-tokens 554 --gpu L4 --num-gpus 8", "--mean-tokens 554 --gpu H100 --num-gpus 8"
 
 
 class Row(NamedTuple):
@@ -100,13 +101,14 @@ ROWS: dict[str, tuple[Row, ...]] = {
         for length, shared in ((131_072, 1), (131_072, 8), (1_048_576, 1), (1_048_576, 8))
     ),
     "published": (
-        Row("as published: embeddings and head too", f"{PUBLISHED} {TABLES} --mean-tokens 554 --gpu L4 --num-gpus 8"),
-        Row("the same, 8-bit AdamW", f"{PUBLISHED} {TABLES} {IN_8_BITS} --mean-tokens 554 --gpu L4 --num-gpus 8"),
-        Row("adapters alone", f"{PUBLISHED} --mean-tokens 554 --gpu L4 --num-gpus 8"),
-        Row("adapters alone, rows of 1,024", f"{PUBLISHED} --mean-tokens 1024 --gpu L4 --num-gpus 8"),
-        Row("as published: embeddings and head too", f"{PUBLISHED} {TABLES} --mean-tokens 554 --gpu H100 --num-gpus 8"),
-        Row("adapters alone", f"{PUBLISHED} --mean-tokens 554 --gpu H100 --num-gpus 8"),
-        Row("adapters alone, rows of 1,024", f"{PUBLISHED} --mean-tokens 1024 --gpu H100 --num-gpus 8"),
+        Row("as published: embeddings and head too", f"{PUBLISHED} {TABLES} {DDP} {ON_L4}"),
+        Row("the same", f"{PUBLISHED} {TABLES} {FSDP2} {ON_L4}"),
+        Row("the same, 8-bit AdamW", f"{PUBLISHED} {TABLES} {FSDP2} train.optim=adamw_8bit {ON_L4}"),
+        Row("adapters alone", f"{PUBLISHED} {DDP} {ON_L4}"),
+        Row("adapters alone, rows of 1,024", f"{PUBLISHED} {DDP} {ON_L4.replace('554', '1024')}"),
+        Row("as published: embeddings and head too", f"{PUBLISHED} {TABLES} {DDP} {ON_H100}"),
+        Row("adapters alone", f"{PUBLISHED} {DDP} {ON_H100}"),
+        Row("adapters alone, rows of 1,024", f"{PUBLISHED} {DDP} {ON_H100.replace('554', '1024')}"),
     ),
 }
 

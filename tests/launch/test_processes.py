@@ -223,11 +223,11 @@ def test_two_processes_share_each_sequence(recipe):
     assert process.returncode == 0, err
     assert "each sequence is shared by 2 processes" in err
     assert "x 1 group of 2 processes" in err
-    trained = json.loads(out)["stages"]["train"]
+    trained = json.loads(out[out.index("{") :])["stages"]["train"]
     one = start("-m", "luthier", "train", str(recipe), f"output_dir={recipe.parent}/one", "--json")
     out, err = one.communicate(timeout=250)
     assert one.returncode == 0, err
-    alone = json.loads(out)["stages"]["train"]
+    alone = json.loads(out[out.index("{") :])["stages"]["train"]
     assert (trained["processes"], alone["processes"]) == (2, 1)
     assert trained["trained_tokens"] == alone["trained_tokens"]
     assert trained["final_loss"] == pytest.approx(alone["final_loss"], rel=1e-4)
