@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"name": "qlora", "r": 16, "lora_alpha": 16.0},
     "full": {"name": "full"},
     "freeze": {"name": "freeze", "trainable": [r"layers\.[13]\.mlp", "lm_head", "embed_tokens"]},
+    "spectrum30": {"name": "freeze", "trainable": [r"layers\.(0|3|6|9|12|15|18|21|24|27)\.(self_attn|mlp)"]},
 }
 """`freeze` trains some matrices of some layers, embeddings and head, as Spectrum does."""
 
@@ -234,7 +235,8 @@ def patterns(options: argparse.Namespace) -> dict[str, Any]:
 def check(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     """Every method, on several processes with each strategy."""
     cases = {}
-    for method in METHODS if has_bitsandbytes() else set(METHODS) - {"qlora"}:
+    left_out = {"spectrum30"} if has_bitsandbytes() else {"spectrum30", "qlora"}
+    for method in [name for name in METHODS if name not in left_out]:
         for strategy in ("ddp",) if world == 1 else options.check_strategies.split(","):
             options.method, options.strategy = method, strategy
             cases[f"{method} {strategy}"] = run(options, world, rank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["gathered_by_zero", "has_hooks"]
+__all__ = ["has_hooks"]
 
 _ZERO = "deepspeed."
 """DeepSpeed's ZeRO-3 hooks gather the weights of a module before its passes and free them after; they change nothing
@@ -15,9 +15,3 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether hooks of `module` may change what it computes."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *module._backward_hooks.values()]
     return any(not str(getattr(hook, "__module__", "")).startswith(_ZERO) for hook in hooks)
-
-
-def gathered_by_zero(module: nn.Module) -> bool:
-    """Whether ZeRO-3's hooks are on `module`."""
-    hooks = module._forward_pre_hooks.values()
-    return any(str(getattr(hook, "__module__", "")).startswith(_ZERO) for hook in hooks)

@@ -130,10 +130,13 @@ def tuned_model(session: Session) -> Tuned:
     """The base as the recipe's method trains it, fresh, with its account on the console."""
     from luthier.model.adapters import apply_method
     from luthier.model.load import load_base
+    from luthier.train.distributed.zero import require_deepspeed
     from luthier.train.loop import START_FOLDER
 
     recipe = session.resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
+    if session.group.size > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
+        require_deepspeed()
     model = load_base(
         recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
         reward_seed=recipe.train.seed if recipe.objective.name == "reward" else None, later=_is_sharded(session),

@@ -222,6 +222,8 @@ def suggest(key: str, section: str, model: type[BaseModel] = Recipe) -> str:
         return "YAML 1.2 has no merge keys: write the keys out"
     known = sections(model)
     here, plain = known[section], key.strip().lower().replace("-", "_")
+    if plain in here:
+        return _did_you_mean([plain])
     named = OTHER_NAMES.get(plain) if model is Recipe else None
     if named is not None:
         return _belongs(named, section)

@@ -14,6 +14,7 @@ DeepSpeed: https://deepspeed.readthedocs.io/en/latest/zero3.html
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -27,7 +28,29 @@ from torch import nn
 from luthier.fast.loss import inner_model
 from luthier.runtime.errors import EnvironmentProblem, RecipeError
 
-__all__ = ["Passes", "Root", "gather_zero", "import_deepspeed", "let_gradients_through", "partition"]
+__all__ = [
+    "Passes",
+    "Root",
+    "gather_zero",
+    "import_deepspeed",
+    "let_gradients_through",
+    "partition",
+    "require_deepspeed",
+]
+
+
+_INSTALL = "pip install 'luthier[deepspeed]', or use `distributed.strategy: fsdp2`, which shards the same"
+
+
+def require_deepspeed() -> None:
+    """Look for DeepSpeed without importing it.
+
+    Raises:
+        EnvironmentProblem: it is not installed.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise EnvironmentProblem(code="L170", message="`zero2` and `zero3` need DeepSpeed, which is not installed",
+                                 hint=_INSTALL)  # fmt: skip
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -46,7 +69,7 @@ def import_deepspeed(device: torch.device) -> Any:
     except ImportError as error:
         raise EnvironmentProblem(
             code="L170", message=f"DeepSpeed is not usable here: {error}",
-            hint="pip install 'luthier[deepspeed]', or use `distributed.strategy: fsdp2`, which shards the same",
+            hint=_INSTALL,
         ) from error  # fmt: skip
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
