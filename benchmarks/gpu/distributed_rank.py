@@ -75,8 +75,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--offload", default="none", choices=["none", "optimizer", "all"])
     parser.add_argument("--deepspeed-config", help="zero2, zero3: a JSON as `distributed.deepspeed_config` takes it")
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
-    parser.add_argument("--tokens", type=int, default=8192, help="of a step and process")
+    parser.add_argument("--sequence-parallel", type=int, default=1, metavar="S", help="processes that share a sequence")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a step and process (or of S that share sequences)")
     parser.add_argument("--max-doc", type=int, default=1024)
+    parser.add_argument(
+        "--mean-doc", type=float, default=300.0, help="before the limit; 1e9: all have --max-doc tokens"
+    )
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "layer"])
     parser.add_argument("--optim", default="adamw_torch_fused")
@@ -130,23 +134,24 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     else:
         model = random_model(kind, settings, device=options.device, dtype=options.dtype, nf4=quantization == "nf4")
     sequences = max(1, options.tokens // options.max_doc)
+    shared, groups = options.sequence_parallel, world // options.sequence_parallel
     if options.check:
         documents = make_documents(40 * options.max_doc, max_doc=options.max_doc, vocab_size=settings["vocab_size"])[
             :13
         ]
-        packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // world, 6
+        packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // groups, 6
     else:
         steps = options.warmup + options.steps + options.profile
         documents = make_documents(
-            (steps * sequences * world + 1) * options.max_doc, max_doc=options.max_doc,
-            vocab_size=settings["vocab_size"],
+            (steps * sequences * groups + 1) * options.max_doc, max_doc=options.max_doc,
+            vocab_size=settings["vocab_size"], mean=options.mean_doc,
         )  # fmt: skip
         packs = pack([len(one) for one in documents], options.max_doc)
         per_process, accumulate = sequences // options.micro_batches, options.micro_batches
     method = {**METHODS, **BESIDE}[options.method]
     recipe = trainers.make_recipe(
         method=method, sequences=per_process * accumulate, micro_batches=accumulate, max_steps=steps,
-        max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered,
+        max_length=options.max_doc, strategy=options.strategy, reshard=not options.keep_gathered, shared=shared,
         offload=options.offload if options.strategy == "fsdp2" else "none",
         quantization=quantization, dequantize_base=options.keep_unpacked,
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
@@ -161,9 +166,9 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         _separate_products()
     trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
     options.shard_s, options.loaded_host = round(time.perf_counter() - began, 1), host_gib()
-    order = make_order(recipe.train, sequences=len(packs), world_size=world)
+    order = make_order(recipe.train, sequences=len(packs), world_size=world, parts=shared)
     fit_base(trainer, documents, packs, order=order)
-    feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None)
+    feed = make_feed(accelerator, order, recipe.train, examples=documents, packs=packs, size=None, parts=shared)
     return trainer, Batches(feed), tuned
 
 
@@ -236,7 +241,9 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     info: dict[str, Any] = {
         "wrapper": type(trainer.wrapper).__name__, "root": type(getattr(trainer.wrapper, "root", None)).__name__,
         "layers": [
-            f"{part.name}: {part.runs}" for part in trainer.engine.report if part.name == "decoder layers"],
+            f"{part.name}: {part.runs}" for part in trainer.engine.report
+            if part.name in ("decoder layers", "sequences")],
+        "rows_of_a_pass": len(batches.take(0)[0].batch.input_ids),
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
     marks, losses, tokens = [], [], []
@@ -258,12 +265,9 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
         info |= save(options, trainer, model, rank)
     info |= {"shard_s": options.shard_s, **hosts(trainer.accelerator, options.loaded_host)}
     if options.check:
-        _keep(
-            model,
-            losses,
-            options.check / f"{options.method}-{'separate' if options.separate else options.strategy}-{world}.pt",
-            rank,
-        )
+        how = "separate" if options.separate else options.strategy
+        how += f"-{world}" + (f"-s{options.sequence_parallel}" if options.sequence_parallel > 1 else "")
+        _keep(model, losses, options.check / f"{options.method}-{how}.pt", rank)
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
         info |= {

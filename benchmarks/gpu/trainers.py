@@ -28,6 +28,7 @@ def make_recipe(
     *, method: dict[str, Any], train: dict[str, Any], sequences: int, max_steps: int, max_length: int = 1024,
     quantization: str = "none", dequantize_base: bool = False, micro_batches: int = 1, seed: int = 0,
     objective: dict[str, Any] | None = None, strategy: str = "ddp", reshard: bool = True, offload: str = "none",
+    shared: int = 1,
 ) -> Recipe:  # fmt: skip
     """A resolved recipe: nothing in it is `auto` that a trainer reads.
 
@@ -47,7 +48,8 @@ def make_recipe(
             "gradient_checkpointing": False, "gradient_checkpointing_layers": None, **train,
         },
         "distributed": {
-            "strategy": strategy, "offload": offload, **({} if reshard else {"reshard_after_forward": False}),
+            "strategy": strategy, "offload": offload, "sequence_parallel_size": shared,
+            **({} if reshard else {"reshard_after_forward": False}),
         },
         "output_dir": "none",
     }  # fmt: skip

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from luthier.data.types import Example, RowRef
 
-__all__ = ["Answers", "Batch", "collate"]
+__all__ = ["Answers", "Batch", "Part", "collate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,6 +58,15 @@ class Answers:
             for field in fields(self)
             if (value := getattr(self, field.name)) is not None
         })  # fmt: skip
+
+
+class Part(NamedTuple):
+    """Which part of a sequence that several processes share (`sequence_parts.py`)."""
+
+    number: int
+    """From 0, in the order of the sequence."""
+    of: int
+    """Number of parts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,6 +108,9 @@ class Batch:
     shared prompt); None: they differ and ascend as they are."""
     row_of_target: Tensor | None = None
     """(S,) int64: source_index = rows[row_of_target]; None beside `rows`."""
+    part: Part | None = None
+    """The tokens and targets are one part of the sequence; `cu_seqlens`, `doc_lengths`, `max_doc` and `refs` are of
+    the whole. `input_ids` may have more rows than `tokens` counts. None: the whole."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

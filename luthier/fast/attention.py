@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from luthier.fast.exchange import SequenceGroup
 from luthier.fast.kernels.attention_schedule import Schedule, longest_seen
 from luthier.fast.split import Group, group_by_length, sdpa_documents, sdpa_prefixed
 
@@ -79,6 +80,8 @@ class Documents:
     """Index of the decoder layer that computes only `rows` after its attention; None: no layer does."""
     prefixes: tuple[tuple[int, int], ...] = ()
     """(first row, tokens) of what each document goes on from; (0, 0) nothing. Empty: no document does."""
+    shared: SequenceGroup | None = None
+    """The processes that have the T tokens together, each an equal part; None: this one has all of them."""
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -237,6 +240,8 @@ def _refuse_unknown(
 ) -> None:
     if attention_mask is not None:
         raise UnsupportedAttention(f"{type(module).__name__} passes a ready-made attention mask")
+    if documents.shared is not None:
+        raise UnsupportedAttention(f"{type(module).__name__} does not exchange heads with the other processes")
     if query.shape[0] != 1 or query.shape[2] != sum(documents.lengths) or key.shape[2] != query.shape[2]:
         raise UnsupportedAttention(
             f"{type(module).__name__} attends over queries {tuple(query.shape)} and keys {tuple(key.shape)}, "

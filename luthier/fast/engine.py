@@ -26,6 +26,7 @@ from luthier.fast.attention import NAME, register
 from luthier.fast.decoder.fp8_base import Fp8
 from luthier.fast.decoder.fp8_shards import refuse_idle
 from luthier.fast.decoder.function import Replaced, replace_decoder_layers
+from luthier.fast.exchange import SequenceGroup
 from luthier.fast.graph import graphs_for
 from luthier.fast.hidden import Layout, model_inputs
 from luthier.fast.linear import Undo, replace_layers, restore_layers
@@ -34,6 +35,7 @@ from luthier.fast.probe import LayoutFinding, probe_head, probe_layout
 from luthier.fast.recompute import recompute_other_layers
 from luthier.fast.report import Part, report_attention, report_decoder, report_head
 from luthier.fast.settings import EngineSettings
+from luthier.fast.sharing import require_shareable
 from luthier.objective.base import Objective
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.runtime.malloc import keep_freed_memory
@@ -94,6 +96,18 @@ class Engine:
             self.alone, self.passes_together = self._callable, True
             self._run = getattr(self._callable, "run", _at_once)
         return self._callable
+
+    def share_sequences(self, group: SequenceGroup) -> None:
+        """Take parts of sequences from now on (`data/sequence_parts.py`), together with the processes of `group`.
+
+        Raises:
+            RecipeError: this model's heads or layers cannot be shared so.
+        """
+        require_shareable(self.module, self._decoder, size=group.size)
+        self.module.shared, self.passes_together = group, True
+        self.report += (Part(
+            "sequences", f"each shared by {group.size} processes", "heads are exchanged for positions in each layer",
+        ),)  # fmt: skip
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from luthier.data.batch import Batch
 from luthier.fast.attention import Documents
+from luthier.fast.exchange import SequenceGroup
 
 __all__ = ["Layout", "ModelInputs", "Wanted", "model_inputs", "take_rows"]
 
@@ -61,7 +62,10 @@ class ModelInputs:
             documents: Documents = self.kwargs["luthier_documents"]
             own = torch.diff(documents.cu_seqlens)
             shared = torch.tensor([tokens for _, tokens in documents.prefixes] or 0, device=ids.device)
-            length_of_token = torch.repeat_interleave(own + shared, own, output_size=ids.shape[1])[None, :]
+            rows, group = ids.shape[1], documents.shared
+            parts, index = (1, 0) if group is None else (group.size, group.index)
+            all_lengths = torch.repeat_interleave(own + shared, own, output_size=rows * parts)
+            length_of_token = all_lengths[None, index * rows : (index + 1) * rows]
         else:
             length_of_token = self.kwargs["attention_mask"].sum(dim=1, keepdim=True)
         bound = noise_alpha / (length_of_token * embedded.shape[-1]).float().sqrt()
@@ -69,13 +73,23 @@ class ModelInputs:
         self.kwargs["inputs_embeds"] = embedded + noise.to(embedded.dtype)
 
 
-def model_inputs(batch: Batch, layout: Layout) -> ModelInputs:
-    """The batch as the model wants it."""
+def model_inputs(batch: Batch, layout: Layout, shared: SequenceGroup | None = None) -> ModelInputs:
+    """The batch as the model wants it; of a part of a sequence (`batch.part`) `shared` are those who have the others.
+
+    Raises:
+        ValueError: the batch is a part of a sequence, and not the one of this process.
+    """
+    mine = None if shared is None else (shared.index, shared.size)
+    if batch.part is not None and (batch.part != mine or layout != "flat"):
+        raise ValueError(f"part {batch.part} of a sequence in process {mine} of its group, {layout} layout")
     if layout == "flat":
         kwargs = {
             "input_ids": batch.input_ids[None],
             "position_ids": batch.position_ids[None],
-            "luthier_documents": Documents.of(batch.cu_seqlens, batch.doc_lengths, batch.prefixes),
+            "luthier_documents": replace(
+                Documents.of(batch.cu_seqlens, batch.doc_lengths, batch.prefixes),
+                shared=None if batch.part is None else shared,
+            ),
         }
         return ModelInputs({**kwargs, "use_cache": False}, None)
     documents = list(batch.input_ids.split(batch.doc_lengths))

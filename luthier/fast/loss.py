@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from luthier.data.batch import Batch
+from luthier.fast.exchange import SequenceGroup
 from luthier.fast.graph import Graphs
 from luthier.fast.head import linear_cross_entropy, logits_cross_entropy, module_cross_entropy, plain_linear
 from luthier.fast.hidden import Layout, ModelInputs, Wanted, model_inputs, take_rows
@@ -64,6 +66,8 @@ class LossModule(nn.Module):  # type: ignore[misc]
         self.graphs = graphs
         """Recordings of the trunk, where they may be used."""
         self.objective = objective
+        self.shared: SequenceGroup | None = None
+        """The processes that share each sequence, where batches are parts (`Engine.share_sequences`)."""
 
     def forward(self, batch: Batch, label_smoothing: float = 0.0, kl: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss sum and other sums of one batch; without an objective the cross-entropy of its targets."""
@@ -81,7 +85,8 @@ class LossModule(nn.Module):  # type: ignore[misc]
             loss, correct = module_cross_entropy(outputs, head, vocab_size=vocab_size, **settings)
         else:
             loss, correct = linear_cross_entropy(outputs, linear.weight, bias_v=linear.bias, **settings)
-        return loss, {"correct": correct}
+        # A batch that counts nothing has targets all the same.
+        return loss, {"correct": correct if batch.trained_tokens else torch.zeros_like(correct)}
 
     def answer_values(self, batch: Batch) -> Tensor:
         """(A,): the summed log-probability of each answer's targets; of a reward model the reward of each answer.
@@ -125,7 +130,7 @@ class LossModule(nn.Module):  # type: ignore[misc]
     def _outputs(self, batch: Batch, wanted: Wanted) -> Tensor:
         """(S, D) last hidden states of the wanted flat tokens; (S, V) logits where only the model knows its head."""
         base = inner_model(self.model)
-        inputs = model_inputs(batch, self.layout)
+        inputs = model_inputs(batch, self.layout, self.shared)
         if self.training and self.neftune_noise_alpha > 0.0:
             inputs.embed(base.get_input_embeddings(), noise_alpha=self.neftune_noise_alpha)
         if self.finding.kind == "model":
@@ -136,7 +141,7 @@ class LossModule(nn.Module):  # type: ignore[misc]
     def _hidden(self, base: Any, batch: Batch, inputs: ModelInputs, wanted: Wanted) -> Tensor:
         """(S, D) last hidden states of the wanted rows."""
         rows = inputs.rows(wanted.rows)
-        if self.training and self.graphs is not None and batch.tokens <= self.graphs.most_tokens:
+        if self.training and self.graphs is not None and batch.part is None and batch.tokens <= self.graphs.most_tokens:
             embeds = inputs.embedded(base.get_input_embeddings())
             replayed = self.graphs.hidden(
                 embeds.squeeze(0), batch.position_ids, batch.doc_lengths, prefixes=batch.prefixes

@@ -26,6 +26,7 @@ from typing import Any
 
 from luthier.export.hub.upload import require_token
 from luthier.pipeline.configured import Configured, settle
+from luthier.pipeline.sequences import require_shareable_sequences
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import Stage
 from luthier.pipeline.stage_run import run_stage
@@ -147,6 +148,7 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
         require_token()  # not after hours of training
     if any(stage.name == "train" for stage in wanted):
         require_optimizer(recipe.train)
+        require_shareable_sequences(session)
     write_text(
         session.run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
     )

@@ -227,13 +227,16 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
 def _say_processes(session: Session) -> None:
     """How many processes there really are: an exit code of 0 does not say so."""
     if session.group.size > 1:
-        strategy = session.resolved.recipe.distributed.strategy
+        distributed = session.resolved.recipe.distributed
+        strategy, parts = distributed.strategy, distributed.sequence_parallel_size
         how = {
             "ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)",
             "zero2": "a copy of the weights and a part of gradients, masters and moments each (DeepSpeed ZeRO-2)",
             "zero3": "a part of weights, gradients, masters and moments each (DeepSpeed ZeRO-3)",
         }[strategy]  # fmt: skip
         note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
+        if parts > 1:
+            note(f"  each sequence is shared by {parts} processes: its tokens are divided, for attention its heads")
     elif session.configured.launched:
         note(
             "  one process, started by `accelerate launch` (for `--cpu` and MULTI_CPU it starts no more without MPI, "

@@ -9,9 +9,9 @@ from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.recipe.zero_rules import zero_rules
-from luthier.runtime.errors import Problem
+from luthier.runtime.errors import Problem, RecipeError
 
-__all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "why_not_sharded"]
+__all__ = ["SHARDABLE_OPTIMIZERS", "distributed_rules", "require_groups", "why_not_sharded"]
 
 SHARDABLE_OPTIMIZERS = (
     "adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd", "adagrad", "rmsprop", "lion_32bit",
@@ -46,10 +46,8 @@ def distributed_rules(
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
     yield from zero_rules(section, model, method, objective, train, locate)
-    for key, default in (("sequence_parallel_size", 1),):
-        if getattr(section, key) != default:
-            yield locate(f"distributed.{key}").problem("L110", f"`distributed.{key}` is not built", hint="remove it")
     yield from offload_rules(section, method, train, locate)
+    yield from _sequence_rules(section, objective, locate)
     if section.strategy == "fsdp2":
         for key, reason in why_not_sharded(model, method, objective, train):
             message = f"`distributed.strategy: fsdp2` beside `{key}`: {reason}"
@@ -58,3 +56,33 @@ def distributed_rules(
         key = "distributed.reshard_after_forward"
         message = f"`{key}` would have no effect: `distributed.strategy` is ddp"
         yield locate(key, on="key").problem("C111", message, hint="remove it")
+
+
+def require_groups(size: int, processes: int) -> None:
+    """Return if `processes` can be divided into groups of `size` that share each sequence.
+
+    Raises:
+        RecipeError: they cannot.
+    """
+    if processes % size:
+        raise RecipeError(
+            code="L230",
+            message=f"`distributed.sequence_parallel_size: {size}` does not divide {processes} processes",
+            hint=f"start a multiple of {size} processes (`luthier launch`), or change it; 1 shares no sequence",
+        )
+
+
+def _sequence_rules(section: DistributedSection, objective: ObjectiveSection, locate: Locate) -> Iterator[Problem]:
+    key, size = "distributed.sequence_parallel_size", section.sequence_parallel_size
+    if size == 1:
+        return
+    if objective.name != "sft":
+        yield locate(key).problem(
+            "L231", f"`{key}: {size}` beside objective {objective.name}: only sft's sequences can be shared",
+            hint="remove it",
+        )  # fmt: skip
+    if section.strategy in ("zero2", "zero3"):
+        yield locate(key).problem(
+            "L231", f"`{key}: {size}` beside `distributed.strategy: {section.strategy}`",
+            hint="write fsdp2 or ddp",
+        )  # fmt: skip

@@ -168,13 +168,13 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     batching = choose_batching(
         target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=groups,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
-        micro_batch_tokens=planned.micro_batch_tokens if planned else None,
+        micro_batch_tokens=planned.micro_batch_tokens * parts if planned else None,
     )  # fmt: skip
     budget = f"the largest micro-batch within the token budget of a {facts.device_type} device"
     if planned:
         budget = planned.reasons["train.per_device_train_batch_size"]
     count = batching.sequences_per_step
-    devices = f" x {facts.world_size} devices" if facts.world_size > 1 else ""
+    devices = f" x {groups} {'devices' if parts == 1 else f'groups of {parts} devices'}" if groups > 1 else ""
     plural = "sequence" if count == 1 else "sequences"
     values.fill(
         "train.per_device_train_batch_size",

@@ -239,8 +239,9 @@ class DistributedSection(Section):
     """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too.
     Left out beside `strategy: auto`, the plan chooses it where nothing fits without."""
     sequence_parallel_size: PositiveInt = 1
-    """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions).
-    Left out beside `strategy: auto`, the plan chooses it where a sequence does not fit on one."""
+    """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions);
+    divides the number of processes and the model's heads. `sft` with `ddp` or `fsdp2`. Left out beside
+    `strategy: auto`, the plan chooses it where a sequence does not fit on one."""
     deepspeed_config: str | None = None
     """A DeepSpeed configuration (JSON) that you have; what it says must agree with the recipe or be `auto`."""
     accelerate_config: str | None = None

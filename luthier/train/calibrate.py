@@ -146,8 +146,8 @@ def _require_room(trainer: Trainer, recipe: Recipe, moments: int) -> None:
 
 
 def _mean_tokens(feed: Feed) -> float:
-    """Tokens of a mean step of one process."""
-    return sum(pack.tokens for pack in feed.packs) / feed.order.steps_per_epoch / feed.world_size
+    """Tokens of a mean step of one process, or of those that share its sequences."""
+    return sum(pack.tokens for pack in feed.packs) / feed.order.steps_per_epoch / feed.groups
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import torch
 
 from luthier.data.batch import Answers, Batch
 from luthier.data.branches import collate_rows
+from luthier.data.sequence_parts import take_part
 from luthier.data.types import Pack, TrainRow
 from luthier.train.mismatched import Mismatched, partners
 from luthier.train.order import Order, split
@@ -87,6 +88,13 @@ class Feed:
     device: torch.device
     mismatched: Mismatched | None = None
     """Answers of other rows, where the objective asks for them."""
+    parts: int = 1
+    """Processes that share each sequence; sequences are dealt to groups of so many."""
+
+    @property
+    def groups(self) -> int:
+        """Of processes that share sequences."""
+        return self.world_size // self.parts
 
     def step(self, step: int) -> list[MicroBatch]:
         """Micro-batches of this process in step `step` (from 0)."""
@@ -95,10 +103,10 @@ class Feed:
     def shares(self, step: int) -> list[Share]:
         """What goes into each micro-batch of this process in step `step`; as many on every process."""
         sequences = self.order.step(step)
-        mine = self._shares(sequences, self.rank)
-        if self.size.tokens is None or self.world_size == 1:
+        mine = self._shares(sequences, self.rank // self.parts)
+        if self.size.tokens is None or self.groups == 1:
             return mine
-        most = max(len(self._shares(sequences, rank)) for rank in range(self.world_size))
+        most = max(len(self._shares(sequences, group)) for group in range(self.groups))
         return mine + [Share(0, ())] * (most - len(mine))
 
     def collate(self, index: int, share: Share, step: int) -> MicroBatch:
@@ -106,13 +114,16 @@ class Feed:
         examples = tuple(self.examples[row] for row in share.rows)
         if examples:
             mismatched = self._mismatched(share, step)
-            return MicroBatch(index, collate_rows(examples), examples, share.sequences, mismatched)
+            return MicroBatch(index, self._my_part(collate_rows(examples)), examples, share.sequences, mismatched)
         shortest = min((self.examples[row] for row in self.rows(step)), key=len)
-        return MicroBatch(index, without_weight(collate_rows([shortest])), (), 0)
+        return MicroBatch(index, self._my_part(without_weight(collate_rows([shortest]))), (), 0)
 
     def rows(self, step: int) -> list[int]:
         """Rows of step `step` over all processes and micro-batches, in order."""
         return [row for sequence in self.order.step(step) for row in self.packs[sequence].examples]
+
+    def _my_part(self, batch: Batch) -> Batch:
+        return take_part(batch, index=self.rank % self.parts, size=self.parts)
 
     def _mismatched(self, share: Share, step: int) -> Batch | None:
         if self.mismatched is None:
@@ -121,8 +132,8 @@ class Feed:
         pairs = [pair for pair in partners(self.rows(step)) if pair[0] in wanted]
         return self.mismatched.batch(pairs) if pairs else None
 
-    def _shares(self, sequences: Sequence[int], rank: int) -> list[Share]:
-        dealt = split(sequences, rank=rank, world_size=self.world_size, micro_batch=self.size.sequences)
+    def _shares(self, sequences: Sequence[int], group: int) -> list[Share]:
+        dealt = split(sequences, rank=group, world_size=self.groups, micro_batch=self.size.sequences)
         shares = [
             Share(len(group), tuple(row for sequence in group for row in self.packs[sequence].examples))
             for group in dealt

@@ -22,6 +22,7 @@ from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
 from luthier.model.starts import keep_start, start_of
 from luthier.model.stream import Held, Source
+from luthier.recipe.distributed_rules import require_groups
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
@@ -106,7 +107,9 @@ def fit(
         device or next(iter(tuned.model.parameters())).device,
         report_to=list(recipe.train.report_to), logging_dir=str(run.path / "trackers"),
     )  # fmt: skip
-    order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes)
+    parts = recipe.distributed.sequence_parallel_size
+    require_groups(parts, accelerator.num_processes)
+    order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes, parts=parts)
     start, identity = _identify(accelerator, tuned, recipe, fingerprint, order=order)
     require_same(identity)
     if restart:
@@ -128,7 +131,7 @@ def fit(
         on_main(accelerator, lambda: roll_back_metrics(run, step=position.step))
         feed = make_feed(
             accelerator, order, recipe.train, examples=rows.train, packs=data.packs, size=position.size,
-            mismatched=rows.mismatched,
+            mismatched=rows.mismatched, parts=parts,
         )  # fmt: skip
         loop = Running(
             trainer=trainer, recipe=recipe, run=run, order=order, stop=stop, position=position, identity=identity,
@@ -190,7 +193,8 @@ def _identify(
     )  # fmt: skip
     identity = run_identity(
         {**fingerprint, **reference_identity(recipe.objective.name, start)},
-        world_size=accelerator.num_processes, total_steps=order.total_steps,
+        world_size=accelerator.num_processes, parts=recipe.distributed.sequence_parallel_size,
+        total_steps=order.total_steps,
     )  # fmt: skip
     return start, identity
 

@@ -33,7 +33,7 @@ def report_non_finite(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, 
     """
     from accelerate.utils import gather_object
 
-    # A row alone is a pass of one process, which sharded weights do not allow.
+    # A row alone is a pass of one process, which sharded weights and shared sequences do not allow.
     together = trainer.engine.passes_together
     mine = [] if together else list(_guilty(trainer, micro_batches, step))
     guilty: list[tuple[str, str, int, str]] = gather_object(mine) if trainer.world_size > 1 else mine
@@ -41,7 +41,11 @@ def report_non_finite(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, 
     hint = "look at these rows, lower `train.learning_rate`, or check the base weights"
     if not guilty:
         # Every row alone is finite: the sum overflowed, or the failure is not repeatable.
-        alone = "Weights are sharded, so rows were not tried one by one" if together else "Each row alone is finite"
+        alone = (
+            "Passes are made by all processes together, so rows were not tried alone"
+            if together
+            else "Each row alone is finite"
+        )
         refs = ", ".join(str(ref) for item in micro_batches for ref in item.batch.refs[:SHOWN])
         raise RunFailed(code="T410", message=f"{head}. {alone}; rows of the step: {refs}", hint=hint)
     problems = [

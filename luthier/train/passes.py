@@ -17,6 +17,7 @@ Group = TypeVar("Group")
 
 def dealt(trainer: Trainer, groups: Sequence[Group]) -> tuple[list[Group], int]:
     """This process' part of `groups`, like cards; and how many passes more it takes part in."""
-    mine = list(groups[trainer.accelerator.process_index :: trainer.world_size])
-    most = -(-len(groups) // trainer.world_size)
+    place, count = trainer.dealt
+    mine = list(groups[place::count])
+    most = -(-len(groups) // count)
     return mine, most - len(mine) if trainer.engine.passes_together else 0

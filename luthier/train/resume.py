@@ -38,12 +38,17 @@ class Resumed:
     state: dict[str, Any]
 
 
-def run_identity(fingerprint: Mapping[str, Any], *, world_size: int, total_steps: int) -> dict[str, Any]:
+def run_identity(
+    fingerprint: Mapping[str, Any], *, world_size: int, total_steps: int, parts: int = 1
+) -> dict[str, Any]:
     """Everything that decides the trajectory, as JSON.
 
-    The number of processes is part of it; `_require_same` lets another one go on where a step stays the same set.
+    The number of processes, and of those that share a sequence (`parts`), belong to it; `_require_same` lets others go
+    on where a step stays the same set.
     """
     whole = {**fingerprint, "processes": world_size, "total_steps": total_steps}
+    if parts > 1:
+        whole["processes_of_a_sequence"] = parts
     identity: dict[str, Any] = json.loads(json.dumps(whole, allow_nan=False))
     return identity
 
@@ -124,14 +129,21 @@ def _per_step(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity with the sequences of a step in place of how they are dealt to processes and micro-batches."""
     train = dict(identity.get("train") or {})
     batch, accumulate = (train.pop(key, None) for key in _DEALING)
-    whole = {key: value for key, value in identity.items() if key not in ("processes", "train")}
+    whole = {
+        key: value for key, value in identity.items() if key not in ("processes", "processes_of_a_sequence", "train")
+    }
     known = isinstance(batch, int) and isinstance(accumulate, int)
-    dealt = batch * accumulate * identity["processes"] if known else [batch, accumulate]
+    groups = identity["processes"] // identity.get("processes_of_a_sequence", 1)
+    dealt = batch * accumulate * groups if known else [batch, accumulate]
     return {**whole, "train": train, "sequences_per_step": dealt}
 
 
+def _processes(identity: Mapping[str, Any]) -> tuple[Any, Any]:
+    return identity["processes"], identity.get("processes_of_a_sequence", 1)
+
+
 def _say_processes(run: RunFolder, now: Mapping[str, Any], was: Mapping[str, Any]) -> None:
-    if now["processes"] != was["processes"]:
+    if _processes(now) != _processes(was):
         run.event("resumed_on_other_processes", was=was["processes"], now=now["processes"])
         note(
             f"  the checkpoint is of {was['processes']} process(es), this run has {now['processes']}: the same steps, "
@@ -140,7 +152,7 @@ def _say_processes(run: RunFolder, now: Mapping[str, Any], was: Mapping[str, Any
 
 
 def _require_same(now: Mapping[str, Any], was: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    if now["processes"] != was["processes"]:
+    if _processes(now) != _processes(was):
         now, was = _per_step(now), _per_step(was)
     changed = differences(was, now)
     if changed:

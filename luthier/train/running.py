@@ -258,7 +258,7 @@ class Running:
         batch, accumulation = batch_shape(self.recipe.train)
         note(
             f"  {order.total_steps} steps of {order.sequences_per_step} sequences "
-            f"({batch} x {accumulation} accumulated x {self.trainer.world_size} processes), "
+            f"({batch} x {accumulation} accumulated x {self.trainer.dealt_to}), "
             f"{order.sequences} sequences an epoch"
         )
         if self.resumed_from is not None:

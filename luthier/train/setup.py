@@ -27,6 +27,7 @@ from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.adamw8 import SMALLEST
 from luthier.train.distributed.fsdp import Passes, kept_whole_line, reshard, shard
 from luthier.train.distributed.host_weights import HostWeights
+from luthier.train.distributed.sequence import share_sequences
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
@@ -87,8 +88,8 @@ def interval(section: TrainSection, key: Literal["eval_steps", "save_steps"]) ->
     return steps
 
 
-def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Order:
-    """The order of the run.
+def make_order(section: TrainSection, *, sequences: int, world_size: int, parts: int = 1) -> Order:
+    """The order of the run; `parts` processes share each sequence.
 
     Raises:
         DataError: there is nothing to train on.
@@ -99,7 +100,7 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
         )
     batch, accumulation = batch_shape(section)
     return Order(
-        sequences=sequences, sequences_per_step=batch * accumulation * world_size,
+        sequences=sequences, sequences_per_step=batch * accumulation * (world_size // parts),
         num_train_epochs=section.num_train_epochs, max_steps=section.max_steps,
         seed=section.seed, shuffle=section.shuffle,
     )  # fmt: skip
@@ -107,14 +108,14 @@ def make_order(section: TrainSection, *, sequences: int, world_size: int) -> Ord
 
 def make_feed(
     accelerator: Accelerator, order: Order, section: TrainSection, *, examples: Sequence[TrainRow],
-    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None,
+    packs: Sequence[Pack], size: MicroBatchSize | None, mismatched: Mismatched | None = None, parts: int = 1,
 ) -> Feed:  # fmt: skip
     """This process' share of the order, as batches; `size` if a smaller micro-batch than the recipe's was found,
-    `mismatched` answers where the objective asks for them."""
+    `mismatched` answers where the objective asks for them; `parts` processes share each sequence."""
     return Feed(
         examples=examples, packs=packs, order=order, size=size or MicroBatchSize(batch_shape(section)[0]),
         rank=accelerator.process_index, world_size=accelerator.num_processes, device=accelerator.device,
-        mismatched=mismatched,
+        mismatched=mismatched, parts=parts,
     )  # fmt: skip
 
 
@@ -202,9 +203,9 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         for part in engine.report:
             note(f"  {part.name}: {part.runs} ({part.reason})")
         whole = kept_whole_line(model)
-        if engine.passes_together and whole is not None:
+        if isinstance(wrapper, Passes) and whole is not None:
             note(f"  {whole}")
-        weights = _shards_of(model, recipe) if engine.passes_together and whole is None else Weights(model)
+        weights = _shards_of(model, recipe) if isinstance(wrapper, Passes) and whole is None else Weights(model)
         weights.whole_updates = facts_of(train.optim).whole
         say_rates(model, weights.tensors, train)
         optimizer = fresh_optimizer(model, weights, train)
@@ -224,6 +225,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         label_smoothing=recipe.objective.label_smoothing,
         objective=objective,
         seed=train.seed,
+        parts=recipe.distributed.sequence_parallel_size,
         moments=moments,
     )
 
@@ -253,7 +255,10 @@ def _engine(
     accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, objective: Objective | None
 ) -> tuple[Engine, nn.Module]:
     """The engine and what its loss runs through, by `distributed.strategy`."""
-    settings = engine_settings(recipe)
+    settings, parts = engine_settings(recipe), recipe.distributed.sequence_parallel_size
+    group = share_sequences(accelerator, parts) if parts > 1 else None
+    if group is not None:
+        settings = replace(settings, cuda_graphs=False)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
         root = shard(
             model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
@@ -262,11 +267,15 @@ def _engine(
         )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)
+        if group is not None:
+            engine.share_sequences(group)
         model.train()
         return engine, engine.distribute(
             lambda module: Passes(root, module), all_passes=True, whole=lambda run: Passes(root, run)()
         )
     engine = attach(model, settings, objective=objective)
+    if group is not None:
+        engine.share_sequences(group)
     model.train()
     with warnings.catch_warnings():
         # torch 2.13 names a successor of `broadcast_buffers` that does something else.

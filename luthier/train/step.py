@@ -65,11 +65,31 @@ class Trainer:
     """Bytes of the optimizer's state after its first step, by formula."""
     objective: Objective | None = None
     """What is minimised over preferences; None: cross-entropy of the trained tokens."""
+    parts: int = 1
+    """Processes that share each sequence."""
 
     @property
     def world_size(self) -> int:
         """Number of processes."""
         return int(self.accelerator.num_processes)
+
+    @property
+    def dealt(self) -> tuple[int, int]:
+        """(group of this process, number of groups) of those that sequences are dealt to."""
+        return int(self.accelerator.process_index) // self.parts, self.world_size // self.parts
+
+    @property
+    def dealt_to(self) -> str:
+        """Those that sequences are dealt to, in words."""
+        count = self.dealt[1]
+        if self.parts == 1:
+            return f"{count} processes"
+        return f"{count} group{'s' if count > 1 else ''} of {self.parts} processes"
+
+    @property
+    def part(self) -> int:
+        """Which part of its group's sequences this process has."""
+        return int(self.accelerator.process_index) % self.parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

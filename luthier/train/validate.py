@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from luthier.data.branches import collate_rows
+from luthier.data.sequence_parts import take_part
 from luthier.data.types import TrainRow
 from luthier.runtime.console import progress
 from luthier.runtime.errors import RunFailed
@@ -72,7 +73,7 @@ def validate(
         for group in mine:
             if abandon():
                 raise Abandoned
-            batch = collate_rows(group)
+            batch = take_part(collate_rows(group), index=trainer.part, size=trainer.parts)
             loss_sum, sums = module(batch.to(trainer.accelerator.device), kl=kl)
             losses.append(loss_sum)
             counts.append(torch.stack([sums[name].float() for name in names]))
@@ -81,7 +82,8 @@ def validate(
             if bar is not None:
                 bar.advance()
         for _ in range(more):
-            batch = without_weight(collate_rows([min(examples, key=len)]))
+            shortest = without_weight(collate_rows([min(examples, key=len)]))
+            batch = take_part(shortest, index=trainer.part, size=trainer.parts)
             module(batch.to(trainer.accelerator.device), kl=kl)
     columns = zip(*torch.stack(counts).tolist(), strict=True) if counts else ([] for _ in names)
     total_loss, weight_sum, total, *found = all_sum(trainer, [

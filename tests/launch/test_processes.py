@@ -240,3 +240,29 @@ def test_other_commands_are_refused_under_a_launcher(recipe):
     err = process.communicate(timeout=100)[1]
     assert process.returncode == 2
     assert "`luthier launch` was started by a launcher with 2 processes" in err
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_sequence(recipe):
+    process = launched(recipe, "distributed.sequence_parallel_size=2", "--json")
+    out, err = process.communicate(timeout=250)
+    assert process.returncode == 0, err
+    assert "each sequence is shared by 2 processes" in err
+    assert "x 1 group of 2 processes" in err
+    trained = json.loads(out[out.index("{") :])["stages"]["train"]
+    one = start("-m", "luthier", "train", str(recipe), f"output_dir={recipe.parent}/one", "--json")
+    out, err = one.communicate(timeout=250)
+    assert one.returncode == 0, err
+    alone = json.loads(out[out.index("{") :])["stages"]["train"]
+    assert (trained["processes"], alone["processes"]) == (2, 1)
+    assert trained["trained_tokens"] == alone["trained_tokens"]
+    assert trained["final_loss"] == pytest.approx(alone["final_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_launch_that_cannot_share_sequences_says_so_before_any_work(recipe):
+    process = launched(recipe, "distributed.sequence_parallel_size=3")
+    err = process.communicate(timeout=100)[1]
+    assert process.returncode == 2
+    assert "error[L230]" in err
+    assert not (recipe.parent / "run/data").exists()

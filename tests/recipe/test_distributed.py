@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from luthier.recipe.distributed_rules import require_groups
 from luthier.recipe.load import recipe_from_dict
 from luthier.runtime.errors import RecipeError
 
@@ -93,3 +94,20 @@ def test_offload_of_shards_is_taken(document, offload, method):
             document(distributed={"strategy": strategy, "offload": offload}, method={"name": method}), origin="test"
         )
         assert recipe.distributed.offload == offload
+
+
+def test_sequences_are_shared_for_sft_alone(document):
+    shared = {"sequence_parallel_size": 2}
+    for strategy in ("ddp", "fsdp2", "auto"):
+        recipe = recipe_from_dict(document(distributed={**shared, "strategy": strategy}), origin="test")
+        assert recipe.distributed.sequence_parallel_size == 2
+    assert "objective dpo" in codes(document(distributed=shared, objective={"name": "dpo"}))["L231"]
+    assert "zero3" in codes(document(distributed={**shared, "strategy": "zero3"}))["L231"]
+
+
+def test_the_number_of_processes_is_a_multiple_of_those_that_share_a_sequence():
+    require_groups(1, 3)
+    require_groups(2, 4)
+    for processes in (1, 3):
+        with pytest.raises(RecipeError, match=f"does not divide {processes} processes"):
+            require_groups(2, processes)

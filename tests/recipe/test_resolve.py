@@ -217,6 +217,14 @@ def test_one_given_batch_key_decides_the_other():
     assert train.tokens_per_step == 640  # 64 rows of 10 tokens
 
 
+def test_sequences_are_dealt_to_groups_of_processes_that_share_them():
+    four = resolved("train: {rows_per_step: 40}\n", world_size=4)
+    two = resolved("train: {rows_per_step: 40}\ndistributed: {sequence_parallel_size: 2}\n", world_size=4)
+    assert four.recipe.train.gradient_accumulation_steps * four.recipe.train.per_device_train_batch_size == 2
+    assert two.recipe.train.gradient_accumulation_steps * two.recipe.train.per_device_train_batch_size == 4
+    assert "x 2 groups of 2 devices = 8 sequences" in reasons(two)["train.gradient_accumulation_steps"]
+
+
 @given(
     wanted=st.integers(1, 500),
     mean=st.floats(1, 5_000),

@@ -70,6 +70,7 @@ def resolved(
     strategy: str = "ddp",
     reshard: bool = True,
     served: bool = False,
+    shared: int = 1,
     model: dict[str, Any] | None = None,
     offload: str = "none",
     **train: Any,
@@ -86,7 +87,12 @@ def resolved(
         method=method or FULL,
         objective=objective or {},
         train=settings,
-        distributed={"strategy": strategy, "reshard_after_forward": reshard, "offload": offload},
+        distributed={
+            "strategy": strategy,
+            "reshard_after_forward": reshard,
+            "sequence_parallel_size": shared,
+            "offload": offload,
+        },
         export={"checkpoints": served},
         output_dir="unused",
     )

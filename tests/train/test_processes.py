@@ -112,6 +112,18 @@ def test_offload_is_in_place(two):
         assert moved["held"] == updated["held"] == plain["held"]
 
 
+def test_each_process_really_has_half_of_the_tokens_and_half_of_the_heads(two):
+    """53 tokens and 1 of padding: 27 rows each outside attention; inside, 54 rows of 2 of 4 heads and 1 of 2."""
+    for rank in (0, 1):
+        found = facts(two, rank)["shared"]
+        assert (found["wrapper"], found["layer"]) == ("DistributedDataParallel", "PackedLlamaDecoderLayer")
+        assert (found["groups"], found["sequences"]) == (1, 2)
+        assert found["embedded"] == [[1, 27, 64]]
+        assert found["layers"] == [[1, 27, 64]] * 2
+        assert found["attended"] == [[[54, 2, 16], [54, 1, 16], [54, 1, 16]]] * 2
+        assert found["tokens"] == (27 if rank == 0 else 26)
+
+
 def test_a_4bit_base_in_shards_unpacks_to_the_values_of_a_whole_one(two):
     """Planted and seen to fail: the quantisation state of another layer; the bytes cast; the scales left out."""
     held = [facts(two, rank)["packed"]["nf4"]["held"] for rank in (0, 1)]
@@ -161,7 +173,8 @@ def test_checkpoints_of_shards_are_served_as_plain_files(two):
     [
         "full", "lora", "uneven_tail", "one_row_in_the_last_step", "halved", "halved_by_documents", "dpo", "kto",
         "thirteen_full", "thirteen_lora", "thirteen_spectrum", "sharded_full", "sharded_lora", "sharded_spectrum",
-        "sharded_hollow", "offloaded_all", "offloaded_optimizer",
+        "sharded_hollow", "offloaded_all", "offloaded_optimizer", "shared_full", "shared_lora", "shared_spectrum",
+        "shared_one_half",
         "sharded_kto", "sharded_halved", "sharded_qlora", "sharded_qlora_unpacked", "sharded_fp8", *RESUMED,
     ],
 )  # fmt: skip

@@ -123,6 +123,38 @@ def offloaded_optimizer(folder: Path, world_size: int) -> Run:
     return thirteen(folder, world_size, FULL, strategy="fsdp2", offload="optimizer")
 
 
+def shared(folder: Path, world_size: int, method: dict[str, Any], **settings: Any) -> Run:
+    """As `thirteen`, every sequence shared by all processes: documents cross the split, and so do targets."""
+    rows = unequal(13)
+    packed = Data(rows, examples(5, seed=99, low=7, high=31), pack([len(row) for row in rows], 128))
+    return train(
+        folder, packed, method=method, max_steps=6, save_steps=3, eval_steps=3, per_device_train_batch_size=1,
+        gradient_accumulation_steps=4, learning_rate=3e-3, shared=world_size, **settings,
+    )  # fmt: skip
+
+
+def shared_full(folder: Path, world_size: int) -> Run:
+    return shared(folder, world_size, FULL)
+
+
+def shared_lora(folder: Path, world_size: int) -> Run:
+    return shared(folder, world_size, LORA, gradient_checkpointing=True)
+
+
+def shared_spectrum(folder: Path, world_size: int) -> Run:
+    return shared(folder, world_size, SPECTRUM, strategy="fsdp2", gradient_checkpointing="selective")
+
+
+def shared_one_half(folder: Path, world_size: int) -> Run:
+    """Rows of odd lengths, alone, trained in their last tokens: process 0 has no target in any step."""
+    rows = [
+        Example(ids=row.ids, weights=[0.0] * (len(row) - 5) + [1.0] * 5, ref=row.ref)
+        for row in examples(13, low=21, high=21)
+    ]
+    settings = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "shared": world_size}
+    return train(folder, data(rows, validation=3), num_train_epochs=1, eval_steps=2, shuffle=False, **settings)
+
+
 def sharded_qlora(folder: Path, world_size: int) -> Run:
     return packed_run(folder, world_size, unequal(13), model=NF4)
 
@@ -203,6 +235,7 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
     for case in (
         full, lora, uneven_tail, one_row_in_the_last_step, bf16, halved, halved_by_documents, dpo, kto,
         thirteen_full, thirteen_lora, thirteen_spectrum, sharded_full, sharded_lora, sharded_spectrum, sharded_bf16,
+        shared_full, shared_lora, shared_spectrum, shared_one_half,
         sharded_hollow, offloaded_all, offloaded_optimizer,
         sharded_kto, sharded_halved,
         sharded_qlora, sharded_qlora_unpacked, sharded_fp8,
@@ -210,7 +243,7 @@ CASES: dict[str, Callable[[Path, int], Run]] = {
 }  # fmt: skip
 RESUMED: dict[str, Callable[[Path, int], Run]] = {
     f"resumed_{case.__name__}": case
-    for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum, sharded_qlora)
+    for case in (thirteen_full, thirteen_lora, sharded_full, sharded_spectrum, shared_lora, sharded_qlora)
 }
 """Whose folders hold the first half of a run of another number of processes."""
 
@@ -281,6 +314,43 @@ def wrapper_of(strategy: str, offload: str = "none") -> dict[str, Any]:
     }
 
 
+def rows_of_a_shared_sequence() -> dict[str, Any]:
+    """Rows of hidden states and heads that this process really has, seen from inside the model."""
+    from luthier.fast.decoder import shared_attention
+    from luthier.train.processes import make_accelerator
+    from luthier.train.setup import make_feed, make_order, make_trainer
+    from luthier.train.step import forward_backward
+
+    recipe = resolved(shared=2, per_device_train_batch_size=2).recipe
+    accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
+    model = tuned(resolved()).model
+    trainer = make_trainer(accelerator, model, recipe, total_steps=1)
+    rows = examples(2, low=21, high=21) + examples(2, low=32, high=32)
+    prepared = data([rows[0], rows[2]])
+    order = make_order(recipe.train, sequences=2, world_size=2, parts=2)
+    feed = make_feed(
+        accelerator, order, recipe.train, examples=prepared.train, packs=prepared.packs, size=None, parts=2
+    )
+    seen: dict[str, Any] = {"embedded": [], "layers": []}
+    trunk = model.get_decoder()
+    trunk.embed_tokens.register_forward_hook(lambda _, __, out: seen["embedded"].append(list(out.shape)))
+    for layer in trunk.layers:
+        layer.register_forward_pre_hook(lambda _, args: seen["layers"].append(list(args[0].shape)))
+    attended: list[list[int]] = []
+    original = shared_attention.attend
+    shared_attention.attend = lambda q, k, v, *rest, **named: (
+        attended.append([list(part.shape) for part in (q, k, v)]) or original(q, k, v, *rest, **named)
+    )
+    try:
+        forward_backward(trainer, feed.step(0)[0], step=0, scale=1.0)
+    finally:
+        shared_attention.attend = original
+    return {
+        **seen, "attended": attended, "tokens": feed.step(0)[0].batch.tokens, "wrapper": type(trainer.wrapper).__name__,
+        "layer": type(trunk.layers[0]).__name__, "groups": feed.groups, "sequences": order.sequences_per_step,
+    }  # fmt: skip
+
+
 def run_all(folder: Path, world_size: int, rank: int) -> None:
     begun = {name: case for name, case in RESUMED.items() if (folder / name).exists()}
     for name, case in {**CASES, **begun}.items():
@@ -292,11 +362,13 @@ def run_all(folder: Path, world_size: int, rank: int) -> None:
     base, fp8 = fp8_base()
     save_file(base, folder / f"fp8_base-{rank}.safetensors")
     bytes_kept = {"as they are": gathered_bytes(cast=False), "cast": gathered_bytes(cast=True)}
+    packed = {"nf4": nf4_facts(), "fp8": fp8, "bytes_kept": bytes_kept}
     facts = {
         **wrapper_of("ddp"),
         "sharded": wrapper_of("fsdp2"),
         **{f"offload {kind}": wrapper_of("fsdp2", kind) for kind in ("all", "optimizer")},
-        "packed": {"nf4": nf4_facts(), "fp8": fp8, "bytes_kept": bytes_kept},
+        "packed": packed,
+        "shared": rows_of_a_shared_sequence(),
         **failures(folder, world_size),
     }
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))

@@ -78,19 +78,20 @@ def attend(
 
 def attend_backward(
     grad_thk: Tensor, qkv: Triple, out_thk: Tensor, kept: Sequence[Tensor], documents: Documents, *,
-    path: Path, scale: float, window: int | None, cos: Tensor, sin: Tensor, into: Tensor,
+    path: Path, scale: float, window: int | None, cos_sin: tuple[Tensor, Tensor] | None, into: Tensor,
 ) -> None:  # fmt: skip
-    """Write the gradient of query, key and value, the first two rotated back, into `into` (T, (H + 2 G) K)."""
+    """Write the gradient of query, key and value into `into` (T, (H + 2 G) K), the first two rotated back with
+    `cos_sin`; as they are with None."""
     query, key, value = qkv
     if path == "packed":
-        whole = cos.shape[1] == query.shape[2]
+        whole = cos_sin is not None and cos_sin[0].shape[1] == query.shape[2]
         packed_attention_backward(
             grad_thk, query, key, value, out_thk, kept[0], documents.schedule, scale=scale, window=window,
-            cos_sin=(cos, sin) if whole else None, dqkv_out=into,
+            cos_sin=cos_sin if whole else None, dqkv_out=into,
         )  # fmt: skip
-        if not whole:
+        if cos_sin is not None and not whole:
             turned = into[:, : (query.shape[1] + key.shape[1]) * query.shape[2]].unflatten(1, (-1, query.shape[2]))
-            rope(turned, cos, sin, inverse=True, out_mhk=turned)
+            rope(turned, *cos_sin, inverse=True, out_mhk=turned)
         return
     if path == "varlen":
         left = None if window is None else window - 1
@@ -110,4 +111,8 @@ def attend_backward(
         out, *leaves = kept
         d_query, d_key, d_value = torch.autograd.grad(out, leaves, grad_thk, retain_graph=True)
         found = (d_query, d_key, d_value)
-    rope_qkv_backward(*found, cos, sin, into)
+    if cos_sin is not None:
+        rope_qkv_backward(*found, *cos_sin, into)
+        return
+    for place, grad in zip(into.split([part[0].numel() for part in found], dim=1), found, strict=True):
+        place.copy_(grad.flatten(1))

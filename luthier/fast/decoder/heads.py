@@ -52,7 +52,7 @@ def rotate_heads(program: LayerProgram, qkv: Tensor, cos: Tensor, sin: Tensor) -
 
 
 def heads_backward(
-    program: LayerProgram, qkv: Tensor, rstds: tuple[Tensor | None, Tensor | None], out: Tensor
+    program: LayerProgram, qkv: Tensor | None, rstds: tuple[Tensor | None, Tensor | None], out: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Turn the gradient of the heads before rotation, in `out` (T, (H + 2 G) K), into that of the product.
 
@@ -61,6 +61,7 @@ def heads_backward(
     parts = program.parts
     if parts.query_norm is None or parts.key_norm is None:
         return None, None
+    assert qkv is not None, "the product before its heads were normalised"
     found = []
     for norm, rstd, raw, place in zip(
         (parts.query_norm, parts.key_norm), rstds, program.split(qkv), program.split(out), strict=False

@@ -12,6 +12,9 @@ gradient of y into those of x and of the trained parameters. What `Kept` holds d
     selective   without n1, n2 and p (elementwise work)      2 d + 2 q + 2 kv + 2 f
     layer       nothing but x; `function.py` runs `forward_layer` again, without the last product     d
 
+With other processes that share the sequence, T is this one's tokens, heads are exchanged before attention and after it
+(`shared_attention.py`), and `none` and `selective` keep the output of attention twice, in both arrangements.
+
 Of the last layer only the rows that are trained are needed after attention: with `rows` the rest of the layer
 runs on those alone.
 
@@ -27,11 +30,11 @@ import torch
 from torch import Tensor
 
 from luthier.fast.attention import Documents
-from luthier.fast.decoder.core_attention import attend, attend_backward
 from luthier.fast.decoder.dropout import Masks
 from luthier.fast.decoder.heads import heads_backward, rotate_heads
 from luthier.fast.decoder.program import LayerProgram
 from luthier.fast.decoder.projection import Projection, Rows
+from luthier.fast.decoder.shared_attention import attend_heads, attend_heads_backward
 from luthier.fast.decoder.spec import Norm
 from luthier.fast.kernels.fp8 import add_rms_norm_fp8, glu_fp8
 from luthier.fast.kernels.glu import glu, glu_backward
@@ -45,7 +48,7 @@ class Inputs:
     """What a layer is called with, besides x."""
 
     cos: Tensor
-    """(T, rot)."""
+    """(T, rot); of this process' tokens, where others share the sequence."""
     sin: Tensor
     documents: Documents
     rows: Tensor | None
@@ -62,13 +65,16 @@ class Kept:
     rstd1: Tensor
     n1: Tensor | None
     u_qkv: Tensor | None
-    qkv: Tensor
-    """Rotated in place where heads are not normalised; else as they came out of the product."""
+    qkv: Tensor | None
+    """Rotated in place where heads are not normalised; else as they came out of the product. None where heads are
+    exchanged and not normalised."""
     query: Tensor | None = None
     """Rotated heads where they are not part of `qkv`."""
     key: Tensor | None = None
     query_rstd: Tensor | None = None
     key_rstd: Tensor | None = None
+    exchanged: Tensor | None = None
+    """Heads of all tokens, where they came from other processes."""
     a: Tensor
     attention: tuple[Tensor, ...]
     a_rows: Tensor
@@ -96,11 +102,15 @@ def forward_layer(
     parts = program.parts
     mask_qkv, mask_out, mask_up, mask_down = inputs.masks
     n1, _, rstd1 = _normalised(program.qkv, x, parts.input_norm)
+    qkv: Tensor | None
     qkv, u_qkv = program.qkv.forward(n1, mask_qkv)
-    rotated = rotate_heads(program, qkv, inputs.cos, inputs.sin)
-    window = program.window(inputs.documents)
-    a, attention = attend(*rotated.heads, inputs.documents, path=program.attention, scale=parts.scale, window=window)
-    a_rows, x_rows = a.flatten(1), x
+    heads, query, key, query_rstd, key_rstd = rotate_heads(program, qkv, inputs.cos, inputs.sin)
+    attended = attend_heads(program, heads, inputs.documents)
+    del heads
+    if attended.exchanged is not None:  # what went to other processes is not needed here any more
+        query = key = None
+        qkv = None if query_rstd is None else qkv
+    a_rows, x_rows = attended.rows, x
     if inputs.rows is not None:
         a_rows, x_rows = a_rows.index_select(0, inputs.rows), x.index_select(0, inputs.rows)
     o, u_out = program.out.forward(Rows.of(a_rows), mask_out)
@@ -111,9 +121,10 @@ def forward_layer(
     n2, h, rstd2 = _normalised(program.gate_up, added, parts.mlp_norm, x_rows)
     gate_up, u_up = program.gate_up.forward(n2, mask_up)
     kept = Kept(
-        x=x, rstd1=rstd1, n1=n1.body, u_qkv=u_qkv, qkv=qkv, query=rotated.query, key=rotated.key,
-        query_rstd=rotated.query_rstd, key_rstd=rotated.key_rstd, a=a, attention=attention, a_rows=a_rows, u_out=u_out,
-        o=o if o_rstd is not None else None, o_rstd=o_rstd, h=h, rstd2=rstd2, n2=n2.body, u_up=u_up, gate_up=gate_up,
+        x=x, rstd1=rstd1, n1=n1.body, u_qkv=u_qkv, qkv=qkv, query=query, key=key, query_rstd=query_rstd,
+        key_rstd=key_rstd, exchanged=attended.exchanged, a=attended.a, attention=attended.attention, a_rows=a_rows,
+        u_out=u_out, o=o if o_rstd is not None else None, o_rstd=o_rstd, h=h, rstd2=rstd2, n2=n2.body, u_up=u_up,
+        gate_up=gate_up,
     )  # fmt: skip
     if again and parts.mlp_post_norm is None:
         return None, kept
@@ -238,12 +249,12 @@ def _attention_backward(
     program: LayerProgram, da: Tensor, out: Tensor, inputs: Inputs, kept: Kept
 ) -> tuple[Tensor | None, Tensor | None]:
     """Write the gradient of the q, k, v products into `out`; returns the gradients of the two head norms."""
-    heads = program.heads_of(kept.qkv, kept.query, kept.key)
-    attend_backward(
-        da.unflatten(1, (program.parts.heads, -1)), heads, kept.a, kept.attention, inputs.documents,
-        path=program.attention, scale=program.parts.scale, window=program.window(inputs.documents),
-        cos=inputs.cos, sin=inputs.sin, into=out,
-    )  # fmt: skip
+    if kept.exchanged is None:
+        assert kept.qkv is not None
+        heads: tuple[Tensor, Tensor, Tensor] | Tensor = program.heads_of(kept.qkv, kept.query, kept.key)
+    else:
+        heads = kept.exchanged
+    attend_heads_backward(program, da, heads, kept.a, kept.attention, inputs.documents, inputs.cos, inputs.sin, out)
     return heads_backward(program, kept.qkv, (kept.query_rstd, kept.key_rstd), out)
 
 
