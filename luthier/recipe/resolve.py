@@ -168,7 +168,7 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     batching = choose_batching(
         target, mean_tokens=facts.mean_tokens, device_type=facts.device_type, world_size=groups,
         per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
-        micro_batch_tokens=planned.micro_batch_tokens * parts if planned else None,
+        micro_batch_tokens=planned.micro_batch_tokens if planned else None,
     )  # fmt: skip
     budget = f"the largest micro-batch within the token budget of a {facts.device_type} device"
     if planned:
