@@ -86,7 +86,9 @@ def finish(setting: Setting, *, late: bool) -> dict[str, Any]:
                 continue
     setting.output.seek(0)
     lines = setting.output.read().splitlines()
-    found = [json.loads(line.split("RESULT ", 1)[1]) for line in lines if "RESULT {" in line]
+    # Processes may write into one line: what follows the first object is another's.
+    decoder = json.JSONDecoder()
+    found = [decoder.raw_decode(line.split("RESULT ", 1)[1])[0] for line in lines if "RESULT {" in line]
     good = [one for one in found if "error" not in one]
     result = (good or found)[-1] if found else {"error": " | ".join(lines[-3:])[:400]}
     if late and not good:
