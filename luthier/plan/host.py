@@ -36,9 +36,9 @@ __all__ = ["HOST_BANDWIDTH", "HOST_DEVICES", "HostPlan", "estimate_host", "updat
 
 HOST_DEVICES = 8
 """More devices than that are taken to be on several hosts."""
-HOST_BANDWIDTH = 200e9
-"""Bytes a second of a host's memory in updates of all its processes: a third of what two sockets of eight DDR5-4800
-channels carry. Assumed, not measured."""
+HOST_BANDWIDTH = 62e9
+"""Bytes a second of a host's memory in updates of all its processes. From one measured step: 8B full, two processes of
+16 cores each (`benchmarks/results/distributed_h200.md`, call E)."""
 PROCESS_BYTES = 3 << 30
 """A process with torch and CUDA's libraries on a GPU. Assumed, not measured."""
 RESULT_BYTES = 5_000_000_000

@@ -6,7 +6,7 @@
              the bytes each; adapters as under ddp (arXiv:1910.02054; torch's fully_shard)
     zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
              step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
-    zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well
+    zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden (`ZERO3_SHOWN`)
     sequences shared by S devices (arXiv:2309.14509): all-to-all of q, k, v and of attention's output in each layer,
              (S - 1) / S x T / S x (2 q + 2 kv) elements forward, as many backward, forward once more where a layer is
              recomputed; a layer waits for each
@@ -32,6 +32,9 @@ __all__ = ["HOST_DEVICES", "NETWORK", "exchange_seconds", "forward_exchange_seco
 NETWORK = 50e9
 """Bytes a second of one adapter to other hosts: 400 Gbit/s, one beside each device. Rings of a whole host use all of
 its adapters, so that each device sees up to eight of them. A stated assumption, not measured."""
+ZERO3_SHOWN = 5.0
+"""Seconds that ZeRO-3's exchange adds to a step, in times of the links' own: it hides nothing and pays for its buckets
+and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E)."""
 
 
 def exchange_seconds(
@@ -71,6 +74,8 @@ def exchange_seconds(
         seconds = max(seconds, moved / device.host_link)
     copies = gathered * (3.0 + 2.0 / setting.world) + divided * (10.0 + 10.0 / setting.world)
     seconds, copying = setting.accumulate * seconds, setting.accumulate * copies / device.bandwidth
+    if strategy == "zero3":
+        return shared + copying + ZERO3_SHOWN * seconds
     once = 0.0 if divided else 2.0 * part * 4.0 * sizes.trainable / link
     return shared + once + copying + max(table.exposed_communication * seconds, seconds - compute)
 

@@ -58,20 +58,25 @@ def distributed_row(result: dict[str, Any], device: str, commit: str) -> Row | N
 
     world = result["processes"]
     steps = result["warmup"] + result["steps"]
-    documents = make_documents(steps * result["tokens"] * world, max_doc=result["max_doc"], vocab_size=128_256)
+    parts = result.get("sequence_parallel") or 1
+    mean = result.get("mean_doc") or 300.0
+    documents = make_documents(
+        steps * result["tokens"] * world, max_doc=result["max_doc"], vocab_size=128_256, mean=mean
+    )
     lengths = [len(one.ids) for one in documents]
     trained = sum(float(one.weights.sum()) for one in documents)
-    base = {"none": "plain", "nf4": "nf4", "fp8": "fp8"}[result.get("quantization") or "none"]
+    kind = "fp8" if result.get("base") == "fp8" else "nf4" if result["method"] == "qlora" else "none"
+    base = {"none": "plain", "nf4": "nf4", "fp8": "fp8"}[kind]
     return Row(
         device=device, model=NAMES[result["model"]], method=result["method"], base=base, optim=result["optim"],
-        tokens=result["tokens"], max_length=result["max_doc"], micro_batches=result["micro_batches"],
+        tokens=result["tokens"] // parts, max_length=result["max_doc"], micro_batches=result["micro_batches"],
         recompute=result["recompute"], step_tokens=round(result["tokens_step"] / world, 1),
         supervised=round(trained / sum(lengths), 3),
         squares_per_token=round(sum(n * n for n in lengths) / sum(lengths), 1),
         peak_gib=max(result["gib_by_rank"]), reserved_gib=max(result["reserved_gib_by_rank"]),
         ms=result["ms_step_median"], replayed=False, source=commit, world=world, strategy=result["strategy"],
         reshard=not result["keep_gathered"],
-        offload=result.get("offload") or "none", sequence_parallel=result.get("sequence_parallel_size") or 1,
+        offload=result.get("offload") or "none", sequence_parallel=parts,
     )  # fmt: skip
 
 
