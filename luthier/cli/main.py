@@ -108,6 +108,7 @@ def main() -> None:
     """Entry point of the command line: every error ends here, with its exit code."""
     # On some CPUs bitsandbytes logs at every import that an optional hub kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(_to_stderr)
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     if debug:
@@ -182,6 +183,12 @@ def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
         hint="this is a fault in Luthier: run again with --debug and report the trace",
     )
     return _report(failure, arguments, debug=False)
+
+
+def _to_stderr(record: logging.LogRecord) -> bool:
+    """DeepSpeed logs to stdout, from its import on (which accelerate makes): there a reader of JSON finds it."""
+    print(f"{record.name}: {record.getMessage()}", file=sys.stderr)
+    return False
 
 
 if __name__ == "__main__":

@@ -210,7 +210,8 @@ def _closing(answer: Plan) -> Iterator[str]:
         if chosen.setting.offload != "none":
             link, host = request.device.host_link / 1e9, HOST_BANDWIDTH / 1e9
             yield (
-                f"to host memory {link:.0f} GB/s a device, and {host:.0f} GB/s of its memory in updates, are assumed"
+                f"to host memory {link:.0f} GB/s a device is assumed; {host:.0f} GB/s of its memory in updates is from "
+                "one measured step"
             )
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"

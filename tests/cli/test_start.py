@@ -106,3 +106,19 @@ def test_both_spellings_of_an_override_mean_the_same(recipe):
     ]
     assert plans[0] == plans[1] == plans[2]
     assert plans[0] == json.loads(_luthier("plan", str(recipe), "--json").stdout)["trainable"] // 4
+
+
+def test_what_deepspeed_logs_is_not_in_stdout():
+    """It puts a handler on stdout while it is imported, after the command line has begun."""
+    said = (
+        "import logging, sys\n"
+        "import luthier.cli.main as main\n"
+        "sys.argv = ['luthier', '--version']\n"
+        "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
+        "logger = logging.getLogger('DeepSpeed')\n"
+        "logger.addHandler(logging.StreamHandler(sys.stdout))\n"
+        "logger.warning('Setting accelerator to CPU')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, timeout=60, check=True)
+    assert "accelerator" not in done.stdout
+    assert "DeepSpeed: Setting accelerator to CPU" in done.stderr
