@@ -32,9 +32,10 @@ from luthier.train.progress import Progress
 from luthier.train.reference_cache import ReferenceCache
 from luthier.train.schedule import Rising, Schedule, warmup_steps
 from luthier.train.seeds import own_random_numbers
-from luthier.train.setup import deterministic_kernels, fit_base, fresh_optimizer, make_feed, make_order, make_trainer
+from luthier.train.setup import deterministic_kernels, fit_base, make_feed, make_order, make_trainer
 from luthier.train.split import TooLarge
 from luthier.train.step import Trainer, Update, update
+from luthier.train.updates import fresh_optimizer
 from luthier.train.validate import validate
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,6 @@ from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import Engine, attach
-from luthier.fast.kernels.maps8 import BLOCK
 from luthier.fast.loss import inner_model
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
@@ -24,7 +23,6 @@ from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
-from luthier.train.adamw8 import SMALLEST
 from luthier.train.distributed.fsdp import Passes, kept_whole_line, reshard, shard
 from luthier.train.distributed.host_weights import HostWeights
 from luthier.train.distributed.sequence import share_sequences
@@ -32,12 +30,10 @@ from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
 from luthier.train.masters import Weights
 from luthier.train.mismatched import Mismatched
-from luthier.train.optim import expected_state_bytes, make_optimizer
 from luthier.train.order import Order
-from luthier.train.rates import peak_rates, rate_lines, table_tensors
-from luthier.train.schedule import Schedule, warmup_steps
 from luthier.train.split import MicroBatchSize
 from luthier.train.step import Trainer
+from luthier.train.updates import fresh_optimizer, say_rates, schedule_of, state_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,14 +46,10 @@ __all__ = [
     "deterministic_kernels",
     "engine_settings",
     "fit_base",
-    "fresh_optimizer",
     "interval",
     "make_feed",
     "make_order",
     "make_trainer",
-    "optimizer_over",
-    "say_rates",
-    "schedule_of",
 ]
 
 FITTED_TOKENS = 16_384
@@ -136,55 +128,6 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
     )  # fmt: skip
 
 
-def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSection) -> torch.optim.Optimizer:
-    """The recipe's optimizer, without a state, at the rates of `train`.
-
-    Raises:
-        RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
-    """
-    return optimizer_over(model, weights.tensors, train, in_8_bits=_in_8_bits(weights))
-
-
-def optimizer_over(
-    model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection, *, own_kernel: bool = True,
-    in_8_bits: list[str] | None = None,
-) -> torch.optim.Optimizer:  # fmt: skip
-    """The recipe's optimizer over trained tensors by name, in groups of one decay and one rate."""
-    return make_optimizer(
-        tensors, train, learning_rate=_rate(train), rates=_rates(model, tensors, train),
-        tables=_tables(model, tensors), own_kernel=own_kernel, in_8_bits=in_8_bits,
-    )  # fmt: skip
-
-
-def schedule_of(optimizer: torch.optim.Optimizer, train: TrainSection, total_steps: int) -> Schedule:
-    """The recipe's schedule over the groups of an optimizer."""
-    return Schedule(
-        optimizer, name=train.lr_scheduler_type, warmup=warmup_steps(train, total_steps), total_steps=total_steps,
-        settings=train.lr_scheduler_kwargs,
-    )  # fmt: skip
-
-
-def _in_8_bits(weights: Weights) -> list[str] | None:
-    """Names of the tensors whose moments an 8-bit optimizer of ours keeps in 8 bits; None: it decides by size."""
-    if not isinstance(weights, ShardedWeights):
-        return None
-    return weights.in_8_bits(smallest=SMALLEST, block=BLOCK)
-
-
-def _rate(train: TrainSection) -> float:
-    if not isinstance(train.learning_rate, float | int):
-        raise RecipeError(code="T470", message="the recipe was not resolved: `train.learning_rate` is still `auto`")
-    return float(train.learning_rate)
-
-
-def _rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> dict[str, float]:
-    return peak_rates(model, tensors, train, rate=_rate(train))
-
-
-def _tables(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter]) -> frozenset[str]:
-    return frozenset().union(*table_tensors(model, tensors))
-
-
 def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
     """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
 
@@ -210,10 +153,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         say_rates(model, weights.tensors, train)
         optimizer = fresh_optimizer(model, weights, train)
         schedule = schedule_of(optimizer, train, total_steps)
-        moments = 0 if _on_host(weights, accelerator.device) else expected_state_bytes(
-            weights.tensors, train.optim, train.optim_args, tables=_tables(model, weights.tensors),
-            in_8_bits=_in_8_bits(weights),
-        )  # fmt: skip
+        moments = 0 if _on_host(weights, accelerator.device) else state_bytes(model, weights, train)
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -237,18 +177,6 @@ def _shards_of(model: PreTrainedModel, recipe: Recipe) -> ShardedWeights:
 def _on_host(weights: Weights, device: torch.device) -> bool:
     """Whether the optimizer works in host memory, beside the device that computes."""
     return bool(next(iter(weights.tensors.values())).device.type != device.type)
-
-
-def say_rates(model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection) -> None:
-    """Print the groups of rates.
-
-    Raises:
-        RecipeError: nothing is trained.
-    """
-    if not tensors:
-        raise RecipeError(code="T472", message="no weight is trained", hint="see `method` in the recipe")
-    for line in rate_lines(tensors, _rates(model, tensors, train)):
-        note(f"  {line}")
 
 
 def _engine(

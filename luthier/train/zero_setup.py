@@ -18,7 +18,8 @@ from luthier.train.distributed.zero_weights import ZeroWeights
 from luthier.train.masters import Weights
 from luthier.train.optim import expected_state_bytes
 from luthier.train.schedule import Schedule
-from luthier.train.setup import engine_settings, optimizer_over, say_rates, schedule_of
+from luthier.train.setup import engine_settings
+from luthier.train.updates import optimizer_over, say_rates, schedule_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
