@@ -32,6 +32,8 @@ GUARDED: Mapping[str, str] = {
     "data.filters.python": "code",
     "data.filters.judge": "endpoints",
     "data.filters.listed": "paths",
+    "distributed.accelerate_config": "paths",
+    "distributed.deepspeed_config": "paths",
     "method.init_from": "paths",
     "method.spectrum_file": "paths",
     "objective.grpo.rewards.*.python": "code",

@@ -63,6 +63,8 @@ def _refuses(rows, template, *, section):
 def _dies(rows, template, *, section):
     if os.getpid() != _PARENT and rows[0].ref.line > 200:
         os._exit(9)
+    if os.getpid() == _PARENT:
+        time.sleep(0.2)  # else it may have done all rows before a worker is there
     return tokenize_all(rows, template, section=section)
 
 

@@ -93,7 +93,7 @@ def test_every_line_once_and_in_order_over_many_reconnects(desk):
         some = random.randint(1, 6)
         try:
             events = asyncio.run(
-                take(stream_of(desk, ident), enough=lambda found, some=some: len(found) >= some, seconds=2)
+                take(stream_of(desk, ident), enough=lambda found, some=some: len(found) >= some, seconds=10)
             )
         except TimeoutError:
             break

@@ -69,11 +69,16 @@ class Teller:
         if place == progress.events:
             return False
         told = [one for line in lines if (one := of_event(line)) is not None]
-        told = [self._checkpoint(one) if one.checkpoint else one for one in told]
+        first = next((number for number, one in enumerate(told) if one.checkpoint), len(told))
         begins = [one.total_steps for one in told if one.total_steps]
         if begins:
             progress.total_steps = begins[-1]
             self._pace.clear()
+        if first < len(told):
+            # Marks keep these from being told twice: the place in the log moves with what follows.
+            self._write(told[:first], self._fields(began=bool(begins)))
+            self._metrics()  # what was measured until a checkpoint that is read now is on the disk
+        told = [self._checkpoint(one) if one.checkpoint else one for one in told]
         progress.events = place
         self._write(told, self._fields(began=bool(begins)))
         for one in told:

@@ -444,6 +444,9 @@ def test_a_log_that_is_read_twice_is_told_once(service):
     run.event("checkpoint_served", step=1, path="served/step-1")
     first = Teller(service.store, job, place, organization="luthier")
     first.tell()
+    assert service.messages(job)[-3:] == [
+        "Training begins: 3 steps", "Step 1/3: training loss=1.0000", "Checkpoint created at step 1",
+    ], "all of it was new at once, and a step still comes before its checkpoint"  # fmt: skip
     count, news = len(service.events(job)), first.progress.news
     with service.store.database.writing() as connection:
         connection.execute("DELETE FROM progress")

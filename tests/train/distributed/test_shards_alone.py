@@ -61,9 +61,7 @@ def test_nothing_of_a_model_that_is_trained_itself_stays_whole():
 @pytest.mark.parametrize(("rank", "together", "expected"), [(0, True, ([0, 2, 4], 0)), (1, True, ([1, 3], 1)),
                                                             (1, False, ([1, 3], 0))])  # fmt: skip
 def test_every_process_makes_as_many_passes_where_they_are_made_together(rank, together, expected):
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(process_index=rank), world_size=2, engine=SimpleNamespace(passes_together=together)
-    )
+    trainer = SimpleNamespace(dealt=(rank, 2), engine=SimpleNamespace(passes_together=together))
     assert dealt(trainer, range(5)) == expected  # type: ignore[arg-type]
 
 
