@@ -10,7 +10,7 @@ import torch
 from luthier.fast.engine import attach
 from luthier.recipe.schema import TrainSection
 from luthier.runtime.errors import RecipeError
-from luthier.train import rates, running, setup
+from luthier.train import rates, running, updates
 from luthier.train.adamw8 import AdamW8
 from luthier.train.master_adamw import MasterAdamW
 from luthier.train.masters import Weights
@@ -265,7 +265,7 @@ def test_a_resumed_run_keeps_every_rate(tmp_path, monkeypatch):
 def test_planted_rates_lost_on_resume_are_caught(tmp_path, monkeypatch):
     """The bug: a resumed run makes its groups without their rates."""
     whole, resume = cut_and_resumed(tmp_path, monkeypatch, **MANY)
-    monkeypatch.setattr(setup, "peak_rates", lambda model, tensors, section, *, rate: dict.fromkeys(tensors, rate))
+    monkeypatch.setattr(updates, "peak_rates", lambda model, tensors, section, *, rate: dict.fromkeys(tensors, rate))
     assert distance(whole, resume()) > 1e-5
 
 
