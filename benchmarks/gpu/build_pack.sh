@@ -2,7 +2,7 @@
 # Fills .gpu/ with what a GPU box without a registry lacks; .gpu/ is never committed and travels as carried folders.
 #   SHARED=../shared/gpu bash benchmarks/gpu/build_pack.sh [WORKDIR]      about 2 minutes; needs pip, unzip, xz
 # .gpu/pack/    site.tar.xz (peers' stacks, bitsandbytes), luthier.tar.xz (what luthier needs; tokenizer; GSM8K's
-#               rows), peers/, commit: 15 MB, in every call
+#               rows), site_ds.tar.xz (DeepSpeed), peers/, commit: 17 MB, in every call
 # .gpu/gguf1/, .gpu/gguf2/    the halves of SmolLM2's GGUF, 45 MB each: two calls on one machine, with the pack
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -37,5 +37,15 @@ xz -T0 -6 .gpu/gguf1/part .gpu/gguf2/part
 (cd "$W/site" && tar cf - luthier tok data | xz -T0 -6 > "$ROOT/.gpu/pack/luthier.tar.xz")
 cp "$W/gpu/site.tar.xz" .gpu/pack/
 cp -r "$W/gpu/peers" .gpu/pack/peers && chmod -R u+w .gpu/pack
+# DeepSpeed for Python 3.12, from its source archive (nothing is compiled), and what it imports; setuptools is for its build.
+mkdir -p "$W/ds" "$W/site_ds"
+DS_BUILD_OPS=0 "$PYTHON" -m pip wheel -q --no-deps --no-build-isolation -w "$W/ds" "$(grep '^deepspeed==' constraints.txt)"
+for name in hjson einops nvidia-ml-py py-cpuinfo msgpack; do
+  python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+    -d "$W/ds" "$(grep -i "^${name//[-_]/[-_]}==" constraints.txt)"
+done
+for wheel in "$W"/ds/*.whl; do unzip -qo "$wheel" -d "$W/site_ds"; done
+(cd "$W/site_ds" && tar cf - . | xz -T0 -6 > "$ROOT/.gpu/pack/site_ds.tar.xz")
 git rev-parse --short HEAD > .gpu/pack/commit
 du -sb .gpu/* && ls -la .gpu/pack

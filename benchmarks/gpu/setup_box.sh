@@ -9,10 +9,14 @@ if [ ! -e "$SITE/.done" ]; then
   for part in site luthier; do
     if [ -e ".gpu/pack/$part.tar.xz" ]; then unpack ".gpu/pack/$part.tar.xz"; else echo "setup_box: .gpu/pack/$part.tar.xz is not here: name .gpu/pack in carry"; fi
   done
+  if [ -e .gpu/pack/site_ds.tar.xz ]; then
+    mkdir -p "$SITE/ds"
+    tar xJf .gpu/pack/site_ds.tar.xz -C "$SITE/ds" 2>/dev/null || python3 -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])" .gpu/pack/site_ds.tar.xz "$SITE/ds"
+  fi
   touch "$SITE/.done"
 fi
 # common: bitsandbytes, peft, liger; luthier: pydantic and the like. `$SITE/trl` and `$SITE/uns` are for peers only.
-export PYTHONPATH=$SITE/luthier:$SITE/common HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1
+export PYTHONPATH=$SITE/luthier:$SITE/common:$SITE/ds HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 PYTHONUNBUFFERED=1
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} UNSLOTH_FORCE_SINGLE_COMPILE_WORKER=0
 export TORCHINDUCTOR_CACHE_DIR=$BENCH_TMP/bench/inductor TRITON_CACHE_DIR=$BENCH_TMP/bench/triton
 export UNSLOTH_COMPILE_LOCATION=$BENCH_TMP/bench/unsloth LUTHIER_CACHE=$BENCH_TMP/bench/luthier
