@@ -24,6 +24,8 @@ from luthier.runtime.errors import (
 )
 from tests.launch.support import free_port
 
+pytestmark = pytest.mark.slow  # `make test-processes`, which CI runs
+
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):

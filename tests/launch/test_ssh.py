@@ -13,6 +13,8 @@ from luthier.launch.ssh import hosts_of, remote_script, run_on_hosts
 from luthier.runtime.errors import DataError, EnvironmentProblem, RecipeError, RunFailed
 from tests.launch.support import start, wait_until
 
+pytestmark = pytest.mark.slow  # `make test-processes`, which CI runs
+
 FAKE = """#!/bin/bash
 while [ "${1#-}" != "$1" ]; do [ "$1" = -o ] && shift; shift; done
 host=$1; shift

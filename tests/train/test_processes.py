@@ -23,6 +23,8 @@ from tests.support.tiny import save_tiny
 from tests.train.packed_cases import fp8_base
 from tests.train.worker import CASES, RESUMED
 
+pytestmark = pytest.mark.slow  # `make test-processes`, which CI runs
+
 ROOT = Path(__file__).parents[2]
 
 EXPORTED = {
