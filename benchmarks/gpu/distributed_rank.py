@@ -164,7 +164,8 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
     began = time.perf_counter()
     if options.separate:
         _separate_products()
-    trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps)
+    bring = getattr(model, "luthier_bring", None)  # streamed.py makes layers when they are sharded
+    trainer = make_trainer(accelerator, tuned, recipe, total_steps=steps, bring=bring)
     options.shard_s, options.loaded_host = round(time.perf_counter() - began, 1), host_gib()
     order = make_order(recipe.train, sequences=len(packs), world_size=world, parts=shared)
     fit_base(trainer, documents, packs, order=order)

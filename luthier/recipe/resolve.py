@@ -240,7 +240,10 @@ def _memory(values: _Values, facts: Facts) -> None:
 def _strategy(values: _Values, facts: Facts) -> None:
     key = "distributed.strategy"
     if facts.world_size == 1:
-        values.fill(key, "ddp", "one process: nothing is distributed")
+        alone = "one process: nothing is distributed"
+        values.fill(key, "ddp", alone)
+        if values.get(key) != "ddp":  # the recipe's own word stays in it, for runs on more
+            values.derived.append(Derived(key=key, value=values.get(key), reason=f"without effect: {alone}"))
     elif facts.planned:
         chosen, open_to_plan = facts.planned, values.get(key) == "auto"
         values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))

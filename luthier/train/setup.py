@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +15,6 @@ from luthier.data.batch import Batch
 from luthier.data.branches import collate_rows
 from luthier.data.types import Pack, TrainRow
 from luthier.fast.engine import Engine, attach
-from luthier.fast.loss import inner_model
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
@@ -128,8 +127,13 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
     )  # fmt: skip
 
 
-def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int) -> Trainer:
+def make_trainer(
+    accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, *, total_steps: int,
+    bring: Callable[[nn.Module], None] | None = None,
+) -> Trainer:  # fmt: skip
     """Engine, wrapper, weights, optimizer and schedule for a model prepared by `apply_method`.
+
+    `bring`: for `fsdp2`, see `distributed/fsdp.py: shard`.
 
     Raises:
         RecipeError: nothing is trained, or the learning rate is still `auto`.
@@ -142,7 +146,7 @@ def make_trainer(accelerator: Accelerator, model: PreTrainedModel, recipe: Recip
         parts = zero_parts(accelerator, model, recipe, objective, total_steps)
         engine, wrapper, weights, optimizer, schedule, moments = parts
     else:
-        engine, wrapper = _engine(accelerator, model, recipe, objective)
+        engine, wrapper = _engine(accelerator, model, recipe, objective, bring)
         for part in engine.report:
             note(f"  {part.name}: {part.runs} ({part.reason})")
         whole = kept_whole_line(model)
@@ -180,7 +184,11 @@ def _on_host(weights: Weights, device: torch.device) -> bool:
 
 
 def _engine(
-    accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe, objective: Objective | None
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    recipe: Recipe,
+    objective: Objective | None,
+    bring: Callable[[nn.Module], None] | None,
 ) -> tuple[Engine, nn.Module]:
     """The engine and what its loss runs through, by `distributed.strategy`."""
     settings, parts = engine_settings(recipe), recipe.distributed.sequence_parallel_size
@@ -191,7 +199,7 @@ def _engine(
         root = shard(
             model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
             to_host=recipe.distributed.offload == "all",
-            frozen_base=settings.frozen_base, bring=getattr(inner_model(model), "luthier_bring", None),
+            frozen_base=settings.frozen_base, bring=bring,
         )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)
         reshard(root)

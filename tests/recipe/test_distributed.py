@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from luthier.recipe.distributed_rules import require_groups
+from luthier.recipe.facts import Facts
 from luthier.recipe.load import recipe_from_dict
+from luthier.recipe.resolve import resolve
 from luthier.runtime.errors import RecipeError
 
 FSDP2 = {"strategy": "fsdp2"}
@@ -111,3 +113,16 @@ def test_the_number_of_processes_is_a_multiple_of_those_that_share_a_sequence():
     for processes in (1, 3):
         with pytest.raises(RecipeError, match=f"does not divide {processes} processes"):
             require_groups(2, processes)
+
+
+def test_a_strategy_without_effect_is_said(document):
+    for strategy, said in (("fsdp2", 1), ("zero3", 1), ("ddp", 0)):
+        recipe = recipe_from_dict(document(distributed={"strategy": strategy}), origin="test")
+        facts = Facts(
+            device_type="cpu", native_bf16=True, device_memory_bytes=2**34, world_size=1, rows=8, sequences=8,
+            tokens=800, model_parameters=1000,
+        )  # fmt: skip
+        resolved = resolve(recipe, facts)
+        assert resolved.recipe.distributed.strategy == strategy
+        lines = [one.reason for one in resolved.derived if one.key == "distributed.strategy"]
+        assert lines == ["without effect: one process: nothing is distributed"] * said

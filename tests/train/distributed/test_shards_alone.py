@@ -112,3 +112,10 @@ def test_different_starts_of_processes_end_the_run(monkeypatch):
         require_equal(accelerator, "one", what="it")  # type: ignore[arg-type]
     monkeypatch.setattr(accelerate.utils, "gather_object", lambda mine: mine * 3)
     require_equal(accelerator, "one", what="it")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("device", "asked", "every"), [("cpu", "", True), ("meta", "", False), ("meta", "1", True)])
+def test_calls_in_every_step_beside_a_gpu_are_asked_for(alone, monkeypatch, device, asked, every):
+    """`meta` stands for any device that is no CPU."""
+    monkeypatch.setenv("LUTHIER_ROLL_CALL", asked)
+    assert RollCall(torch.nn.Linear(2, 2, device=device)).in_every_step is every
