@@ -7,6 +7,7 @@ cause is found here, so it is the last thing a user reads (`attempts.py`, across
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import sys
@@ -162,6 +163,7 @@ def _last_words(rank: int, logs: Sequence[Path]) -> str:
 def _child_environment(*, cpu: bool, unshared: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(variable("LUTHIER_LAUNCHED", "1"))
+        stack.enter_context(variable("LUTHIER_LAUNCH_COMMAND", json.dumps(sys.argv)))
         if cpu:
             stack.enter_context(variable("LUTHIER_FORCE_CPU", "1"))
         if unshared:

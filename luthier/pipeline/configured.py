@@ -79,11 +79,13 @@ def settle(recipe: Recipe, exported: Mapping[str, str]) -> tuple[Recipe, Configu
         problems += check(recipe, locate=locate_taken(nowhere, taken))
     if problems:
         raise RecipeError(problems=problems)
-    section = recipe.distributed.model_copy(update={"accelerate_config": None})
     configured = Configured(
         taken=taken, notes=(*notes, *(line for reading in readings for line in reading.notes)),
         quiet=tuple(key for reading in readings for key in reading.quiet), launched=source is not None,
     )  # fmt: skip
+    if recipe.distributed.accelerate_config is None:  # a copy would count the key as one that the user wrote
+        return recipe, configured
+    section = recipe.distributed.model_copy(update={"accelerate_config": None})
     return recipe.model_copy(update={"distributed": section}), configured
 
 

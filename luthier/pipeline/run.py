@@ -158,6 +158,13 @@ def _wanted(recipe: Recipe, only: Sequence[str] | None) -> list[Stage]:
     return [stage for stage in STAGES if stage.wanted(recipe) and (only is None or stage.name in only)]
 
 
+def _typed(command: Sequence[str]) -> list[str]:
+    """`python -m luthier`, which Python turns into the path of a file, as it can be typed again."""
+    if command and Path(command[0]).name == "__main__.py":
+        return ["python", "-m", "luthier", *command[1:]]
+    return list(command)
+
+
 def _write_manifest(session: Session, command: Sequence[str]) -> None:
     """Everything needed to repeat the run (contract 10)."""
     known = {name: session.__dict__.get(name) for name in ("identity", "source_hashes")}
@@ -165,7 +172,7 @@ def _write_manifest(session: Session, command: Sequence[str]) -> None:
     write_json(
         session.run.path / "manifest.json",
         {
-            "command": list(command),
+            "command": _typed(command),
             "working_directory": str(Path.cwd()),
             "recipe": session.recipe.model_dump(mode="json", exclude_unset=True),
             "configured": session.configured.to_json(),

@@ -219,9 +219,18 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
             tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
         weights = hash_folder(session.run.path / "final", ("*.safetensors",))
         preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
-        return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
+        spread = {"strategy": _strategy(session)} if group.size > 1 else {}
+        return {"weights": weights, "method": tuned.report.to_json(), **spread, **result.to_json(), **preferences}
 
     return group.from_main("result of training", conclude)
+
+
+def _strategy(session: Session) -> str:
+    """How several processes shared the work, for readers of the run: `fsdp2, optimizer offloaded`."""
+    from luthier.plan.ways import way_of
+
+    recipe = session.resolved.recipe
+    return way_of(recipe, recipe.distributed.strategy).words().replace(" devices ", " processes ")
 
 
 def _say_processes(session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -61,6 +62,8 @@ class Env:
     """`LUTHIER_MACHINE_SECONDS`: a machine that is silent for so long is lost; 30 by default."""
     launched: bool
     """`LUTHIER_LAUNCHED` is set: `luthier launch` started this process and tells its error."""
+    launch_command: tuple[str, ...]
+    """`LUTHIER_LAUNCH_COMMAND` is set by `luthier launch`, as JSON: the words that the user gave; else empty."""
     error_file: Path | None
     """`TORCHELASTIC_ERROR_FILE`: where torchrun reads the error of a process."""
     hang_seconds: float
@@ -92,6 +95,7 @@ def read_env() -> Env:
         unshared=_truthy(get("LUTHIER_UNSHARED", "")),
         machine_seconds=float(get("LUTHIER_MACHINE_SECONDS") or 30.0),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
+        launch_command=tuple(json.loads(get("LUTHIER_LAUNCH_COMMAND") or "[]")),
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
         roll_call=_truthy(get("LUTHIER_ROLL_CALL", "")),
@@ -209,10 +213,11 @@ def for_other_hosts() -> dict[str, str]:
     trackers; none that names something of this host."""
     return {
         name: value for name, value in os.environ.items()
-        if name.startswith(_FOR_HOSTS) and name not in {"LUTHIER_LAUNCHED", "LUTHIER_UNSHARED"}
+        if name.startswith(_FOR_HOSTS) and name not in _SET_BY_LAUNCH
     }  # fmt: skip
 
 
+_SET_BY_LAUNCH = ("LUTHIER_LAUNCHED", "LUTHIER_LAUNCH_COMMAND", "LUTHIER_UNSHARED")
 _FOR_HOSTS = (
     "LUTHIER_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_", "WANDB_", "OMP_",
     "MKL_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR",

@@ -74,6 +74,20 @@ def test_a_file_of_another_program_is_not_ours(tmp_path):
     assert read_failure(tmp_path / "error.json") is None
 
 
+def test_the_command_of_the_run_is_what_was_typed_not_that_of_a_process(monkeypatch):
+    from luthier.launch.processes import _child_environment
+    from luthier.pipeline.run import _typed
+    from luthier.runtime.env import for_other_hosts, read_env
+
+    monkeypatch.setattr(sys, "argv", ["/opt/luthier/__main__.py", "launch", "r.yaml", "--num-processes", "2"])
+    assert read_env().launch_command == ()
+    with _child_environment(cpu=True, unshared=False):
+        typed = _typed(read_env().launch_command)
+        assert "LUTHIER_LAUNCH_COMMAND" not in for_other_hosts()
+    assert typed == ["python", "-m", "luthier", "launch", "r.yaml", "--num-processes", "2"]
+    assert _typed(["/venv/bin/luthier", "run", "r.yaml"]) == ["/venv/bin/luthier", "run", "r.yaml"]
+
+
 def test_numbers_of_processes():
     assert choose_processes(None, 2) == (2, True)
     with pytest.raises(RecipeError, match="exclude each other"):
@@ -140,7 +154,9 @@ def test_a_launch_prints_once_and_one_process_or_two_reuse_the_result(recipe):
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     result = json.loads(out)
-    assert result["stages"]["train"]["processes"] == 2
+    assert result["stages"]["train"]["processes"] == 2 and result["stages"]["train"]["strategy"] == "ddp"
+    command = json.loads((recipe.parent / "run/manifest.json").read_text())["command"]
+    assert command[3:] == ["launch", str(recipe), "--num-processes", "2", "--json"]
     assert err.count("train: tune") == 1
     again = start("-m", "luthier", "run", str(recipe))
     err = again.communicate(timeout=200)[1]
