@@ -40,6 +40,7 @@ from luthier.runs.manifest import code_version, hardware, library_versions
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.env import without_launcher_variables
 from luthier.runtime.errors import LuthierError, RecipeError
+from luthier.runtime.trackers import require_trackers
 from luthier.train.distributed.group import Group, join
 from luthier.train.distributed.watch import beating
 
@@ -149,9 +150,21 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
     if any(stage.name == "train" for stage in wanted):
         require_optimizer(recipe.train)
         require_shareable_sequences(session)
+        if session.run.stage("train") is None:  # a finished training is reused without its packages
+            _require_packages(session)
     write_text(
         session.run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
     )
+
+
+def _require_packages(session: Session) -> None:
+    """What training imports after the baseline has been scored: its lack is told before."""
+    recipe = session.recipe
+    require_trackers(recipe.train.report_to)
+    if session.group.size > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
+        from luthier.train.distributed.zero import require_deepspeed
+
+        require_deepspeed()
 
 
 def _wanted(recipe: Recipe, only: Sequence[str] | None) -> list[Stage]:

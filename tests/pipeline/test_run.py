@@ -173,6 +173,16 @@ def test_an_interrupted_training_of_another_kind_is_refused_before_anything_chan
     assert result.stages["train"]["resumed_from"] == 4, "the same recipe goes on from the checkpoint"
 
 
+def test_a_tracker_that_is_not_there_is_told_before_the_baseline(world, tmp_path, monkeypatch):
+    folder, _ = world
+    monkeypatch.setattr("luthier.runtime.trackers.PACKAGES", {"wandb": ("no_such_package",)})
+    recipe = _recipe(folder, train={"report_to": ["wandb"]}, output_dir=str(tmp_path / "run"))
+    with pytest.raises(LuthierError, match="which is not installed") as caught:
+        run_recipe(recipe)
+    assert (caught.value.problems[0].code, caught.value.exit_code) == ("T461", 4)
+    assert not (tmp_path / "run" / "eval").exists() and not (tmp_path / "run" / "data").exists()
+
+
 def test_a_task_that_cannot_be_read_is_told_before_training(world, tmp_path):
     folder, _ = world
     (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "no answer"}]}\n')
