@@ -138,6 +138,8 @@ def test_a_file_is_written_whole_and_stdout_stays_empty(folder, tmp_path):
 @pytest.mark.parametrize(("words", "code"), [
     (["--print", "pbs"], "L210"), (["--print", "slurm"], "L211"), (["--output", "x"], "L210"),
     (["--print", "slurm", "--settings", "absent.yaml"], "L210"),
+    (["--print", "slurm", "--num-processes", "2", "--hosts", "a,b"], "L210"),
+    (["--print", "slurm", "--num-processes", "2", "--node-rank", "1"], "L210"),
 ])  # fmt: skip
 def test_what_cannot_be_printed_is_refused(folder, words, code):
     done = CliRunner().invoke(app, ["launch", str(folder / "recipe.yaml"), *words])
@@ -270,3 +272,22 @@ def both_end_well(hosts: list[subprocess.Popen]) -> None:
 
 def test_the_environment_of_these_tests_is_clean():
     assert "SLURM_JOB_ID" not in environment()
+
+
+def test_what_is_offloaded_is_asked_for(folder):
+    """The plan of 70B in full with everything offloaded has 1,864 GiB on a host; eight bases and the results are less."""
+    from luthier.launch.resources import GIB, resources_of_machine
+    from luthier.launch.settings import LaunchSettings
+
+    parts = {"processes": 24, "loading": 16, "states": 788, "weights": 263, "checkpoint": 788, "result": 5}
+    plan = {
+        "disk": {"base": 131 * GIB, "checkpoints": 0, "final": 131 * GIB, "merged": 0}, "num_gpus": 8,
+        "memory": {"total": 75 * GIB, "device": 79 * GIB}, "setting": {"sharded": True, "words": "offloaded"},
+        "time": {"steps": 3, "seconds_per_step": 1.0},
+        "host": {"devices": 8, "parts": {name: size * GIB for name, size in parts.items()}},
+    }  # fmt: skip
+    resources, reasons = resources_of_machine(plan, LaunchSettings(), processes=8, gpus=True)
+    assert resources.memory_bytes == (24 + 788 + 263 + 788 + 8) * GIB
+    assert "the plan's 1863.0 GiB for 8 of its devices + 8 GiB" in reasons["memory"]
+    half, _ = resources_of_machine(plan, LaunchSettings(), processes=4, gpus=True)
+    assert half.memory_bytes == 1334 * GIB, "the checkpoint is whole on any host"
