@@ -275,7 +275,7 @@ def test_the_environment_of_these_tests_is_clean():
 
 
 def test_what_is_offloaded_is_asked_for(folder):
-    """The plan of 70B in full with everything offloaded has 1,864 GiB on a host; eight bases and the results are less."""
+    """The plan of 70B in full with everything offloaded has 1,864 GiB on a host; eight bases are less."""
     from luthier.launch.resources import GIB, resources_of_machine
     from luthier.launch.settings import LaunchSettings
 
