@@ -127,6 +127,17 @@ def test_the_task_of_skypilot_takes_files_along(folder):
     assert "no volume holds" not in text
 
 
+def test_every_file_of_the_recipe_goes_along_or_is_told_to_be_missing(folder, tmp_path):
+    ds = tmp_path / "ds.json"
+    ds.write_text('{"zero_optimization": {"stage": 3}}')
+    words = ("--num-gpus", "8", "--gpu", "H100", f"distributed.deepspeed_config={ds}", "method.name=full")
+    (task,) = documents(printed(folder, "skypilot", *words))
+    assert {str(ds), f"{folder}/rows.jsonl", f"{folder}/tiny"} <= set(task["file_mounts"])
+    text = printed(folder, "kubernetes", *words)
+    (line,) = [line for line in text.splitlines() if "pods do not find" in line]
+    assert str(ds) in line and f"{folder}/tiny" in line and "recipe.yaml" not in line, "the recipe is a ConfigMap"
+
+
 def test_a_file_is_written_whole_and_stdout_stays_empty(folder, tmp_path):
     file = tmp_path / "job.sbatch"
     assert printed(folder, "slurm", "--num-processes", "2", "--output", str(file)) == ""
