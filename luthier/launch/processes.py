@@ -106,7 +106,8 @@ def launch_processes(
             lost = RunFailed(code="L141", message=f"the launcher lost the others: {error}")
             return Ended(error=lost)
     mine = [folder for folder in logs.iterdir() if folder not in before]
-    said = [found for folder in mine for file in folder.rglob("error.json") if (found := read_failure(file))]
+    places = [place / "error.json" for folder in mine for place in folder.glob("attempt_*/*")]
+    said = [found for file in places if (found := read_failure(file))]
     cause = _cause(said, failed, stopped, run=run, logs=mine)
     return Ended(error=cause, signal=stopped.name if stopped else None)
 
@@ -143,7 +144,9 @@ def _killed(rank: int, failure: Any, *, run: Path, logs: Sequence[Path]) -> Luth
     doing = [beat.what() for beat in read_beats(run / FOLDER) if beat.rank == rank]
     where = f" in {doing[0]}" if doing else ""
     said = f"; it said: {last}" if (last := "" if code == -signal.SIGKILL else _last_words(rank, logs)) else ""
-    hint = "the newest checkpoint is whole: the same command goes on from it"
+    hint = "the same command starts it again"
+    if any((run / "checkpoints").glob("step-*")):
+        hint = "the newest checkpoint is whole: the same command goes on from it"
     if code == -signal.SIGKILL:
         hint = f"if the machine ran out of memory, its log (`dmesg`) names the process; {hint}"
     return RunFailed(code="L143", message=f"process {rank} (pid {failure.pid}) {how}{where}{said}", hint=hint)

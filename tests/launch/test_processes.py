@@ -88,6 +88,29 @@ def test_the_command_of_the_run_is_what_was_typed_not_that_of_a_process(monkeypa
     assert _typed(["/venv/bin/luthier", "run", "r.yaml"]) == ["/venv/bin/luthier", "run", "r.yaml"]
 
 
+def test_an_error_is_found_although_the_disk_of_the_run_is_full(tmp_path, monkeypatch):
+    from luthier.runtime import failure as module
+
+    def write(path, value):
+        if tmp_path / "run" in path.parents:
+            raise EnvironmentProblem(code="R710", message="No space left on device")
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(module, "write_json", write)
+    found = failure(tmp_path / "run", monkeypatch, EnvironmentProblem(code="R710", message="cannot write x"), 1)
+    assert (found.rank, found.exit_code, found.problems[0].message) == (1, 4, "cannot write x")
+    assert not [*tmp_path.glob("luthier-failure-*")], "read once"
+
+
+def test_a_checkpoint_is_promised_only_where_there_is_one(tmp_path):
+    error = _cause([], {1: died(-9)}, None, run=tmp_path, logs=[])
+    assert "checkpoint" not in str(error) and "the same command starts it again" in str(error)
+    (tmp_path / "checkpoints/step-5").mkdir(parents=True)
+    assert "newest checkpoint is whole" in str(_cause([], {1: died(-9)}, None, run=tmp_path, logs=[]))
+
+
 def test_numbers_of_processes():
     assert choose_processes(None, 2) == (2, True)
     with pytest.raises(RecipeError, match="exclude each other"):
