@@ -128,7 +128,18 @@ def _cause(
     if said:
         return _as_error(min(said, key=lambda one: one.time))
     name = stopped.name if stopped else "a signal"
-    return Interrupted(code="L144", message=f"stopped by {name} before a process could save anything")
+    what = f"stopped by {name} before a process could save " + ("more" if _has_checkpoint(run) else "anything")
+    return Interrupted(code="L144", message=what, hint=_how_to_go_on(run))
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints").glob("step-*"))
+
+
+def _how_to_go_on(run: Path) -> str:
+    if _has_checkpoint(run):
+        return "the newest checkpoint is whole: the same command goes on from it"
+    return "the same command starts it again"
 
 
 def _as_error(failure: Failure) -> LuthierError:
@@ -144,9 +155,7 @@ def _killed(rank: int, failure: Any, *, run: Path, logs: Sequence[Path]) -> Luth
     doing = [beat.what() for beat in read_beats(run / FOLDER) if beat.rank == rank]
     where = f" in {doing[0]}" if doing else ""
     said = f"; it said: {last}" if (last := "" if code == -signal.SIGKILL else _last_words(rank, logs)) else ""
-    hint = "the same command starts it again"
-    if any((run / "checkpoints").glob("step-*")):
-        hint = "the newest checkpoint is whole: the same command goes on from it"
+    hint = _how_to_go_on(run)
     if code == -signal.SIGKILL:
         hint = f"if the machine ran out of memory, its log (`dmesg`) names the process; {hint}"
     return RunFailed(code="L143", message=f"process {rank} (pid {failure.pid}) {how}{where}{said}", hint=hint)

@@ -107,7 +107,10 @@ def test_an_error_is_found_although_the_disk_of_the_run_is_full(tmp_path, monkey
 def test_a_checkpoint_is_promised_only_where_there_is_one(tmp_path):
     error = _cause([], {1: died(-9)}, None, run=tmp_path, logs=[])
     assert "checkpoint" not in str(error) and "the same command starts it again" in str(error)
+    assert "before a process could save anything" in str(_cause([], {}, signal.SIGINT, run=tmp_path, logs=[]))
     (tmp_path / "checkpoints/step-5").mkdir(parents=True)
+    stopped = _cause([], {}, signal.SIGINT, run=tmp_path, logs=[])
+    assert "could save more" in str(stopped) and "newest checkpoint is whole" in str(stopped)
     assert "newest checkpoint is whole" in str(_cause([], {1: died(-9)}, None, run=tmp_path, logs=[]))
 
 
