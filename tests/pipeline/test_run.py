@@ -150,6 +150,22 @@ def test_rerun_notices_a_number_that_is_not_equal(world, tmp_path):
     assert any("loss" in line for line in outcome.differences)
 
 
+def test_a_rerun_in_one_process_says_how_many_there_were(world, tmp_path):
+    from luthier.pipeline.rerun import PATH_KEYS, _processes
+    from luthier.runs.folder import RunFolder
+
+    folder, _ = world
+    old = RunFolder(folder / "run")
+    shutil.copytree(folder / "run", tmp_path / "run")
+    file = tmp_path / "run/stages/train.json"
+    record = json.loads(file.read_text())
+    record["result"]["processes"] = 8
+    file.write_text(json.dumps(record))
+    (line,) = _processes(RunFolder(tmp_path / "run"), old)
+    assert line.startswith("processes: 8 -> 1;") and _processes(old, old) == []
+    assert {"deepspeed_config", "accelerate_config"} <= set(PATH_KEYS)
+
+
 def test_runs_are_found_and_described(world):
     folder, _ = world
     overview = find_runs(folder)
