@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.plan.calibrate import Correction, calibration_file, correction
 from luthier.plan.devices import Accelerator
+from luthier.plan.launches import own_attention
 from luthier.plan.setting import Base, Recompute, Way
 from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
@@ -68,6 +69,16 @@ class Request:
         if policy == "auto":
             return None if count is None else ("layer", count)
         return {False: "none", True: "layer", "selective": "selective"}[policy], count  # type: ignore[return-value]
+
+    @property
+    def attention_kept(self) -> tuple[bool, ...]:
+        """Whether layers that run again keep their attention: what the recipe says, or what to look at. Autograd's own
+        attention (a CPU, fp32, other head widths) keeps more than its output: only by name."""
+        wanted = self.recipe.train.gradient_checkpointing_attention
+        if wanted != "auto":
+            return (not wanted,)
+        kernels = self.device.type == "cuda" and self.dtype_bytes == 2 and own_attention(self.sizes)
+        return (False, True) if kernels else (False,)
 
     @property
     def sequences_per_step(self) -> int:

@@ -158,11 +158,14 @@ def _setting(request: Request, split: Batching, base: Base, way: Way) -> Setting
 
 def _policies(request: Request, plain: Setting, budget: int, split: Batching) -> Iterator[Candidate]:
     """Recompute from none to all. Where nothing is given: none; if that does not fit, selective, and the fewest
-    whole layers that fit, with the others keeping all or selective; all layers at the end."""
+    whole layers that fit, with the others keeping all or selective; all layers at the end. Layers that run again do
+    so with attention and, where that can be kept, without."""
     fixed = request.recompute
     if fixed is not None:
         setting = replace(plain, recompute=fixed[0], recompute_layers=fixed[1])
-        yield evaluate(request, setting, budget=budget, split=split)
+        whole = setting.whole_layers(request.sizes.shape.layers) > 0
+        for keep in request.attention_kept if whole else (False,):
+            yield evaluate(request, replace(setting, keep_attention=keep), budget=budget, split=split)
         return
     none = evaluate(request, plain, budget=budget, split=split)
     yield none
@@ -171,6 +174,12 @@ def _policies(request: Request, plain: Setting, budget: int, split: Batching) ->
         yield selective
     if none.fits or (selective.fits and request.sizes.fast):
         return
+    for keep in request.attention_kept:
+        yield from _whole_layers(request, replace(plain, keep_attention=keep), budget, split)
+
+
+def _whole_layers(request: Request, plain: Setting, budget: int, split: Batching) -> Iterator[Candidate]:
+    """All layers recomputed as a whole; if that fits, also the fewest with which it does."""
     layers = request.sizes.shape.layers
     everything = evaluate(request, replace(plain, recompute="layer"), budget=budget, split=split)
     if everything.fits:
@@ -202,10 +211,10 @@ def _fastest(candidates: list[Candidate]) -> Candidate:
     return min(filter(same_but_smaller, candidates), key=lambda candidate: candidate.needed_bytes)
 
 
-def _again(candidate: Candidate) -> tuple[int, bool]:
-    """How much is computed again: whole layers, then norms and products."""
+def _again(candidate: Candidate) -> tuple[int, bool, bool]:
+    """How much is computed again: whole layers, then norms and products, then attention."""
     setting = candidate.setting
-    return setting.whole_layers(10**6), setting.recompute != "none"
+    return setting.whole_layers(10**6), setting.recompute != "none", not setting.keep_attention
 
 
 def _best_of_each_way(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:
@@ -244,4 +253,4 @@ def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[Runn
 
 def _kind(candidate: Candidate) -> tuple[object, ...]:
     setting = candidate.setting
-    return (setting.recompute, setting.recompute_layers is None, setting.base, setting.way)
+    return (setting.recompute, setting.recompute_layers is None, setting.keep_attention, setting.base, setting.way)

@@ -45,6 +45,8 @@ class Setting:
     """Of the layers that are not recomputed as a whole; `layer`: of all of the first `recompute_layers`."""
     recompute_layers: int | None = None
     """The first n decoder layers keep only their input; None: all of them with `layer`, else none."""
+    keep_attention: bool = False
+    """Recomputed layers keep attention's output too, and do not attend again."""
     base: Base = "plain"
     dtype_bytes: int = 2
     """Bytes of a number in the compute type."""
@@ -117,13 +119,14 @@ class Setting:
         """In words: `16,384 tokens a micro-batch, the first 12 of 32 layers recomputed`."""
         whole = self.whole_layers(layers)
         parts = [f"{self.micro_tokens:,} tokens a micro-batch"]
+        but = " but for attention" if self.keep_attention else ""
         if whole >= layers:
-            parts.append("all layers recomputed")
+            parts.append(f"all layers recomputed{but}")
         else:
             if self.rest == "selective":
                 parts.append("norms and the MLP's product recomputed")
             if whole:
-                parts.append(f"the first {whole} of {layers} layers recomputed")
+                parts.append(f"the first {whole} of {layers} layers recomputed{but}")
             if len(parts) == 1:
                 parts.append("no recompute")
         named = {"nf4": "4-bit base unpacked for each product", "nf4_dequantized": "4-bit base kept unpacked",

@@ -124,5 +124,8 @@ def _sequence_seconds(
     if count == 1:
         return 0.0
     passes = (1.0 + forward_passes) * sizes.shape.layers + again + sizes.backward_layers
-    each = (count - 1) / count * tokens * exchanged_elements(sizes, setting) * setting.dtype_bytes
-    return passes * each / (_link(count, device, whole_hosts=False) * table.link)
+    elements = passes * exchanged_elements(sizes, setting)
+    if setting.keep_attention and sizes.fast:  # attention's output does not travel again
+        elements -= again * sizes.shape.query
+    sent = (count - 1) / count * tokens * elements * setting.dtype_bytes
+    return sent / (_link(count, device, whole_hosts=False) * table.link)

@@ -123,7 +123,8 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
         base = "dequantized"
     return EngineSettings(
         neftune_noise_alpha=recipe.objective.neftune_noise_alpha, recompute=checkpointing,
-        recompute_layers=layers if isinstance(layers, int) else None, frozen_base=base,
+        recompute_layers=layers if isinstance(layers, int) else None,
+        keep_attention=train.gradient_checkpointing_attention is False, frozen_base=base,
     )  # fmt: skip
 
 
