@@ -25,25 +25,22 @@ from luthier.plan.sizes import Sizes
 
 __all__ = [
     "activation_bytes",
+    "attention_bytes_per_token",
     "exchanged_elements",
     "head_bytes",
     "kept_bytes_per_token",
     "last_layer_saving",
     "transient_bytes",
-    "whole_layer_bytes_per_token",
 ]
 
 Policy = Literal["none", "selective", "layer"]
 
 
-def whole_layer_bytes_per_token(sizes: Sizes, setting: Setting) -> int:
-    """Bytes a token keeps in a decoder layer that runs again as a whole: its input, and what it does not compute again
-    of attention, output and log-sum-exp. (By document, on a CPU or in fp32, autograd holds q, k and v with it.)"""
-    kept = kept_bytes_per_token(sizes, "layer", setting.dtype_bytes)
-    if not setting.keep_attention or not sizes.fast:
-        return kept
+def attention_bytes_per_token(sizes: Sizes, setting: Setting) -> int:
+    """Bytes a token keeps in a decoder layer that runs again, so as not to attend again: output and log-sum-exp. (By
+    document, on a CPU or in fp32, autograd holds q, k and v with it.)"""
     outputs = 2 if setting.sequence_parallel > 1 else 1
-    return kept + outputs * sizes.shape.query * setting.dtype_bytes + 4 * sizes.shape.heads
+    return (outputs * sizes.shape.query * setting.dtype_bytes + 4 * sizes.shape.heads) if sizes.fast else 0
 
 
 def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, wide: bool = True) -> int:
@@ -100,7 +97,9 @@ def activation_bytes(sizes: Sizes, setting: Setting, supervised: float = 1.0) ->
     rest = sizes.backward_layers - whole
     each = kept_bytes_per_token(sizes, setting.rest, setting.dtype_bytes, wide=setting.wide)
     each += sizes.shape.query * setting.dtype_bytes if setting.sequence_parallel > 1 else 0
-    per_token = whole * whole_layer_bytes_per_token(sizes, setting) + rest * each
+    attention = setting.whole_layers(layers) - max(lowest, setting.attending(layers))
+    per_token = whole * kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) + rest * each
+    per_token += max(0, attention) * attention_bytes_per_token(sizes, setting)
     size = setting.dtype_bytes
     outside = sizes.shape.hidden_size * size * (supervised if sizes.fast else 2.0)
     outside += 2 * sizes.shape.head_dim * size
@@ -136,7 +135,7 @@ def transient_bytes(sizes: Sizes, setting: Setting, tokens: int, *, whole: bool)
     per_token = max(mlp, attention)
     if whole:
         per_token += kept_bytes_per_token(sizes, "none", size, wide=setting.wide) - f * size
-        if setting.keep_attention and sizes.fast:  # counted with what is kept
+        if setting.attending(shape.layers) <= sizes.lowest_layer and sizes.fast:  # counted with what is kept
             per_token -= q * size + 4 * shape.heads
     largest = max((group.parameters for group in sizes.groups), default=0)
     fixed = largest * size if sizes.trained_linear else 0

@@ -31,11 +31,11 @@ from typing import Any
 
 from luthier.plan.activations import (
     activation_bytes,
+    attention_bytes_per_token,
     head_bytes,
     kept_bytes_per_token,
     last_layer_saving,
     transient_bytes,
-    whole_layer_bytes_per_token,
 )
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.gathered import gathered_bytes
@@ -173,9 +173,9 @@ def _moments(
     # Where gradients are summed tensor by tensor, the head's is gone into its sum at once.
     early = before + (0 if before and after == before else head_gradient)
     lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
-    lowest = kept_bytes_per_token(sizes, setting.rest, size, wide=setting.wide)
-    if lowest_is_whole:
-        lowest = whole_layer_bytes_per_token(sizes, setting)
+    lowest = kept_bytes_per_token(sizes, "layer" if lowest_is_whole else setting.rest, size, wide=setting.wide)
+    if lowest_is_whole and setting.attending(sizes.shape.layers) <= sizes.lowest_layer:
+        lowest += attention_bytes_per_token(sizes, setting)
     transient = transient_bytes(sizes, setting, setting.micro_tokens, whole=lowest_is_whole)
     end = {
         "activations": min(activations, lowest * setting.micro_tokens),

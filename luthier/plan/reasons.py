@@ -78,6 +78,9 @@ def _recompute(request: Request, chosen: Candidate, candidates: Sequence[Candida
 def _attention(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> str:
     """Why layers that run again do so with or without attention."""
     setting = chosen.setting
+    if setting.attending_layers:
+        layers, need = request.sizes.shape.layers, f"{gib(chosen.needed_bytes)} of {gib(request.device.memory_bytes)}"
+        return f"the fewest of {setting.whole_layers(layers)} layers with which it fits: {need}"
     others = [
         other for other in candidates
         if other.setting.keep_attention != setting.keep_attention and other.setting.whole_layers(10**6)

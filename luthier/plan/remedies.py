@@ -71,7 +71,7 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     if request.recompute is not None:
         keys: dict[str, Any] = dict(RECOMPUTE)
         yield "train.gradient_checkpointing=auto", _with(request, "train", keys)
-    elif train.gradient_checkpointing_attention is False:
+    elif train.keeps_attention:
         keys = {"gradient_checkpointing_attention": "auto"}
         yield "train.gradient_checkpointing_attention=auto", _with(request, "train", keys)
     if train.per_device_train_batch_size != "auto" or train.gradient_accumulation_steps != "auto":

@@ -125,7 +125,7 @@ def _sequence_seconds(
         return 0.0
     passes = (1.0 + forward_passes) * sizes.shape.layers + again + sizes.backward_layers
     elements = passes * exchanged_elements(sizes, setting)
-    if setting.keep_attention and sizes.fast:  # attention's output does not travel again
-        elements -= again * sizes.shape.query
+    kept = setting.whole_layers(sizes.shape.layers) - max(sizes.lowest_layer, setting.attending(sizes.shape.layers))
+    elements -= max(0, kept) * sizes.shape.query  # attention's output does not travel again
     sent = (count - 1) / count * tokens * elements * setting.dtype_bytes
     return sent / (_link(count, device, whole_hosts=False) * table.link)

@@ -107,7 +107,7 @@ def estimate_step(
     layers, lowest = sizes.shape.layers, sizes.lowest_layer
     again = max(0, setting.whole_layers(layers) - lowest)
     passes = _Passes(forward=layers, again=again, backward=layers - lowest)
-    attending = replace(passes, again=0) if setting.keep_attention and sizes.fast else passes
+    attending = replace(passes, again=max(0, setting.attending(layers) - lowest)) if sizes.fast else passes
     tokens = step_tokens / setting.accumulate
     rate = device.bf16 if setting.dtype_bytes == 2 and device.native_bf16 else device.fp32
     parts = {

@@ -34,7 +34,7 @@ def base_rules(model: ModelSection, method: MethodSection, locate: Locate) -> It
 def recompute_rules(train: TrainSection, locate: Locate) -> Iterator[Problem]:
     """Which layers are recomputed, and whether their attention is, without recompute."""
     some = isinstance(train.gradient_checkpointing_layers, int)
-    if train.gradient_checkpointing_attention is False and (
+    if train.keeps_attention and (
         train.gradient_checkpointing is False or (train.gradient_checkpointing == "selective" and not some)
     ):
         key, said = "train.gradient_checkpointing_attention", str(train.gradient_checkpointing).lower()

@@ -241,7 +241,7 @@ def _train(train: TrainSection, grpo: GrpoSection, locate: Locate) -> Iterator[P
     modes = {
         "gradient_checkpointing": train.gradient_checkpointing == "selective",
         "gradient_checkpointing_layers": isinstance(train.gradient_checkpointing_layers, int),
-        "gradient_checkpointing_attention": train.gradient_checkpointing_attention is False,
+        "gradient_checkpointing_attention": train.keeps_attention,
     }
     for key in (key for key, ours in modes.items() if ours):
         message = f"`train.{key}` is a mode of Luthier's engine; TRL's trainer recomputes all layers or none"

@@ -19,7 +19,7 @@ from tests.fast.helpers import make_batch
 
 LAYERS, BYTES = 4, 4
 POLICIES = [("none", None), ("selective", None), ("layer", None), ("layer", 1), ("layer", 3), ("selective", 2)]
-KEPT = [("layer, attention kept", None), ("selective, attention kept", 2)]
+KEPT = [("layer, attention kept", None), ("selective, attention kept", 3)]
 
 
 class _Kept:
@@ -63,6 +63,7 @@ CASES += [(family, "lora fused", POLICIES[0]) for family in ("qwen2", "gemma", "
 @pytest.mark.parametrize(("family", "method", "policy"), CASES, ids=str)
 def test_the_graph_holds_what_was_predicted(family, method, policy):
     (recompute, *more), count = policy[0].split(", "), policy[1]
+    attending = 1 if more and count else 0
     values, fuse = METHODS[method]
     wanted = MethodSection(**values)
     model = build(family, num_hidden_layers=LAYERS)
@@ -70,12 +71,16 @@ def test_the_graph_holds_what_was_predicted(family, method, policy):
     batch = make_batch([100, 60, 40], vocab=600)
     tuned = apply_method(model, wanted, seed=0).model
     settings = EngineSettings(
-        recompute=recompute, recompute_layers=count, keep_attention=bool(more), fuse_adapters=fuse
+        recompute=recompute,
+        recompute_layers=count,
+        keep_attention=bool(more),
+        fuse_adapters=fuse,
+        attending_layers=attending,
     )
     measured = kept_bytes(tuned, settings, batch)
     setting = Setting(
         micro_tokens=batch.tokens, recompute=recompute, recompute_layers=count, dtype_bytes=BYTES, extended=fuse,
-        keep_attention=bool(more),
+        keep_attention=bool(more), attending_layers=attending,
     )  # fmt: skip
     predicted = activation_bytes(sizes, setting, batch.trained_tokens / batch.tokens)
     # Not in the graph but alive: the tables of RoPE. On a CPU alone: attention's output once more, by document; and q,
@@ -84,5 +89,5 @@ def test_the_graph_holds_what_was_predicted(family, method, policy):
     whole = max(0, setting.whole_layers(LAYERS) - sizes.lowest_layer)
     predicted += (sizes.backward_layers - whole) * batch.tokens * sizes.shape.query * BYTES
     if more:
-        predicted += whole * batch.tokens * (2 * sizes.shape.query + 2 * sizes.shape.key_value) * BYTES
+        predicted += (whole - attending) * batch.tokens * (2 * sizes.shape.query + 2 * sizes.shape.key_value) * BYTES
     assert predicted == pytest.approx(measured, rel=0.03), (predicted, measured)

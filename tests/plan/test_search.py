@@ -97,6 +97,7 @@ def test_the_engine_runs_what_the_plan_counts(gib):
         setting = candidate.setting
         engine = EngineSettings(recompute=setting.recompute, recompute_layers=setting.recompute_layers)
         assert not setting.keep_attention or setting.whole_layers(32)
+        assert setting.attending_layers == 0 or (setting.keep_attention and setting.attending_layers < 32)
         whole = setting.whole_layers(32)
         planned = ["layer"] * whole + [setting.rest] * (32 - whole)
         assert [engine.policy(index) for index in range(32)] == planned, setting
@@ -118,10 +119,10 @@ def test_whole_layers_beside_selective_ones_are_taken_where_they_are_fastest():
     assert taken >= 3
 
 
-def long_documents(length, **train):
+def long_documents(length, gib=72, **train):
     asked = request(name="Llama-3.1-8B", max_length=65_536, tokens_per_step=65_536, **train)
     found = documents(max_length=65_536, mean_tokens=length, rows=1_000)
-    return replace(asked, documents=found, device=with_memory(DEVICES["H200"], 72))
+    return replace(asked, documents=found, device=with_memory(DEVICES["H200"], gib))
 
 
 def test_attention_is_kept_where_documents_are_long_and_not_where_they_are_short():
@@ -139,6 +140,14 @@ def test_attention_is_kept_where_documents_are_long_and_not_where_they_are_short
     assert "% slower" in long.reasons["train.gradient_checkpointing_attention"]
     again = make_plan(long_documents(65_536, gradient_checkpointing_attention=True))
     assert not again.chosen.setting.keep_attention and again.chosen.seconds > 1.1 * long.chosen.seconds
+    tight = make_plan(long_documents(65_536, gib=62))
+    some = tight.decision().recompute_attention
+    assert 0 < some < 32 and "the fewest of 32 layers" in tight.reasons["train.gradient_checkpointing_attention"]
+    fewer = evaluate(
+        tight.request, replace(tight.chosen.setting, attending_layers=some - 1), budget=tight.chosen.budget,
+        split=tight.chosen.split,
+    )  # fmt: skip
+    assert tight.fits and not fewer.fits and fewer.seconds < tight.chosen.seconds
     on_cpu = replace(long.request, device=with_memory(cpu_accelerator(), 72))
     assert not any(candidate.setting.keep_attention for candidate in search(on_cpu))
 

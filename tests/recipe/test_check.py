@@ -109,7 +109,7 @@ def test_quantisation_must_fit_the_method(model, method, words):
             "`train.gradient_checkpointing` is false",
         ),
         (
-            BASE + "train: {gradient_checkpointing: selective, gradient_checkpointing_attention: false}\n",
+            BASE + "train: {gradient_checkpointing: selective, gradient_checkpointing_attention: 1}\n",
             "C111",
             "no layer runs again as a whole",
         ),

@@ -30,7 +30,8 @@ class LayerProgram:
         """
         self.parts, self.index = parts, index
         self.policy: Recompute = settings.policy(index)
-        self.keeps_attention = settings.keep_attention and self.policy == "layer"
+        kept = settings.keep_attention and index >= settings.attending_layers
+        self.keeps_attention = kept and self.policy == "layer"
         """Run again as a whole, but for attention."""
         self.attention = settings.attention or path_for(parts.input_norm.weight.device, dtype, parts.head_dim)
         """What computes attention."""

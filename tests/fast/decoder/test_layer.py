@@ -31,7 +31,7 @@ POLICIES = {
     "selective": EngineSettings(recompute="selective"),
     "layer": EngineSettings(recompute="layer"),
     "first": EngineSettings(recompute="layer", recompute_layers=1),
-    "attention kept": EngineSettings(recompute="layer", keep_attention=True),
+    "attention kept": EngineSettings(recompute="layer", keep_attention=True, attending_layers=1),
 }
 
 
