@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,6 +70,8 @@ class Row(NamedTuple):
             rows=int(options["--rows"]),
         )  # fmt: skip
         device = find_device(options["--gpu"])
+        if "--network" in options:
+            device = replace(device, network=float(options["--network"]) * 1e9 / 8)
         request = make_request(recipe, shape, documents, device, num_gpus=int(options["--num-gpus"]))
         return make_plan(request, with_remedies=False)
 

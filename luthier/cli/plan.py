@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,9 @@ def plan(
     gpu_memory_gib: Annotated[
         float | None, typer.Option(min=1.0, help="Memory of a device, for a share of it or one that is not listed.")
     ] = None,
+    network: Annotated[
+        float, typer.Option(min=0.1, help="Gbit/s between hosts, of each device in one direction.")
+    ] = 400.0,
     mean_tokens: Annotated[int | None, typer.Option(min=1, help="Mean tokens of a row, instead of looking.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Training rows, instead of looking.")] = None,
     as_json: JsonOption = False,
@@ -41,6 +45,7 @@ def plan(
 
     wanted, missing = _load(recipe, overrides)
     device, how = _device(gpu, gpu_memory_gib)
+    device = replace(device, network=network * 1e9 / 8)
     if wanted.objective.name == "grpo":
         from luthier.cli.plan_online import render_online
         from luthier.plan.online import plan_online
@@ -185,7 +190,7 @@ def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
     from luthier.plan.host import HOST_BANDWIDTH
     from luthier.plan.reasons import gib
-    from luthier.plan.sharding import HOST_DEVICES, NETWORK
+    from luthier.plan.sharding import HOST_DEVICES
 
     request, chosen = answer.request, answer.chosen
     beside = "loading, scoring and merging come on top"
@@ -206,7 +211,8 @@ def _closing(answer: Plan) -> Iterator[str]:
             f"{chosen.setting.way.words()}"
         )
         if request.num_gpus > HOST_DEVICES:
-            yield f"between hosts an adapter of {NETWORK / 1e9:.0f} GB/s beside each device is assumed, not measured"
+            rate = request.device.network / 1e9
+            yield f"between hosts an adapter of {rate:,.1f} GB/s beside each device is assumed (`--network`), not measured"
         if chosen.setting.offload != "none":
             link, host = request.device.host_link / 1e9, HOST_BANDWIDTH / 1e9
             yield (

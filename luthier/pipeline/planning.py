@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 """Raised when a change of the plan's code may decide otherwise."""
 
 
@@ -43,7 +43,7 @@ def run_request(session: Session) -> Request | None:
     env = read_env()
     return make_request(
         session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
-        unfrozen=session.selection[0].patterns if session.selection else None,
+        unfrozen=session.selection[0].patterns if session.selection else None, host_devices=env.local_world_size,
     )  # fmt: skip
 
 
@@ -92,6 +92,7 @@ def _fingerprint(request: Request) -> str:
             [recipe.data.max_length, recipe.data.packing],
             [documents.rows, documents.tokens, documents.sequences],
             [request.sizes.parameters, request.num_gpus, request.device.name, request.device.memory_bytes],
+            request.host_devices,
         ]
     )
 

@@ -132,6 +132,7 @@ class Plan:
             micro_batch_tokens=self.chosen.budget, recompute=recompute, recompute_layers=setting.recompute_layers,
             dequantize_base=setting.base == "nf4_dequantized", reasons=dict(self.reasons),
             strategy=setting.way.strategy, offload=setting.offload, sequence_parallel_size=setting.sequence_parallel,
+            dp_replicate_size=setting.way.dp_replicate if setting.sharded else 1,
         )  # fmt: skip
 
     def predicted(self) -> dict[str, Any]:
