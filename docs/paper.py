@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,6 +49,7 @@ class Row(NamedTuple):
         """What the command plans."""
         from luthier.plan.devices import find_device
         from luthier.plan.known import known_model
+        from luthier.plan.machine import with_network
         from luthier.plan.request import make_request
         from luthier.plan.search import make_plan
         from luthier.plan.work import assumed_documents
@@ -69,9 +69,8 @@ class Row(NamedTuple):
             max_length=recipe.data.max_length, packing=True, mean_tokens=int(options["--mean-tokens"]),
             rows=int(options["--rows"]),
         )  # fmt: skip
-        device = find_device(options["--gpu"])
-        if "--network" in options:
-            device = replace(device, network=float(options["--network"]) * 1e9 / 8)
+        network = float(options["--network"]) if "--network" in options else None
+        device = with_network(find_device(options["--gpu"]), network)
         request = make_request(recipe, shape, documents, device, num_gpus=int(options["--num-gpus"]))
         return make_plan(request, with_remedies=False)
 

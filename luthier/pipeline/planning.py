@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.plan.devices import Accelerator
-from luthier.plan.machine import accelerator_named, cpu_accelerator
+from luthier.plan.machine import accelerator_named, cpu_accelerator, with_network
 from luthier.plan.request import Request, make_request
 from luthier.plan.result import Plan
 from luthier.plan.search import make_plan
@@ -41,6 +41,7 @@ def run_request(session: Session) -> Request | None:
     if device is None:
         return None
     env = read_env()
+    device = with_network(device, env.network_gbits)
     return make_request(
         session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
         unfrozen=session.selection[0].patterns if session.selection else None, host_devices=env.local_world_size,
@@ -92,7 +93,7 @@ def _fingerprint(request: Request) -> str:
             [recipe.data.max_length, recipe.data.packing],
             [documents.rows, documents.tokens, documents.sequences],
             [request.sizes.parameters, request.num_gpus, request.device.name, request.device.memory_bytes],
-            request.host_devices,
+            [request.host_devices, request.device.network],
         ]
     )
 

@@ -4,9 +4,9 @@
     fsdp2    all-gather of each layer forward and again backward (once with `reshard_after_forward: false`), of
              embeddings and head once, and a reduce-scatter of fp32 gradients, in every micro-batch: (N - 1) / N of
              the bytes each; adapters as under ddp (arXiv:1910.02054; torch's fully_shard)
-    copies of shards (`dp_replicate_size`; R of them, N / R devices each): as fsdp2 over the N / R devices of a copy; and
-             an all-reduce of fp32 gradients of shards between the copies in every micro-batch, 2 (R - 1) / R x 4 p R / N,
-             of each device over its own adapter where a copy is a host
+    R copies of shards (`dp_replicate_size`): as fsdp2 over the N / R devices of a copy; then an all-reduce of the fp32
+             gradients of shards between copies, in every micro-batch: 2 (R - 1) / R x 4 p R / N, of each device over
+             its own adapter where there are several hosts
     zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
              step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
     zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden (`ZERO3_SHOWN`)
