@@ -80,6 +80,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("8B LoRA", f"--gpu H100 --num-gpus 2 {CHATS}"),
         Row("70B LoRA", f"{M70} --gpu H100 --num-gpus 8 {CHATS}"),
         Row("70B LoRA", f"{M70} --gpu H100 --num-gpus 64 {CHATS}"),
+        Row("70B LoRA, network of 25 Gbit/s a GPU", f"{M70} --gpu H100 --num-gpus 64 --network 25 {CHATS}"),
+        Row("70B LoRA, network of 25 Gbit/s a GPU", f"{M70} {FSDP2} --gpu H100 --num-gpus 64 --network 25 {CHATS}"),
         Row("70B QLoRA", f"{M70} {QLORA} {FSDP2} --gpu H100 --num-gpus 8 {CHATS}"),
         Row("70B QLoRA", f"{M70} {QLORA} {FSDP2} --gpu H100 --num-gpus 64 {CHATS}"),
         Row("70B full", f"{M70} {FULL} {FSDP2} --gpu H100 --num-gpus 8 {CHATS}"),
