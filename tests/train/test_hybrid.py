@@ -1,7 +1,7 @@
 """Contract: four processes that hold two copies of the model, each in two shards (HSDP), take the trajectory of one.
 
 One torchrun launch (gloo) runs all cases of `hybrid_worker.py`; the same cases run here in one process. Planted and
-seen to fail: a norm over all copies instead of one, gradients not averaged between copies, copies that both write.
+seen to fail: a norm over all copies instead of one, gradients not averaged between copies, files of both copies.
 """
 
 from __future__ import annotations
