@@ -110,6 +110,7 @@ def _start(
     from luthier.launch.processes import Nodes, choose_processes
     from luthier.launch.several import Launch
     from luthier.recipe.distributed_rules import require_groups
+    from luthier.recipe.replicate_rules import require_copies
     from luthier.runtime.env import show_devices
     from luthier.runtime.errors import RecipeError
 
@@ -123,6 +124,7 @@ def _start(
         show_devices(asked.visible_devices)
     processes, cpu = choose_processes(asked.num_gpus, asked.num_processes)
     require_groups(loaded.recipe.distributed.sequence_parallel_size, processes * nodes)
+    require_copies(loaded.recipe.distributed.dp_replicate_size, processes * nodes)
     if processes * nodes == 1 and not max_restarts:
         only = ("data", "train") if train_only else None
         run_and_show(loaded, only=only, restart="--restart" in flags, as_json="--json" in flags)

@@ -68,7 +68,8 @@ def settle(recipe: Recipe, exported: Mapping[str, str]) -> tuple[Recipe, Configu
         notes += _of_launch(found[1], found[0], world_size=env.world_size, cpu=env.force_cpu)
     source = exported_source(exported, processes=env.world_size)
     if source is not None:
-        readings.append(read_source(source, recipe)[0])
+        machines = env.world_size // env.local_world_size
+        readings.append(read_source(source, recipe, machines=machines)[0])
     problems = []
     for reading in readings:
         recipe, wrong = merge(recipe, reading.taken, title=reading.source.title)

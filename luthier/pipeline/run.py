@@ -34,6 +34,7 @@ from luthier.pipeline.stages import STAGES
 from luthier.pipeline.train_stage import refuse_changed_resume
 from luthier.recipe.load import dump_yaml
 from luthier.recipe.optimizers import require_optimizer
+from luthier.recipe.replicate_rules import require_copies
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version, hardware, library_versions
@@ -149,6 +150,7 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
         require_token()  # not after hours of training
     if any(stage.name == "train" for stage in wanted):
         require_optimizer(recipe.train)
+        require_copies(recipe.distributed.dp_replicate_size, session.group.size)
         require_shareable_sequences(session)
         if session.run.stage("train") is None:  # a finished training is reused without its packages
             _require_packages(session)

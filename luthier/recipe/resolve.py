@@ -261,10 +261,12 @@ def _strategy(values: _Values, facts: Facts) -> None:
     elif facts.planned:
         chosen, open_to_plan = facts.planned, values.get(key) == "auto"
         values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))
-        for name in ("offload", "sequence_parallel_size") if open_to_plan else ():
+        for name in ("dp_replicate_size", "offload", "sequence_parallel_size") if open_to_plan else ():
             values.choose(f"distributed.{name}", getattr(chosen, name), chosen.reasons)
     elif values.recipe.distributed.offload != "none":
         values.fill(key, "fsdp2", f"`distributed.offload: {values.recipe.distributed.offload}` keeps shards")
+    elif values.recipe.distributed.dp_replicate_size > 1:
+        values.fill(key, "fsdp2", "`distributed.dp_replicate_size` is of copies in shards")
     else:
         values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 

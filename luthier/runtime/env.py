@@ -70,6 +70,8 @@ class Env:
     """`LUTHIER_HANG_SECONDS`: without progress of any process for so long, a run counts as hung; 900 by default."""
     roll_call: bool
     """`LUTHIER_ROLL_CALL` is set: under FSDP2 on GPUs processes answer before each exchange of every step."""
+    network_gbits: float | None
+    """`LUTHIER_NETWORK_GBITS`: what each device sends to other hosts, in Gbit/s, for the plan; None: it assumes 400."""
     omp_num_threads: int | None
     """`OMP_NUM_THREADS` if the user set it: then Luthier leaves the thread count alone."""
     offline: bool
@@ -99,6 +101,7 @@ def read_env() -> Env:
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
         roll_call=_truthy(get("LUTHIER_ROLL_CALL", "")),
+        network_gbits=float(value) if (value := get("LUTHIER_NETWORK_GBITS")) else None,
         omp_num_threads=int(threads) if threads.isdigit() else None,
         offline=_truthy(get("HF_HUB_OFFLINE", "")),
         force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")) or _truthy(get("ACCELERATE_USE_CPU", "")),

@@ -302,6 +302,18 @@ def test_two_processes_share_each_sequence(recipe):
 
 
 @pytest.mark.slow
+def test_four_processes_hold_two_copies_of_shards(recipe):
+    words = ("distributed.strategy=fsdp2", "distributed.dp_replicate_size=2", "train.gradient_accumulation_steps=1")
+    command = ("-m", "luthier", "launch", str(recipe), "--num-processes", "4", *words, "--train-only", "--json")
+    process = start(*command)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert "2 copies of the model in shards (HSDP), each on 2 processes of one machine" in err
+    trained = json.loads(out[out.index("{") :])["stages"]["train"]
+    assert (trained["processes"], trained["wrapper"]) == (4, "Passes")
+
+
+@pytest.mark.slow
 def test_a_launch_that_cannot_share_sequences_says_so_before_any_work(recipe):
     process = launched(recipe, "distributed.sequence_parallel_size=3")
     err = process.communicate(timeout=100)[1]
