@@ -321,7 +321,7 @@ def test_a_card_without_bf16_computes_in_fp32():
 def test_a_plan_for_70b_takes_milliseconds():
     import time
 
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread: others may run beside this test
     shape = known_model("Llama-3.1-70B")
     make_plan(make_request(recipe({"name": "full"}), shape, documents(), DEVICES["L4"], num_gpus=2))
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0
