@@ -37,7 +37,7 @@ def stops_of(model, rows):
     return (said[0].ids[3], said[1].ids[9])
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 10_000),
     batch=st.integers(1, 6),
