@@ -8,8 +8,16 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.often import often
+
 # The same examples on every machine, and no failure because a machine is busy.
-settings.register_profile("luthier", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "luthier",
+    deadline=None,
+    derandomize=True,
+    max_examples=often(100),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("luthier")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -17,6 +17,7 @@ from luthier.recipe.paths import missing_path
 from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError
 from tests.data.reading import ANSWER, CHAT, USER, faults, messages, problems, read, write
+from tests.support.often import often
 
 
 def test_messages_are_read_as_they_stand(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def _conversations(draw: st.DrawFn) -> dict[str, Any]:
     return row
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=often(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(_conversations(), min_size=1, max_size=4),
     ascii_only=st.booleans(),

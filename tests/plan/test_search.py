@@ -16,11 +16,12 @@ from luthier.plan.setting import Setting, Way
 from luthier.recipe.facts import Facts
 from luthier.recipe.resolve import resolve
 from tests.plan.support import documents, recipe, request
+from tests.support.often import often
 
 GIB = 2**30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(
     name=st.sampled_from(["SmolLM2-135M", "Llama-3.2-1B", "Qwen2.5-7B", "Llama-3.1-8B", "gemma-2-2b", "Qwen3-14B"]),
     method=st.sampled_from(

@@ -17,6 +17,7 @@ from luthier.recipe.load import load_recipe
 from luthier.recipe.yaml12 import parse_yaml, plain_scalar
 from luthier.runtime.errors import RecipeError
 from tests.recipe.support import BASE, load, problem_of, problems_of
+from tests.support.often import often
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -276,7 +277,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=often(150), deadline=None)
 @given(value=json_values)
 def test_what_dump_yaml_writes_reads_back_as_the_same_values(value):
     document = parse_yaml(dump_yaml({"value": value}), origin="x")
