@@ -50,7 +50,7 @@ def test_a_hub_model_and_hub_data_need_neither_network_nor_torch(recipe, tmp_pat
     assert sum(value["memory"]["parts"].values()) == value["memory"]["total"] <= value["memory"]["device"]
     assert sum(value["time"]["parts"].values()) == pytest.approx(value["time"]["seconds_per_step"])
     seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    assert seconds < 3.0  # of CPU, 0.6 on an idle machine
+    assert seconds < 3.0  # of CPU; 0.9 measured
 
 
 def test_the_table_says_how_each_number_is_known(recipe):
