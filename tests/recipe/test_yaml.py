@@ -236,10 +236,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_bombs_fail_within_two_seconds(text):
+def test_bombs_fail_within_seconds(text):
     started = time.process_time()
     found = problems_of(text)
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 10.0, "the slowest takes 1 s; what is expanded without bound takes hours"
     assert all(problem.code in {"C101", "C102", "C103", "C106"} for problem in found)
     assert len(found) <= 101
     assert all(len(problem.render()) < 1_500 for problem in found)
