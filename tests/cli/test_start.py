@@ -61,8 +61,8 @@ def test_plan_loads_no_torch_and_counts_the_adapter(recipe):
 
 
 def test_help_and_plan_answer_in_about_a_second(recipe):
-    """In units of an interpreter that loads the libraries they cannot do without (0.08 s of CPU on a quiet machine), best
-    of three: help takes 3 and a plan 7, and seconds alone would fail where the machine is slow or busy."""
+    """In units of an interpreter that loads the libraries they need (0.16 s of CPU where this was measured), best of
+    three: help takes 3 and a plan 7. Seconds would fail where the machine is slow or busy."""
 
     def spent(call):
         before = os.times()
