@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 __all__ = [
@@ -194,12 +195,17 @@ def secret_values() -> list[tuple[str, str]]:
     """(name, value) of every variable named like a secret, to keep its value out of what is written or sent."""
     return [
         (name, value)
-        for name, value in os.environ.items()
+        for name, value in ((name, os.environ[name]) for name in os.environ if _named_like_a_secret(name))
         if len(value) >= _SHORTEST_SECRET
-        and any(word in name.upper() for word in _SECRET_NAMES)
         and not value.startswith(("/", "~"))
         and value.lower() not in {"disabled", "unlimited"}
     ]
+
+
+@cache
+def _named_like_a_secret(name: str) -> bool:
+    """Asked of every variable for every line of a model card."""
+    return any(word in name.upper() for word in _SECRET_NAMES)
 
 
 def child_environment(*, keep: Collection[str] = ()) -> dict[str, str]:

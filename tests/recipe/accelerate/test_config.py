@@ -15,6 +15,7 @@ from luthier.recipe.resolve import Facts, resolve, resolved_yaml
 from luthier.runtime.errors import RecipeError
 from tests.recipe.accelerate.support import FSDP1, FSDP2, FSDP_OLD, HYBRID, ZERO, config
 from tests.recipe.support import BASE, load, problems_of
+from tests.support.often import often
 
 pytestmark = pytest.mark.usefixtures("work")
 CONFIG = "distributed: {accelerate_config: accelerate.yaml}\n"
@@ -291,7 +292,7 @@ def test_loading_twice_changes_nothing():
     assert recipe_from_dict(once.model_dump(mode="json", exclude_unset=True), origin="again") == once
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=often(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_key_of_any_file_is_passed_over(data):
     """Every line of a file is accounted for: taken, named, or a problem at its line."""
