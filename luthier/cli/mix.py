@@ -16,6 +16,8 @@ from luthier.runtime.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from luthier.recipe.schema import Recipe
+
 
 def mix(
     recipe: RecipeArgument,
@@ -49,7 +51,7 @@ def mix(
         note(f"{name}: {count:,} rows")
 
 
-def _check_out(out: Path, recipe: Any, *, force: bool) -> None:
+def _check_out(out: Path, recipe: Recipe, *, force: bool) -> None:
     """What can be known to be wrong before any row is read."""
     from luthier.curate.files import refuse_sources
 

@@ -85,7 +85,9 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
         except re.error as error:
             problems.append(
                 Problem(
-                    code="M322", message=f"`method.trainable` has {pattern!r}, which is no regular expression: {error}"
+                    code="M322",
+                    message=f"`method.trainable` has {pattern!r}, which is no regular expression: {error}",
+                    hint="a backslash before a character takes it as it is",
                 )
             )
             continue
