@@ -60,7 +60,7 @@ def show_rows(
         emit_json({"rows": records, "dropped_rows": prepared.manifest["dropped_rows"]})
         return
     for record in records:
-        show(row_text(record, session.tokenizer))
+        show(row_text(record))
     if prepared.manifest["kind"] == "tokens":
         legend = "[bold green]trained[/]  context  [dim cyan]special[/]: trained are the answers and their end-of-turn"
     elif prepared.manifest["kind"] == "prompts":
