@@ -58,9 +58,9 @@ def _check_out(out: Path, recipe: Recipe, *, force: bool) -> None:
     if out.suffix.lower() not in {".jsonl", ".ndjson"}:
         raise RecipeError(code="C103", message=f"--out {out} must end in .jsonl", hint="name it mixture.jsonl")
     data = recipe.data
-    held_out = [data.validation.path] if data.validation and data.validation.path else []
-    tasks = [task.path for task in recipe.evaluate.tasks] if recipe.evaluate else []
-    refuse_sources(out, [*(source.path for source in data.train), *held_out, *tasks])
+    tasks = [path for task in recipe.evaluate.tasks for path in (task.path, task.fewshot_path)]
+    paths = [*(source.path for source in data.train), data.validation.path, *tasks]
+    refuse_sources(out, [path for path in paths if path])
     if out.exists() and not force:
         raise RecipeError(code="C103", message=f"--out {out} is there already", hint="--force replaces it")
     if recipe.data.streaming:

@@ -8,12 +8,14 @@ runs/NAME/
   events.jsonl       what happened, one JSON object a line
   metrics.jsonl      one line per logged training step
   samples.jsonl      of online RL: a prompt with its completions and their rewards, at each logged step
+  plan.json          what the plan decided and expected; measured.json: what became of it
   data/              manifest of rows, dropped rows
   checkpoints/step-N complete or absent
   served/step-N      the same as an adapter or model that servers load (`export.checkpoints`)
   final/             adapter, or the trained model
-  merged/            the model to serve
-  eval/              before and after: scores and every answer
+  merged/, gguf/     the model to serve
+  eval/              before and after: scores and every answer; their comparison
+  export/            what the merge, the GGUF files and the upload came to
   report.html
 """
 
