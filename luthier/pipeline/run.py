@@ -6,13 +6,14 @@
     evaluate  score the tuned model on the same rows
     compare   paired test: better, no evidence, worse
     merge     adapters into the original base, checked against the adapter
+    gguf      files for llama.cpp, read back by it, where the recipe asks for them
     push      to the Hub, where the recipe asks for it
     report    one page
 
 Each stage says what its result depends on. A finished stage is reused when none of that has
 changed and its files are there; otherwise the reason is printed and it runs again (`stage_run.py`).
 
-Under a launcher every process comes here: they train together, the other stages are process 0's.
+Under a launcher every process comes here: they train and score together, the other stages are process 0's.
 """
 
 from __future__ import annotations
