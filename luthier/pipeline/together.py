@@ -32,7 +32,7 @@ def scoring_together() -> Iterator[Group]:
         return
     with without_launcher_variables():
         with join(pick_device) as group:
-            given = read_env().watch_folder
+            given = _launchers_folder()
             folder = group.from_main("folder", lambda: given or Path(tempfile.mkdtemp(prefix="luthier-eval-")))
             with beating(folder, resumes=False):
                 note(f"{group.size} processes share the rows", style="dim")
@@ -41,3 +41,11 @@ def scoring_together() -> Iterator[Group]:
                 group.from_main("end", lambda: None)
         if group.is_main and given is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launchers_folder() -> Path | None:
+    """A folder of `luthier eval`, or where torchrun reads the error of this process; None without either."""
+    env = read_env()
+    if env.watch_folder is not None:
+        return env.watch_folder
+    return None if env.error_file is None else env.error_file.parent
