@@ -16,6 +16,7 @@ from luthier.cli.on_processes import on_processes
 from luthier.evaluate.harness.shared import Computing
 from luthier.runtime.errors import RecipeError, RunFailed
 from luthier.runtime.spread import Spread
+from tests.endpoint.server import ScriptedServer, says
 from tests.launch.support import ended, kill_group, start, wait_until
 from tests.support.tiny import conversations, save_tiny
 
@@ -275,3 +276,41 @@ def test_prompts_are_compared_as_by_one_process(world):
         found.append(list(leaves(json.loads((world / name).read_text()))))
     assert found[0] == found[1]
     assert len(json.loads((world / "b3.json").read_text())["models"]) == 4
+
+
+@pytest.mark.slow
+def test_a_judge_is_asked_once_whatever_the_number_of_processes(world, tmp_path):
+    asked, verdicts = [], []
+    for size in (1, 2):
+        with ScriptedServer(always=says('{"winner": "A"}')) as server:
+            words = (
+                f"evaluate.tasks=[{{name: words, path: {world}/rows.jsonl, metric: exact, max_new_tokens: 4}}]",
+                f"evaluate.judge={{base_url: '{server.url}', model: j, compare: [pairwise], rubric: Be right.}}",
+                "evaluate.compare_with_base=true",
+                "--judge", "--num-processes", str(size), "--json",
+            )  # fmt: skip
+            process = start(
+                *LUTHIER, str(world / "recipe.yaml"), "--base", "--model", str(world / "other"), *words,
+                **{**settings(world), "LUTHIER_CACHE": str(tmp_path / f"cache{size}")},
+            )  # fmt: skip
+            out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, out + err
+        asked.append(sorted(json.dumps(one["body"], sort_keys=True) for one in server.seen))
+        verdicts.append(list(leaves(json.loads(out)["judged"][0]["tasks"])))
+    assert len(asked[0]) == 26, "13 rows in both orders"
+    assert asked[0] == asked[1] and verdicts[0] == verdicts[1]
+
+
+@pytest.mark.slow
+def test_a_launched_run_shares_tasks_of_the_harness(world):
+    words = ("evaluate.compare_with_base=true", "method.name=full", "train.max_steps=1", "export.merge=false")
+    err = ended(start(
+        sys.executable, "-m", "luthier", "launch", str(world / "recipe.yaml"), "--num-processes", "2", *words,
+        "train.tokens_per_step=512", "train.learning_rate=0.01", **settings(world),
+    ), 280)  # fmt: skip
+    assert err.count("sums, batch 1: answers: 7, 6 by process") == 2
+    before = json.loads((world / "run/eval/before.json").read_text())["tasks"]
+    expected = json.loads((world / "one.json").read_text())["models"][0]["tasks"]
+    for (place, value), (other, wanted) in zip(leaves(before), leaves(expected), strict=True):
+        assert place == other
+        assert value == (pytest.approx(wanted, abs=2e-6) if isinstance(wanted, float) else wanted), place
