@@ -89,6 +89,8 @@ def test_one_run(desk):
         "models",
         "children",
         "files",
+        "predicted",
+        "processes",
         "report",
     }
     assert found["folder"] == "runs/a" and found["command"] == "luthier run runs/a/recipe.yaml"
