@@ -25,9 +25,9 @@ DeepSpeed 0.19 (runtime/zero; arXiv:1910.02054), B its bucket in fp32 (`reduce_b
       root      that gradient and its fp32 copy; or, in the step, when nothing is gathered, the fp32 copy of a group of
                 this device's gradients (`sub_group_size`, 1e9: `stage3.py: _prepare_fp32_grad_for_sub_group`)
 
-What both hold was read off two gloo processes, zero3's weights are tested there (tests/train/test_zero_memory.py). d is the hidden size: what
-transformers' Trainer, and Luthier, write for `auto` (DeepSpeed's own defaults are 5e8, 5e7). A configuration of the
-user's own (`distributed.deepspeed_config`) may say other sizes; these are not looked at.
+What both hold was read off two gloo processes; zero3's gathers are tested there (tests/train/test_zero_memory.py). d is
+the hidden size: what transformers' Trainer, and Luthier, write for `auto` (DeepSpeed's own defaults are 5e8, 5e7). A
+configuration of the user's own (`distributed.deepspeed_config`) may say other sizes; these are not looked at.
 """
 
 from __future__ import annotations
