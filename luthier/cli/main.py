@@ -186,8 +186,13 @@ def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
 
 
 def _to_stderr(record: logging.LogRecord) -> bool:
-    """DeepSpeed logs to stdout, from its import on (which accelerate makes): there a reader of JSON finds it."""
-    print(f"{record.name}: {record.getMessage()}", file=sys.stderr)
+    """DeepSpeed logs to stdout, from its import on (which accelerate makes): there a reader of JSON finds it.
+
+    That it sees no accelerator is left out: it is no news on a CPU, and puzzles in a run that does not use DeepSpeed.
+    """
+    text = record.getMessage()
+    if not text.startswith("Setting accelerator to CPU"):
+        print(f"{record.name}: {text}", file=sys.stderr)
     return False
 
 

@@ -185,11 +185,19 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     values.fill(
         "train.gradient_accumulation_steps",
         batching.gradient_accumulation_steps,
-        f"{why}: {product} = {count} {plural}",
+        f"{why}: {product} = {count} {plural}" + _larger_than_meant(batching, target, groups),
     )
     tokens = max(1, round(count * facts.mean_tokens))
     values.fill("train.tokens_per_step", tokens, f"{count} {plural} x {facts.mean_tokens:.0f} tokens on average")
     return batching
+
+
+def _larger_than_meant(batching: Batching, target: int, groups: int) -> str:
+    """Where a step cannot be as small as was meant: then it is not that of fewer devices."""
+    single = batching.per_device_train_batch_size * batching.gradient_accumulation_steps == 1
+    if not single or batching.sequences_per_step <= target:
+        return ""
+    return f", not {target}: each of {groups} takes one at least"
 
 
 def _online(values: _Values, facts: Facts) -> tuple[Facts, int]:
@@ -253,10 +261,12 @@ def _strategy(values: _Values, facts: Facts) -> None:
     elif facts.planned:
         chosen, open_to_plan = facts.planned, values.get(key) == "auto"
         values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))
-        for name in ("offload", "sequence_parallel_size") if open_to_plan else ():
+        for name in ("dp_replicate_size", "offload", "sequence_parallel_size") if open_to_plan else ():
             values.choose(f"distributed.{name}", getattr(chosen, name), chosen.reasons)
     elif values.recipe.distributed.offload != "none":
         values.fill(key, "fsdp2", f"`distributed.offload: {values.recipe.distributed.offload}` keeps shards")
+    elif values.recipe.distributed.dp_replicate_size > 1:
+        values.fill(key, "fsdp2", "`distributed.dp_replicate_size` is of copies in shards")
     else:
         values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 
