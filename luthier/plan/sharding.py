@@ -34,7 +34,8 @@ __all__ = ["HOST_DEVICES", "exchange_seconds", "forward_exchange_seconds"]
 
 ZERO3_SHOWN = 5.0
 """Seconds that ZeRO-3's exchange adds to a step, in times of the links' own: it hides nothing and pays for its buckets
-and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E)."""
+and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E). Those
+gathered the whole model at once, which is mended: an upper bound until it is measured again."""
 
 
 def exchange_seconds(

@@ -124,14 +124,6 @@ def test_what_fsdp2_gathers_by_moment():
     assert set(gathered_bytes(full, one).values()) == {0}
 
 
-def test_deepspeeds_buffers_by_hand():
-    full = _sizes()
-    bucket = 4 * D * D  # `reduce_bucket_size` of d^2 in fp32
-    assert set(gathered_bytes(full, _setting("zero2")).values()) == {bucket}
-    live = 2 * (1_000_000_000 + round(0.9 * D * D))
-    assert set(gathered_bytes(full, _setting("zero3")).values()) == {bucket + live + 2 * (LAYER + D * V)}
-
-
 def test_devices_that_share_a_sequence_keep_its_parts():
     """1/8 of the tokens, and attention's output once more (before and after the exchange)."""
     sizes = _sizes(name="lora")
