@@ -4,6 +4,7 @@
     fsdp2    all-gather of each layer forward and again backward (once with `reshard_after_forward: false`), of
              embeddings and head once, and a reduce-scatter of fp32 gradients, in every micro-batch: (N - 1) / N of
              the bytes each; adapters as under ddp (arXiv:1910.02054; torch's fully_shard)
+    zero1    all-reduce of fp32 gradients once a step, all-gather of what was updated
     zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
              step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
     zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden (`ZERO3_SHOWN`)
@@ -63,8 +64,8 @@ def exchange_seconds(
     )
     if strategy == "ddp":
         return shared + 2.0 * part * 4.0 * sizes.trainable / link
-    if strategy == "zero2":
-        reduced = setting.accumulate * 2.0 * part * 4.0 * sizes.trainable
+    if strategy in ("zero1", "zero2"):
+        reduced = (setting.accumulate if strategy == "zero2" else 1) * 2.0 * part * 4.0 * sizes.trainable
         return shared + (reduced + part * size * sizes.trainable) / link
     gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
     divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable

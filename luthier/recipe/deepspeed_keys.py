@@ -5,7 +5,22 @@ DeepSpeed itself passes over a misspelt key at the top level, so every one is in
 
 from __future__ import annotations
 
-__all__ = ["AGREED", "NO_EFFECT", "NO_EFFECT_IN_ZERO", "PASSED", "PASSED_IN_ZERO", "UNTRIED", "UNTRIED_IN_ZERO"]
+__all__ = [
+    "AGREED",
+    "NO_EFFECT",
+    "NO_EFFECT_IN_ZERO",
+    "PASSED",
+    "PASSED_IN_ZERO",
+    "STAGES",
+    "UNTRIED",
+    "UNTRIED_IN_ZERO",
+    "ZERO",
+]
+
+STAGES = {1: "zero1", 2: "zero2", 3: "zero3"}
+"""`distributed.strategy` of each stage of ZeRO."""
+ZERO = frozenset(STAGES.values())
+"""The strategies that are DeepSpeed's."""
 
 AGREED = {
     "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",

@@ -23,7 +23,7 @@ class Decision:
     """`train.gradient_checkpointing_layers`."""
     dequantize_base: bool
     """`model.dequantize_base`; False unless the base is nf4."""
-    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = "ddp"
     """`distributed.strategy`."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """`distributed.offload`."""
