@@ -61,10 +61,12 @@ def zero_rules(
     if section.strategy in ZERO:
         for key, reason in why_not_zero(model, method, train):
             message = f"`distributed.strategy: {section.strategy}` beside `{key}`: {reason}"
-            yield locate("distributed.strategy").problem("L175", message, hint="write fsdp2, ddp or auto, or change that key")
+            yield locate("distributed.strategy").problem(
+                "L175", message, hint="write fsdp2 or auto, or change that key"
+            )
         if section.strategy != "zero3" and section.offload == "all":
             message = (
-                f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`: it keeps weights"
+                f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`, with whole weights"
             )
             yield locate("distributed.offload").problem("L175", message, hint="write optimizer, or zero3")
         if not section.reshard_after_forward:

@@ -163,3 +163,19 @@ def test_the_cached_reference_is_that_of_one_process(two, one):
         mine = one["dpo_lora"].folder.read_lines("metrics.jsonl")[0]
         assert first["loss"] == pytest.approx(mine["loss"], rel=5e-6)
         assert list((two / f"reference-{strategy}").iterdir())
+
+
+def test_saving_a_model_on_a_cpu_says_nothing_of_deepspeed(tmp_path):
+    """accelerate imports it for that, and it would warn that there is no GPU."""
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom luthier.model.save import save_model_files\n"
+        "from tests.support.tiny import tiny_model\nsave_model_files(tiny_model(), Path(sys.argv[1]))\n"
+        "assert 'deepspeed' in sys.modules and 'DS_ACCELERATOR' not in os.environ\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "DS_ACCELERATOR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "accelerator" not in done.stdout + done.stderr

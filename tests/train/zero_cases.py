@@ -118,22 +118,29 @@ def reward_lora(folder: Path, world_size: int, strategy: str) -> Run:
     return preferred(folder, world_size, strategy, method=LORA, objective={"name": "reward"}, base=base)
 
 
-def nf4_base(world_size: int, strategy: str) -> Any:
+def nf4_base(world_size: int, strategy: str, dtype: torch.dtype = torch.float32) -> Any:
     """In 4 bits; under ZeRO-3 it waits in its own type to be quantised, as the loader leaves it."""
-    return nf4_model(whole=world_size == 1 or strategy != "zero3")
+    return nf4_model(whole=world_size == 1 or strategy != "zero3", dtype=dtype)
 
 
-def qlora(folder: Path, world_size: int, strategy: str, **model: Any) -> Run:
+def qlora(
+    folder: Path, world_size: int, strategy: str, *, dtype: torch.dtype = torch.float32, **model: Any
+) -> Run:  # fmt: skip
     """Bytes of a 4-bit base, unpacked in each layer's passes."""
     rows = unequal(13)
     prepared = Data(rows, examples(5, seed=99), pack([len(row) for row in rows], 128))
     recipe = resolved(method=QLORA, model={**NF4, **model}, strategy=strategy, **a_step(world_size))
-    return train(folder, prepared, recipe=recipe, model=nf4_base(world_size, strategy))
+    return train(folder, prepared, recipe=recipe, model=nf4_base(world_size, strategy, dtype))
 
 
 def qlora_unpacked(folder: Path, world_size: int, strategy: str) -> Run:
     """Its values in the partitions, as any frozen base's."""
     return qlora(folder, world_size, strategy, dequantize_base=True)
+
+
+def qlora_bf16(folder: Path, world_size: int, strategy: str) -> Run:
+    """DeepSpeed casts every float parameter to bf16, and the bytes must stay what they are."""
+    return qlora(folder, world_size, strategy, dtype=torch.bfloat16)
 
 
 def qlora_saved(folder: Path, world_size: int, strategy: str) -> Run:
@@ -178,5 +185,5 @@ FEW = named(saved_tied, tokens, kto_saved, qlora)
 """For `test_zero.py`, which runs with `make test-processes`."""
 MORE = named(
     saved, saved_again, tokens_tied, spectrum_tied, dpo_full, dpo_lora, kto_full, orpo_full, simpo_lora, reward_full,
-    reward_lora, qlora_unpacked, qlora_saved, saved_bf16, tokens_bf16,
+    reward_lora, qlora_unpacked, qlora_saved, qlora_bf16, saved_bf16, tokens_bf16,
 )  # fmt: skip

@@ -27,7 +27,7 @@ from tests.train.zero_cases import Case
 
 TWO_AND_THREE = ("zero2", "zero3")
 ONE = zero_cases.named(zero_cases.full_bf16, zero_cases.saved_bf16, zero_cases.offloaded_bf16, zero_cases.saved_tied)
-ONE |= {name: zero_cases.MORE[name] for name in ("dpo_lora", "kto_full", "qlora_unpacked")}
+ONE |= {name: zero_cases.MORE[name] for name in ("dpo_lora", "kto_full", "qlora_unpacked", "qlora_bf16")}
 ONE |= {name: zero_worker.CASES[name] for name in ("full", "lora", "spectrum", "offloaded")}
 """Under ZeRO-1."""
 CASES: dict[str, Case] = {**ONE, **zero_cases.MORE}
