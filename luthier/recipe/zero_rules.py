@@ -66,7 +66,7 @@ def zero_rules(
             )
         if section.strategy != "zero3" and section.offload == "all":
             message = (
-                f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`, with whole weights"
+                f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`: weights are whole"
             )
             yield locate("distributed.offload").problem("L175", message, hint="write optimizer, or zero3")
         if not section.reshard_after_forward:
