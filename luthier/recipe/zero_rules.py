@@ -65,9 +65,7 @@ def zero_rules(
                 "L175", message, hint="write fsdp2 or auto, or change that key"
             )
         if section.strategy != "zero3" and section.offload == "all":
-            message = (
-                f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`: weights are whole"
-            )
+            message = f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`: weights are whole"
             yield locate("distributed.offload").problem("L175", message, hint="write optimizer, or zero3")
         if not section.reshard_after_forward:
             key = "distributed.reshard_after_forward"

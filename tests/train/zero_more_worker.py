@@ -71,12 +71,13 @@ def parts_of(name: str, strategy: str) -> dict[str, Any]:
     originals = {key: p for key, p in model.named_parameters() if ".original_module." in key}
     trainer = make_trainer(accelerator, model, recipe.recipe, total_steps=1)
     zero = trainer.wrapper.root
+    packed = [module.weight for module in model.modules() if isinstance(module, PackedLinear)]
+    held = sum(weight.numel() for weight in packed)
     with torch.no_grad():
         found, others = trainer.wrapper.run(
             lambda: [{key: p.numel() for key, p in some.items()} for some in (tables, originals)]
         )
     masters = zero_worker.masters_of(zero)
-    packed = [module.weight for module in model.modules() if isinstance(module, PackedLinear)]
     mine = [weight.ds_tensor if hasattr(weight, "ds_tensor") else weight for weight in packed]
     report = {part.name: part.runs for part in trainer.engine.report}
     trainer.weights.close()
@@ -86,7 +87,7 @@ def parts_of(name: str, strategy: str) -> dict[str, Any]:
         "masters": sum(group.numel() for group in masters), "tables": {key: (found[key], sizes[key]) for key in sizes},
         "originals": others, "report": report["decoder layers"],
         "packed": {
-            "kinds": sorted({str(weight.dtype) for weight in packed}), "held": sum(w.numel() for w in packed),
+            "kinds": sorted({str(weight.dtype) for weight in packed}), "held": held,
             "mine": sum(part.numel() for part in mine),
             "whole": sum(getattr(weight, "ds_numel", weight.numel()) for weight in packed),
         },
