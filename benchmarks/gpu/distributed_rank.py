@@ -75,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--offload", default="none", choices=["none", "optimizer", "all"])
     parser.add_argument("--deepspeed-config", help="zero2, zero3: a JSON as `distributed.deepspeed_config` takes it")
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
+    parser.add_argument("--copies", type=int, default=1, metavar="R", help="fsdp2: dp_replicate_size (HSDP)")
     parser.add_argument("--sequence-parallel", type=int, default=1, metavar="S", help="processes that share a sequence")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step and process (or of S that share sequences)")
     parser.add_argument("--max-doc", type=int, default=1024)
@@ -158,6 +159,9 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None, keep_attention=options.keep_attention)},
     )  # fmt: skip
+    if options.strategy == "fsdp2" and world > 1:
+        own = {"dp_replicate_size": options.copies}
+        recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     if options.strategy.startswith("zero"):
         own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
         recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
@@ -187,6 +191,14 @@ def load_hollow(options: argparse.Namespace) -> Any:
     return load_model_folder(
         options.folder, section, device=host, dtype=getattr(torch, options.dtype), hollow=True
     )  # fmt: skip
+
+
+def sharded_over(model: Any) -> dict[str, Any]:
+    """The mesh of sharded parameters and how they lie on it; nothing without shards."""
+    sharded = next((p for p in model.parameters() if hasattr(p, "device_mesh")), None)
+    if sharded is None:
+        return {}
+    return {"mesh": sharded.device_mesh.mesh.tolist(), "placements": str(sharded.placements)}
 
 
 def host_gib() -> tuple[float, float]:
@@ -245,6 +257,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
         "layers": [
             f"{part.name}: {part.runs}" for part in trainer.engine.report
             if part.name in ("decoder layers", "sequences")],
+        **sharded_over(model),
         "rows_of_a_pass": len(batches.take(0)[0].batch.input_ids),
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
@@ -269,6 +282,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     if options.check:
         how = "separate" if options.separate else options.strategy
         how += f"-{world}" + (f"-s{options.sequence_parallel}" if options.sequence_parallel > 1 else "")
+        how += f"-r{options.copies}" if options.copies > 1 and options.strategy == "fsdp2" else ""
         _keep(model, losses, options.check / f"{options.method}-{how}.pt", rank)
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]

@@ -9,7 +9,6 @@ smaller ones (`halve.py`).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -117,7 +116,7 @@ class Running:
         seconds = time.perf_counter() - started
         self.agreed_to_stop = done.stop
         position.step += 1
-        _add_up(position, done, seconds)
+        position.add(done, seconds)
         self.clock.add(seconds, tokens=done.tokens, trained_tokens=done.trained_tokens)
         if position.step % self.recipe.train.logging_steps == 0 or position.step == self.order.total_steps:
             self._write_metrics(done)
@@ -199,7 +198,7 @@ class Running:
         if self.saved_step == position.step or position.step == 0:
             return
         if self.is_main:
-            _flush(self.run)
+            self.run.flush("metrics.jsonl")  # first: a power cut then loses none that the checkpoint counts on
         started = time.perf_counter()
         mark("write a checkpoint", step=position.step - 1, watched=False)
         removed = take(
@@ -289,30 +288,6 @@ class Running:
         )  # fmt: skip
 
 
-def _add_up(position: Progress, done: Update, seconds: float) -> None:
-    position.tokens += done.tokens
-    position.trained_tokens += done.trained_tokens
-    position.seconds += seconds
-    position.first_loss = done.loss if position.first_loss is None else position.first_loss
-    position.last_loss = done.loss
-    window = position.window
-    window.loss_sum += done.loss_sum
-    window.weight_sum += done.weight_sum
-    for name, value in done.sums.items():
-        window.sums[name] = window.sums.get(name, 0.0) + value
-    window.tokens += done.tokens
-    window.trained_tokens += done.trained_tokens
-    window.seconds += seconds
-
-
 def _peak(trainer: Trainer) -> int:
     mine = torch.tensor([peak_bytes(trainer.accelerator.device)], device=trainer.accelerator.device)
     return int(trainer.accelerator.gather(mine).max())
-
-
-def _flush(run: RunFolder) -> None:
-    """The metrics of a step are on the disk before its checkpoint is: a power cut loses none that count."""
-    path = run.path / "metrics.jsonl"
-    if path.exists():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
