@@ -47,7 +47,7 @@ def _memory(sizes, setting, optim="adamw_torch_fused"):
     ("strategy", "offload", "weights", "masters", "optimizer"),
     [
         ("ddp", "none", 2 * P, 4 * P, 8 * P),
-        ("zero2", "none", 2 * P, P // 2, P),
+        ("zero2", "none", 2 * P, P // 2, P), ("zero1", "none", 2 * P, P // 2, P),
         ("fsdp2", "none", P // 4, P // 2, P), ("zero3", "none", P // 4, P // 2, P),
         ("fsdp2", "optimizer", P // 4, 0, 0), ("zero2", "optimizer", 2 * P, 0, 0),
         ("fsdp2", "all", 0, 0, 0), ("zero3", "all", 0, 0, 0),
@@ -66,6 +66,7 @@ def test_gradients_of_each_way():
         return _memory(_sizes(), setting).gradients
 
     assert gradients("ddp", 1) == gradients("ddp", 2) == 4 * P
+    assert gradients("zero1", 1) == gradients("zero1", 2) == 4 * P  # whole
     assert gradients("zero2", 1) == gradients("zero3", 1) == 4 * P // 8  # their partition, in fp32
     assert (gradients("fsdp2", 1), gradients("fsdp2", 2)) == (2 * P // 8, 4 * P // 8)
     assert gradients("fsdp2", 2, offload="all") == 0

@@ -1,4 +1,4 @@
-"""Trained weights whose gradients, masters and moments are DeepSpeed's (ZeRO-2, ZeRO-3).
+"""Trained weights whose gradients, masters and moments are DeepSpeed's (ZeRO-1, ZeRO-2, ZeRO-3).
 
 DeepSpeed averages the gradients of a pass over the processes and adds up the passes in its partitions; its step clips
 by the norm of all and updates them. What leaves and enters a checkpoint are whole tensors under our names, one at a
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from luthier.train import foreach
 from luthier.train.distributed.zero import gather_zero, let_gradients_through
 from luthier.train.masters import Weights
 
@@ -36,6 +37,8 @@ class ZeroWeights(Weights):
         self.live = {name: parameter for name, parameter in model.named_parameters() if name in self.shapes}
         self.tensors = dict(self.live)
         self._stage = int(engine.zero_optimization_stage())
+        self._in_16_bits = hasattr(engine.optimizer, "bf16_groups")
+        """Under ZeRO-1 DeepSpeed has an optimizer of its own (BF16_Optimizer) for weights in bf16."""
         self._passes = self._done = 0
         if self._stage == 3:
             self._hooks += let_gradients_through(model)
@@ -66,6 +69,8 @@ class ZeroWeights(Weights):
         optimizer = self.engine.optimizer
         if self._stage == 3:
             found = combine_grad_norm_groups(optimizer._get_norm_groups())
+        elif self._in_16_bits:
+            return foreach.total_norm(optimizer.get_grads_for_norm(for_clipping=True))
         else:
             found = optimizer.scaled_global_norm()
         found = torch.as_tensor(found)
@@ -83,6 +88,8 @@ class ZeroWeights(Weights):
     def zero_grad(self) -> None:
         """Forget the gradients of the passes since the last step."""
         self.engine.optimizer.zero_grad()
+        if self._in_16_bits:
+            return
         if self._stage != 3:
             from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 
@@ -164,15 +171,14 @@ class ZeroWeights(Weights):
                     self._set(parameter, value, key=key)
 
     def _link(self, optimizer: torch.optim.Optimizer) -> None:
-        """Show ZeRO-2 where the moments of each parameter are.
+        """Show ZeRO-1 and ZeRO-2 where the moments of each parameter are.
 
         It does so itself in its first step, but for all groups when the first of them has been updated (0.19.8).
         """
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-        zero = self.engine.optimizer
         if self._stage != 3:
-            for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            for group, flat in self._groups():
                 lazy_init_hp_params_optimizer_state(group, flat, optimizer.state)
 
     def _flat(self, parameter: nn.Parameter) -> Tensor:
@@ -182,9 +188,15 @@ class ZeroWeights(Weights):
         if self._stage == 3:
             flat = optimizer.fp32_partitioned_groups_flat[optimizer.grad_position[optimizer.get_param_id(parameter)][0]]
         else:
-            index = next(i for i, group in enumerate(optimizer.bit16_groups) if any(p is parameter for p in group))
-            flat = optimizer.single_partition_of_fp32_groups[index]
+            flat = next(flat for group, flat in self._groups() if any(p is parameter for p in group))
         return flat
+
+    def _groups(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """(parameters, partition of their masters that this process has) of each group, below ZeRO-3."""
+        zero = self.engine.optimizer
+        if self._in_16_bits:
+            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
+        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
 
     def _set(self, parameter: Any, whole: Tensor, *, key: str | None) -> None:
         """This process' part of a whole tensor into the masters (`key` None) or a moment."""
