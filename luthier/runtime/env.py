@@ -209,7 +209,7 @@ def for_other_hosts() -> dict[str, str]:
     trackers; none that names something of this host."""
     return {
         name: value for name, value in os.environ.items()
-        if name.startswith(_FOR_HOSTS) and name not in {"LUTHIER_LAUNCHED", "LUTHIER_UNSHARED"}
+        if name.startswith(_FOR_HOSTS) and name not in {"LUTHIER_LAUNCHED", "LUTHIER_UNSHARED", "LUTHIER_PARENT"}
     }  # fmt: skip
 
 
