@@ -18,6 +18,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_no_process_holds_the_checkpoint(tmp_path):
     drawn = torch.Generator().manual_seed(0)
     masters = {
