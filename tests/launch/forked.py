@@ -84,6 +84,7 @@ def _become(words: Sequence[str], env: dict[str, str], out: BinaryIO | None, err
     for stream, number in ((out, 1), (err, 2)):
         if stream is not None:
             os.dup2(stream.fileno(), number)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))  # pytest has others
     os.environ.clear()
     os.environ.update(env)
     os.chdir(ROOT)

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from luthier.launch.processes import _cause, choose_processes
+from luthier.launch.several import _stopping
 from luthier.runtime.errors import DataError, EnvironmentProblem, Interrupted, RecipeError, RunFailed
 from luthier.runtime.failure import leave_failure, read_failure
 from tests.support.tiny import conversations, save_tiny
@@ -79,6 +80,14 @@ def test_a_crash_without_an_error_of_ours_is_told_with_its_last_line(tmp_path):
 def test_stopped_by_a_signal_before_anything_was_saved(tmp_path):
     error = _cause([], {}, signal.SIGTERM, run=tmp_path, logs=[])
     assert isinstance(error, Interrupted)
+
+
+def test_a_signal_before_processes_run_ends_with_an_error_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before") as caught, _stopping():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_followed_from_a_signal_is_not_the_cause(tmp_path, monkeypatch):
