@@ -81,7 +81,9 @@ def judge(fault: str, ranks: Sequence[int], code: int, said: str) -> list[str]:
     if "Traceback" in said:
         found.append("a traceback: " + said[said.rindex("Traceback") :].strip().splitlines()[-1][:160])
     if fault == "SIGSTOP":
-        if not re.search(rf"error\[L142\].*process {ranks[0]} .*(has not answered|has been in|has not begun)", last, re.DOTALL):
+        if not re.search(
+            rf"error\[L142\].*process {ranks[0]} .*(has not answered|has been in|has not begun)", last, re.DOTALL
+        ):
             found.append(f"the hang is not told: {last[:300]!r}")
     elif fault in KILLS and fault != "the launcher":
         named = re.search(r"process (\d+) \(pid \d+\) was ended by SIGKILL", last)
