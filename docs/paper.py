@@ -150,7 +150,9 @@ def _decides(plan: Plan) -> str:
         return f"{over:.1f} GiB too much: " + ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts)
     setting, step = chosen.setting, chosen.step
     whole = setting.whole_layers(layers)
-    said = [f"{whole} of {layers} layers recomputed"] if whole else []
+    kept = whole - setting.attending(layers)
+    but = f", {kept} but for attention" if kept else ""
+    said = [f"{whole} of {layers} layers recomputed{but}"] if whole else []
     said += ["selective" + (" elsewhere" if whole else "")] if setting.rest == "selective" and whole < layers else []
     said += [f"{setting.micro_tokens:,} tokens a device and pass"]
     for part, words in (("attention", "attention"), ("exchange", "communication"), ("offload", "offload")):

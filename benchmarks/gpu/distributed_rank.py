@@ -83,6 +83,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--micro-batches", type=int, default=1)
     parser.add_argument("--recompute", default="none", choices=["none", "selective", "layer"])
+    parser.add_argument("--keep-attention", action="store_true", help="with --recompute layer: do not attend again")
     parser.add_argument("--optim", default="adamw_torch_fused")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
@@ -155,7 +156,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         offload=options.offload if options.strategy == "fsdp2" else "none",
         quantization=quantization, dequantize_base=options.keep_unpacked,
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
-               **trainers.recompute_keys(options.recompute, None)},
+               **trainers.recompute_keys(options.recompute, None, keep_attention=options.keep_attention)},
     )  # fmt: skip
     if options.strategy.startswith("zero"):
         own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}

@@ -151,10 +151,11 @@ class Case:
         again, _ = self.fast(model, recompute="none")
         noise = max(compare(again, kept).tensors.values())
         found = {}
-        for policy, layers in (("selective", None), ("layer", None), ("layer", 1)):
-            step, _ = self.fast(model, recompute=policy, recompute_layers=layers)
+        for policy, layers, keep in (("selective", None, False), ("layer", None, False), ("layer", None, True),
+                                     ("layer", 1, False)):  # fmt: skip
+            step, _ = self.fast(model, recompute=policy, recompute_layers=layers, keep_attention=keep)
             errors = compare(step, kept)
-            name = policy + (f" {layers}" if layers else "")
+            name = policy + (f" {layers}" if layers else "") + (" but for attention" if keep else "")
             found[name] = max(errors.loss, errors.worst[1])
             if found[name] > max(3 * noise, 1e-6):
                 self.failures.append(f"recompute {name} differs by {found[name]:.1e} ({_short(errors.worst[0])})")

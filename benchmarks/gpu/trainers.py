@@ -56,10 +56,13 @@ def make_recipe(
     return recipe_from_dict(document, origin="benchmark")
 
 
-def recompute_keys(policy: str, layers: int | None) -> dict[str, Any]:
+def recompute_keys(policy: str, layers: int | None, *, keep_attention: bool = False) -> dict[str, Any]:
     """`train` keys for a recompute policy: none, selective, layer (of the first `layers` layers)."""
     value = {"none": False, "selective": "selective", "layer": True}[policy]
-    return {"gradient_checkpointing": value, "gradient_checkpointing_layers": layers}
+    return {
+        "gradient_checkpointing": value, "gradient_checkpointing_layers": layers,
+        "gradient_checkpointing_attention": not keep_attention,
+    }  # fmt: skip
 
 
 def make(implementation: str, accelerator: Any, model: Any, recipe: Recipe, *, total_steps: int) -> Any:

@@ -69,7 +69,8 @@ def report_decoder(
         attention = " and ".join(sorted({_ATTENTION[program.attention] for program in programs}))
         runs = f"one function each ({len(programs)} layers), {kinds} matrices{inexact}, {name} kernels, {attention}"
         lines.append(Part("decoder layers", runs, f"{family} layers are in the table; {why}"))
-        counts = {policy: sum(program.policy == policy for program in programs) for policy in _MEANING}
+        policies = [f"{program.policy}{', attention kept' * program.keeps_attention}" for program in programs]
+        counts = {policy: policies.count(policy) for policy in _MEANING}
         said = [f"{count} layers: {_MEANING[policy]}" for policy, count in counts.items() if count]
         if said:
             lines.append(Part("recomputation", "; ".join(said), "asked for"))
@@ -82,7 +83,8 @@ def report_decoder(
         why = "; ".join(f"{reason} ({count} layers)" for reason, count in decoder.reasons.items())
         lines.append(Part("decoder layers", stock, why))
     if recomputed:
-        lines.append(Part("recomputation", f"{recomputed} layers run again in the backward pass", "asked for"))
+        whole = ", attention too (only layers of the engine's own can keep it)" if settings.keep_attention else ""
+        lines.append(Part("recomputation", f"{recomputed} layers run again in the backward pass{whole}", "asked for"))
     elif settings.recompute != "none" and not programs:
         lines.append(
             Part("recomputation", "none", f"`{settings.recompute}` was asked for, but no layer here can run again")
@@ -97,5 +99,6 @@ _ATTENTION = {
 }
 _MEANING = {
     "layer": "run again in the backward pass, but for their last product",
+    "layer, attention kept": "run again in the backward pass, but for attention and their last product",
     "selective": "norms and activation products computed again",
 }

@@ -29,6 +29,11 @@ class EngineSettings:
     recompute_layers: int | None = None
     """The first n decoder layers run again as a whole, the others keep everything (`layer`) or all but elementwise
     work (`selective`). None: all layers do as `recompute` says."""
+    keep_attention: bool = False
+    """Layers that run again as a whole keep attention's output beside their input, and do not attend again: q numbers
+    more a token, and for long documents much less time. Of layers on the layer function."""
+    attending_layers: int = 0
+    """With `keep_attention`: the first n decoder layers do attend again."""
     frozen_base: FrozenBase = "as_loaded"
     """Storage of frozen linear weights under adapters: `dequantized` keeps a 16-bit copy of a 4-bit base (the same
     values, bit for bit), `fp8` rounds the base to 8-bit floats with a scale a row (inexact)."""

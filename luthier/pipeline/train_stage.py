@@ -38,7 +38,7 @@ def training_fingerprint(session: Session) -> dict[str, Any]:
     """
     recipe = session.resolved.recipe
     left_out = {"report_to", "logging_steps", "save_steps", "save_total_limit"}
-    left_out |= {"gradient_checkpointing", "gradient_checkpointing_layers"}
+    left_out |= {"gradient_checkpointing", "gradient_checkpointing_layers", "gradient_checkpointing_attention"}
     return {
         "code": CODE_VERSION["train"],
         "data": session.stage_result("data")["hash"],

@@ -4,7 +4,7 @@ Per token, in elements of the compute type, under each policy (d hidden, q query
 
     none        4 d + 2 q + 2 kv + 3 f    h, n1, rotated q, k, v, attention out, h2, n2, gate and up, their product
     selective   2 d + 2 q + 2 kv + 2 f    norms and product are computed again from these
-    layer       d                         the layer's input
+    layer       d                         the layer's input; d + q where attention's output is kept beside it
 
 plus, for none and selective, q + kv with normed heads (raw and rotated q, k), 2 d with four norms a layer (their
 inputs), and in bytes the log-sum-exp of attention (4 a head) and two fp32 1/rms; with adapters u of each group,
@@ -25,6 +25,7 @@ from luthier.plan.sizes import Sizes
 
 __all__ = [
     "activation_bytes",
+    "attention_bytes_per_token",
     "exchanged_elements",
     "head_bytes",
     "kept_bytes_per_token",
@@ -33,6 +34,13 @@ __all__ = [
 ]
 
 Policy = Literal["none", "selective", "layer"]
+
+
+def attention_bytes_per_token(sizes: Sizes, setting: Setting) -> int:
+    """Bytes a token keeps in a decoder layer that runs again, so as not to attend again: output and log-sum-exp. (By
+    document, on a CPU or in fp32, autograd holds q, k and v with it.)"""
+    outputs = 2 if setting.sequence_parallel > 1 else 1
+    return (outputs * sizes.shape.query * setting.dtype_bytes + 4 * sizes.shape.heads) if sizes.fast else 0
 
 
 def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, wide: bool = True) -> int:
@@ -89,7 +97,9 @@ def activation_bytes(sizes: Sizes, setting: Setting, supervised: float = 1.0) ->
     rest = sizes.backward_layers - whole
     each = kept_bytes_per_token(sizes, setting.rest, setting.dtype_bytes, wide=setting.wide)
     each += sizes.shape.query * setting.dtype_bytes if setting.sequence_parallel > 1 else 0
+    attention = setting.whole_layers(layers) - max(lowest, setting.attending(layers))
     per_token = whole * kept_bytes_per_token(sizes, "layer", setting.dtype_bytes) + rest * each
+    per_token += max(0, attention) * attention_bytes_per_token(sizes, setting)
     size = setting.dtype_bytes
     outside = sizes.shape.hidden_size * size * (supervised if sizes.fast else 2.0)
     outside += 2 * sizes.shape.head_dim * size
@@ -125,6 +135,8 @@ def transient_bytes(sizes: Sizes, setting: Setting, tokens: int, *, whole: bool)
     per_token = max(mlp, attention)
     if whole:
         per_token += kept_bytes_per_token(sizes, "none", size, wide=setting.wide) - f * size
+        if setting.attending(shape.layers) <= sizes.lowest_layer and sizes.fast:  # counted with what is kept
+            per_token -= q * size + 4 * shape.heads
     largest = max((group.parameters for group in sizes.groups), default=0)
     fixed = largest * size if sizes.trained_linear else 0
     if setting.base == "nf4":

@@ -65,6 +65,8 @@ class Row:
     """`distributed.reshard_after_forward`."""
     offload: Offload = "none"
     sequence_parallel: int = 1
+    keep_attention: bool = False
+    """Recomputed layers kept attention's output."""
     reserved_gib: float | None = None
     """Held by the allocator, where it was recorded."""
     changed: str = ""
@@ -78,6 +80,7 @@ class Row:
             self.max_length,
             self.micro_batches,
             self.recompute,
+            self.keep_attention,
             self.replayed,
             round(self.squares_per_token, -2),
         )
@@ -97,7 +100,7 @@ class Row:
         return Setting(
             micro_tokens=self.tokens // self.micro_batches, recompute=self.recompute, base=self.base,
             accumulate=self.micro_batches, replay=self.replayed, world=self.world, way=self.way(),
-            reshard=self.reshard, extended=not self.way().sharded,
+            reshard=self.reshard, extended=not self.way().sharded, keep_attention=self.keep_attention,
         )  # fmt: skip
 
     def way(self) -> Way:
@@ -135,7 +138,8 @@ class Row:
         if self.world > 1:
             kept = "" if self.reshard else ", layers kept whole"
             documents += f", {self.world} devices: {self.way().words()}{kept}"
-        more = f"{_BASES[self.base]}{_RECOMPUTE[self.recompute]}{optim}{documents}"
+        kept = " but for attention" if self.keep_attention else ""
+        more = f"{_BASES[self.base]}{_RECOMPUTE[self.recompute]}{kept}{optim}{documents}"
         return f"{self.model} {method}, {self.tokens:,} tokens{more}"
 
     def to_json(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from typing import Any
 
 from luthier.plan.activations import (
     activation_bytes,
+    attention_bytes_per_token,
     head_bytes,
     kept_bytes_per_token,
     last_layer_saving,
@@ -173,6 +174,8 @@ def _moments(
     early = before + (0 if before and after == before else head_gradient)
     lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
     lowest = kept_bytes_per_token(sizes, "layer" if lowest_is_whole else setting.rest, size, wide=setting.wide)
+    if lowest_is_whole and setting.attending(sizes.shape.layers) <= sizes.lowest_layer:
+        lowest += attention_bytes_per_token(sizes, setting)
     transient = transient_bytes(sizes, setting, setting.micro_tokens, whole=lowest_is_whole)
     end = {
         "activations": min(activations, lowest * setting.micro_tokens),

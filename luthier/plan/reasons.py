@@ -37,6 +37,8 @@ def reasons_for(
         reasons |= _of_way(request, chosen, candidates)
     layers = request.sizes.shape.layers
     setting = chosen.setting
+    if setting.whole_layers(layers):
+        reasons["train.gradient_checkpointing_attention"] = _attention(request, chosen, candidates)
     if setting.recompute_layers is not None:
         key = "train.gradient_checkpointing_layers"
         reasons[key] = f"the fewest of {layers} layers with which it fits: {need}"
@@ -71,6 +73,28 @@ def _recompute(request: Request, chosen: Candidate, candidates: Sequence[Candida
         more = chosen.seconds / same[0].seconds - 1
         return f"{without}, and {f'{more:.0%}' if more >= 0.01 else 'less than 1%'} more time"
     return without
+
+
+def _attention(request: Request, chosen: Candidate, candidates: Sequence[Candidate]) -> str:
+    """Why layers that run again do so with or without attention."""
+    setting = chosen.setting
+    if setting.attending_layers:
+        layers, need = request.sizes.shape.layers, f"{gib(chosen.needed_bytes)} of {gib(request.device.memory_bytes)}"
+        return f"the fewest of {setting.whole_layers(layers)} layers with which it fits: {need}"
+    others = [
+        other for other in candidates
+        if other.setting.keep_attention != setting.keep_attention and other.setting.whole_layers(10**6)
+        and other.split == chosen.split and other.setting.base == setting.base and other.setting.way == setting.way
+    ]  # fmt: skip
+    if not others:
+        return "attention by autograd would keep more than its output" if not setting.keep_attention else "as written"
+    fitting = [other for other in others if other.fits]
+    if fitting:
+        best = min(fitting, key=lambda other: other.seconds_per_token)
+        return f"{'run again' if setting.keep_attention else 'with its output kept'}: {why_not(best, chosen)}"
+    least = min(other.needed_bytes for other in others)
+    how = "run again" if setting.keep_attention else "with its output kept"
+    return f"{how}, the step needs at least {gib(least)} of {gib(request.device.memory_bytes)}"
 
 
 def way_name(way: Way) -> str:

@@ -28,6 +28,9 @@ __all__ = ["Remedy", "faster", "remedies"]
 
 SHORTEST = 256
 MORE = 8
+RECOMPUTE = dict.fromkeys(
+    ("gradient_checkpointing", "gradient_checkpointing_layers", "gradient_checkpointing_attention"), "auto"
+)
 """Times as many devices that are tried beyond one host."""
 FASTER = 1.05
 """A gain below this is not worth a line."""
@@ -66,8 +69,11 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     recipe = request.recipe
     train, model, method = recipe.train, recipe.model, recipe.method
     if request.recompute is not None:
-        keys: dict[str, Any] = {"gradient_checkpointing": "auto", "gradient_checkpointing_layers": "auto"}
+        keys: dict[str, Any] = dict(RECOMPUTE)
         yield "train.gradient_checkpointing=auto", _with(request, "train", keys)
+    elif train.keeps_attention:
+        keys = {"gradient_checkpointing_attention": "auto"}
+        yield "train.gradient_checkpointing_attention=auto", _with(request, "train", keys)
     if train.per_device_train_batch_size != "auto" or train.gradient_accumulation_steps != "auto":
         tokens = _step_tokens(request)
         keys = {"per_device_train_batch_size": "auto", "gradient_accumulation_steps": "auto", "tokens_per_step": tokens}
@@ -125,7 +131,7 @@ def faster(request: Request, chosen: Candidate, fit: Callable[[Request], Candida
     train, changed, keys = request.recipe.train, request, []
     if request.recompute is not None:
         keys.append("train.gradient_checkpointing=auto")
-        free: dict[str, Any] = {"gradient_checkpointing": "auto", "gradient_checkpointing_layers": "auto"}
+        free: dict[str, Any] = dict(RECOMPUTE)
         changed = _with(changed, "train", free)
     if train.per_device_train_batch_size != "auto" or train.gradient_accumulation_steps != "auto":
         tokens = _step_tokens(request)

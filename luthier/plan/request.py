@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.plan.calibrate import Correction, calibration_file, correction
 from luthier.plan.devices import Accelerator
+from luthier.plan.launches import own_attention
 from luthier.plan.setting import Base, Recompute, Way
 from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
@@ -68,6 +69,24 @@ class Request:
         if policy == "auto":
             return None if count is None else ("layer", count)
         return {False: "none", True: "layer", "selective": "selective"}[policy], count  # type: ignore[return-value]
+
+    @property
+    def attention_is_open(self) -> bool:
+        """Whether layers that run again keep their attention is the plan's choice. Autograd's own attention (a CPU,
+        fp32, other head widths) keeps more than its output: only by name."""
+        wanted = self.recipe.train.gradient_checkpointing_attention
+        kernels = self.device.type == "cuda" and self.dtype_bytes == 2 and own_attention(self.sizes)
+        return wanted == "auto" and kernels
+
+    @property
+    def attention_kept(self) -> tuple[tuple[bool, int], ...]:
+        """What to look at: `Setting.keep_attention` and `attending_layers`."""
+        wanted = self.recipe.train.gradient_checkpointing_attention
+        if self.attention_is_open:
+            return ((False, 0), (True, 0))
+        if wanted == "auto" or wanted is True:
+            return ((False, 0),)
+        return ((True, int(wanted)),)
 
     @property
     def sequences_per_step(self) -> int:

@@ -130,6 +130,7 @@ class Plan:
         recompute: Any = {"none": False, "layer": True, "selective": "selective"}[setting.recompute]
         return Decision(
             micro_batch_tokens=self.chosen.budget, recompute=recompute, recompute_layers=setting.recompute_layers,
+            recompute_attention=setting.attending_layers or not setting.keep_attention,
             dequantize_base=setting.base == "nf4_dequantized", reasons=dict(self.reasons),
             strategy=setting.way.strategy, offload=setting.offload, sequence_parallel_size=setting.sequence_parallel,
         )  # fmt: skip

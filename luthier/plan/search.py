@@ -2,7 +2,7 @@
 
 Every setting computes the same numbers, so speed decides: seconds a token, corrected by earlier runs on this
 machine. Of equally fast settings the one that computes least again is taken, and of settings within 1% that differ in
-the micro-batch only, the one with less memory.
+the micro-batch or in kept attention only, the one with less memory.
 """
 
 from __future__ import annotations
@@ -158,11 +158,17 @@ def _setting(request: Request, split: Batching, base: Base, way: Way) -> Setting
 
 def _policies(request: Request, plain: Setting, budget: int, split: Batching) -> Iterator[Candidate]:
     """Recompute from none to all. Where nothing is given: none; if that does not fit, selective, and the fewest
-    whole layers that fit, with the others keeping all or selective; all layers at the end."""
+    whole layers that fit, with the others keeping all or selective; all layers at the end. Layers that run again do
+    so with attention and, where that can be kept, without."""
     fixed = request.recompute
     if fixed is not None:
         setting = replace(plain, recompute=fixed[0], recompute_layers=fixed[1])
-        yield evaluate(request, setting, budget=budget, split=split)
+        whole = setting.whole_layers(request.sizes.shape.layers) > 0
+        for keep, attending in request.attention_kept if whole else ((False, 0),):
+            setting = replace(setting, keep_attention=keep, attending_layers=attending)
+            candidate = evaluate(request, setting, budget=budget, split=split)
+            yield candidate
+            yield from _fewest_attending(request, candidate)
         return
     none = evaluate(request, plain, budget=budget, split=split)
     yield none
@@ -171,6 +177,29 @@ def _policies(request: Request, plain: Setting, budget: int, split: Batching) ->
         yield selective
     if none.fits or (selective.fits and request.sizes.fast):
         return
+    for keep, attending in request.attention_kept:
+        setting = replace(plain, keep_attention=keep, attending_layers=attending)
+        for candidate in _whole_layers(request, setting, budget, split):
+            yield candidate
+            yield from _fewest_attending(request, candidate)
+
+
+def _fewest_attending(request: Request, attending: Candidate) -> Iterator[Candidate]:
+    """Where a candidate whose layers attend again fits, and would not if none of them did: the fewest that do."""
+    setting, budget, split = replace(attending.setting, keep_attention=True), attending.budget, attending.split
+    low, high = request.sizes.lowest_layer, setting.whole_layers(request.sizes.shape.layers)
+    if attending.setting.keep_attention or not attending.fits or not request.attention_is_open:
+        return
+    while low < high:
+        middle = (low + high) // 2
+        candidate = evaluate(request, replace(setting, attending_layers=middle), budget=budget, split=split)
+        low, high = (low, middle) if candidate.fits else (middle + 1, high)
+    if low < setting.whole_layers(request.sizes.shape.layers):
+        yield evaluate(request, replace(setting, attending_layers=low), budget=budget, split=split)
+
+
+def _whole_layers(request: Request, plain: Setting, budget: int, split: Batching) -> Iterator[Candidate]:
+    """All layers recomputed as a whole; if that fits, also the fewest with which it does."""
     layers = request.sizes.shape.layers
     everything = evaluate(request, replace(plain, recompute="layer"), budget=budget, split=split)
     if everything.fits:
@@ -194,18 +223,19 @@ def _fastest(candidates: list[Candidate]) -> Candidate:
     level = [candidate for candidate in candidates if candidate.seconds_per_token <= LEVEL * quickest]
     best = min(level, key=lambda candidate: (*_again(candidate), candidate.seconds_per_token, candidate.needed_bytes))
 
+    def plain(candidate: Candidate) -> Setting:
+        return replace(candidate.setting, micro_tokens=0, accumulate=0, keep_attention=False, attending_layers=0)
+
     def same_but_smaller(candidate: Candidate) -> bool:
-        setting = replace(candidate.setting, micro_tokens=0, accumulate=0)
-        close = candidate.seconds_per_token <= TIE * best.seconds_per_token
-        return close and setting == replace(best.setting, micro_tokens=0, accumulate=0)
+        return candidate.seconds_per_token <= TIE * best.seconds_per_token and plain(candidate) == plain(best)
 
     return min(filter(same_but_smaller, candidates), key=lambda candidate: candidate.needed_bytes)
 
 
-def _again(candidate: Candidate) -> tuple[int, bool]:
-    """How much is computed again: whole layers, then norms and products."""
+def _again(candidate: Candidate) -> tuple[int, bool, bool]:
+    """How much is computed again: whole layers, then norms and products, then attention."""
     setting = candidate.setting
-    return setting.whole_layers(10**6), setting.recompute != "none"
+    return setting.whole_layers(10**6), setting.recompute != "none", not setting.keep_attention
 
 
 def _best_of_each_way(chosen: Candidate, candidates: list[Candidate]) -> Iterator[RunnerUp]:
@@ -244,4 +274,4 @@ def _runners_up(chosen: Candidate, candidates: list[Candidate]) -> Iterator[Runn
 
 def _kind(candidate: Candidate) -> tuple[object, ...]:
     setting = candidate.setting
-    return (setting.recompute, setting.recompute_layers is None, setting.base, setting.way)
+    return (setting.recompute, setting.recompute_layers is None, setting.keep_attention, setting.base, setting.way)

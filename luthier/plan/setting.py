@@ -45,6 +45,10 @@ class Setting:
     """Of the layers that are not recomputed as a whole; `layer`: of all of the first `recompute_layers`."""
     recompute_layers: int | None = None
     """The first n decoder layers keep only their input; None: all of them with `layer`, else none."""
+    keep_attention: bool = False
+    """Recomputed layers keep attention's output too, and do not attend again."""
+    attending_layers: int = 0
+    """With `keep_attention`: the first n layers do attend again."""
     base: Base = "plain"
     dtype_bytes: int = 2
     """Bytes of a number in the compute type."""
@@ -108,6 +112,11 @@ class Setting:
             return min(self.recompute_layers, layers)
         return layers if self.recompute == "layer" else 0
 
+    def attending(self, layers: int) -> int:
+        """How many of the first layers are recomputed with their attention."""
+        whole = self.whole_layers(layers)
+        return min(self.attending_layers, whole) if self.keep_attention else whole
+
     @property
     def rest(self) -> Literal["none", "selective"]:
         """Policy of the other layers."""
@@ -117,13 +126,15 @@ class Setting:
         """In words: `16,384 tokens a micro-batch, the first 12 of 32 layers recomputed`."""
         whole = self.whole_layers(layers)
         parts = [f"{self.micro_tokens:,} tokens a micro-batch"]
+        kept = whole - self.attending(layers)
+        but = (f" but for attention{f' of {kept}' if kept < whole else ''}") if kept else ""
         if whole >= layers:
-            parts.append("all layers recomputed")
+            parts.append(f"all layers recomputed{but}")
         else:
             if self.rest == "selective":
                 parts.append("norms and the MLP's product recomputed")
             if whole:
-                parts.append(f"the first {whole} of {layers} layers recomputed")
+                parts.append(f"the first {whole} of {layers} layers recomputed{but}")
             if len(parts) == 1:
                 parts.append("no recompute")
         named = {"nf4": "4-bit base unpacked for each product", "nf4_dequantized": "4-bit base kept unpacked",

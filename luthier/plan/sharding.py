@@ -124,5 +124,8 @@ def _sequence_seconds(
     if count == 1:
         return 0.0
     passes = (1.0 + forward_passes) * sizes.shape.layers + again + sizes.backward_layers
-    each = (count - 1) / count * tokens * exchanged_elements(sizes, setting) * setting.dtype_bytes
-    return passes * each / (_link(count, device, whole_hosts=False) * table.link)
+    elements = passes * exchanged_elements(sizes, setting)
+    kept = setting.whole_layers(sizes.shape.layers) - max(sizes.lowest_layer, setting.attending(sizes.shape.layers))
+    elements -= max(0, kept) * sizes.shape.query  # attention's output does not travel again
+    sent = (count - 1) / count * tokens * elements * setting.dtype_bytes
+    return sent / (_link(count, device, whole_hosts=False) * table.link)

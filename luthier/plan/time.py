@@ -8,7 +8,8 @@ backward pass goes, weight gradient 1 where trained, forward again 1 where recom
     head        2 d V a pass, on supervised tokens only: 2 passes frozen, 3 trained; logits 3 times through memory;
                 over preferences one pass more (`objective.py`)
     reference   passes without gradients in a step (KTO's reference point)
-    attention   2 q n (n + tile) a document forward, 2.5 times that backward (q k^T is made again)
+    attention   2 q n (n + tile) a document forward, 2.5 times that backward (q k^T is made again); not again where its
+                output is kept
     elementwise 8 d + 2 (q + kv) + 3 f elements forward, 8 d + 2 (q + 2 kv) + 6 f backward (fused; §2.2)
     unpack      packed and unpacked bytes of a 4-bit base a pass
     gradients   fp32 sums of weight gradients of several micro-batches: 6 bytes a weight, 10 from the second on
@@ -106,13 +107,14 @@ def estimate_step(
     layers, lowest = sizes.shape.layers, sizes.lowest_layer
     again = max(0, setting.whole_layers(layers) - lowest)
     passes = _Passes(forward=layers, again=again, backward=layers - lowest)
+    attending = replace(passes, again=max(0, setting.attending(layers) - lowest)) if sizes.fast else passes
     tokens = step_tokens / setting.accumulate
     rate = device.bf16 if setting.dtype_bytes == 2 and device.native_bf16 else device.fp32
     parts = {
         "products": _products(sizes, setting, passes, tokens, rate, device, table, documents.supervised),
         "thin": _thin(sizes, setting, passes, tokens, device, table),
         "head": _head(sizes, setting, documents, tokens, rate, device, table, work),
-        "attention": _attention(sizes, documents, passes, tokens, rate, table),
+        "attention": _attention(sizes, documents, attending, tokens, rate, table),
         "elementwise": _elementwise(sizes, setting, passes, tokens, device, table),
         "unpack": _unpack(sizes, setting, passes, device, table),
         "gradients": _sum_bytes(sizes, setting) / (device.bandwidth * table.elementwise),

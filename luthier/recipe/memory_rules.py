@@ -32,7 +32,14 @@ def base_rules(model: ModelSection, method: MethodSection, locate: Locate) -> It
 
 
 def recompute_rules(train: TrainSection, locate: Locate) -> Iterator[Problem]:
-    """A number of recomputed layers without recompute."""
+    """Which layers are recomputed, and whether their attention is, without recompute."""
+    some = isinstance(train.gradient_checkpointing_layers, int)
+    if train.keeps_attention and (
+        train.gradient_checkpointing is False or (train.gradient_checkpointing == "selective" and not some)
+    ):
+        key, said = "train.gradient_checkpointing_attention", str(train.gradient_checkpointing).lower()
+        message = f"`{key}` would have no effect: with gradient_checkpointing {said} no layer runs again as a whole"
+        yield locate(key, on="key").problem("C111", message, hint="remove it, or write gradient_checkpointing: true")
     if isinstance(train.gradient_checkpointing_layers, int) and train.gradient_checkpointing is False:
         key = "train.gradient_checkpointing_layers"
         message = f"`{key}` would have no effect: `train.gradient_checkpointing` is false"

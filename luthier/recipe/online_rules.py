@@ -238,8 +238,12 @@ def _train(train: TrainSection, grpo: GrpoSection, locate: Locate) -> Iterator[P
         )
         hint = f"gradient_accumulation_steps: {accumulate * grpo.num_generations} is a multiple"
         yield locate("train.gradient_accumulation_steps").problem("C110", message, hint=hint)
-    if train.gradient_checkpointing == "selective" or isinstance(train.gradient_checkpointing_layers, int):
-        key = "gradient_checkpointing" + ("" if train.gradient_checkpointing == "selective" else "_layers")
+    modes = {
+        "gradient_checkpointing": train.gradient_checkpointing == "selective",
+        "gradient_checkpointing_layers": isinstance(train.gradient_checkpointing_layers, int),
+        "gradient_checkpointing_attention": train.keeps_attention,
+    }
+    for key in (key for key, ours in modes.items() if ours):
         message = f"`train.{key}` is a mode of Luthier's engine; TRL's trainer recomputes all layers or none"
         yield locate(f"train.{key}", on="key").problem("C110", message, hint="gradient_checkpointing: true or false")
     yield from _rates(train, locate)

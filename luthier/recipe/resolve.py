@@ -235,6 +235,12 @@ def _memory(values: _Values, facts: Facts) -> None:
     else:
         whole = "all layers" if values.get(policy) is True else "no layer as a whole"
         values.fill(layers, None, f"gradient_checkpointing {str(values.get(policy)).lower()}: {whole}")
+    again = "train.gradient_checkpointing_attention"
+    whole_layers = values.get(policy) is True or isinstance(values.get(layers), int)
+    if planned and whole_layers:
+        values.fill(again, planned.recompute_attention, reasons.get(again, "needs least memory"))
+    else:
+        values.fill(again, True, "needs least memory" if whole_layers else "no layer is recomputed as a whole")
 
 
 def _strategy(values: _Values, facts: Facts) -> None:

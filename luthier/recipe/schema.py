@@ -202,6 +202,9 @@ class TrainSection(Section):
     gradient_checkpointing_layers: PositiveInt | Auto | None = "auto"
     """Recompute only the first n decoder layers as a whole; the others keep all, or are `selective` beside it.
     null: all layers with `true`, none with `selective`."""
+    gradient_checkpointing_attention: bool | PositiveInt | Auto = "auto"
+    """Layers that are recomputed as a whole run attention again, too. false keeps its output, about as large as the
+    layer's input: much less time for long documents. n: only the first n layers. `auto`: what the plan finds faster."""
     shuffle: bool = True
     """New seeded order in every epoch; false keeps the order of the files."""
     logging_steps: PositiveInt = 1
@@ -224,6 +227,12 @@ class TrainSection(Section):
     """Only deterministic kernels (slower on a GPU)."""
     report_to: list[Literal["tensorboard", "wandb", "mlflow", "trackio", "comet_ml"]] = Field(default_factory=list)
     """Trackers besides the run folder; each must be installed."""
+
+    @property
+    def keeps_attention(self) -> bool:
+        """The recipe's own words: layers that run again, or some of them, do not attend again."""
+        wanted = self.gradient_checkpointing_attention
+        return isinstance(wanted, int) and wanted is not True
 
 
 class DistributedSection(Section):

@@ -123,7 +123,9 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
         base = "dequantized"
     return EngineSettings(
         neftune_noise_alpha=recipe.objective.neftune_noise_alpha, recompute=checkpointing,
-        recompute_layers=layers if isinstance(layers, int) else None, frozen_base=base,
+        recompute_layers=layers if isinstance(layers, int) else None,
+        keep_attention=train.keeps_attention, frozen_base=base,
+        attending_layers=int(train.gradient_checkpointing_attention) if train.keeps_attention else 0,
     )  # fmt: skip
 
 

@@ -49,10 +49,10 @@ def groups(size):
     return [Threads(table, barrier, index=index, size=size) for index in range(size)]
 
 
-def shared(model, batch, size, *, recompute="none", layers=None, members=None, split=take_part):
+def shared(model, batch, size, *, recompute="none", layers=None, keep=False, members=None, split=take_part):
     """(loss, correct, gradients), each summed over `size` processes that share `batch`; the groups."""
     members = members or groups(size)
-    settings = EngineSettings(recompute=recompute, recompute_layers=layers, cuda_graphs=False)
+    settings = EngineSettings(recompute=recompute, recompute_layers=layers, keep_attention=keep, cuda_graphs=False)
     models = [copy.deepcopy(model) for _ in range(size)]
     engines = [attach(each, settings) for each in models]
     for engine, member in zip(engines, members, strict=True):

@@ -36,9 +36,9 @@ def alone(model, batch, **settings):
     return sums.loss.detach(), int(sums.correct), gradients(model)
 
 
-def check(model, batch, size, *, recompute="none", layers=None):
+def check(model, batch, size, *, recompute="none", layers=None, keep=False):
     loss, correct, wanted = alone(model, batch)
-    ours, ours_correct, found, members = shared(model, batch, size, recompute=recompute, layers=layers)
+    ours, ours_correct, found, members = shared(model, batch, size, recompute=recompute, layers=layers, keep=keep)
     assert relative(ours, loss) < 1e-6
     assert ours_correct == correct
     assert_same_gradients(found, wanted, 1e-6)
@@ -108,6 +108,8 @@ def test_bytes_of_an_exchange_are_those_of_the_formula():
             assert member.exchanges == [stacked, output] * 2 + [output, stacked] * 2
         again = shared(model, make_batch((16, 8), vocab=601), size, recompute="layer")[3]
         assert again[0].exchanges == [stacked, output] * 2 + [stacked, output, output, stacked] * 2
+        kept = check(model, make_batch((16, 8), vocab=601), size, recompute="layer", keep=True)
+        assert kept[0].exchanges == [stacked, output] * 2 + [stacked, output, stacked] * 2
 
 
 # -- bugs that must show

@@ -35,14 +35,15 @@ def whole(grads):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "llama-tied-bias"])
 @pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("recompute", ["none", "selective", "layer"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "layer", "layer but for attention"])
 def test_replayed_and_launched_passes_agree(name, method, recompute):
     model = model_of(name, method)
     if method == "lora":
         model.to(torch.bfloat16)
     other = copy.deepcopy(model)
-    replayed = attach(model, EngineSettings(cuda_graphs=True, recompute=recompute))
-    launched = attach(other, EngineSettings(cuda_graphs=False, recompute=recompute))
+    policy, _, kept = recompute.partition(" but for ")
+    replayed = attach(model, EngineSettings(cuda_graphs=True, recompute=policy, keep_attention=bool(kept)))
+    launched = attach(other, EngineSettings(cuda_graphs=False, recompute=policy))
     assert any(part.name == "launches" and "replayed" in part.runs for part in replayed.report), replayed.report
     replayed.loss(
         make_batch(BATCHES[0], vocab=601).to("cuda")

@@ -77,6 +77,7 @@ def distributed_row(result: dict[str, Any], device: str, commit: str) -> Row | N
         ms=result["ms_step_median"], replayed=False, source=commit, world=world, strategy=result["strategy"],
         reshard=not result["keep_gathered"],
         offload=result.get("offload") or "none", sequence_parallel=parts,
+        keep_attention=bool(result.get("keep_attention")),
     )  # fmt: skip
 
 

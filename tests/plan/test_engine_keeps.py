@@ -19,6 +19,7 @@ from tests.fast.helpers import make_batch
 
 LAYERS, BYTES = 4, 4
 POLICIES = [("none", None), ("selective", None), ("layer", None), ("layer", 1), ("layer", 3), ("selective", 2)]
+KEPT = [("layer, attention kept", None), ("selective, attention kept", 3)]
 
 
 class _Kept:
@@ -53,7 +54,7 @@ METHODS = {
     "lora fused": ({"name": "lora", "r": 4}, True),
     "freeze": ({"name": "freeze", "last_n_layers": 2}, False),
 }
-CASES = [("llama", method, policy) for method in ("full", "lora fused") for policy in POLICIES]
+CASES = [("llama", method, policy) for method in ("full", "lora fused") for policy in POLICIES + KEPT]
 CASES += [("llama", "lora", POLICIES[0]), ("llama", "freeze", POLICIES[0]), ("llama", "freeze", POLICIES[4])]
 CASES += [("qwen3", "full", policy) for policy in POLICIES[:2]]
 CASES += [(family, "lora fused", POLICIES[0]) for family in ("qwen2", "gemma", "phi3")]
@@ -61,21 +62,32 @@ CASES += [(family, "lora fused", POLICIES[0]) for family in ("qwen2", "gemma", "
 
 @pytest.mark.parametrize(("family", "method", "policy"), CASES, ids=str)
 def test_the_graph_holds_what_was_predicted(family, method, policy):
-    recompute, count = policy
+    (recompute, *more), count = policy[0].split(", "), policy[1]
+    attending = 1 if more and count else 0
     values, fuse = METHODS[method]
     wanted = MethodSection(**values)
     model = build(family, num_hidden_layers=LAYERS)
     sizes = sizes_of(shape_from_config(model.config.to_dict(), where=family, source="test"), wanted)
     batch = make_batch([100, 60, 40], vocab=600)
     tuned = apply_method(model, wanted, seed=0).model
-    settings = EngineSettings(recompute=recompute, recompute_layers=count, fuse_adapters=fuse)
+    settings = EngineSettings(
+        recompute=recompute,
+        recompute_layers=count,
+        keep_attention=bool(more),
+        fuse_adapters=fuse,
+        attending_layers=attending,
+    )
     measured = kept_bytes(tuned, settings, batch)
     setting = Setting(
-        micro_tokens=batch.tokens, recompute=recompute, recompute_layers=count, dtype_bytes=BYTES, extended=fuse
-    )
+        micro_tokens=batch.tokens, recompute=recompute, recompute_layers=count, dtype_bytes=BYTES, extended=fuse,
+        keep_attention=bool(more), attending_layers=attending,
+    )  # fmt: skip
     predicted = activation_bytes(sizes, setting, batch.trained_tokens / batch.tokens)
-    # Not in the graph but alive: the tables of RoPE. On a CPU alone: attention's output once more, by document.
+    # Not in the graph but alive: the tables of RoPE. On a CPU alone: attention's output once more, by document; and q,
+    # k, v of a layer that runs again and keeps its attention, as autograd has them.
     predicted -= batch.tokens * 2 * sizes.shape.head_dim * BYTES
     whole = max(0, setting.whole_layers(LAYERS) - sizes.lowest_layer)
     predicted += (sizes.backward_layers - whole) * batch.tokens * sizes.shape.query * BYTES
+    if more:
+        predicted += (whole - attending) * batch.tokens * (2 * sizes.shape.query + 2 * sizes.shape.key_value) * BYTES
     assert predicted == pytest.approx(measured, rel=0.03), (predicted, measured)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from luthier.fast.settings import EngineSettings
 from luthier.plan.devices import DEVICES, find_device
 from luthier.plan.known import known_model
-from luthier.plan.machine import with_memory
+from luthier.plan.machine import cpu_accelerator, with_memory
 from luthier.plan.request import make_request
 from luthier.plan.search import evaluate, first_fit, make_plan, search
 from luthier.plan.setting import Setting, Way
@@ -96,6 +96,8 @@ def test_the_engine_runs_what_the_plan_counts(gib):
     for candidate in search(asked):
         setting = candidate.setting
         engine = EngineSettings(recompute=setting.recompute, recompute_layers=setting.recompute_layers)
+        assert not setting.keep_attention or setting.whole_layers(32)
+        assert setting.attending_layers == 0 or (setting.keep_attention and setting.attending_layers < 32)
         whole = setting.whole_layers(32)
         planned = ["layer"] * whole + [setting.rest] * (32 - whole)
         assert [engine.policy(index) for index in range(32)] == planned, setting
@@ -115,6 +117,39 @@ def test_whole_layers_beside_selective_ones_are_taken_where_they_are_fastest():
             counts = [other.recompute_layers for other in beside_all if other.recompute_layers is not None]
             assert all(setting.recompute_layers < count for count in counts)
     assert taken >= 3
+
+
+def long_documents(length, gib=72, **train):
+    asked = request(name="Llama-3.1-8B", max_length=65_536, tokens_per_step=65_536, **train)
+    found = documents(max_length=65_536, mean_tokens=length, rows=1_000)
+    return replace(asked, documents=found, device=with_memory(DEVICES["H200"], gib))
+
+
+def test_attention_is_kept_where_documents_are_long_and_not_where_they_are_short():
+    """8B LoRA on a card that cannot keep everything: at 65,536 tokens attention is most of a layer."""
+    found = {}
+    for length in (1_024, 65_536):
+        plan = make_plan(long_documents(length))
+        found[length] = plan
+        chosen, attention = plan.chosen.setting, "train.gradient_checkpointing_attention"
+        assert plan.fits and chosen.whole_layers(32), length
+        assert plan.decision().recompute_attention is not chosen.keep_attention
+        assert ("run again" if chosen.keep_attention else "with its output kept") in plan.reasons[attention]
+    long = found[65_536]
+    assert long.chosen.setting.keep_attention and not found[1_024].chosen.setting.keep_attention
+    assert "% slower" in long.reasons["train.gradient_checkpointing_attention"]
+    again = make_plan(long_documents(65_536, gradient_checkpointing_attention=True))
+    assert not again.chosen.setting.keep_attention and again.chosen.seconds > 1.1 * long.chosen.seconds
+    tight = make_plan(long_documents(65_536, gib=62))
+    some = tight.decision().recompute_attention
+    assert 0 < some < 32 and "the fewest of 32 layers" in tight.reasons["train.gradient_checkpointing_attention"]
+    fewer = evaluate(
+        tight.request, replace(tight.chosen.setting, attending_layers=some - 1), budget=tight.chosen.budget,
+        split=tight.chosen.split,
+    )  # fmt: skip
+    assert tight.fits and not fewer.fits and fewer.seconds < tight.chosen.seconds
+    on_cpu = replace(long.request, device=with_memory(cpu_accelerator(), 72))
+    assert not any(candidate.setting.keep_attention for candidate in search(on_cpu))
 
 
 def test_recomputing_everything_is_the_last_resort():

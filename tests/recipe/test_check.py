@@ -108,6 +108,11 @@ def test_quantisation_must_fit_the_method(model, method, words):
             "C111",
             "`train.gradient_checkpointing` is false",
         ),
+        (
+            BASE + "train: {gradient_checkpointing: selective, gradient_checkpointing_attention: 1}\n",
+            "C111",
+            "no layer runs again as a whole",
+        ),
     ],
 )
 def test_recompute_and_storage_of_the_base(text, code, words):

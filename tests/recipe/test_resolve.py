@@ -124,7 +124,8 @@ def test_quantisation_follows_the_method():
 def test_what_the_recipe_says_is_never_derived():
     text = """\
 train: {learning_rate: 0.5, per_device_train_batch_size: 3, gradient_accumulation_steps: 5,
-        gradient_checkpointing: true, gradient_checkpointing_layers: null, save_steps: null, eval_steps: 7}
+        gradient_checkpointing: true, gradient_checkpointing_layers: null, gradient_checkpointing_attention: true,
+        save_steps: null, eval_steps: 7}
 evaluate: {batch_size: 3}
 method: {name: full}
 """

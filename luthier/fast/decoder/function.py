@@ -35,7 +35,7 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         if not any(ctx.needs_input_grad):
             return y
         if program.policy == "layer":
-            ctx.save_for_backward(x)
+            ctx.save_for_backward(x, *(kept.attended if program.keeps_attention else ()))
             return y
         extra = kept.attention
         single = [getattr(kept, name) for name in _FIELDS if name != "attention"]
@@ -49,7 +49,10 @@ class _Layer(torch.autograd.Function):  # type: ignore[misc]
         saved = ctx.saved_tensors
         with torch.no_grad():
             if program.policy == "layer":
-                kept = forward_layer(program, saved[0].detach(), inputs, selective=False, again=True)[1]
+                attended = saved[1:] if program.keeps_attention else None
+                kept = forward_layer(
+                    program, saved[0].detach(), inputs, selective=False, again=True, attended=attended
+                )[1]
             else:
                 names = [name for name in _FIELDS if name != "attention"]
                 single = dict(zip(names, saved, strict=False))

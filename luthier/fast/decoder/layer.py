@@ -11,6 +11,7 @@ gradient of y into those of x and of the trained parameters. What `Kept` holds d
     none        everything                                   4 d + 2 q + 2 kv + 3 f numbers a token
     selective   without n1, n2 and p (elementwise work)      2 d + 2 q + 2 kv + 2 f
     layer       nothing but x; `function.py` runs `forward_layer` again, without the last product     d
+                with `keep_attention` attention's output too, and without attention                 d + q
 
 With other processes that share the sequence, T is this one's tokens, heads are exchanged before attention and after it
 (`shared_attention.py`), and `none` and `selective` keep the output of attention twice, in both arrangements.
@@ -93,24 +94,34 @@ class Kept:
     m: Tensor | None = None
     """Only where it is normalised."""
     m_rstd: Tensor | None = None
+    rows: Tensor | None = None
+    """Attention's output for all of this process' tokens, where it is kept for a layer that runs again."""
+
+    @property
+    def attended(self) -> tuple[Tensor, ...]:
+        """For `forward_layer` to run again without attention."""
+        assert self.rows is not None
+        return (self.a, self.rows, *self.attention)
 
 
 def forward_layer(
-    program: LayerProgram, x: Tensor, inputs: Inputs, *, selective: bool, again: bool = False
-) -> tuple[Tensor | None, Kept]:
-    """y (T or S, d) and what the backward pass needs. `again`: for the backward pass only, y is not computed."""
+    program: LayerProgram, x: Tensor, inputs: Inputs, *, selective: bool, again: bool = False,
+    attended: Sequence[Tensor] | None = None,
+) -> tuple[Tensor | None, Kept]:  # fmt: skip
+    """y (T or S, d) and what the backward pass needs. `again`: for the backward pass only, y is not computed;
+    `attended`: `Kept.attended` of an earlier pass, whose attention is not computed again."""
     parts = program.parts
     mask_qkv, mask_out, mask_up, mask_down = inputs.masks
     n1, _, rstd1 = _normalised(program.qkv, x, parts.input_norm)
     qkv: Tensor | None
     qkv, u_qkv = program.qkv.forward(n1, mask_qkv)
     heads, query, key, query_rstd, key_rstd = rotate_heads(program, qkv, inputs.cos, inputs.sin)
-    attended = attend_heads(program, heads, inputs.documents)
+    found = attend_heads(program, heads, inputs.documents, attended)
     del heads
-    if attended.exchanged is not None:  # what went to other processes is not needed here any more
+    if found.exchanged is not None:  # what went to other processes is not needed here any more
         query = key = None
         qkv = None if query_rstd is None else qkv
-    a_rows, x_rows = attended.rows, x
+    a_rows, x_rows = found.rows, x
     if inputs.rows is not None:
         a_rows, x_rows = a_rows.index_select(0, inputs.rows), x.index_select(0, inputs.rows)
     o, u_out = program.out.forward(Rows.of(a_rows), mask_out)
@@ -122,9 +133,9 @@ def forward_layer(
     gate_up, u_up = program.gate_up.forward(n2, mask_up)
     kept = Kept(
         x=x, rstd1=rstd1, n1=n1.body, u_qkv=u_qkv, qkv=qkv, query=query, key=key, query_rstd=query_rstd,
-        key_rstd=key_rstd, exchanged=attended.exchanged, a=attended.a, attention=attended.attention, a_rows=a_rows,
+        key_rstd=key_rstd, exchanged=found.exchanged, a=found.a, attention=found.attention, a_rows=a_rows,
         u_out=u_out, o=o if o_rstd is not None else None, o_rstd=o_rstd, h=h, rstd2=rstd2, n2=n2.body, u_up=u_up,
-        gate_up=gate_up,
+        gate_up=gate_up, rows=found.rows if program.keeps_attention else None,
     )  # fmt: skip
     if again and parts.mlp_post_norm is None:
         return None, kept

@@ -30,6 +30,9 @@ class LayerProgram:
         """
         self.parts, self.index = parts, index
         self.policy: Recompute = settings.policy(index)
+        kept = settings.keep_attention and index >= settings.attending_layers
+        self.keeps_attention = kept and self.policy == "layer"
+        """Run again as a whole, but for attention."""
         self.attention = settings.attention or path_for(parts.input_norm.weight.device, dtype, parts.head_dim)
         """What computes attention."""
         self.projections: list[Projection] = []

@@ -6,6 +6,7 @@ Legend: T tokens, H query heads, G key/value heads, K head width; t = T / S toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +37,11 @@ class Attended(NamedTuple):
     """(T, h + 2 g, K) what was attended over, where heads came from other processes."""
 
 
-def attend_heads(program: LayerProgram, heads: Triple, documents: Documents) -> Attended:
-    """Attention over rotated heads (t, H, K), (t, G, K), (t, G, K)."""
+def attend_heads(
+    program: LayerProgram, heads: Triple, documents: Documents, known: Sequence[Tensor] | None = None
+) -> Attended:
+    """Attention over rotated heads (t, H, K), (t, G, K), (t, G, K); `known`: `a`, `rows` and `attention` of the same
+    heads from an earlier pass, which is not computed again."""
     settings: dict[str, Any] = {
         "path": program.attention,
         "scale": program.parts.scale,
@@ -45,10 +49,14 @@ def attend_heads(program: LayerProgram, heads: Triple, documents: Documents) -> 
     }
     shared = documents.shared
     if shared is None:
+        if known is not None:
+            return Attended(known[0], known[1], tuple(known[2:]), None)
         a, attention = attend(*heads, documents, **settings)
         return Attended(a, a.flatten(1), attention, None)
     split = _split(program, shared.size)
     exchanged = shared.heads_out(heads, split)
+    if known is not None:
+        return Attended(known[0], known[1], tuple(known[2:]), exchanged)
     a, attention = attend(*split_heads(exchanged, split), documents, **settings)
     return Attended(a, shared.positions_back(a), attention, exchanged)
 

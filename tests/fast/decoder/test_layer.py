@@ -9,6 +9,7 @@ backward pass; the gradient of the head norms skipped; views left behind by `det
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -30,6 +31,7 @@ POLICIES = {
     "selective": EngineSettings(recompute="selective"),
     "layer": EngineSettings(recompute="layer"),
     "first": EngineSettings(recompute="layer", recompute_layers=1),
+    "attention kept": EngineSettings(recompute="layer", keep_attention=True, attending_layers=1),
 }
 
 
@@ -92,9 +94,7 @@ def test_recomputation_and_extended_matrices_change_nothing(name, method):
     batch = make_batch(LENGTHS, vocab=601)
     _, loss, want = step(train(build(name).double(), method), EngineSettings(fuse_adapters=False), batch)
     for policy, extended in itertools.product(POLICIES.values(), (False, True)):
-        settings = EngineSettings(
-            recompute=policy.recompute, recompute_layers=policy.recompute_layers, fuse_adapters=extended
-        )
+        settings = dataclasses.replace(policy, fuse_adapters=extended)
         _, again, got = step(train(build(name).double(), method), settings, batch)
         assert relative(again, loss) < 1e-12, settings
         assert_same_gradients(got, want, 1e-9)
@@ -118,10 +118,7 @@ def test_replaced_or_not_is_the_same_within_1e6_in_fp32(name, method):
 @pytest.mark.parametrize("policy", list(POLICIES))
 @pytest.mark.parametrize("extended", [False, True])
 def test_dropout_draws_pefts_numbers_under_every_policy(policy, extended):
-    settings = POLICIES[policy]
-    settings = EngineSettings(
-        recompute=settings.recompute, recompute_layers=settings.recompute_layers, fuse_adapters=extended
-    )
+    settings = dataclasses.replace(POLICIES[policy], fuse_adapters=extended)
     batch = make_batch((9, 3), vocab=601)
     found = []
     for chosen in (settings, EngineSettings(replace_layers=False)):
