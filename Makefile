@@ -36,8 +36,8 @@ quickstart: $(VENV)/.ready-run  ## Score, tune, score again, merge and chat: an 
 test: $(VENV)/.ready  ## Default tests: two cores, no GPU, no network, under 10 minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-all: $(VENV)/.ready  ## Default and slow tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not multi_gpu and not browser"
+test-all: $(VENV)/.ready  ## Default and slow tests, and more random examples of each property
+	LUTHIER_TEST_EXAMPLES=all $(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not multi_gpu and not browser"
 
 $(VENV)/.ready-deepspeed: $(VENV)/.ready
 	@echo "Adding DeepSpeed (from its source archive; nothing is compiled)"
@@ -47,6 +47,7 @@ $(VENV)/.ready-deepspeed: $(VENV)/.ready
 
 test-processes: $(VENV)/.ready-deepspeed  ## Several processes: one trajectory, shards, ZeRO, launchers (slow tests, 3 minutes)
 	$(BIN)/python -m pytest -n 0 -m slow tests/train/test_processes.py tests/train/test_zero.py \
+	  tests/train/test_zero_memory.py \
 	  tests/train/test_sharded_more.py tests/launch/test_control.py tests/launch/test_ssh.py
 
 test-gpu: $(VENV)/.ready  ## Tests that need one CUDA device

@@ -49,6 +49,7 @@ class Row(NamedTuple):
         """What the command plans."""
         from luthier.plan.devices import find_device
         from luthier.plan.known import known_model
+        from luthier.plan.machine import with_network
         from luthier.plan.request import make_request
         from luthier.plan.search import make_plan
         from luthier.plan.work import assumed_documents
@@ -68,7 +69,8 @@ class Row(NamedTuple):
             max_length=recipe.data.max_length, packing=True, mean_tokens=int(options["--mean-tokens"]),
             rows=int(options["--rows"]),
         )  # fmt: skip
-        device = find_device(options["--gpu"])
+        network = float(options["--network"]) if "--network" in options else None
+        device = with_network(find_device(options["--gpu"]), network)
         request = make_request(recipe, shape, documents, device, num_gpus=int(options["--num-gpus"]))
         return make_plan(request, with_remedies=False)
 
@@ -78,6 +80,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("8B LoRA", f"--gpu H100 --num-gpus 2 {CHATS}"),
         Row("70B LoRA", f"{M70} --gpu H100 --num-gpus 8 {CHATS}"),
         Row("70B LoRA", f"{M70} --gpu H100 --num-gpus 64 {CHATS}"),
+        Row("70B LoRA, network of 25 Gbit/s a GPU", f"{M70} --gpu H100 --num-gpus 64 --network 25 {CHATS}"),
+        Row("70B LoRA, network of 25 Gbit/s a GPU", f"{M70} {FSDP2} --gpu H100 --num-gpus 64 --network 25 {CHATS}"),
         Row("70B QLoRA", f"{M70} {QLORA} {FSDP2} --gpu H100 --num-gpus 8 {CHATS}"),
         Row("70B QLoRA", f"{M70} {QLORA} {FSDP2} --gpu H100 --num-gpus 64 {CHATS}"),
         Row("70B full", f"{M70} {FULL} {FSDP2} --gpu H100 --num-gpus 8 {CHATS}"),

@@ -75,6 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--offload", default="none", choices=["none", "optimizer", "all"])
     parser.add_argument("--deepspeed-config", help="zero2, zero3: a JSON as `distributed.deepspeed_config` takes it")
     parser.add_argument("--keep-gathered", action="store_true", help="distributed.reshard_after_forward: false")
+    parser.add_argument("--copies", type=int, default=1, metavar="R", help="fsdp2: dp_replicate_size (HSDP)")
     parser.add_argument("--sequence-parallel", type=int, default=1, metavar="S", help="processes that share a sequence")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step and process (or of S that share sequences)")
     parser.add_argument("--max-doc", type=int, default=1024)
@@ -95,6 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-roll-call", action="store_true", help="fsdp2: out of memory ends the run (for timing)")
     parser.add_argument("--separate", action="store_true", help="without shards, with their separate products")
     parser.add_argument("--profile", action="store_true", help="one more step under the profiler (trace.py)")
+    parser.add_argument("--memory", action="store_true", help="one more step with the allocator's history (holders.py)")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -142,7 +144,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         ]
         packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // groups, 6
     else:
-        steps = options.warmup + options.steps + options.profile
+        steps = options.warmup + options.steps + options.profile + options.memory
         documents = make_documents(
             (steps * sequences * groups + 1) * options.max_doc, max_doc=options.max_doc,
             vocab_size=settings["vocab_size"], mean=options.mean_doc,
@@ -158,6 +160,9 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         train={"optim": options.optim, "learning_rate": 1e-3 if options.check else 2e-4, "shuffle": False,
                **trainers.recompute_keys(options.recompute, None, keep_attention=options.keep_attention)},
     )  # fmt: skip
+    if options.strategy == "fsdp2" and world > 1:
+        own = {"dp_replicate_size": options.copies}
+        recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
     if options.strategy.startswith("zero"):
         own = {"offload": options.offload, "deepspeed_config": options.deepspeed_config}
         recipe = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=own)})
@@ -187,6 +192,14 @@ def load_hollow(options: argparse.Namespace) -> Any:
     return load_model_folder(
         options.folder, section, device=host, dtype=getattr(torch, options.dtype), hollow=True
     )  # fmt: skip
+
+
+def sharded_over(model: Any) -> dict[str, Any]:
+    """The mesh of sharded parameters and how they lie on it; nothing without shards."""
+    sharded = next((p for p in model.parameters() if hasattr(p, "device_mesh")), None)
+    if sharded is None:
+        return {}
+    return {"mesh": sharded.device_mesh.mesh.tolist(), "placements": str(sharded.placements)}
 
 
 def host_gib() -> tuple[float, float]:
@@ -245,6 +258,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
         "layers": [
             f"{part.name}: {part.runs}" for part in trainer.engine.report
             if part.name in ("decoder layers", "sequences")],
+        **sharded_over(model),
         "rows_of_a_pass": len(batches.take(0)[0].batch.input_ids),
         "setup_s": round(time.time() - STARTED, 1),
     }  # fmt: skip
@@ -269,6 +283,7 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
     if options.check:
         how = "separate" if options.separate else options.strategy
         how += f"-{world}" + (f"-s{options.sequence_parallel}" if options.sequence_parallel > 1 else "")
+        how += f"-r{options.copies}" if options.copies > 1 and options.strategy == "fsdp2" else ""
         _keep(model, losses, options.check / f"{options.method}-{how}.pt", rank)
     else:
         ms = [clock.milliseconds(a, b) for a, b in pairwise(marks)]
@@ -284,6 +299,11 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             lambda: halving_update(trainer, batches, step + 1, info),
             device=options.device, step_ms=info["ms_step_median"],
         )  # fmt: skip
+    if options.memory:
+        from benchmarks.gpu.holders import holders_of_step
+
+        last = options.warmup + options.steps + options.profile
+        info["memory"] = holders_of_step(trainer, lambda: halving_update(trainer, batches, last, info))
     batches.close()
     trainer.weights.close()
     return info

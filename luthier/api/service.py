@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from luthier.jobs.worker.supervisor import Supervisor
 from luthier.pipeline.serving import open_host
 from luthier.runtime.atomic import explain_os_error
 from luthier.runtime.errors import EnvironmentProblem
+from luthier.runtime.lock import owned
 from luthier.serve.engine.scheduler import EngineLimits
 from luthier.serve.server import run_server
 
@@ -100,17 +100,12 @@ def own_home(home: Path) -> Iterator[None]:
         handle = os.open(home / "server.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise explain_os_error(error, home) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise EnvironmentProblem(
-                code="A103", message=f"{home} is served by process {owner} already",
-                hint="stop that one, or give this one another --home",
-            ) from error  # fmt: skip
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode("ascii"), 0)
+
+    def taken(owner: str) -> EnvironmentProblem:
+        return EnvironmentProblem(
+            code="A103", message=f"{home} is served by process {owner} already",
+            hint="stop that one, or give this one another --home",
+        )  # fmt: skip
+
+    with owned(handle, taken):
         yield
-    finally:
-        os.close(handle)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ from luthier.cli.mix import mix
 from luthier.cli.output import emit_json, show
 from luthier.cli.synth import synth
 from luthier.runtime.errors import RecipeError
+
+if TYPE_CHECKING:
+    from luthier.pipeline.session import Session
 
 app = typer.Typer(help="Look at the rows as the model will see them.", no_args_is_help=True)
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -56,7 +60,7 @@ def show_rows(
         emit_json({"rows": records, "dropped_rows": prepared.manifest["dropped_rows"]})
         return
     for record in records:
-        show(row_text(record, session.tokenizer))
+        show(row_text(record))
     if prepared.manifest["kind"] == "tokens":
         legend = "[bold green]trained[/]  context  [dim cyan]special[/]: trained are the answers and their end-of-turn"
     elif prepared.manifest["kind"] == "prompts":
@@ -119,9 +123,7 @@ def _check_lines(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _session(recipe: Any, overrides: list[str] | None) -> Any:
-    from pathlib import Path
-
+def _session(recipe: Path, overrides: list[str] | None) -> Session:
     from luthier.pipeline.session import Session
     from luthier.runs.folder import RunFolder
 

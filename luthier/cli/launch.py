@@ -87,6 +87,7 @@ def launch(
     if print_for is not None:
         from luthier.cli.launch_print import Wanted, print_submission
 
+        _refuse_beside_print(hosts=hosts, node_rank=node_rank, rendezvous=rendezvous)
         wanted = Wanted(
             kind=print_for, nodes=asked.nodes or 1, num_gpus=asked.num_gpus, num_processes=asked.num_processes,
             gpu=gpu, overrides=words, flags=["--train-only"] * train_only + flags, max_restarts=max_restarts,
@@ -109,6 +110,7 @@ def _start(
     from luthier.launch.processes import Nodes, choose_processes
     from luthier.launch.several import Launch
     from luthier.recipe.distributed_rules import require_groups
+    from luthier.recipe.replicate_rules import require_copies
     from luthier.runtime.env import show_devices
     from luthier.runtime.errors import RecipeError
 
@@ -122,6 +124,7 @@ def _start(
         show_devices(asked.visible_devices)
     processes, cpu = choose_processes(asked.num_gpus, asked.num_processes)
     require_groups(loaded.recipe.distributed.sequence_parallel_size, processes * nodes)
+    require_copies(loaded.recipe.distributed.dp_replicate_size, processes * nodes)
     if processes * nodes == 1 and not max_restarts:
         only = ("data", "train") if train_only else None
         run_and_show(loaded, only=only, restart="--restart" in flags, as_json="--json" in flags)
@@ -145,6 +148,18 @@ def _refuse_print_options(**given: object) -> None:
         raise RecipeError(
             code="L210", message=f"{', '.join(unused)} without `--print`", hint="add `--print slurm`, or take it out"
         )
+
+
+def _refuse_beside_print(**given: object) -> None:
+    """The submission file finds hosts, numbers and machine 0 itself."""
+    from luthier.runtime.errors import RecipeError
+
+    unused = [f"`--{name.replace('_', '-')}`" for name, value in given.items() if value is not None]
+    if unused:
+        raise RecipeError(
+            code="L210", message=f"{', '.join(unused)} beside `--print`: the cluster gives the machines their numbers",
+            hint="take it out; `--nodes N` says how many",
+        )  # fmt: skip
 
 
 def _on_hosts(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def _submission(loaded: LoadedRecipe, file: Path, wanted: Wanted, settings: Laun
     program = settings.command or [python, "-m", "luthier", "launch"]
     there = MOUNTED_RECIPE if wanted.kind == "kubernetes" else str(file.absolute())
     how = "--num-gpus" if wanted.on_gpus else "--num-processes"
-    folder = Path.cwd()
+    folder, uploads = Path.cwd(), _uploads(recipe, file)
     spec = Spec(
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", Path(recipe.output_dir).name).strip("-._")[:100] or "run",
         command=(*program, there, *wanted.overrides, *wanted.flags, how, str(processes)),
@@ -136,7 +137,7 @@ def _submission(loaded: LoadedRecipe, file: Path, wanted: Wanted, settings: Laun
     )  # fmt: skip
     return Submission(
         spec=spec, nodes=wanted.nodes, reasons=reasons, recipe_text=loaded.text,
-        uploads=tuple(_uploads(recipe, file)), notes=tuple(_notes(recipe, plan, wanted, settings)),
+        uploads=tuple(uploads), notes=tuple(_notes(recipe, plan, wanted, settings, uploads)),
     )  # fmt: skip
 
 
@@ -172,14 +173,36 @@ def _plan(
 
 def _uploads(recipe: Recipe, file: Path) -> list[str]:
     """Files here that the run reads, absolute: a machine of a cloud has none of them."""
-    named = [str(file), *(source.path for source in recipe.data.train), recipe.model.name_or_path]
-    named += [recipe.data.validation.path] if recipe.data.validation.path else []
-    named += [path for task in recipe.evaluate.tasks for path in (task.path, task.fewshot_path) if path]
-    here = [Path(text).expanduser() for text in named]
-    return list(dict.fromkeys(str(path.absolute()) for path in here if path.exists()))
+    found = [file]
+    for text in _texts(recipe.model_dump(mode="json")):
+        path = Path(text.rpartition(".py:")[0] + ".py" if ".py:" in text else text).expanduser()
+        with suppress(OSError, ValueError):  # the text of a template is no path
+            found += [path] if path.exists() else []
+    return list(dict.fromkeys(str(path.absolute()) for path in found))
 
 
-def _notes(recipe: Recipe, plan: Mapping[str, Any] | None, wanted: Wanted, settings: LaunchSettings) -> list[str]:
+_FILES = frozenset(
+    ["accelerate_config", "chat_template", "deepspeed_config", "embedding_model", "fewshot_path", "include_path",
+     "init_from", "name_or_path", "path", "python", "spectrum_file", "tokenizer"]
+)  # fmt: skip
+"""Keys of a recipe, wherever they stand, that may name a file or folder."""
+
+
+def _texts(value: Any, key: str = "") -> Iterator[str]:
+    """Every text below a key of `_FILES`."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _texts(item, name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, str) and value and key in _FILES:
+        yield value
+
+
+def _notes(
+    recipe: Recipe, plan: Mapping[str, Any] | None, wanted: Wanted, settings: LaunchSettings, uploads: Sequence[str]
+) -> list[str]:
     found = []
     if plan is not None and not plan["fits"]:
         found.append("the plan says that this does not fit: `luthier plan` shows the smallest change that helps")
@@ -187,8 +210,15 @@ def _notes(recipe: Recipe, plan: Mapping[str, Any] | None, wanted: Wanted, setti
         "kubernetes": [one.path for one in settings.kubernetes.volumes],
         "skypilot": list(settings.skypilot.mounts),
     }.get(wanted.kind)
+
+    def held(place: str) -> bool:
+        return kept is None or any(place == path or place.startswith(path.rstrip("/") + "/") for path in kept)
+
+    lost = [path for path in uploads[1:] if not held(path)] if wanted.kind == "kubernetes" else []
+    if lost:
+        found.append(f"no volume holds {', '.join(lost)}: pods do not find what is only here (kubernetes.volumes)")
     folder = str(Path(recipe.output_dir).absolute())
-    if kept is not None and not any(folder == path or folder.startswith(path.rstrip("/") + "/") for path in kept):
+    if not held(folder):
         where = "kubernetes.volumes" if wanted.kind == "kubernetes" else "skypilot.mounts"
         found.append(
             f"no volume holds output_dir {folder}: the result and its checkpoints go with the machine ({where})"

@@ -11,7 +11,8 @@ import os
 import sys
 import time
 import traceback
-from typing import IO, Protocol, runtime_checkable
+from functools import cache
+from typing import IO, Any, Protocol, runtime_checkable
 
 import typer
 
@@ -116,7 +117,7 @@ def main() -> None:
     stop_when_orphaned()
     try:
         _require_one_process(arguments)
-        code = app(args=arguments, standalone_mode=False)
+        code = _command()(args=arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -134,6 +135,12 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one clear line instead of a trace
         sys.exit(_unexpected(error, arguments, debug))
+
+
+@cache
+def _command() -> Any:
+    """All verbs with their options, read from the signatures once in a process; each takes about a millisecond."""
+    return typer.main.get_command(app)
 
 
 def _require_one_process(arguments: list[str]) -> None:
@@ -185,8 +192,13 @@ def _unexpected(error: Exception, arguments: list[str], debug: bool) -> int:
 
 
 def _to_stderr(record: logging.LogRecord) -> bool:
-    """DeepSpeed logs to stdout, from its import on (which accelerate makes): there a reader of JSON finds it."""
-    print(f"{record.name}: {record.getMessage()}", file=sys.stderr)
+    """DeepSpeed logs to stdout, from its import on (which accelerate makes): there a reader of JSON finds it.
+
+    That it sees no accelerator is left out: it is no news on a CPU, and puzzles in a run that does not use DeepSpeed.
+    """
+    text = record.getMessage()
+    if not text.startswith("Setting accelerator to CPU"):
+        print(f"{record.name}: {text}", file=sys.stderr)
     return False
 
 

@@ -16,6 +16,8 @@ from luthier.runtime.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from luthier.recipe.schema import Recipe
+
 
 def mix(
     recipe: RecipeArgument,
@@ -49,16 +51,16 @@ def mix(
         note(f"{name}: {count:,} rows")
 
 
-def _check_out(out: Path, recipe: Any, *, force: bool) -> None:
+def _check_out(out: Path, recipe: Recipe, *, force: bool) -> None:
     """What can be known to be wrong before any row is read."""
     from luthier.curate.files import refuse_sources
 
     if out.suffix.lower() not in {".jsonl", ".ndjson"}:
         raise RecipeError(code="C103", message=f"--out {out} must end in .jsonl", hint="name it mixture.jsonl")
     data = recipe.data
-    held_out = [data.validation.path] if data.validation and data.validation.path else []
-    tasks = [task.path for task in recipe.evaluate.tasks] if recipe.evaluate else []
-    refuse_sources(out, [*(source.path for source in data.train), *held_out, *tasks])
+    tasks = [path for task in recipe.evaluate.tasks for path in (task.path, task.fewshot_path)]
+    paths = [*(source.path for source in data.train), data.validation.path, *tasks]
+    refuse_sources(out, [path for path in paths if path])
     if out.exists() and not force:
         raise RecipeError(code="C103", message=f"--out {out} is there already", hint="--force replaces it")
     if recipe.data.streaming:

@@ -29,18 +29,23 @@ def plan(
     gpu_memory_gib: Annotated[
         float | None, typer.Option(min=1.0, help="Memory of a device, for a share of it or one that is not listed.")
     ] = None,
+    network: Annotated[
+        float | None, typer.Option(min=0.1, help="Gbit/s to other hosts, of each device; default: 400 are assumed.")
+    ] = None,
     mean_tokens: Annotated[int | None, typer.Option(min=1, help="Mean tokens of a row, instead of looking.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Training rows, instead of looking.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Memory, time and disk of a recipe; what fits, and what to change if nothing does. No weights, no GPU."""
     from luthier.plan.inputs import documents_of, shape_of
+    from luthier.plan.machine import with_network
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
     from luthier.runtime.env import read_env
 
     wanted, missing = _load(recipe, overrides)
     device, how = _device(gpu, gpu_memory_gib)
+    device = with_network(device, network if network is not None else read_env().network_gbits)
     if wanted.objective.name == "grpo":
         from luthier.cli.plan_online import render_online
         from luthier.plan.online import plan_online
@@ -185,7 +190,7 @@ def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
     from luthier.plan.host import HOST_BANDWIDTH
     from luthier.plan.reasons import gib
-    from luthier.plan.sharding import HOST_DEVICES, NETWORK
+    from luthier.plan.sharding import HOST_DEVICES
 
     request, chosen = answer.request, answer.chosen
     beside = "loading, scoring and merging come on top"
@@ -206,7 +211,8 @@ def _closing(answer: Plan) -> Iterator[str]:
             f"{chosen.setting.way.words()}"
         )
         if request.num_gpus > HOST_DEVICES:
-            yield f"between hosts an adapter of {NETWORK / 1e9:.0f} GB/s beside each device is assumed, not measured"
+            rate = request.device.network / 1e9
+            yield f"between hosts an adapter of {rate:,.1f} GB/s beside each device is assumed (`--network`)"
         if chosen.setting.offload != "none":
             link, host = request.device.host_link / 1e9, HOST_BANDWIDTH / 1e9
             yield (

@@ -50,8 +50,10 @@ def run_and_show(loaded: LoadedRecipe, *, only: tuple[str, ...] | None, restart:
     from luthier.runtime.console import note
     from luthier.runtime.env import read_env
 
-    result = run_recipe(loaded.recipe, recipe_text=loaded.text, only=only, restart=restart, command=sys.argv)
-    if read_env().rank:
+    env = read_env()
+    command = env.launch_command or sys.argv
+    result = run_recipe(loaded.recipe, recipe_text=loaded.text, only=only, restart=restart, command=command)
+    if env.rank:
         return
     if as_json:
         emit_json(result_to_json(result))

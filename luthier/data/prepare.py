@@ -8,7 +8,7 @@ answer with its prompt is tokenised and proven as a row is, then the shared prom
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,19 +184,12 @@ def _tokenize_now(
 ) -> list[Tokenized]:
     outcomes: list[Tokenized] = []
     tokenize = tokenize_all if kind == "tokens" else tokenize_preferences
-
-    def collect(advance: Callable[[], None]) -> None:
-        chunks = (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
+    chunks = (rows[start : start + CHUNK_ROWS] for start in range(0, len(rows), CHUNK_ROWS))
+    with progress("tokenise", len(rows), "rows", above=_PROGRESS_ROWS) as bar:
         for chunk in tokenize_chunks(chunks, tokenize, template, section):
             for outcome in chunk:
                 outcomes.append(outcome)
-                advance()
-
-    if len(rows) <= _PROGRESS_ROWS:
-        collect(lambda: None)
-    else:
-        with progress("tokenise", len(rows), "rows") as bar:
-            collect(bar.advance)
+                bar.advance()
     return outcomes
 
 

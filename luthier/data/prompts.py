@@ -1,15 +1,12 @@
 """Rows of a recipe as prompts to be answered: what is asked, the reference answer, the columns beside it.
 
-The last assistant message of a row is its reference and is taken away; what stands before it is the prompt, rendered
-by the same template and encoded by the same rules as a served prompt (`ChatTemplate.prompt_ids`). Raw rows
-(`prompt_completion`) keep their raw prompt. A row may end with a question and have no reference.
+`prompt_rows.py` reads one row; here all of them are read, split and counted as rows to train on are (`prepare.py`).
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +14,13 @@ from luthier.data.describe import build_manifest
 from luthier.data.losses import account
 from luthier.data.pack import one_by_one
 from luthier.data.prepared import Prepared, mix_rows
-from luthier.data.rows import Row, show_value
+from luthier.data.prompt_rows import ARGUMENTS, Check, PromptRow, Wanted, read_prompt
+from luthier.data.rows import Row
 from luthier.data.sources import SourceResult, read_conversations, read_rows, source_files
 from luthier.data.split import count_duplicates, overlapping, split_validation
 from luthier.data.tally import Tally
 from luthier.data.template import ChatTemplate
-from luthier.data.tokenize import Tokenized, raw_prompt_ids
+from luthier.data.tokenize import Tokenized
 from luthier.data.types import Conversation, Dropped, Example, RowRef, TrainRow
 from luthier.recipe.objective_kind import pack_capacity
 from luthier.recipe.schema import DataSection, Source
@@ -30,29 +28,9 @@ from luthier.runtime.console import note, progress
 from luthier.runtime.errors import DataError, LuthierError, Problem
 from luthier.runtime.hashing import hash_json
 
-__all__ = ["ARGUMENTS", "PromptRow", "Prompts", "prepare_prompts"]
+__all__ = ["Prompts", "prepare_prompts"]
 
-ARGUMENTS = ("prompts", "completions", "completion_ids", "prompt", "completion", "reference", "trainer_state",
-             "log_extra", "log_metric", "environments")  # fmt: skip
-"""Names that reward functions are called with; a column of the data with such a name is not passed on."""
 _PROGRESS_ROWS = 2_000
-
-Check = Callable[[str | None], str | None]
-"""What makes a reference (None: there is none) unusable, in words; None when it is fine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRow:
-    """One prompt."""
-
-    ref: RowRef
-    ids: Sequence[int]
-    """Token ids, up to where the answer begins."""
-    prompt: Sequence[Mapping[str, Any]] | str
-    """Messages, or raw text."""
-    reference: str | None
-    columns: Mapping[str, Any]
-    """The other columns of the row, as they stand in the file; empty unless asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,20 +42,6 @@ class Prompts:
     validation: list[PromptRow]
     prepared: Prepared
     """The same prompts as rows of tokens without a trained one, with the data manifest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What is asked of every row."""
-
-    section: DataSection
-    template: ChatTemplate
-    reference_column: str | None
-    check: Check
-    columns: bool
-    longest: int
-    """Most tokens of a prompt."""
-    why_longest: str
 
 
 def prepare_prompts(
@@ -102,7 +66,7 @@ def prepare_prompts(
     """
     template = ChatTemplate(tokenizer, kwargs=template_kwargs, control_tokens=section.control_tokens)
     short = room is not None and room < section.max_length
-    wanted = _Wanted(
+    wanted = Wanted(
         section=section, template=template, reference_column=reference_column, check=check, columns=columns,
         longest=room if short and room is not None else section.max_length,
         why_longest="the model holds no more beside the longest completion" if short else "`data.max_length`",
@@ -151,7 +115,7 @@ def _own_validation(section: DataSection) -> SourceResult | None:
     return read_conversations(source, len(section.train), on_empty="keep")
 
 
-def _columns_of(section: DataSection, wanted: _Wanted) -> dict[tuple[int, str, int], dict[str, Any]]:
+def _columns_of(section: DataSection, wanted: Wanted) -> dict[tuple[int, str, int], dict[str, Any]]:
     """The raw row of every conversation, by (source, file, line); empty where no column is wanted."""
     if not wanted.columns and wanted.reference_column is None:
         return {}
@@ -171,14 +135,14 @@ def _columns_of(section: DataSection, wanted: _Wanted) -> dict[tuple[int, str, i
 
 
 def _read_all(
-    rows: Sequence[Conversation], raw: Mapping[tuple[int, str, int], dict[str, Any]], wanted: _Wanted
+    rows: Sequence[Conversation], raw: Mapping[tuple[int, str, int], dict[str, Any]], wanted: Wanted
 ) -> _Outcomes:
     outcomes = _Outcomes({}, [])
     problems: list[Problem] = []
 
     def read(row: Conversation) -> None:
         try:
-            found = _read(row, raw.get((row.ref.source, row.ref.file, row.ref.line), {}), wanted)
+            found = read_prompt(row, raw.get((row.ref.source, row.ref.file, row.ref.line), {}), wanted)
         except LuthierError as error:
             problems.extend(_at(row.ref, problem) for problem in error.problems)
             return
@@ -189,14 +153,10 @@ def _read_all(
         else:
             outcomes.dropped.append(found)
 
-    if len(rows) <= _PROGRESS_ROWS:
+    with progress("prompts", len(rows), "rows", above=_PROGRESS_ROWS) as bar:
         for row in rows:
             read(row)
-    else:
-        with progress("prompts", len(rows), "rows") as bar:
-            for row in rows:
-                read(row)
-                bar.advance()
+            bar.advance()
     if problems:
         raise DataError(problems=problems)
     return outcomes
@@ -212,62 +172,6 @@ def _refused(found: Dropped, section: DataSection) -> Problem | None:
         hint = "raise `data.max_length`, or choose `data.overlong: drop`"
         return Problem(code="D220", message=found.detail, hint=hint, **place)  # type: ignore[arg-type]
     return None
-
-
-def _read(row: Conversation, raw: Mapping[str, Any], wanted: _Wanted) -> PromptRow | Dropped:
-    """One row.
-
-    Raises:
-        DataError: it cannot be asked.
-    """
-    prompt, reference = _split(row)
-    if wanted.reference_column is not None:
-        reference = _reference(raw, wanted.reference_column)
-    fault = wanted.check(reference)
-    if fault is not None:
-        return Dropped(row.ref, "empty", fault)
-    ids = raw_prompt_ids(prompt, wanted.template) if isinstance(prompt, str) else wanted.template.prompt_ids(prompt)
-    if not ids:
-        raise DataError(code="D250", message="the prompt has no tokens")
-    if len(ids) > wanted.longest:
-        return Dropped(row.ref, "overlong", f"{len(ids)} tokens; at most {wanted.longest}: {wanted.why_longest}")
-    columns = {name: value for name, value in raw.items() if name not in ARGUMENTS} if wanted.columns else {}
-    return PromptRow(ref=row.ref, ids=array("i", ids), prompt=prompt, reference=reference, columns=columns)
-
-
-def _split(row: Conversation) -> tuple[Sequence[Mapping[str, Any]] | str, str | None]:
-    """(prompt, reference) of a row.
-
-    Raises:
-        DataError: there is no question in it.
-    """
-    if row.kind == "prompt_completion":
-        return row.prompt, row.completion or None
-    if row.kind != "chat":
-        raise DataError(code="D250", message=f"rows of `{row.kind}` have no question that could be asked")
-    if row.tools:
-        message = "the row offers tools; completions of online RL are plain answers, no tool is called"
-        raise DataError(code="D250", message=message, hint="take `tools` out of the row")
-    messages = [dict(message) for message in row.messages]
-    reference: str | None = None
-    if messages and messages[-1]["role"] == "assistant":
-        content = messages.pop().get("content")
-        reference = content if isinstance(content, str) and content.strip() else None
-    if not messages or messages[-1]["role"] == "assistant":
-        raise DataError(code="D250", message="nothing is asked before the last assistant message")
-    return messages, reference
-
-
-def _reference(raw: Mapping[str, Any], column: str) -> str | None:
-    value = raw.get(column)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if value is None:
-        return None
-    message = f"column `{column}` (objective.grpo.reference_column) must hold text or a number, got {show_value(value)}"
-    raise DataError(code="D251", message=message)
 
 
 def _at(ref: RowRef, problem: Problem) -> Problem:
@@ -287,7 +191,7 @@ def _as_example(row: PromptRow) -> Example:
 def _as_prepared(
     train: Sequence[PromptRow], validation: Sequence[PromptRow], results: Sequence[SourceResult],
     dropped: Sequence[Dropped], rows: tuple[Sequence[Conversation], Sequence[Conversation], Sequence[Conversation]],
-    wanted: _Wanted,
+    wanted: Wanted,
 ) -> Prepared:  # fmt: skip
     """Prompts as rows of which nothing is trained, with a manifest of the usual form."""
     examples = {id(row): _as_example(row) for row in train}

@@ -17,11 +17,9 @@ Apart from the budget the environment is that of `transformers.utils.chat_templa
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
 from functools import wraps
 from typing import Any
 
@@ -29,6 +27,8 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from luthier.data.template_globals import Namespace, make_dict, raise_exception, strftime_now, to_json
 
 __all__ = ["CPU_SECONDS", "MAX_CHARACTERS", "BoundedTemplate", "TemplateFailure", "TemplateLimit"]
 
@@ -132,10 +132,10 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
         )
         self.budget = Budget()
         self.filters = {name: self._charged(function) for name, function in self.filters.items()}
-        self.filters["tojson"] = self._charged(_to_json)
+        self.filters["tojson"] = self._charged(to_json)
         self.globals.pop("lipsum", None)  # random text: no template needs it
         self.globals.update(
-            raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_make_dict, namespace=_Namespace
+            raise_exception=raise_exception, strftime_now=strftime_now, dict=make_dict, namespace=Namespace
         )
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -210,52 +210,6 @@ class _BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateLimit("it formats a value with a width of more than 100,000 characters")
         for value in values if isinstance(values, tuple | list) else [values]:
             self.budget.charge(_size(value) + (value if isinstance(value, int) and "*" in pattern else 0))
-
-
-def _to_json(
-    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002 - the name templates use
-    return datetime.now().strftime(format)
-
-
-class _MakeDict:
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        """As `dict.fromkeys`."""
-        return dict.fromkeys(*args, **kwargs)
-
-
-_make_dict = _MakeDict()
-
-
-class _Namespace(jinja2.utils.Namespace):
-    """A namespace that takes no underscore names (a way out of older sandboxes)."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:
-        self, rest = args[0], args[1:]
-        values = dict(*rest, **kwargs)
-        for name in values:
-            _Namespace._check(name)
-        jinja2.utils.Namespace.__init__(self, values)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        _Namespace._check(name)
-        jinja2.utils.Namespace.__setitem__(self, name, value)
-
-    @staticmethod
-    def _check(name: Any) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a namespace takes no name with an underscore in front: {name!r}")
 
 
 def _instrument(tree: nodes.Template, environment: jinja2.Environment) -> None:

@@ -102,7 +102,7 @@ def _add_document(
     record["trained_text"].append(encoder.decode([token["id"] for token in tokens if token["weight"]]))
 
 
-def row_text(record: dict[str, Any], tokenizer: Any = None) -> Text:
+def row_text(record: dict[str, Any]) -> Text:
     """A record in colour: trained green, special cyan, context plain; each document under its place in the data.
 
     Of preferences the prompt is dim, chosen answers green, rejected ones red.

@@ -9,11 +9,12 @@ compared with `tokenizer.apply_chat_template`, which servers use. A difference i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from luthier.data.encode import Encoder, Interval
+from luthier.data.literals import control_runs, placeholder_for, strings_of, substitute
 from luthier.data.sandbox import BoundedTemplate, TemplateFailure, TemplateLimit
 from luthier.data.served import as_served
 from luthier.runtime.errors import DataError, Problem
@@ -22,8 +23,6 @@ __all__ = ["ChatTemplate", "Message", "Rendering"]
 
 Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-# Stand-ins for control tokens in data; private-use characters that no text should hold.
-_PLACEHOLDERS = ("\U0010fff0", "\U0010fff1", "\U000fff00")
 
 
 class ChatTemplate:
@@ -177,11 +176,11 @@ class Rendering:
         self._memo: dict[tuple[int, bool], str | TemplateFailure] = {}
         self._masked: list[dict[str, Any]] | None = None
         pattern = template.encoder.control_pattern
-        strings = [*_strings(messages), *_strings(tools)]
+        strings = [*strings_of(messages), *strings_of(tools)]
         self._has_control = any(map(pattern.search, strings))
         self._placeholder: str | None = None
         if self._has_control:
-            self._placeholder = next((c for c in _PLACEHOLDERS if not any(c in text for text in strings)), None)
+            self._placeholder = placeholder_for(strings)
 
     def upto(self, count: int) -> str:
         """Text of the first `count` messages, without a generation prompt."""
@@ -244,10 +243,10 @@ class Rendering:
             raise TemplateFailure("the data holds both control tokens and the private-use characters that mark them")
         pattern, mark = self.template.encoder.control_pattern, self._placeholder
         if self._masked is None:
-            self._masked = _substitute(list(self.messages), pattern, mark)
+            self._masked = substitute(list(self.messages), pattern, mark)
         count = prompt_of if prompt_of is not None else len(self.messages) if upto is None else upto
         masked = self.template.render(
-            self._masked[:count], _substitute(self.tools, pattern, mark), add_generation_prompt=prompt_of is not None
+            self._masked[:count], substitute(self.tools, pattern, mark), add_generation_prompt=prompt_of is not None
         )
         hidden = [place for place, character in enumerate(masked) if character == mark]
         rebuilt = list(masked)
@@ -255,7 +254,7 @@ class Rendering:
             rebuilt[place] = text[place]
         if "".join(rebuilt) != text:
             raise TemplateFailure(f"the template changes control tokens in messages: {difference(masked, text)}")
-        return _control_runs(text, hidden, pattern)
+        return control_runs(text, hidden, pattern)
 
 
 def difference(ours: str, theirs: str, *, names: tuple[str, str] = ("one has", "the other"), width: int = 60) -> str:
@@ -264,40 +263,3 @@ def difference(ours: str, theirs: str, *, names: tuple[str, str] = ("one has", "
     before = ours[max(0, place - 30) : place]
     first, second = ours[place : place + width], theirs[place : place + width]
     return f"after {before!r} {names[0]} {first!r}, {names[1]} {second!r}"
-
-
-def _control_runs(text: str, hidden: Sequence[int], pattern: Any) -> list[Interval]:
-    """Group marked characters into the control tokens they spell."""
-    runs: list[Interval] = []
-    position = 0
-    while position < len(hidden):
-        match = pattern.match(text, hidden[position])
-        if match is None:
-            raise TemplateFailure("the template moves control tokens of messages")
-        runs.append(match.span())
-        position += match.end() - match.start()
-    return runs
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """Every string in nested data, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _strings(item)
-
-
-def _substitute(value: Any, pattern: Any, mark: str) -> Any:
-    """The same data with each control token replaced by as many placeholders."""
-    if isinstance(value, str):
-        return pattern.sub(lambda match: mark * len(match.group()), value)
-    if isinstance(value, Mapping):
-        return {_substitute(k, pattern, mark): _substitute(v, pattern, mark) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_substitute(item, pattern, mark) for item in value]
-    return value

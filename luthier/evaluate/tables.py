@@ -15,27 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STYLE", "cells", "changed_rows", "changed_rows_table", "comparison_table", "contest_table", "pairs_table",
-    "plain_table", "scores_table",
+    "plain_table",
 ]  # fmt: skip
 
 STYLE = {"better": "bold green", "worse": "bold red", "no evidence": "yellow"}
-
-
-def scores_table(tasks: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a task, secondary scores below it.
-
-    Args:
-        tasks: The `tasks` of a score file.
-    """
-    table = plain_table(
-        ("task", "left"), ("metric", "left"), ("score", "right"), ("interval", "right"), ("rows", "right")
-    )
-    for task in tasks:
-        interval = f"[{task['low']:.3f}, {task['high']:.3f}]"
-        table.add_row(*cells(task["name"], task["metric"], f"{task['score']:.3f}", interval, f"{task['n']:,}"))
-        for name, value in task["secondary"].items():
-            table.add_row(*cells("", name, f"{value:.3f}", "", ""))
-    return table
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,7 @@ def stored_scores(run: Path, items: Sequence[Item]) -> Scores:
             continue
         try:
             for task in json.loads(file.read_text("utf-8"))["tasks"]:
-                column = np.full(len(items), np.nan, np.float32)
-                for row in task["rows"]:
-                    path, _, line = str(row["ref"]).rpartition(":")
-                    index = place.get(_place(path, int(line)))
-                    if index is not None:
-                        column[index] = row["score"]
+                column = _column(task["rows"], place, len(items))
                 if not np.isnan(column).all():
                     what = "loss" if task["metric"] == "loss" else task["metric"]
                     found[f"{task['name']}: {what}{suffix}"] = column
@@ -101,3 +96,14 @@ def computed_losses(recipe: Recipe, run: Path, items: Sequence[Item], *, most: i
 
 def _place(file: str, line: int) -> tuple[str, int]:
     return os.path.realpath(file), line
+
+
+def _column(rows: Sequence[Mapping[str, Any]], place: Mapping[tuple[str, int], int], count: int) -> Any:
+    """[count] float32: the scores of `rows` at the places of their references."""
+    column = np.full(count, np.nan, np.float32)
+    for row in rows:
+        path, _, line = str(row["ref"]).rpartition(":")
+        index = place.get(_place(path, int(line)))
+        if index is not None:
+            column[index] = row["score"]
+    return column

@@ -6,7 +6,7 @@ words, because training keeps tokens only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,8 +191,7 @@ def _items(
     template = ChatTemplate(tokenizer, kwargs=kwargs, control_tokens=section.control_tokens)
     tokenize = tokenize_preferences if kind in {"pairs", "rated"} else tokenize_all
     found: list[Item] = []
-
-    def collect(advance: Callable[[], None]) -> None:
+    with progress("tokenise", len(rows), "rows", above=_PROGRESS_ROWS) as bar:
         for row, outcome in zip(rows, tokenize(rows, template, section=section), strict=True):
             result = outcome.result
             gone = isinstance(result, Dropped)
@@ -203,13 +202,7 @@ def _items(
                     why=f"{result.reason}: {result.detail}" if isinstance(result, Dropped) else "",
                 )
             )  # fmt: skip
-            advance()
-
-    if len(rows) <= _PROGRESS_ROWS:
-        collect(lambda: None)
-    else:
-        with progress("tokenise", len(rows), "rows") as bar:
-            collect(bar.advance)
+            bar.advance()
     return found
 
 

@@ -80,7 +80,7 @@ def probe_layout(model: Any, trunk: Any, switch: Any, *, inexact: bool = False) 
 
     `inexact`: layers were replaced by a named inexact mode; values may differ from the model's own by more.
     """
-    obstacle = _static_obstacle(model, trunk)
+    obstacle = _static_obstacle(trunk)
     if obstacle is None:
         with quiet(model):
             obstacle = _measured_obstacle(model, trunk, switch, inexact=inexact)
@@ -91,7 +91,7 @@ def probe_layout(model: Any, trunk: Any, switch: Any, *, inexact: bool = False) 
     return LayoutFinding("padded", obstacle)
 
 
-def _static_obstacle(model: Any, trunk: Any) -> str | None:
+def _static_obstacle(trunk: Any) -> str | None:
     if not getattr(trunk, "_supports_attention_backend", False):
         return f"{type(trunk).__name__} does not take attention functions from outside"
     config = trunk.config

@@ -7,6 +7,7 @@ cause is found here, so it is the last thing a user reads (`attempts.py`, across
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -108,7 +109,8 @@ def launch_processes(
             lost = RunFailed(code="L141", message=f"the launcher lost the others: {error}")
             return Ended(error=lost)
     mine = [folder for folder in logs.iterdir() if folder not in before]
-    said = [found for folder in mine for file in folder.rglob("error.json") if (found := read_failure(file))]
+    places = [place / "error.json" for folder in mine for place in folder.glob("attempt_*/*")]
+    said = [found for file in places if (found := read_failure(file))]
     cause = _cause(said, failed, stopped, run=run, logs=mine)
     return Ended(error=cause, signal=stopped.name if stopped else None)
 
@@ -129,7 +131,18 @@ def _cause(
     if said and stopped is None:
         return _as_error(min(said, key=lambda one: one.time))
     name = stopped.name if stopped else "a signal"
-    return Interrupted(code="L144", message=f"stopped by {name} before a process could save anything")
+    what = f"stopped by {name} before a process could save " + ("more" if _has_checkpoint(run) else "anything")
+    return Interrupted(code="L144", message=what, hint=_how_to_go_on(run))
+
+
+def _has_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints").glob("step-*"))
+
+
+def _how_to_go_on(run: Path) -> str:
+    if _has_checkpoint(run):
+        return "the newest checkpoint is whole: the same command goes on from it"
+    return "the same command starts it again"
 
 
 def _as_error(failure: Failure) -> LuthierError:
@@ -145,7 +158,7 @@ def _killed(rank: int, failure: Any, *, run: Path, logs: Sequence[Path]) -> Luth
     doing = [beat.what() for beat in read_beats(run / FOLDER) if (beat.rank, beat.pid) == (rank, failure.pid)]
     where = f" in {doing[0]}" if doing else ""
     said = f"; it said: {last}" if (last := "" if code == -signal.SIGKILL else _last_words(rank, logs)) else ""
-    hint = "the newest checkpoint is whole: the same command goes on from it"
+    hint = _how_to_go_on(run)
     if code == -signal.SIGKILL:
         hint = f"if the machine ran out of memory, its log (`dmesg`) names the process; {hint}"
     return RunFailed(code="L143", message=f"process {rank} (pid {failure.pid}) {how}{where}{said}", hint=hint)
@@ -166,6 +179,7 @@ def _child_environment(*, cpu: bool, unshared: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(variable("LUTHIER_LAUNCHED", "1"))
         stack.enter_context(variable(PARENT, str(os.getpid())))
+        stack.enter_context(variable("LUTHIER_LAUNCH_COMMAND", json.dumps(sys.argv)))
         if cpu:
             stack.enter_context(variable("LUTHIER_FORCE_CPU", "1"))
         if unshared:

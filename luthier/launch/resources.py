@@ -8,7 +8,8 @@ The plan counts optimizer steps only; loading, scoring, merging and reading data
 lives in host memory: the plan's peak is added.
 
 Of a run on several machines each has `processes` processes. Shards are cut from a base that each process of a machine
-reads for itself; on a CPU each process has the plan's peak.
+reads for itself; on a CPU each process has the plan's peak. Where the plan counts more in the memory of a host
+(what is offloaded, and the whole states that a checkpoint is made of), that and 8 GiB are asked for.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def resources_of_machine(
     if not gpus:
         needed += processes * memory["total"]
         words += f" + {processes} x {_gib(memory['total'])} of the plan"
+    elif (planned := _planned_on_host(plan, processes) + 8 * GIB) > needed:
+        needed = planned
+        words = f"the plan's {_gib(planned - 8 * GIB)} for {processes} of its devices + 8 GiB"
     written = sum(disk.values()) - disk["base"]
     made = Resources(
         gpus=processes if gpus else 0, gpu_type=kind, cpus=settings.cpus,
@@ -87,6 +91,14 @@ def resources_of_machine(
                 f"{settings.overhead_minutes} min for loading, scoring, merging"
                 + (", cut to max_minutes: then it goes on from its checkpoint" if capped else ""),
     }  # fmt: skip
+
+
+def _planned_on_host(plan: Mapping[str, Any], processes: int) -> float:
+    """The plan's memory of a host with so many of its devices (`plan/host.py`)."""
+    host = plan["host"]
+    parts, share = host["parts"], processes / host["devices"]
+    lasting = sum(parts[name] for name in ("processes", "states", "weights")) * share
+    return float(lasting + max(parts["loading"] * share, parts["checkpoint"], parts["result"]))
 
 
 def _gib(size: float) -> str:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.model.attach import attach_adapter, base_record, cast_adapters, check_adapter_files, check_same_base
+from luthier.model.attach import base_record, cast_adapters
+from luthier.model.continued import continue_from
 from luthier.model.freeze import freeze_all_but, train_everything, train_listed
-from luthier.model.identity import verify_record
 from luthier.model.method_report import MethodReport, report_on
 from luthier.model.quantize import is_quantized
 from luthier.model.quiet import quiet_libraries
-from luthier.model.reward import HEAD, is_reward_folder, is_reward_model
+from luthier.model.reward import HEAD, is_reward_model
 from luthier.model.starts import take_from_base
 from luthier.model.targets import (
     head_name,
@@ -92,7 +92,7 @@ def apply_method(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     if method.init_from is not None:
-        adapted, notes = _continue_from(model, method, new_token_ids)
+        adapted, notes = continue_from(model, method, new_token_ids)
     else:
         adapted, notes = _new_adapter(model, method, seed=seed, new_token_ids=new_token_ids, start_folder=start_folder)
     return Tuned(adapted, report_on(adapted, method=method.name, notes=notes))
@@ -263,43 +263,3 @@ def _expert_notes(model: PreTrainedModel) -> list[str]:
         if fused
         else []
     )
-
-
-def _continue_from(
-    model: PreTrainedModel, method: MethodSection, new_token_ids: Sequence[int]
-) -> tuple[PeftModel, list[str]]:
-    """Load `method.init_from` and train all of it further, and nothing else."""
-    folder = Path(method.init_from or "").expanduser()
-    check_adapter_files(folder)
-    check_same_base(verify_record(folder), model, folder)
-    if is_reward_model(model) != is_reward_folder(folder):
-        kinds = ("a reward model", "a language model")
-        raise RecipeError(
-            code="M324",
-            message=f"{folder} is an adapter of {kinds[is_reward_model(model)]}, and this trains "
-            f"{kinds[not is_reward_model(model)]}",
-            hint="merge it first, and name the merged folder in `model.name_or_path`",
-        )
-    adapted: Any = attach_adapter(model, folder, trainable=True)
-    config = adapted.peft_config[adapted.active_adapter]
-    defaults = MethodSection()
-    problems, notes = [], [f"continues the adapter in {folder}: rank, targets and scale are its own"]
-    for key in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        asked, has = getattr(method, key), getattr(config, key)
-        if asked != has and asked != getattr(defaults, key):
-            problems.append(f"`method.{key}` is {asked}, the adapter has {has}")
-    if problems:
-        raise RecipeError(
-            code="M324",
-            message=f"{folder} has other settings: {'; '.join(problems)}",
-            hint="leave these keys out, or set them to the adapter's values",
-        )
-    rows = config.trainable_token_indices or {}
-    known = set(rows) if isinstance(rows, list) else {index for indices in rows.values() for index in indices}
-    if set(new_token_ids) - known and not config.modules_to_save:
-        raise RecipeError(
-            code="M325",
-            message="`model.new_tokens` are not among the token rows that the adapter trains",
-            hint="continue with the same `model.new_tokens`, or start a new adapter",
-        )
-    return adapted, notes

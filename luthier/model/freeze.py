@@ -83,11 +83,9 @@ def freeze_all_but(model: PreTrainedModel, patterns: Sequence[str], *, last_n_la
         try:
             found = [name for name, _ in named if re.search(pattern, name)]
         except re.error as error:
-            problems.append(
-                Problem(
-                    code="M322", message=f"`method.trainable` has {pattern!r}, which is no regular expression: {error}"
-                )
-            )
+            message = f"`method.trainable` has {pattern!r}, which is no regular expression: {error}"
+            hint = "a backslash before a character takes it as it is"
+            problems.append(Problem(code="M322", message=message, hint=hint))
             continue
         if not found:
             problems.append(

@@ -141,7 +141,8 @@ def verify_record(folder: Path) -> dict[str, Any] | None:
     for name, expected in record["files"].items():
         file = folder / name
         if not file.is_file():
-            problems.append(Problem(code="M317", message=f"{file} is missing; {RECORD_NAME} lists it"))
+            message = f"{file} is missing; {RECORD_NAME} lists it"
+            problems.append(Problem(code="M317", message=message, hint="make the folder again, or copy all of it"))
         elif _cached_hash(file) != expected:
             problems.append(
                 Problem(

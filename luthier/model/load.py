@@ -263,6 +263,7 @@ def _check_report(report: dict[str, Any], folder: Path, *, own_head: Sequence[st
         raise EnvironmentProblem(
             code="M312",
             message=f"{folder} has weights of another shape than config.json says: {sorted(map(str, mismatched))[:3]}",
+            hint="fetch the model again; config.json and the weights do not belong together",
         )
     extra = sorted(name for name in report.get("unexpected_keys", ()) if not (own_head and name.startswith("lm_head.")))
     if extra:

@@ -33,7 +33,8 @@ def add_new_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) ->
 
     bad = sorted({repr(token) for token in tokens if not token.strip() or list(tokens).count(token) > 1})
     if bad:
-        raise RecipeError(code="M328", message=f"`model.new_tokens` has empty or repeated entries: {', '.join(bad)}")
+        message = f"`model.new_tokens` has empty or repeated entries: {', '.join(bad)}"
+        raise RecipeError(code="M328", message=message, hint="list each token once")
     known = tokenizer.get_vocab()
     fresh = [AddedToken(token, normalized=False) for token in tokens if token not in known]
     return int(tokenizer.add_tokens(fresh)) if fresh else 0

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from luthier.data.prompts import PromptRow
+from luthier.data.prompt_rows import PromptRow
 from luthier.model.quiet import quiet_libraries
 from luthier.online.rewards.base import Completions, Reward
 from luthier.runtime.errors import RunFailed

@@ -68,7 +68,8 @@ def settle(recipe: Recipe, exported: Mapping[str, str]) -> tuple[Recipe, Configu
         notes += _of_launch(found[1], found[0], world_size=env.world_size, cpu=env.force_cpu)
     source = exported_source(exported, processes=env.world_size)
     if source is not None:
-        readings.append(read_source(source, recipe)[0])
+        machines = env.world_size // env.local_world_size
+        readings.append(read_source(source, recipe, machines=machines)[0])
     problems = []
     for reading in readings:
         recipe, wrong = merge(recipe, reading.taken, title=reading.source.title)
@@ -79,11 +80,13 @@ def settle(recipe: Recipe, exported: Mapping[str, str]) -> tuple[Recipe, Configu
         problems += check(recipe, locate=locate_taken(nowhere, taken))
     if problems:
         raise RecipeError(problems=problems)
-    section = recipe.distributed.model_copy(update={"accelerate_config": None})
     configured = Configured(
         taken=taken, notes=(*notes, *(line for reading in readings for line in reading.notes)),
         quiet=tuple(key for reading in readings for key in reading.quiet), launched=source is not None,
     )  # fmt: skip
+    if recipe.distributed.accelerate_config is None:  # a copy would count the key as one that the user wrote
+        return recipe, configured
+    section = recipe.distributed.model_copy(update={"accelerate_config": None})
     return recipe.model_copy(update={"distributed": section}), configured
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.plan.devices import Accelerator
-from luthier.plan.machine import accelerator_named, cpu_accelerator
+from luthier.plan.machine import accelerator_named, cpu_accelerator, with_network
 from luthier.plan.request import Request, make_request
 from luthier.plan.result import Plan
 from luthier.plan.search import make_plan
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 """Raised when a change of the plan's code may decide otherwise."""
 
 
@@ -41,9 +41,10 @@ def run_request(session: Session) -> Request | None:
     if device is None:
         return None
     env = read_env()
+    device = with_network(device, env.network_gbits)
     return make_request(
         session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
-        unfrozen=session.selection[0].patterns if session.selection else None,
+        unfrozen=session.selection[0].patterns if session.selection else None, host_devices=env.local_world_size,
     )  # fmt: skip
 
 
@@ -92,6 +93,7 @@ def _fingerprint(request: Request) -> str:
             [recipe.data.max_length, recipe.data.packing],
             [documents.rows, documents.tokens, documents.sequences],
             [request.sizes.parameters, request.num_gpus, request.device.name, request.device.memory_bytes],
+            [request.host_devices, request.device.network],
         ]
     )
 

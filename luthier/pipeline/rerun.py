@@ -29,6 +29,8 @@ PATH_KEYS = (
     "include_path",
     "init_from",
     "spectrum_file",
+    "accelerate_config",
+    "deepspeed_config",
 )
 EXACT_METRICS = ("loss", "grad_norm", "learning_rate", "eval_loss", "reward", "eval_reward")
 
@@ -97,7 +99,19 @@ def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
     found += [f"weights {line}" for line in differences(_weights(old), _weights(new))]
     versions = read_manifest(folder)["versions"]
     causes = [f"version of {line}" for line in differences(versions, library_versions())]
+    causes += _processes(old, new)
     return RerunResult(result=result, equal=not found, differences=found + (causes if found else []))
+
+
+def _processes(old: RunFolder, new: RunFolder) -> list[str]:
+    """A run of several processes is repeated in one: sums are rounded otherwise, and a step may be another one."""
+    was, now = ((stage.result.get("processes") or 1) if (stage := run.stage("train")) else 1 for run in (old, new))
+    if was == now:
+        return []
+    return [
+        f"processes: {was} -> {now}; steps of `tokens_per_step` are the same up to rounding, with "
+        "`per_device_train_batch_size` they are smaller now"
+    ]
 
 
 def _metrics(run: RunFolder) -> dict[str, Any]:

@@ -6,13 +6,14 @@
     evaluate  score the tuned model on the same rows
     compare   paired test: better, no evidence, worse
     merge     adapters into the original base, checked against the adapter
+    gguf      files for llama.cpp, read back by it, where the recipe asks for them
     push      to the Hub, where the recipe asks for it
     report    one page
 
 Each stage says what its result depends on. A finished stage is reused when none of that has
 changed and its files are there; otherwise the reason is printed and it runs again (`stage_run.py`).
 
-Under a launcher every process comes here: they train together, the other stages are process 0's.
+Under a launcher every process comes here: they train and score together, the other stages are process 0's.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from luthier.pipeline.stages import STAGES
 from luthier.pipeline.train_stage import refuse_changed_resume
 from luthier.recipe.load import dump_yaml
 from luthier.recipe.optimizers import require_optimizer
+from luthier.recipe.replicate_rules import require_copies
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version, hardware, library_versions
 from luthier.runtime.atomic import write_json, write_text
 from luthier.runtime.env import without_launcher_variables
 from luthier.runtime.errors import LuthierError, RecipeError
+from luthier.runtime.trackers import require_trackers
 from luthier.train.distributed.group import Group, join
 from luthier.train.distributed.watch import beating
 
@@ -148,14 +151,34 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
         require_token()  # not after hours of training
     if any(stage.name == "train" for stage in wanted):
         require_optimizer(recipe.train)
+        require_copies(recipe.distributed.dp_replicate_size, session.group.size)
         require_shareable_sequences(session)
+        if session.run.stage("train") is None:  # a finished training is reused without its packages
+            _require_packages(session)
     write_text(
         session.run.path / "recipe.yaml", recipe_text or dump_yaml(recipe.model_dump(mode="json", exclude_unset=True))
     )
 
 
+def _require_packages(session: Session) -> None:
+    """What training imports after the baseline has been scored: its lack is told before."""
+    recipe = session.recipe
+    require_trackers(recipe.train.report_to)
+    if session.group.size > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
+        from luthier.train.distributed.zero import require_deepspeed
+
+        require_deepspeed()
+
+
 def _wanted(recipe: Recipe, only: Sequence[str] | None) -> list[Stage]:
     return [stage for stage in STAGES if stage.wanted(recipe) and (only is None or stage.name in only)]
+
+
+def _typed(command: Sequence[str]) -> list[str]:
+    """`python -m luthier`, which Python turns into the path of a file, as it can be typed again."""
+    if command and Path(command[0]).name == "__main__.py":
+        return ["python", "-m", "luthier", *command[1:]]
+    return list(command)
 
 
 def _write_manifest(session: Session, command: Sequence[str]) -> None:
@@ -165,7 +188,7 @@ def _write_manifest(session: Session, command: Sequence[str]) -> None:
     write_json(
         session.run.path / "manifest.json",
         {
-            "command": list(command),
+            "command": _typed(command),
             "working_directory": str(Path.cwd()),
             "recipe": session.recipe.model_dump(mode="json", exclude_unset=True),
             "configured": session.configured.to_json(),

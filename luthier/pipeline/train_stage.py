@@ -219,9 +219,26 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
             tell_next_plan(session.run, result.measured, cache_dir=read_env().cache_dir)
         weights = hash_folder(session.run.path / "final", ("*.safetensors",))
         preferences = measure_preferences(session.run, confidence=resolved.recipe.evaluate.confidence)
-        return {"weights": weights, "method": tuned.report.to_json(), **result.to_json(), **preferences}
+        spread = {"strategy": _strategy(session)} if group.size > 1 else {}
+        return {"weights": weights, "method": tuned.report.to_json(), **spread, **result.to_json(), **preferences}
 
     return group.from_main("result of training", conclude)
+
+
+def _strategy(session: Session) -> str:
+    """How several processes shared the work, for readers of the run: `fsdp2, optimizer offloaded`."""
+    from luthier.plan.ways import way_of
+
+    recipe = session.resolved.recipe
+    return way_of(recipe, recipe.distributed.strategy).words().replace(" devices ", " processes ")
+
+
+def _places(group: int) -> str:
+    """Where the processes of one copy are: gathers between machines are what copies are to avoid."""
+    here = read_env().local_world_size
+    if group % here == 0 and group > here:
+        return f", each on {group // here} machines"
+    return f", each on {group} processes" + (" of one machine" if here % group == 0 else ", not all of one machine")
 
 
 def _say_processes(session: Session) -> None:
@@ -235,6 +252,9 @@ def _say_processes(session: Session) -> None:
             "zero3": "a part of weights, gradients, masters and moments each (DeepSpeed ZeRO-3)",
         }[strategy]  # fmt: skip
         note(f"  {session.group.size} processes on {session.device.type}: {how}, its own part of every step")
+        copies = distributed.dp_replicate_size
+        if copies > 1:
+            note(f"  {copies} copies of the model in shards (HSDP){_places(session.group.size // copies)}")
         if parts > 1:
             note(f"  each sequence is shared by {parts} processes: its tokens are divided, for attention its heads")
     elif session.configured.launched:

@@ -43,6 +43,10 @@ class Accelerator:
     """To the other devices of the host, one direction."""
     host_link: float = 0.0
     """To host memory, one direction, reached; assumed for every device (`HOST_LINKS`)."""
+    network: float = 50e9
+    """Bytes a second to other hosts, one direction: an adapter of 400 Gbit/s beside each device. Assumed, not measured;
+    `luthier plan --network` and LUTHIER_NETWORK_GBITS say another. Rings of a whole host use all of its adapters, so
+    that each device sees up to eight of them."""
     measured: Literal["", "rates", "steps"] = ""
     """What was measured on this device: whole training steps, or products and copies only; else nothing, and the
     reached rates are assumed shares of its datasheet."""

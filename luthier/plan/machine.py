@@ -13,7 +13,7 @@ from luthier.runtime.device import cpu_native_bf16, physical_cores
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
 
-__all__ = ["accelerator_named", "cpu_accelerator", "this_machine"]
+__all__ = ["accelerator_named", "cpu_accelerator", "this_machine", "with_network"]
 
 CPU_CORE_FP32, CPU_CORE_BF16, CPU_CORE_BANDWIDTH = 185e9, 290e9, 10e9
 """Operations and bytes a second of one core, fitted to training on two cores (see `CPU_EFFICIENCY`); bandwidth
@@ -78,3 +78,19 @@ def _nvidia_smi() -> tuple[str, int] | None:
 def with_memory(device: Accelerator, gib: float) -> Accelerator:
     """The same device with another amount of memory (a share of it, or a card that is not listed)."""
     return replace(device, memory_bytes=int(gib * GIB))
+
+
+def with_network(device: Accelerator, gbits: float | None) -> Accelerator:
+    """The same device with another adapter to other hosts, in Gbit/s; None: the assumed one.
+
+    Raises:
+        RecipeError: not above 0.
+    """
+    if gbits is None:
+        return device
+    if not gbits > 0.0:
+        raise RecipeError(
+            code="L262", message=f"{gbits} Gbit/s between hosts (`--network`, LUTHIER_NETWORK_GBITS)",
+            hint="a number above 0",
+        )  # fmt: skip
+    return replace(device, network=gbits * 1e9 / 8)

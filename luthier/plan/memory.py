@@ -172,6 +172,8 @@ def _moments(
         before = after = head_gradient = 0  # each reduced gradient goes to host memory at once
     # Where gradients are summed tensor by tensor, the head's is gone into its sum at once.
     early = before + (0 if before and after == before else head_gradient)
+    if setting.deepspeed and setting.offload == "none":  # its partition is made whole for the first gradient
+        early = after
     lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
     lowest = kept_bytes_per_token(sizes, "layer" if lowest_is_whole else setting.rest, size, wide=setting.wide)
     if lowest_is_whole and setting.attending(sizes.shape.layers) <= sizes.lowest_layer:

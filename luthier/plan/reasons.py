@@ -98,8 +98,10 @@ def _attention(request: Request, chosen: Candidate, candidates: Sequence[Candida
 
 
 def way_name(way: Way) -> str:
-    """`copies`, `shards`, `zero2`, `shards with the optimizer offloaded`, `shards with 8 devices a sequence`."""
+    """`copies`, `shards`, `zero2`, `shards with the optimizer offloaded`, `shards in 4 copies`, `shards with 8
+    devices a sequence`."""
     name = {"ddp": "copies", "fsdp2": "shards"}.get(way.strategy, way.strategy)
+    name += f" in {way.dp_replicate} copies" if way.dp_replicate > 1 else ""
     more = {"none": [], "optimizer": ["the optimizer offloaded"], "all": ["weights and optimizer offloaded"]}[
         way.offload
     ]
@@ -142,6 +144,11 @@ def _of_way(request: Request, chosen: Candidate, candidates: Sequence[Candidate]
         reasons["distributed.offload"] = with_it
     if way.sequence_parallel != section.sequence_parallel_size:
         reasons["distributed.sequence_parallel_size"] = with_it
+    if way.dp_replicate != section.dp_replicate_size:
+        reasons["distributed.dp_replicate_size"] = (
+            f"weights are gathered among {chosen.setting.shard_group} devices; between {way.dp_replicate} copies go "
+            "only gradients of shards" + (", and of adapters" if request.sizes.adapters else "")
+        )
     return reasons
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.plan.calibrate import Correction, calibration_file, correction
 from luthier.plan.devices import Accelerator
+from luthier.plan.host import HOST_DEVICES
 from luthier.plan.launches import own_attention
 from luthier.plan.setting import Base, Recompute, Way
 from luthier.plan.shape import ModelShape
@@ -34,6 +35,8 @@ class Request:
     num_gpus: int = 1
     cache_dir: Path | None = None
     """Where measurements of earlier runs are; None: none are used."""
+    host_devices: int = HOST_DEVICES
+    """Devices of a host, where there are several hosts."""
 
     @property
     def dtype_bytes(self) -> int:
@@ -148,9 +151,10 @@ class Request:
 
 def make_request(
     recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1,
-    cache_dir: Path | None = None, unfrozen: Sequence[str] | None = None,
+    cache_dir: Path | None = None, unfrozen: Sequence[str] | None = None, host_devices: int = HOST_DEVICES,
 ) -> Request:  # fmt: skip
-    """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made.
+    """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made;
+    `host_devices`: of each host.
 
     Of a reward model only the last token of each answer has a head.
     """
@@ -158,5 +162,5 @@ def make_request(
         documents = replace(documents, supervised=min(1.0, 2.0 * documents.rows / documents.tokens))
     return Request(
         recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device,
-        num_gpus=num_gpus, cache_dir=cache_dir,
+        num_gpus=num_gpus, cache_dir=cache_dir, host_devices=host_devices,
     )  # fmt: skip

@@ -133,6 +133,7 @@ class Plan:
             recompute_attention=setting.attending_layers or not setting.keep_attention,
             dequantize_base=setting.base == "nf4_dequantized", reasons=dict(self.reasons),
             strategy=setting.way.strategy, offload=setting.offload, sequence_parallel_size=setting.sequence_parallel,
+            dp_replicate_size=setting.way.dp_replicate if setting.sharded else 1,
         )  # fmt: skip
 
     def predicted(self) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Way:
     """What lives in host memory between its uses: masters and optimizer state; the weights' shards too."""
     sequence_parallel: int = 1
     """Devices that share each sequence."""
+    dp_replicate: int = 1
+    """Copies of the model, each in shards (FSDP2); devices of one copy are neighbours."""
 
     @property
     def sharded(self) -> bool:
@@ -29,10 +31,11 @@ class Way:
         return self.strategy in ("fsdp2", "zero3")
 
     def words(self) -> str:
-        """`fsdp2, optimizer offloaded, 8 devices a sequence`."""
+        """`fsdp2, 4 copies of shards, optimizer offloaded, 8 devices a sequence`."""
+        copies = f", {self.dp_replicate} copies of shards" if self.dp_replicate > 1 else ""
         moved = {"none": "", "optimizer": ", optimizer offloaded", "all": ", weights and optimizer offloaded"}
         shared = f", {self.sequence_parallel} devices a sequence" if self.sequence_parallel > 1 else ""
-        return self.strategy + moved[self.offload] + shared
+        return self.strategy + copies + moved[self.offload] + shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,15 +98,20 @@ class Setting:
         return self.way.sequence_parallel if self.world > 1 else 1
 
     @property
+    def shard_group(self) -> int:
+        """Devices that hold one copy of the shards together."""
+        return self.world // (self.way.dp_replicate if self.sharded else 1)
+
+    @property
     def weight_parts(self) -> int:
         """Devices that the base is divided over."""
-        return self.world if self.sharded else 1
+        return self.shard_group if self.sharded else 1
 
     def trained_parts(self, adapters: bool) -> int:
-        """Devices that masters, optimizer state and kept gradients are divided over: all under ZeRO; under FSDP2 with
-        adapters none, for these are whole everywhere (`train/distributed/fsdp.py`)."""
+        """Devices that masters, optimizer state and kept gradients are divided over: all under ZeRO; under FSDP2 those
+        of a copy, with adapters none, for these are whole everywhere (`train/distributed/fsdp.py`)."""
         if self.deepspeed or (self.sharded and not adapters):
-            return self.world
+            return self.shard_group
         return 1
 
     def whole_layers(self, layers: int) -> int:

@@ -4,6 +4,9 @@
     fsdp2    all-gather of each layer forward and again backward (once with `reshard_after_forward: false`), of
              embeddings and head once, and a reduce-scatter of fp32 gradients, in every micro-batch: (N - 1) / N of
              the bytes each; adapters as under ddp (arXiv:1910.02054; torch's fully_shard)
+    R copies of shards (`dp_replicate_size`): as fsdp2 over the N / R devices of a copy; then an all-reduce of the fp32
+             gradients of shards between copies, in every micro-batch: 2 (R - 1) / R x 4 p R / N, of each device over
+             its own adapter where there are several hosts
     zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
              step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
     zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden (`ZERO3_SHOWN`)
@@ -27,14 +30,12 @@ from luthier.plan.host import HOST_DEVICES
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 
-__all__ = ["HOST_DEVICES", "NETWORK", "exchange_seconds", "forward_exchange_seconds"]
+__all__ = ["HOST_DEVICES", "exchange_seconds", "forward_exchange_seconds"]
 
-NETWORK = 50e9
-"""Bytes a second of one adapter to other hosts: 400 Gbit/s, one beside each device. Rings of a whole host use all of
-its adapters, so that each device sees up to eight of them. A stated assumption, not measured."""
 ZERO3_SHOWN = 5.0
 """Seconds that ZeRO-3's exchange adds to a step, in times of the links' own: it hides nothing and pays for its buckets
-and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E)."""
+and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E). Those
+gathered the whole model at once, which is mended: an upper bound until it is measured again."""
 
 
 def exchange_seconds(
@@ -63,16 +64,18 @@ def exchange_seconds(
     )
     if strategy == "ddp":
         return shared + 2.0 * part * 4.0 * sizes.trainable / link
+    group = setting.shard_group
     if strategy == "zero2":
         reduced = setting.accumulate * 2.0 * part * 4.0 * sizes.trainable
         return shared + (reduced + part * size * sizes.trainable) / link
     gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
     divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable
-    seconds = part * (gathered + 4.0 * divided) / link
+    seconds = (group - 1) / group * (gathered + 4.0 * divided) / (_link(group, device, whole_hosts=True) * table.link)
     if setting.offload == "all":
-        moved = (gathered + size * divided) / setting.world
+        moved = (gathered + size * divided) / group
         seconds = max(seconds, moved / device.host_link)
-    copies = gathered * (3.0 + 2.0 / setting.world) + divided * (10.0 + 10.0 / setting.world)
+    seconds += _between_copies(setting, 4.0 * divided / group, device, table)
+    copies = gathered * (3.0 + 2.0 / group) + divided * (10.0 + 10.0 / group)
     seconds, copying = setting.accumulate * seconds, setting.accumulate * copies / device.bandwidth
     if strategy == "zero3":
         return shared + copying + ZERO3_SHOWN * seconds
@@ -93,12 +96,23 @@ def forward_exchange_seconds(
     if not setting.sharded:
         return shared
     gathered = float(layers * layer_bytes(sizes, setting) + root_bytes(sizes, setting))
-    wire = (setting.world - 1) / setting.world * gathered
-    seconds = wire / (_link(setting.world, device, whole_hosts=True) * table.link)
+    group = setting.shard_group
+    wire = (group - 1) / group * gathered
+    seconds = wire / (_link(group, device, whole_hosts=True) * table.link)
     if setting.offload == "all":
-        seconds = max(seconds, gathered / setting.world / device.host_link)
-    copying = gathered * (3.0 + 2.0 / setting.world) / device.bandwidth
+        seconds = max(seconds, gathered / group / device.host_link)
+    copying = gathered * (3.0 + 2.0 / group) / device.bandwidth
     return shared + copying + max(table.exposed_communication * seconds, seconds - compute)
+
+
+def _between_copies(setting: Setting, shard_bytes: float, device: Accelerator, table: Efficiency) -> float:
+    """Seconds of the all-reduce of a micro-batch's gradients between the copies of a shard."""
+    count = setting.way.dp_replicate
+    if count == 1 or not shard_bytes:
+        return 0.0
+    # Each shard has a ring of its own. Within a host all go through its links, else each through its own adapter.
+    link = device.link if setting.world <= HOST_DEVICES else min(device.link, device.network)
+    return 2.0 * (count - 1) / count * shard_bytes / (link * table.link)
 
 
 def _gathered_a_micro_batch(sizes: Sizes, setting: Setting, forward_passes: float) -> float:
@@ -112,7 +126,7 @@ def _link(world: int, device: Accelerator, *, whole_hosts: bool) -> float:
     """Bytes a second and device of an exchange among `world` of them."""
     if world <= HOST_DEVICES:
         return device.link
-    return min(device.link, NETWORK * (HOST_DEVICES if whole_hosts else 1))
+    return min(device.link, device.network * (HOST_DEVICES if whole_hosts else 1))
 
 
 def _sequence_seconds(

@@ -1,6 +1,7 @@
 """Which ways to spread a model over devices a plan looks at, and in what order.
 
-    first    `distributed` as it is written; with `strategy: auto` copies (ddp) and shards (fsdp2)
+    first    `distributed` as it is written; with `strategy: auto` copies (ddp) and shards (fsdp2), and on several hosts
+             shards within each of them (`dp_replicate_size`)
     then     only if nothing of the first fits, and only keys that the recipe does not have: fsdp2 with the optimizer
              (where weights themselves are trained) or everything offloaded; 2, 4, 8 devices of a host for each sequence
     last     both together
@@ -12,12 +13,14 @@ out, and its reason kept.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from luthier.plan.host import HOST_DEVICES
 from luthier.plan.setting import Offload, Way
 from luthier.recipe.parts import Parts
 from luthier.recipe.positions import nowhere
+from luthier.recipe.replicate_rules import possible_copies, require_copies
 from luthier.recipe.rules import apply_rules
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import RecipeError
@@ -34,6 +37,7 @@ def way_of(recipe: Recipe, strategy: str) -> Way:
     return Way(
         strategy=strategy, offload=section.offload,  # type: ignore[arg-type]
         sequence_parallel=section.sequence_parallel_size,
+        dp_replicate=section.dp_replicate_size if strategy == "fsdp2" else 1,
     )  # fmt: skip
 
 
@@ -44,6 +48,8 @@ def with_way(recipe: Recipe, way: Way) -> Recipe:
         written["offload"] = way.offload
     if way.sequence_parallel != recipe.distributed.sequence_parallel_size:
         written["sequence_parallel_size"] = way.sequence_parallel
+    if way.dp_replicate != recipe.distributed.dp_replicate_size:
+        written["dp_replicate_size"] = way.dp_replicate
     return recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=written)})
 
 
@@ -75,9 +81,11 @@ def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     """Ways to look at together, with what speaks against each; a tier is needed where none before it has one that fits.
 
     Raises:
-        RecipeError: L250, L251: `distributed.sequence_parallel_size` does not go with the devices or the model.
+        RecipeError: L250, L251: `distributed.sequence_parallel_size` does not go with the devices or the model; L260:
+            `distributed.dp_replicate_size` does not.
     """
     recipe, section = request.recipe, request.recipe.distributed
+    require_copies(section.dp_replicate_size, request.num_gpus)
     if request.num_gpus == 1:
         yield [(Way(), None)]
         return
@@ -85,19 +93,23 @@ def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     if section.strategy != "auto":
         yield [(way_of(recipe, section.strategy), None)]
         return
-    first = [way_of(recipe, "fsdp2")]
-    first += [way_of(recipe, "ddp")] if section.offload == "none" else []
-    yield [(way, why_refused(recipe, way)) for way in reversed(first)]
     written = section.model_fields_set
+    first = [way_of(recipe, "fsdp2")]
+    hosts = request.num_gpus // request.host_devices
+    if "dp_replicate_size" not in written and hosts > 1 and hosts in possible_copies(request.num_gpus):
+        first = [replace(first[0], dp_replicate=hosts), *first]
+    first += [way_of(recipe, "ddp")] if section.offload == "none" and section.dp_replicate_size == 1 else []
+    yield [(way, why_refused(recipe, way)) for way in reversed(first)]
     offloads: tuple[Offload, ...] = ("all",) if request.sizes.adapters else ("optimizer", "all")
     offloads = () if "offload" in written else offloads
     sizes = () if "sequence_parallel_size" in written else sequence_sizes(request)
     shards = way_of(recipe, "fsdp2")
-    more = [Way(strategy="fsdp2", offload=off, sequence_parallel=shards.sequence_parallel) for off in offloads]
+    more = [replace(shards, offload=off) for off in offloads]
     for size in sizes:
-        more += [Way(strategy="ddp", sequence_parallel=size)] if shards.offload == "none" else []
-        more += [Way(strategy="fsdp2", offload=shards.offload, sequence_parallel=size)]
-    both = [Way(strategy="fsdp2", offload="all", sequence_parallel=size) for size in sizes if offloads]
+        alone = shards.offload == "none" and shards.dp_replicate == 1
+        more += [Way(strategy="ddp", sequence_parallel=size)] if alone else []
+        more += [replace(shards, sequence_parallel=size)]
+    both = [replace(shards, offload="all", sequence_parallel=size) for size in sizes if offloads]
     for tier in (more, both):
         if tier:
             yield [(way, why_refused(recipe, way)) for way in tier]

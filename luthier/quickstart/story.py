@@ -10,12 +10,15 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.model.embedded import DESCRIPTION
 from luthier.quickstart.tickets import CARD, SYSTEM, write_tickets
 from luthier.runtime.atomic import write_text
 from luthier.runtime.console import note
+
+if TYPE_CHECKING:
+    from luthier.pipeline.run import RunResult
 
 __all__ = ["PROMPT", "TEST_ROWS", "TRAIN_ROWS", "prepare", "tell"]
 
@@ -92,8 +95,8 @@ def ask_both(output_dir: Path, prompt: str = PROMPT) -> dict[str, str]:
     return {talker.name: "".join(talker.say(prompt)) for talker in talkers}
 
 
-def summary(result: Any) -> list[str]:
-    """The closing lines: verdict, where things are, what to try next. `result` is a `RunResult`."""
+def summary(result: RunResult) -> list[str]:
+    """The closing lines: verdict, where things are, what to try next."""
     from luthier.pipeline.summary import summary_lines
 
     folder = result.folder

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.recipe.deepspeed_keys import AGREED, NO_EFFECT, NO_EFFECT_IN_ZERO, PASSED
+from luthier.recipe.deepspeed_keys import AGREED, NO_EFFECT, NO_EFFECT_IN_ZERO, PASSED, SHORT_IN_ZERO
 from luthier.recipe.paths import expand
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import RecipeError
@@ -35,14 +35,25 @@ _SCHEDULES = {"warmuplr": "constant_with_warmup", "warmupdecaylr": "linear", "wa
 
 
 def read_config(path: str) -> tuple[dict[str, Any], str | None]:
-    """The JSON of a file, or (empty, what is wrong with it)."""
+    """The JSON of a file, keys of ZeRO-3 in their long names, or (empty, what is wrong with it)."""
     try:
         value = json.loads(expand(path).read_text("utf-8"))
     except OSError as error:
         return {}, f"cannot be read: {error.strerror or error}"
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         return {}, f"is no JSON: {error}"
-    return (value, None) if isinstance(value, dict) else ({}, f"is no JSON object but {type(value).__name__}")
+    if not isinstance(value, dict):
+        return {}, f"is no JSON object but {type(value).__name__}"
+    zero = value.get("zero_optimization")
+    if isinstance(zero, dict):
+        value["zero_optimization"] = {_long(key, zero): setting for key, setting in zero.items()}
+    return value, None
+
+
+def _long(key: str, zero: Mapping[str, Any]) -> str:
+    """`max_live_parameters` is `stage3_max_live_parameters`; a file with both is left as it is, and refused."""
+    long = f"stage3_{key}"
+    return long if key in SHORT_IN_ZERO and long not in zero else key
 
 
 def look_up(config: Any, key: str) -> Any:

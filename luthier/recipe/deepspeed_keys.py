@@ -5,7 +5,16 @@ DeepSpeed itself passes over a misspelt key at the top level, so every one is in
 
 from __future__ import annotations
 
-__all__ = ["AGREED", "NO_EFFECT", "NO_EFFECT_IN_ZERO", "PASSED", "PASSED_IN_ZERO", "UNTRIED", "UNTRIED_IN_ZERO"]
+__all__ = [
+    "AGREED", "NO_EFFECT", "NO_EFFECT_IN_ZERO", "PASSED", "PASSED_IN_ZERO", "SHORT_IN_ZERO", "UNTRIED",
+    "UNTRIED_IN_ZERO",
+]  # fmt: skip
+
+SHORT_IN_ZERO = (
+    "max_live_parameters", "max_reuse_distance", "model_persistence_threshold", "module_granularity_threshold",
+    "param_persistence_threshold", "prefetch_bucket_size", "use_all_reduce_for_fetch_params",
+)  # fmt: skip
+"""DeepSpeed takes these with `stage3_` before them and without: Axolotl's files are written without."""
 
 AGREED = {
     "train_micro_batch_size_per_gpu": "train.per_device_train_batch_size",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from luthier.recipe.offload_rules import offload_rules
 from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
+from luthier.recipe.replicate_rules import replicate_rules
 from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.recipe.zero_rules import zero_rules
 from luthier.runtime.errors import Problem, RecipeError
@@ -47,6 +48,7 @@ def distributed_rules(
     """Refused combinations, by name."""
     yield from zero_rules(section, model, method, objective, train, locate)
     yield from offload_rules(section, method, train, locate)
+    yield from replicate_rules(section, locate)
     yield from _sequence_rules(section, objective, locate)
     if section.strategy == "fsdp2":
         for key, reason in why_not_sharded(model, method, objective, train):

@@ -31,6 +31,8 @@ class Decision:
     """`distributed.offload`."""
     sequence_parallel_size: int = 1
     """`distributed.sequence_parallel_size`."""
+    dp_replicate_size: int = 1
+    """`distributed.dp_replicate_size`."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why, by key of the recipe (`train.per_device_train_batch_size` for the micro-batch)."""
 

@@ -19,26 +19,13 @@ from pydantic import BaseModel
 
 from luthier.recipe.emit import dump_yaml
 from luthier.recipe.facts import Decision, Facts
-from luthier.recipe.filter_rules import filter_values
-from luthier.recipe.objective import default_values, objective_values
-from luthier.recipe.objective_kind import row_kind
+from luthier.recipe.objective import default_values
 from luthier.recipe.online import choose_completions, online_rate, online_steps
-from luthier.recipe.online_rules import unused_in_data
-from luthier.recipe.paths import is_folder, looks_local
 from luthier.recipe.rates import found_line, multiplied, rule_rate
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import Batching, choose_batching, step_target, total_steps
 from luthier.recipe.thumb import memory_estimate
-from luthier.recipe.unused import (
-    unused_in_decontaminate,
-    unused_in_dedup,
-    unused_in_method,
-    unused_in_mix,
-    unused_in_source,
-    unused_in_task,
-    unused_in_train,
-    unused_in_validation,
-)
+from luthier.recipe.to_dict import recipe_to_dict
 
 __all__ = ["Decision", "Derived", "Facts", "Resolved", "recipe_to_dict", "resolve", "resolved_yaml", "total_steps"]
 
@@ -185,11 +172,19 @@ def _batching(values: _Values, facts: Facts) -> Batching:
     values.fill(
         "train.gradient_accumulation_steps",
         batching.gradient_accumulation_steps,
-        f"{why}: {product} = {count} {plural}",
+        f"{why}: {product} = {count} {plural}" + _larger_than_meant(batching, target, groups),
     )
     tokens = max(1, round(count * facts.mean_tokens))
     values.fill("train.tokens_per_step", tokens, f"{count} {plural} x {facts.mean_tokens:.0f} tokens on average")
     return batching
+
+
+def _larger_than_meant(batching: Batching, target: int, groups: int) -> str:
+    """Where a step cannot be as small as was meant: then it is not that of fewer devices."""
+    single = batching.per_device_train_batch_size * batching.gradient_accumulation_steps == 1
+    if not single or batching.sequences_per_step <= target:
+        return ""
+    return f", not {target}: each of {groups} takes one at least"
 
 
 def _online(values: _Values, facts: Facts) -> tuple[Facts, int]:
@@ -253,10 +248,12 @@ def _strategy(values: _Values, facts: Facts) -> None:
     elif facts.planned:
         chosen, open_to_plan = facts.planned, values.get(key) == "auto"
         values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))
-        for name in ("offload", "sequence_parallel_size") if open_to_plan else ():
+        for name in ("dp_replicate_size", "offload", "sequence_parallel_size") if open_to_plan else ():
             values.choose(f"distributed.{name}", getattr(chosen, name), chosen.reasons)
     elif values.recipe.distributed.offload != "none":
         values.fill(key, "fsdp2", f"`distributed.offload: {values.recipe.distributed.offload}` keeps shards")
+    elif values.recipe.distributed.dp_replicate_size > 1:
+        values.fill(key, "fsdp2", "`distributed.dp_replicate_size` is of copies in shards")
     else:
         values.fill(key, "ddp", "there is no plan for this device: the model is copied")
 
@@ -268,43 +265,6 @@ def _recompute_by_thumb(values: _Values, facts: Facts) -> None:
         values.fill("train.gradient_checkpointing", True, f"without it the step needs {amounts}")
     else:
         values.fill("train.gradient_checkpointing", False, f"the step needs {amounts}, and recomputing costs time")
-
-
-def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
-    """Every value of a recipe, less the keys that have no effect beside the others.
-
-    `recipe_from_dict` and `load_recipe` take it back, and later defaults do not change it.
-    """
-    value = recipe.model_dump(mode="json")
-    data, own = recipe.data, value["data"]
-    sources: list[tuple[Any, Any]] = list(zip(data.train, own["train"], strict=True))
-    validates = data.validation.path is not None or data.validation.fraction > 0
-    _remove(value["method"], unused_in_method(recipe.method))
-    if recipe.objective.name == "grpo":
-        _remove(own, unused_in_data())
-    value["objective"] = objective_values(recipe.objective)
-    _remove(value["train"], unused_in_train(recipe.train, validates=validates))
-    _remove(own["validation"], unused_in_validation(data.validation))
-    if data.filters is not None:
-        own["filters"] = filter_values(data.filters, row_kind(recipe.objective.name))
-    if data.dedup is not None:
-        _remove(own["dedup"], unused_in_dedup(data.dedup))
-    if data.mix is not None:
-        _remove(own["mix"], unused_in_mix(data.mix))
-    if data.decontaminate is not None:
-        _remove(own["decontaminate"], unused_in_decontaminate(data.decontaminate))
-        sources += zip(data.decontaminate.against, own["decontaminate"].get("against", []), strict=False)
-    for source, entry in sources:
-        _remove(entry, unused_in_source(source, local=looks_local(source.path), folder=is_folder(source.path)))
-    for task, entry in zip(recipe.evaluate.tasks, value["evaluate"]["tasks"], strict=True):
-        _remove(entry, unused_in_task(task))
-    return value
-
-
-def _remove(section: dict[str, Any], unused: dict[str, str]) -> None:
-    for key in unused:
-        if section[key] is not None:
-            del section[key]
 
 
 def resolved_yaml(resolved: Resolved) -> str:

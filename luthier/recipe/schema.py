@@ -244,6 +244,10 @@ class DistributedSection(Section):
     reshard_after_forward: bool = True
     """For `fsdp2`: free a layer's weights after its forward pass and gather them again for its backward pass. `false`
     keeps them: less to send, and as much memory for weights as `ddp` while a step runs."""
+    dp_replicate_size: PositiveInt = 1
+    """For `fsdp2`: copies of the model, each in shards over the processes divided by this number (HSDP, as FSDP1's
+    `HYBRID_SHARD`); the number of machines keeps gathers within each. Divides the number of processes. Left out beside
+    `strategy: auto`, the plan considers it on several machines."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too.
     Left out beside `strategy: auto`, the plan chooses it where nothing fits without."""

@@ -6,12 +6,13 @@ Self-contained like the report of one run: inline CSS and SVG, no script, no req
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from luthier.report.read import clean
@@ -42,15 +43,20 @@ def write_page(comparison: Json, path: Path) -> None:
     write_text(path, render_page(comparison))
 
 
+@cache
+def _template() -> Template:
+    """Compiled once in a process; that takes longer than to fill it."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(count=count, number=number, duration=duration, shown=_shown)
+    return environment.from_string((resources.files("luthier.report") / "across.html.jinja").read_text("utf-8"))
+
+
 def render_page(comparison: Json) -> str:
     """The page as HTML."""
     value = clean(dict(comparison))
     files = resources.files("luthier.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=count, number=number, duration=duration, shown=_shown)
-    template = environment.from_string((files / "across.html.jinja").read_text("utf-8"))
     runs = value["runs"]
-    return template.render(
+    return _template().render(
         value=value,
         runs=runs,
         # The style sheets are ours; everything else is escaped.

@@ -7,16 +7,18 @@ policy in the page forbids all of them, so that text from data and models stays 
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from luthier.report import answers_view, curves, views
 from luthier.report.plan_view import measured_facts, plan_rows
 from luthier.report.preference_view import preference_rows
+from luthier.report.processes_view import process_facts
 from luthier.report.read import RunFiles, read_run
 from luthier.report.spectrum_view import spectrum_view
 from luthier.report.svg import number
@@ -38,15 +40,20 @@ def write_report(run: RunFolder) -> Path:
     return path
 
 
+@cache
+def _template() -> Template:
+    """Compiled once in a process; that takes longer than to fill it."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(count=count, number=number, bytes=_bytes, duration=duration, short=_short, ticks=_ticks)
+    return environment.from_string((resources.files("luthier.report") / "page.html.jinja").read_text("utf-8"))
+
+
 def render(run: RunFiles) -> str:
     """The page as HTML."""
     files = resources.files("luthier.report")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(count=count, number=number, bytes=_bytes, duration=duration, short=_short, ticks=_ticks)
-    template = environment.from_string((files / "page.html.jinja").read_text("utf-8"))
     shown = views.tasks(run)
     examples = answers_view.examples(run)
-    return template.render(
+    return _template().render(
         run=run,
         # The style sheet is ours; everything else is escaped.
         style=Markup((files / "page.css").read_text("utf-8")),
@@ -59,6 +66,7 @@ def render(run: RunFiles) -> str:
         samples=views.token_samples(run),
         curves=curves.curves(run),
         preferences=preference_rows(run),
+        processes=process_facts(run.events, result=run.train, measured=run.measured, plan=run.plan),
         stages=views.stage_chart(run),
         spectrum=spectrum_view(run),
         chosen=views.chosen_values(run),

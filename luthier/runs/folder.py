@@ -8,18 +8,19 @@ runs/NAME/
   events.jsonl       what happened, one JSON object a line
   metrics.jsonl      one line per logged training step
   samples.jsonl      of online RL: a prompt with its completions and their rewards, at each logged step
+  plan.json          what the plan decided and expected; measured.json: what became of it
   data/              manifest of rows, dropped rows
   checkpoints/step-N complete or absent
   served/step-N      the same as an adapter or model that servers load (`export.checkpoints`)
   final/             adapter, or the trained model
-  merged/            the model to serve
-  eval/              before and after: scores and every answer
+  merged/, gguf/     the model to serve
+  eval/              before and after: scores and every answer; their comparison
+  export/            what the merge, the GGUF files and the upload came to
   report.html
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -30,8 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.runtime.atomic import explain_os_error, sweep, write_json, write_text
+from luthier.runtime.atomic import explain_os_error, fsync_path, sweep, write_json, write_text
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
+from luthier.runtime.lock import owned
 
 __all__ = ["RunFolder", "StageRecord"]
 
@@ -85,25 +87,19 @@ class RunFolder:
         """Own the folder while writing; a second owner is refused. Released when the process ends."""
         self.create()
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip()
-                raise EnvironmentProblem(
-                    code="R723",
-                    message=f"{self.path} is in use by process {owner or 'unknown'}",
-                    hint="wait for it, stop it, or choose another `output_dir`",
-                ) from error
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode("ascii"), 0)
+        with owned(handle, self._in_use):
             try:
                 self._clean()
             except OSError as error:
                 raise explain_os_error(error, self.path) from error
             yield
-        finally:
-            os.close(handle)
+
+    def _in_use(self, owner: str) -> EnvironmentProblem:
+        return EnvironmentProblem(
+            code="R723",
+            message=f"{self.path} is in use by process {owner}",
+            hint="wait for it, stop it, or choose another `output_dir`",
+        )
 
     # -- files
 
@@ -169,6 +165,12 @@ class RunFolder:
     def append(self, name: str, **fields: Any) -> None:
         """Append one line to another log of the run."""
         self._append(name, fields)
+
+    def flush(self, name: str) -> None:
+        """What a log holds so far is on the disk, also after a power cut."""
+        path = self.path / name
+        if path.exists():
+            fsync_path(path)
 
     def roll_back(self, name: str, *, step: int) -> None:
         """Drop lines of steps after `step` (they will be run again) and a torn last line."""

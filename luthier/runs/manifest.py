@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,15 +45,26 @@ def library_versions() -> dict[str, str]:
     """Installed versions of the libraries a result can depend on, and of Python."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        if (version := _installed(name)) is not None:
+            versions[name] = version
     return versions
 
 
+@cache
+def _installed(name: str) -> str | None:
+    """Its version, read once: every checkpoint asks, and what this process runs does not change."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
 def code_version() -> dict[str, Any]:
-    """Commit of the checkout Luthier runs from, and whether files in it are changed; empty for an installed wheel."""
+    """Commit of the checkout Luthier runs from, and whether files in it are changed; empty for an installed wheel.
+
+    As it was when first asked: later edits of files are not what this process runs.
+    """
     package = Path(__file__).resolve().parents[1]
     try:
         commit = _git(package, "rev-parse", "HEAD")

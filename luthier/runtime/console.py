@@ -90,12 +90,12 @@ class _PlainBar(Bar):
 
 
 @contextmanager
-def progress(label: str, total: float, unit: str = "rows") -> Iterator[Bar]:
-    """Show the progress of `total` units of work.
+def progress(label: str, total: float, unit: str = "rows", *, above: float | None = None) -> Iterator[Bar]:
+    """Show the progress of `total` units of work; of no more than `above` units nothing is shown.
 
     Yields a `Bar`; nested bars stand below each other on a terminal.
     """
-    if _quiet or read_env().rank != 0:
+    if _quiet or read_env().rank != 0 or (above is not None and total <= above):
         yield Bar(label, total, unit)
     elif not sys.stderr.isatty():
         yield _PlainBar(label, total, unit)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 __all__ = [
@@ -55,18 +57,24 @@ class Env:
     """`LOCAL_WORLD_SIZE`: processes on this machine."""
     machine: int
     """`GROUP_RANK` as set by torchrun: number of this machine; 0 without it."""
+    machines: int
+    """`GROUP_WORLD_SIZE` as set by torchrun: how many there are; 1 without it."""
     unshared: bool
     """`LUTHIER_UNSHARED` is set by `luthier launch`: the machines of the run do not see one run folder."""
     machine_seconds: float
     """`LUTHIER_MACHINE_SECONDS`: a machine that is silent for so long is lost; 30 by default."""
     launched: bool
     """`LUTHIER_LAUNCHED` is set: `luthier launch` started this process and tells its error."""
+    launch_command: tuple[str, ...]
+    """`LUTHIER_LAUNCH_COMMAND` is set by `luthier launch`, as JSON: the words that the user gave; else empty."""
     error_file: Path | None
     """`TORCHELASTIC_ERROR_FILE`: where torchrun reads the error of a process."""
     hang_seconds: float
     """`LUTHIER_HANG_SECONDS`: without progress of any process for so long, a run counts as hung; 900 by default."""
     roll_call: bool
     """`LUTHIER_ROLL_CALL` is set: under FSDP2 on GPUs processes answer before each exchange of every step."""
+    network_gbits: float | None
+    """`LUTHIER_NETWORK_GBITS`: what each device sends to other hosts, in Gbit/s, for the plan; None: it assumes 400."""
     omp_num_threads: int | None
     """`OMP_NUM_THREADS` if the user set it: then Luthier leaves the thread count alone."""
     offline: bool
@@ -89,12 +97,15 @@ def read_env() -> Env:
         world_size=int(_process("WORLD_SIZE") or 1),
         local_world_size=int(_process("LOCAL_WORLD_SIZE") or _process("WORLD_SIZE") or 1),
         machine=int(get("GROUP_RANK") or 0),
+        machines=int(get("GROUP_WORLD_SIZE") or 1),
         unshared=_truthy(get("LUTHIER_UNSHARED", "")),
         machine_seconds=float(get("LUTHIER_MACHINE_SECONDS") or 30.0),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
+        launch_command=tuple(json.loads(get("LUTHIER_LAUNCH_COMMAND") or "[]")),
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
         roll_call=_truthy(get("LUTHIER_ROLL_CALL", "")),
+        network_gbits=float(value) if (value := get("LUTHIER_NETWORK_GBITS")) else None,
         omp_num_threads=int(threads) if threads.isdigit() else None,
         offline=_truthy(get("HF_HUB_OFFLINE", "")),
         force_cpu=_truthy(get("LUTHIER_FORCE_CPU", "")) or _truthy(get("ACCELERATE_USE_CPU", "")),
@@ -187,12 +198,17 @@ def secret_values() -> list[tuple[str, str]]:
     """(name, value) of every variable named like a secret, to keep its value out of what is written or sent."""
     return [
         (name, value)
-        for name, value in os.environ.items()
+        for name, value in ((name, os.environ[name]) for name in os.environ if _named_like_a_secret(name))
         if len(value) >= _SHORTEST_SECRET
-        and any(word in name.upper() for word in _SECRET_NAMES)
         and not value.startswith(("/", "~"))
         and value.lower() not in {"disabled", "unlimited"}
     ]
+
+
+@cache
+def _named_like_a_secret(name: str) -> bool:
+    """Asked of every variable for every line of a model card."""
+    return any(word in name.upper() for word in _SECRET_NAMES)
 
 
 def child_environment(*, keep: Collection[str] = ()) -> dict[str, str]:
@@ -209,10 +225,11 @@ def for_other_hosts() -> dict[str, str]:
     trackers; none that names something of this host."""
     return {
         name: value for name, value in os.environ.items()
-        if name.startswith(_FOR_HOSTS) and name not in {"LUTHIER_LAUNCHED", "LUTHIER_UNSHARED", "LUTHIER_PARENT"}
+        if name.startswith(_FOR_HOSTS) and name not in _SET_BY_LAUNCH
     }  # fmt: skip
 
 
+_SET_BY_LAUNCH = ("LUTHIER_LAUNCHED", "LUTHIER_LAUNCH_COMMAND", "LUTHIER_UNSHARED", "LUTHIER_PARENT")
 _FOR_HOSTS = (
     "LUTHIER_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_", "WANDB_", "OMP_",
     "MKL_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR",

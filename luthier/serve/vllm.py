@@ -40,31 +40,10 @@ def vllm_command(
         RecipeError: models that one vLLM server cannot serve together.
         RunFailed: a model's prompts are not those of its training.
     """
-    for target in targets:
-        require_same(target.contract, prompts_of(target), stops=None, where=target.name)
-        if target.section.chat_template_kwargs:
-            told = json.dumps(target.section.chat_template_kwargs)
-            note(f"{target.name} was trained with chat_template_kwargs {told}: vLLM takes them with each request only")
-    adapters = [target for target in targets if target.folder is not None and is_adapter(target.folder)]
-    models = [target for target in targets if target not in adapters]
-    places = {_weights(target) for target in targets}
-    if len(places) != 1 or len({tuple(target.section.new_tokens) for target in targets}) != 1 or len(models) > 1:
-        raise RecipeError(
-            code="S612", message="vLLM serves one base with its adapters; these models have several bases",
-            hint="start one server for each",
-        )  # fmt: skip
-    for target in adapters:
-        assert target.folder is not None
-        reason = shareable(target.folder)
-        if reason is not None or target.section.new_tokens:
-            why = reason or "it has new tokens"
-            raise RecipeError(
-                code="S613", message=f"vLLM cannot load {target.name} as an adapter: {why}",
-                hint="`luthier merge RUN`, then serve RUN/merged",
-            )  # fmt: skip
+    adapters, models = _served_together(targets)
     first = targets[0]
     name = models[0].name if models else first.base_name or Path(first.section.name_or_path).name
-    command = ["vllm", "serve", places.pop(), "--served-model-name", name]
+    command = ["vllm", "serve", _weights(first), "--served-model-name", name]
     command += ["--host", settings.host, "--port", str(settings.port), "--max-num-seqs", str(max_batch_size)]
     command += ["--dtype", dtype]
     tokenizer = load_tokenizer(first.section)
@@ -87,6 +66,38 @@ def vllm_command(
         command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(adapters)), "--lora-modules"]
         command += [f"{target.name}={target.folder}" for target in adapters]
     return command
+
+
+def _served_together(targets: Sequence[Target]) -> tuple[list[Target], list[Target]]:
+    """(adapters, models) of targets that one server can serve.
+
+    Raises:
+        RecipeError: it cannot.
+        RunFailed: a model's prompts are not those of its training.
+    """
+    for target in targets:
+        require_same(target.contract, prompts_of(target), stops=None, where=target.name)
+        if target.section.chat_template_kwargs:
+            told = json.dumps(target.section.chat_template_kwargs)
+            note(f"{target.name} was trained with chat_template_kwargs {told}: vLLM takes them with each request only")
+    adapters = [target for target in targets if target.folder is not None and is_adapter(target.folder)]
+    models = [target for target in targets if target not in adapters]
+    places = {_weights(target) for target in targets}
+    if len(places) != 1 or len({tuple(target.section.new_tokens) for target in targets}) != 1 or len(models) > 1:
+        raise RecipeError(
+            code="S612", message="vLLM serves one base with its adapters; these models have several bases",
+            hint="start one server for each",
+        )  # fmt: skip
+    for target in adapters:
+        assert target.folder is not None
+        reason = shareable(target.folder)
+        if reason is not None or target.section.new_tokens:
+            why = reason or "it has new tokens"
+            raise RecipeError(
+                code="S613", message=f"vLLM cannot load {target.name} as an adapter: {why}",
+                hint="`luthier merge RUN`, then serve RUN/merged",
+            )  # fmt: skip
+    return adapters, models
 
 
 def check_installed() -> str:

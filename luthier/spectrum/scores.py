@@ -25,10 +25,9 @@ import numpy as np
 
 from luthier.spectrum.noise import SMALLEST_SIDE, edge, noise_std
 
-__all__ = ["SCORES", "Calibrated", "calibrated", "compat", "compat_threshold"]
+__all__ = ["Calibrated", "calibrated", "compat", "compat_threshold"]
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
-SCORES = ("calibrated", "compat")
 
 
 def compat_threshold(values: Values, n: int, m: int) -> float:

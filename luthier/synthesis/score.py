@@ -8,7 +8,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from luthier.data.prompts import ARGUMENTS
+from luthier.data.prompt_rows import ARGUMENTS
 from luthier.data.rows import Faults, Row, row_problem
 from luthier.data.sources import read_rows, source_files
 from luthier.data.types import RowRef

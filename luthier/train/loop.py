@@ -24,6 +24,7 @@ from luthier.model.starts import keep_start, start_of
 from luthier.model.stream import Held, Source
 from luthier.recipe.distributed_rules import require_groups
 from luthier.recipe.optimizers import require_optimizer
+from luthier.recipe.replicate_rules import require_copies
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
@@ -109,6 +110,7 @@ def fit(
     )  # fmt: skip
     parts = recipe.distributed.sequence_parallel_size
     require_groups(parts, accelerator.num_processes)
+    require_copies(recipe.distributed.dp_replicate_size, accelerator.num_processes)
     order = make_order(recipe.train, sequences=len(data.packs), world_size=accelerator.num_processes, parts=parts)
     start, identity = _identify(accelerator, tuned, recipe, fingerprint, order=order)
     require_same(identity)

@@ -47,6 +47,8 @@ class Weights:
     """Each process holds a part of every tensor."""
     norm_in_parts = False
     """`norm` is that of this process' parts."""
+    copies = 1
+    """Processes that hold the same parts."""
 
     def __init__(self, model: nn.Module, live: Mapping[str, nn.Parameter] | None = None) -> None:
         """`live`: what stands for the trained parameters of `model`, where that is not they themselves."""

@@ -7,9 +7,12 @@ and half-filled metric windows survive a kill.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.train.split import MicroBatchSize
+
+if TYPE_CHECKING:
+    from luthier.train.step import Update
 
 __all__ = ["Best", "Progress", "Window"]
 
@@ -74,6 +77,22 @@ class Progress:
             "size": MicroBatchSize(**size) if size else None,
         }  # fmt: skip
         return cls(**{**value, **parts})
+
+    def add(self, done: Update, seconds: float) -> None:
+        """Count a step that took so long."""
+        self.tokens += done.tokens
+        self.trained_tokens += done.trained_tokens
+        self.seconds += seconds
+        self.first_loss = done.loss if self.first_loss is None else self.first_loss
+        self.last_loss = done.loss
+        window = self.window
+        window.loss_sum += done.loss_sum
+        window.weight_sum += done.weight_sum
+        for name, value in done.sums.items():
+            window.sums[name] = window.sums.get(name, 0.0) + value
+        window.tokens += done.tokens
+        window.trained_tokens += done.trained_tokens
+        window.seconds += seconds
 
     def judge(self, loss: float, *, threshold: float) -> bool:
         """Take a validation loss of the present step; returns whether it is a new best.

@@ -9,13 +9,10 @@ smaller ones (`halve.py`).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
-
-import torch
 
 from luthier.data.types import TrainRow
 from luthier.recipe.objective_kind import pack_capacity, row_kind
@@ -31,12 +28,12 @@ from luthier.train.checkpoint import checkpoint_path, require_valid
 from luthier.train.counts import report, say
 from luthier.train.halve import Halving
 from luthier.train.measure import Clock
-from luthier.train.memory import peak_bytes, reset_peak
+from luthier.train.memory import reset_peak
 from luthier.train.mismatched import Mismatched
 from luthier.train.order import Order
 from luthier.train.predicted import Prediction, calibration_line, measured_mfu, write_measured
 from luthier.train.prefetch import Batches
-from luthier.train.processes import on_main
+from luthier.train.processes import on_main, peaks_of_all, spread
 from luthier.train.progress import Progress, Window
 from luthier.train.result import TrainResult, make_result
 from luthier.train.served import Served
@@ -118,7 +115,7 @@ class Running:
         seconds = time.perf_counter() - started
         self.agreed_to_stop = done.stop
         position.step += 1
-        _add_up(position, done, seconds)
+        position.add(done, seconds)
         self.clock.add(seconds, tokens=done.tokens, trained_tokens=done.trained_tokens)
         if position.step % self.recipe.train.logging_steps == 0 or position.step == self.order.total_steps:
             self._write_metrics(done)
@@ -200,7 +197,7 @@ class Running:
         if self.saved_step == position.step or position.step == 0:
             return
         if self.is_main:
-            _flush(self.run)
+            self.run.flush("metrics.jsonl")  # first: a power cut then loses none that the checkpoint counts on
         started = time.perf_counter()
         mark("write a checkpoint", step=position.step - 1, watched=False)
         removed = take(
@@ -266,8 +263,9 @@ class Running:
             note(f"  going on from the checkpoint of step {start}")
         if self.is_main:
             self.run.event(
-                "training_started", step=start, total_steps=order.total_steps, resumed_from=self.resumed_from
-            )
+                "training_started", step=start, total_steps=order.total_steps, resumed_from=self.resumed_from,
+                **spread(self.trainer.accelerator, self.recipe.distributed.strategy),
+            )  # fmt: skip
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.is_main:
@@ -276,8 +274,10 @@ class Running:
 
     def result(self, stopped: Literal["finished", "early_stopping"], weights_from: int) -> TrainResult:
         """The record of the finished run; what was measured goes into `measured.json` too."""
-        measured, plan = self.clock.measured(peak_bytes=_peak(self.trainer), calibration=self.calibration), self.plan
-        measured = replace(measured, mfu=measured_mfu(measured, plan))
+        peaks, plan = peaks_of_all(self.trainer.accelerator), self.plan
+        measured = self.clock.measured(peak_bytes=max(peaks), calibration=self.calibration)
+        by_process = tuple(peaks) if len(peaks) > 1 else None
+        measured = replace(measured, mfu=measured_mfu(measured, plan), peak_bytes_by_process=by_process)
         if self.is_main:
             write_measured(self.run, measured, plan)
             self.run.event(
@@ -288,32 +288,3 @@ class Running:
             processes=self.trainer.world_size, wrapper=type(self.trainer.wrapper).__name__,
             resumed_from=self.resumed_from,
         )  # fmt: skip
-
-
-def _add_up(position: Progress, done: Update, seconds: float) -> None:
-    position.tokens += done.tokens
-    position.trained_tokens += done.trained_tokens
-    position.seconds += seconds
-    position.first_loss = done.loss if position.first_loss is None else position.first_loss
-    position.last_loss = done.loss
-    window = position.window
-    window.loss_sum += done.loss_sum
-    window.weight_sum += done.weight_sum
-    for name, value in done.sums.items():
-        window.sums[name] = window.sums.get(name, 0.0) + value
-    window.tokens += done.tokens
-    window.trained_tokens += done.trained_tokens
-    window.seconds += seconds
-
-
-def _peak(trainer: Trainer) -> int:
-    mine = torch.tensor([peak_bytes(trainer.accelerator.device)], device=trainer.accelerator.device)
-    return int(trainer.accelerator.gather(mine).max())
-
-
-def _flush(run: RunFolder) -> None:
-    """The metrics of a step are on the disk before its checkpoint is: a power cut loses none that count."""
-    path = run.path / "metrics.jsonl"
-    if path.exists():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())

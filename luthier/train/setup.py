@@ -199,8 +199,8 @@ def _engine(
         settings = replace(settings, cuda_graphs=False)
     if recipe.distributed.strategy == "fsdp2" and accelerator.num_processes > 1:
         root = shard(
-            model, accelerator.device, reshard_after_forward=recipe.distributed.reshard_after_forward,
-            to_host=recipe.distributed.offload == "all",
+            model, accelerator.device, copies=recipe.distributed.dp_replicate_size,
+            reshard_after_forward=recipe.distributed.reshard_after_forward, to_host=recipe.distributed.offload == "all",
             frozen_base=settings.frozen_base, bring=bring,
         )  # fmt: skip
         engine = root(attach, model, replace(settings, sharded=True), objective=objective)

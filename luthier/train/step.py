@@ -180,13 +180,13 @@ def update(
     finite = all(map(math.isfinite, [grad_norm, *loss_per_micro_batch]))
     loss_sum, squares, tokens, trained_tokens, stop, not_finite, *all_sums = all_sum(trainer, [
         math.fsum(loss_per_micro_batch) if finite else 0.0,
-        grad_norm**2 if finite and trainer.weights.norm_in_parts else 0.0,
+        grad_norm**2 / trainer.weights.copies if finite and trainer.weights.norm_in_parts else 0.0,
         sum(item.batch.tokens for item in micro_batches), sum(item.batch.trained_tokens for item in micro_batches),
         float(stop_requested()), float(not finite), *sums_here,
     ])  # fmt: skip
 
     if trainer.weights.norm_in_parts:
-        grad_norm = math.sqrt(squares)  # each process has the norm of its shards
+        grad_norm = math.sqrt(squares)  # each process has the norm of its shards; copies count once
 
     # 6. Not finite anywhere: nothing was updated; stop, and say which rows.
     if not_finite:

@@ -18,9 +18,10 @@ from luthier.recipe.schema import Source
 from luthier.runtime.errors import DataError, RecipeError
 from tests.annotate.support import chats, labels_of, pairs, says, user, write
 from tests.data.making import LINES, answer_pairs, rows_of
+from tests.support.often import often
 
 FORMATS = ["messages", "sharegpt", "alpaca", "prompt_completion", "text", "segments"]
-FAST = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAST = settings(max_examples=often(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def items_of(path: Path, rows: list[Any], **keys: Any) -> Items:

@@ -18,6 +18,7 @@ from luthier.annotate.record import Record, record_from, record_line
 from luthier.data.strict_json import parse
 from luthier.runtime.errors import DataError, EnvironmentProblem
 from tests.annotate.support import chats, write
+from tests.support.often import often
 
 
 def record(number: int, **keys: object) -> Record:
@@ -40,7 +41,7 @@ def test_a_record_reads_back_as_it_was(text, edits, seconds, choice) -> None:
     assert record_from(parse(line.decode())) == own
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=often(40), deadline=None)
 @given(data=st.data())
 def test_a_log_cut_anywhere_loses_only_what_was_cut(data, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("log") / "a.labels"

@@ -22,7 +22,7 @@ class Client:
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
         """Status, headers and value; a header of `-` is not sent."""
-        link = http.client.HTTPConnection(self.host, timeout=10)
+        link = http.client.HTTPConnection(self.host, timeout=60)
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         sent = {"Host": self.host}
         if method == "POST":

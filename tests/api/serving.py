@@ -83,20 +83,20 @@ def api(home: Path, *, store=None, models=None, limits=None, jobs=None, routes=(
     server, listening = make_server(made, settings.server.serving(), ready=on_ready)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     try:
         running = Api(found[0], host, server, thread, store, made)
         running.settings, running.folder = settings, home.parent
         yield running
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         listening.close()
         store.close()
         assert not thread.is_alive(), "the server did not stop"
 
 
-def until(condition, seconds=20.0, pause=0.02):
+def until(condition, seconds=60.0, pause=0.02):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"

@@ -149,7 +149,7 @@ def test_it_says_where_it_is_and_stops_on_a_signal(tmp_path, number):
             assert "smollm2-135m-instruct" in {model.id for model in client.models.list()}
         workers = until(lambda: (tmp_path / "h" / "worker.json").is_file()) if told["workers"] else None
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
     assert (
         f"OPENAI_BASE_URL={told['base_url']}" in said

@@ -103,7 +103,7 @@ def test_what_is_no_file_is_refused(server, client):
     import http.client
 
     for what, (kind, body) in broken.items():
-        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
         connection.request("POST", "/v1/files", body=body, headers={"Content-Type": kind})
         answer = connection.getresponse()
         error = json.loads(answer.read())["error"]
@@ -123,7 +123,7 @@ def test_files_that_are_too_large_are_refused_early(server, client):
     )
     begun = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
     piece = b"x" * (1 << 20)
-    with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=20) as plain:
+    with socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=60) as plain:
         plain.sendall(head + b"%x\r\n%s\r\n" % (len(begun), begun))
         sent = 0
         while not select.select([plain], [], [], 0)[0]:
@@ -193,7 +193,7 @@ def test_hostile_names_reach_no_place(server, home, name):
     )  # fmt: skip
     import http.client
 
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
     connection.request("POST", "/v1/files", body=body, headers={"Content-Type": "multipart/form-data; boundary=B"})
     answer = connection.getresponse()
     told = json.loads(answer.read())

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.api.serving import api
+from tests.support.often import often
 from tests.support.tiny import save_tiny
 
 ROWS = b'{"messages":[{"role":"user","content":"2+2?"},{"role":"assistant","content":"4"}]}\n' * 12
@@ -151,7 +152,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-@settings(max_examples=60)
+@settings(max_examples=often(60))
 @given(st.sampled_from(JSON_ROUTES), st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5))
 def test_anything(server, path, body):
     status, told = server.ask(path, method="POST", body=json.dumps(body).encode())

@@ -81,7 +81,7 @@ def run_script(name, service, rows):
     )  # fmt: skip
 
 
-def ended(client, job_id, seconds=120):
+def ended(client, job_id, seconds=270):
     return until(lambda: (job := client.fine_tuning.jobs.retrieve(job_id)).status in ENDED and job, seconds)
 
 

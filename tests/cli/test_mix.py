@@ -43,7 +43,8 @@ def test_the_rows_that_are_written_are_those_that_would_be_trained(world, call, 
     assert all(row in known for row in rows) and all(rows.count(row) in (1, 2, 3) for row in rows)
     again = call("data", "mix", world / "recipe.yaml", "--out", out)
     assert again.code == 2 and "--force replaces it" in again.err
-    assert call("data", "mix", world / "recipe.yaml", "--out", out, "--force").code == 0
+    built_in = "evaluate.tasks=[{name: 'builtin:forgetting'}]"  # a task without a file of its own
+    assert call("data", "mix", world / "recipe.yaml", built_in, "--out", out, "--force").code == 0
     assert len(out.read_text().splitlines()) == 67
 
 
@@ -66,4 +67,10 @@ def test_a_source_is_never_replaced(world, call):
     before = (world / "a.jsonl").read_bytes()
     said = call("data", "mix", world / "recipe.yaml", "--out", world / "a.jsonl", "--force")
     assert said.code == 2 and "C165" in said.err and "is a source" in said.err
-    assert (world / "a.jsonl").read_bytes() == before
+    task = f"name: own, metric: exact, path: {world / 'b.jsonl'}, num_fewshot: 1, fewshot_path: {world / 'shots.jsonl'}"
+    (world / "shots.jsonl").write_bytes(before)
+    said = call(
+        "data", "mix", world / "recipe.yaml", f"evaluate.tasks=[{{{task}}}]", "--out", world / "shots.jsonl", "--force"
+    )
+    assert said.code == 2 and "C165" in said.err
+    assert (world / "a.jsonl").read_bytes() == (world / "shots.jsonl").read_bytes() == before

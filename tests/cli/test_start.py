@@ -61,15 +61,21 @@ def test_plan_loads_no_torch_and_counts_the_adapter(recipe):
 
 
 def test_help_and_plan_answer_in_about_a_second(recipe):
-    """Best of three, because the machine may be busy; 1 second of CPU for what takes about 0.2 and 0.5."""
+    """In units of an interpreter that loads the libraries they need (0.16 s of CPU where this was measured), best of
+    three: help takes 3 and a plan 7. Seconds would fail where the machine is slow or busy."""
+
+    def spent(call):
+        before = os.times()
+        assert call().returncode == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    libraries = [sys.executable, "-c", "import pydantic, typer, yaml"]
     for arguments in (["--help"], ["plan", str(recipe)]):
-        spent = []
-        for _ in range(3):
-            before = os.times()
-            assert _luthier(*arguments).returncode == 0
-            after = os.times()
-            spent.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        assert min(spent) < 1.0, (arguments, spent)
+        times = [(spent(lambda: subprocess.run(libraries, check=False)), spent(lambda: _luthier(*arguments)))  # noqa: B023
+                 for _ in range(3)]  # fmt: skip
+        unit, ours = (min(found) for found in zip(*times, strict=True))
+        assert ours < 12 * unit, (arguments, times)
 
 
 def test_help_fits_on_a_screen_and_names_every_verb():
@@ -117,8 +123,9 @@ def test_what_deepspeed_logs_is_not_in_stdout():
         "try:\n    main.main()\nexcept SystemExit:\n    pass\n"
         "logger = logging.getLogger('DeepSpeed')\n"
         "logger.addHandler(logging.StreamHandler(sys.stdout))\n"
-        "logger.warning('Setting accelerator to CPU')\n"
+        "logger.warning('something of the accelerator')\n"
+        "logger.warning('Setting accelerator to CPU. If you have GPU')\n"  # of every run on a CPU: no news
     )
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, timeout=60, check=True)
     assert "accelerator" not in done.stdout
-    assert "DeepSpeed: Setting accelerator to CPU" in done.stderr
+    assert "DeepSpeed: something of the accelerator" in done.stderr and "Setting" not in done.stderr

@@ -15,6 +15,7 @@ from luthier.data.types import Conversation, RowRef, Segment
 from luthier.recipe.schema import DedupSection
 from luthier.runtime.errors import DataError
 from tests.curate.support import chat
+from tests.support.often import often
 
 DEFAULT = normaliser(DedupSection().ignore)
 REF = RowRef("a.jsonl", 7)
@@ -71,7 +72,7 @@ def test_every_difference_can_be_made_to_count() -> None:
         assert kept(*rows, fuzzy=None, ignore=[some for some in DIFFERENCES if some != name]) == [0, 1]
 
 
-@settings(max_examples=40)
+@settings(max_examples=often(40))
 @given(text=st.text("a1\u0663. -!,\n\u00b2B", max_size=30), ignore=st.lists(st.sampled_from(DIFFERENCES), unique=True))
 def test_no_digit_is_lost_or_made(text: str, ignore: list[str]) -> None:
     assert [c for c in normaliser(ignore)(text) if c.isdecimal()] == [c for c in text if c.isdecimal()]

@@ -22,10 +22,11 @@ from luthier.recipe.schema import DataSection
 from tests.data.preferring import Seen, says, seen, user, whole
 from tests.data.templates import shipped_templates, tokenizer_for
 from tests.data.test_tokenize import bos_tokenizer
+from tests.support.often import often
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 REF = RowRef("f.jsonl", 3)
-SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=often(60))
 TEXT = st.text(st.sampled_from("ab e\n.<|im_end|>漢👍\u0301"), min_size=1, max_size=12).filter(str.strip)
 
 

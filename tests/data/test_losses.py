@@ -19,6 +19,7 @@ from luthier.data.types import Dropped, RowRef
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError, RunFailed
 from tests.data.reading import write
+from tests.support.often import often
 from tests.support.tiny import WORDS, tiny_tokenizer
 
 ANSWERS = [
@@ -104,7 +105,7 @@ def recipe(folder: Path, sources: list[list[dict[str, Any]]], draw: Any) -> tupl
     return DataSection.model_validate({"train": train, **keys}), files
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=often(60), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_rows_add_up_for_any_recipe(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     sources = data.draw(st.lists(st.lists(chats(), min_size=1, max_size=12), min_size=1, max_size=3))
@@ -117,7 +118,7 @@ def test_rows_add_up_for_any_recipe(data: st.DataObject, tmp_path_factory: pytes
     assert_adds_up(prepared, files)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=often(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), kind=st.sampled_from(["pairs", "rated"]))
 def test_preferences_add_up_and_pairs_read_as_rated_answers_are_two_rows(
     data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory

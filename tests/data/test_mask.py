@@ -21,6 +21,7 @@ from luthier.data.tokenize import tokenize_conversation
 from luthier.data.types import Conversation, Dropped, Example, RowRef
 from luthier.recipe.schema import DataSection
 from tests.data.templates import shipped_templates, tokenizer_for
+from tests.support.often import often
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 NASTY = [
@@ -169,7 +170,7 @@ def test_random_conversations_are_proven_exactly_or_refused_with_a_reason(name, 
     check_against_transformers(messages, template_for(name))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=often(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(messages=chats())
 def test_chatml_proves_every_random_conversation(messages):
     got = check_against_transformers(messages, chatml())

@@ -20,6 +20,7 @@ from luthier.recipe.schema import DataSection, MixSection, Source
 from luthier.runtime.errors import DataError
 from tests.data.reading import read
 from tests.data.test_prepare import run, write
+from tests.support.often import often
 from tests.support.tiny import conversations, tiny_tokenizer
 
 SIZES = st.lists(st.lists(st.integers(1, 40), min_size=3, max_size=60), min_size=2, max_size=4)
@@ -58,7 +59,7 @@ def named(sizes, source):
 # --- shares -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=often(150), deadline=None)
 @given(sizes=SIZES, data=st.data(), stop=STOPS, seed=st.integers(0, 9))
 def test_each_source_is_within_half_of_a_row_of_its_share(sizes, data, stop, seed):
     shares = even(data.draw(st.lists(st.integers(1, 9), min_size=len(sizes), max_size=len(sizes))))
@@ -79,7 +80,7 @@ def test_each_source_is_within_half_of_a_row_of_its_share(sizes, data, stop, see
     assert all(max(own) - min(own) <= 1 for own in counts)  # no row is used twice more than another
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(sizes=SIZES, size=st.integers(200, 5_000), by=st.sampled_from(["rows", "tokens", "trained_tokens"]))
 def test_a_size_is_reached_by_repeating_what_is_scarce(sizes, size, by):
     shares = even([1] * len(sizes))
@@ -101,7 +102,7 @@ def test_the_passes_are_those_of_the_stated_formula():
 # --- stability ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=often(80), deadline=None)
 @given(sizes=SIZES, order=st.randoms(use_true_random=False), stop=STOPS)
 def test_reordering_rows_moves_none(sizes, order, stop):
     shares = even([1] * len(sizes))
@@ -111,7 +112,7 @@ def test_reordering_rows_moves_none(sizes, order, stop):
     assert choose(rows, shares, stop=stop)[0] == choose(mixed, shares, stop=stop)[0]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=often(80), deadline=None)
 @given(
     scarce=st.lists(st.integers(1, 40), min_size=3, max_size=20), more=st.lists(st.integers(1, 40), max_size=20),
     plenty=st.lists(st.integers(1, 40), min_size=80, max_size=120),
@@ -129,7 +130,7 @@ def test_of_appended_rows_some_come_in_and_as_much_leaves(scarce, more, plenty):
     assert {name for name in after if name[0] == 0} == {name for name in before if name[0] == 0}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(scarce=st.integers(3, 20), more=st.integers(1, 10), plenty=st.integers(60, 100))
 def test_a_larger_mixture_holds_the_smaller_one(scarce, more, plenty):
     def mixture(count):

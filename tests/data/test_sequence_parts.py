@@ -15,13 +15,14 @@ from luthier.data.branches import collate_rows
 from luthier.data.sequence_parts import take_part
 from luthier.train.feed import without_weight
 from tests.fast.helpers import make_batch, make_pairs
+from tests.support.often import often
 
 
 def parts_of(batch, size):
     return [take_part(batch, index=index, size=size) for index in range(size)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), size=st.integers(2, 8),
     share=st.sampled_from([0.0, 0.1, 0.7]), seed=st.integers(0, 9),

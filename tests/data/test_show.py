@@ -65,7 +65,7 @@ def test_colours_name_what_is_trained_and_data_is_never_markup():
     example = Example(
         ids=ids, weights=[0.0] * (len(ids) - 2) + [1.0, 0.5], ref=RowRef("f.jsonl", 9), notes=("boundary split",)
     )
-    text = row_text(show_rows([example], tokenizer)[0], tokenizer)
+    text = row_text(show_rows([example], tokenizer)[0])
     assert "[red]x[/] ␛[31m<|im_end|>" in text.plain and "\x1b" not in text.plain
     assert f"-- f.jsonl:9: {len(ids)} tokens, 2 trained  (boundary split)" in text.plain
     styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}

@@ -11,6 +11,7 @@ from luthier.data.template import ChatTemplate
 from luthier.data.types import Dropped
 from tests.data.templates import shipped_templates, with_template
 from tests.data.test_mask import chats, check_against_transformers, round_trips, run, runs
+from tests.support.often import often
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +31,7 @@ def template(name):
     return ChatTemplate(with_template(copy.deepcopy(template("own").tokenizer), shipped_templates()[name]))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=often(100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(messages=chats())
 def test_its_own_template_proves_every_random_conversation(messages):
     got = check_against_transformers(messages, template("own"))

@@ -11,6 +11,7 @@ from luthier.data.split import count_duplicates, expand_by_weight, overlapping, 
 from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import ValidationSection
 from luthier.runtime.errors import DataError
+from tests.support.often import often
 
 
 def row(text: str, line: int = 1) -> Conversation:
@@ -25,7 +26,7 @@ def texts(found: list[Conversation]) -> list[str]:
     return [conversation.text for conversation in found]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=often(100), deadline=None)
 @given(
     numbers=st.lists(st.integers(0, 300), min_size=100, max_size=200),
     more=st.lists(st.integers(0, 400), max_size=100),
@@ -50,7 +51,7 @@ def test_appending_moves_no_row_and_copies_stay_together(
     assert overlapping(longer_train, longer_validation) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(count=st.integers(200, 400), more=st.integers(0, 200), limit=st.integers(1, 60), seed=st.integers(0, 5))
 def test_max_rows_keeps_the_smallest_and_turns_no_training_row_into_validation(
     count: int, more: int, limit: int, seed: int

@@ -22,6 +22,7 @@ from luthier.data.stored import RowStore, RowWriter, StoredRows
 from luthier.data.types import Example, RowRef
 from luthier.runtime.errors import DataError
 from tests.data.test_prepare import row, run, section, write
+from tests.support.often import often
 from tests.support.tiny import CHATML, conversations, tiny_tokenizer
 
 HEAVY = [
@@ -213,7 +214,7 @@ WEIGHTS = st.sampled_from([0.0, 0.0, 1.0, 0.5, float(np.float32(0.1)), 2.0])
 ROWS = st.lists(st.lists(st.tuples(st.integers(0, 65_535), WEIGHTS), min_size=1, max_size=30), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(rows=ROWS, wide=st.booleans(), data=st.data())
 def test_any_rows_come_back_as_they_were(tmp_path_factory, rows, wide, data):
     folder = tmp_path_factory.mktemp("rows")

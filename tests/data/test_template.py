@@ -14,6 +14,7 @@ from luthier.data.types import Conversation, RowRef
 from luthier.recipe.schema import DataSection
 from luthier.runtime.errors import DataError
 from tests.data.templates import shipped_templates, tokenizer_for
+from tests.support.often import often
 from tests.support.tiny import CHATML, tiny_tokenizer
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {
@@ -145,7 +146,7 @@ def test_a_long_honest_conversation_is_within_the_bounds():
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Co", "Cn")), max_size=20)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=often(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(TEXT, min_size=1, max_size=5))
 def test_prompt_ids_are_those_of_transformers_when_no_answer_starts_with_white_space(contents):
     tokenizer = tiny_tokenizer()

@@ -19,6 +19,7 @@ from luthier.data.template import ChatTemplate
 from luthier.data.tokenize import tokenize_all, tokenize_conversation
 from luthier.data.types import Conversation, Dropped, Example, RowRef, Segment
 from luthier.recipe.schema import DataSection
+from tests.support.often import often
 from tests.support.tiny import CHATML, WORDS, tiny_tokenizer
 
 REF = RowRef("f.jsonl", 3)
@@ -218,7 +219,7 @@ def test_segments_end_with_end_of_text_only_if_the_last_one_is_trained():
     assert run(segments(("Q", 0.0), ("A", 1.0), ("note", 0.0))).ids[-1] != tokenizer.eos_token_id
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=often(80), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.tuples(
@@ -277,7 +278,7 @@ def test_a_row_whose_answer_starts_after_the_cut_is_dropped_not_trained_on_nothi
     assert got.reason == "empty" and got.detail.startswith("cut at 20 tokens, before its first trained token")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(st.integers(1, 40))
 def test_any_cut_leaves_a_trained_token_or_no_row(limit):
     got = run(chat("Q one two", "A b c d e f", "R", "B"), max_length=limit, overlong="truncate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 
@@ -61,14 +62,9 @@ def _refuses(rows, template, *, section):
 
 
 def _dies(rows, template, *, section):
-    if os.getpid() != _PARENT and rows[0].ref.line > 200:
+    if os.getpid() != _reader and rows[0].ref.line > 60:  # the fourth chunk: the reader leaves the first six to workers
         os._exit(9)
-    if os.getpid() == _PARENT:
-        time.sleep(0.2)  # else it may have done all rows before a worker is there
     return tokenize_all(rows, template, section=section)
-
-
-_PARENT = os.getpid()
 
 
 def test_an_error_in_a_worker_is_the_error_of_the_run(source, early, monkeypatch):
@@ -84,19 +80,29 @@ def test_the_rows_of_a_worker_that_dies_are_done_here(source, early, monkeypatch
     assert "a worker process died" in capsys.readouterr().err
 
 
-def _slow_elsewhere(rows, template, *, section):
-    """Workers take long; rows done in the process that reads are marked."""
+_own = multiprocessing.get_context("fork").Value("i", 0)
+
+
+def _held_elsewhere(rows, template, *, section):
+    """Workers wait until the process that reads has done six rows, and see whether it does more meanwhile."""
     here = os.getpid() == _reader
-    if not here:
-        time.sleep(0.1)
-    return [(row.ref.line, here) for row in rows]
+    with _own.get_lock():
+        _own.value += here
+    if rows[0].ref.line == 1:
+        until = time.monotonic() + 60
+        while _own.value < 7 and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    return [(row.ref.line, here, _own.value) for row in rows]
 
 
 def test_the_reading_process_does_rows_while_workers_are_behind(early):
+    _own.value = 0
     chunks = [[Conversation(kind="chat", messages=(), ref=RowRef("f", line))] for line in range(40)]
-    found = list(workers.tokenize_chunks(iter(chunks), _slow_elsewhere, None, None))
-    assert [line for ((line, _),) in found] == list(range(40)), "in order"
-    elsewhere = [line for ((line, here),) in found if not here]
-    # The first six wait for the workers; then this process helps, but never runs ahead by more than six more.
-    assert elsewhere[:6] == [1, 2, 3, 4, 5, 6]
-    assert 10 <= len(elsewhere) < 30
+    found = list(workers.tokenize_chunks(iter(chunks), _held_elsewhere, None, None))
+    assert [line for ((line, _, _),) in found] == list(range(40)), "in order"
+    own = [line for ((line, here, _),) in found if here]
+    # The first is done before there are workers. The next six wait for them; then this process helps, but does not run
+    # ahead by more than six: that is what it has done when the first worker lets go.
+    assert own[:7] == [0, 7, 8, 9, 10, 11, 12]
+    assert found[1] == [(1, False, 7)]

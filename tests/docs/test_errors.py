@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 from luthier.runtime import errors
@@ -13,11 +14,18 @@ EXITS_ROW = re.compile(r"^\| ([A-Z][0-9]{3}) \| ([0-9, ]+) \|", re.MULTILINE)
 EXIT_ROW = re.compile(r"^\| ([0-9]+) \| `?(\w*)`? \|", re.MULTILINE)
 
 
+@cache
+def trees() -> list[ast.Module]:
+    """Of all files of the package."""
+    return [ast.parse(file.read_text("utf-8")) for file in (ROOT / "luthier").rglob("*.py")]
+
+
+@cache
 def codes_in_package() -> set[str]:
     """Every string in luthier/ that has the form of an error code."""
     found = set()
-    for file in (ROOT / "luthier").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for tree in trees():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and CODE.match(node.value):
                 found.add(node.value)
     return found
@@ -26,8 +34,8 @@ def codes_in_package() -> set[str]:
 def exits_in_package() -> dict[str, set[int]]:
     """Exit codes of the classes in whose call a code is written down."""
     found: dict[str, set[int]] = {}
-    for file in (ROOT / "luthier").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for tree in trees():
+        for node in ast.walk(tree):
             cls = getattr(errors, node.func.id, None) if isinstance(node, ast.Call) and _named(node) else None
             if not (isinstance(cls, type) and issubclass(cls, errors.LuthierError)):
                 continue

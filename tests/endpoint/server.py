@@ -130,8 +130,10 @@ def break_off(handler: Handler, body: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
-def streams(*pieces: str, end: bool = True, pause: float = 0.0, error: str | None = None) -> Act:
-    """Server-sent events: a role, one event a piece, an error or the end."""
+def streams(
+    *pieces: str, end: bool = True, error: str | None = None, before: Callable[[int], object] = lambda event: None
+) -> Act:
+    """Server-sent events: a role, one event a piece, an error or the end; `before` gets the number of each."""
 
     def act(handler: Handler, _: dict[str, Any]) -> None:
         handler.send_response(200)
@@ -142,11 +144,11 @@ def streams(*pieces: str, end: bool = True, pause: float = 0.0, error: str | Non
         events += [{"choices": [{"delta": {"content": piece}, "finish_reason": None}]} for piece in pieces]
         events += [{"error": {"message": error}}] if error else []
         events += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}] if end else []
-        for event in events:
+        for number, event in enumerate(events):
+            before(number)
             data = json.dumps(event, ensure_ascii=False)
             handler.wfile.write(f": still here\n\ndata: {data}\n\n".encode())
             handler.wfile.flush()
-            time.sleep(pause)
         if end:
             handler.wfile.write(b"data: [DONE]\n\n")
         handler.close_connection = True

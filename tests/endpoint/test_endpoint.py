@@ -74,12 +74,12 @@ def test_a_server_that_never_stops_misbehaving_is_an_error_and_no_answer(act):
     assert caught.value.problems[0].code in {"R760", "R763"}
 
 
-@pytest.mark.parametrize("act", [slow(4.0), drip(0.04)], ids=["slow", "drip"])
+@pytest.mark.parametrize("act", [slow(60.0), drip(0.1, blocks=600)], ids=["slow", "drip"])
 def test_an_attempt_ends_at_its_timeout_even_if_bytes_keep_coming(act):
-    with ScriptedServer(script=[act]) as server, client(server, timeout_seconds=0.8) as endpoint:
+    with ScriptedServer(script=[act]) as server, client(server, timeout_seconds=1.5) as endpoint:
         started = time.monotonic()
         assert endpoint.chat(ask()).text == "echo: hello"
-    assert time.monotonic() - started < 3.5
+    assert time.monotonic() - started < 30
     assert len(server.seen) == 2
 
 
@@ -121,13 +121,13 @@ def test_retry_after_is_kept_by_every_thread():
         waited = server.seen[1]["at"] - server.seen[0]["at"]
         assert 0.4 <= waited < 10
         server.script = [status(429, Retry_After="1.0")]
-        started = time.monotonic()
+        started, before = time.monotonic(), endpoint._gate._opens_at
         thread = threading.Thread(target=lambda: endpoint.chat(ask("second")))
         thread.start()
         while len(server.seen) < 3:
             time.sleep(0.005)
-        while endpoint._gate._opens_at <= time.monotonic():  # until the 429 has arrived
-            assert time.monotonic() - started < 20
+        while endpoint._gate._opens_at == before:  # until the 429 has arrived
+            assert time.monotonic() - started < 60
             time.sleep(0.001)
         endpoint.chat(ask("third"))
         thread.join()
@@ -170,12 +170,15 @@ def test_which_statuses_are_tried_again():
 
 
 def test_many_come_back_in_order_and_no_more_than_allowed_are_in_flight():
-    lock, flying, most = threading.Lock(), [0], [0]
+    lock, flying, most, together = threading.Lock(), [0], [0], threading.Event()
 
     def act(handler, body):
         with lock:
             flying[0] += 1
             most[0] = max(most[0], flying[0])
+            if most[0] > 1:
+                together.set()
+        together.wait(20)
         time.sleep(0.02 if body["messages"][-1]["content"].endswith("0") else 0.005)
         with lock:
             flying[0] -= 1  # before the client can know of the answer
@@ -195,8 +198,8 @@ def test_the_first_failure_stops_what_was_not_sent_yet():
         (status(400, "bad") if body["messages"][-1]["content"] == "2" else says("ok"))(handler, body)
 
     with served(always=act, concurrency=2) as (server, endpoint), pytest.raises(RecipeError, match="bad"):
-        endpoint.chat_many([ask(str(n)) for n in range(200)])
-    assert len(server.seen) < 100
+        endpoint.chat_many([ask(str(n)) for n in range(1000)])
+    assert len(server.seen) < 500
 
 
 def test_nobody_waits_for_another_attempt_once_one_has_failed():
@@ -209,12 +212,12 @@ def test_nobody_waits_for_another_attempt_once_one_has_failed():
             status(401)(handler, body)
         else:
             sent.wait(20)
-            status(429, Retry_After="30")(handler, body)
+            status(429, Retry_After="55")(handler, body)
 
     started = time.monotonic()
     with served(always=act, concurrency=4) as (_, endpoint), pytest.raises(AccessError) as caught:
         endpoint.chat_many([ask("one"), ask("two"), ask("bad")])
-    assert caught.value.problems[0].code == "R761" and time.monotonic() - started < 10
+    assert caught.value.problems[0].code == "R761" and time.monotonic() - started < 50
 
 
 def test_equal_requests_in_flight_are_asked_once():
@@ -331,10 +334,10 @@ def test_settings_that_cannot_be_right_are_told_together():
 
 
 def test_closing_ends_the_waiting():
-    with ScriptedServer(always=status(429, Retry_After="30")) as server:
+    with ScriptedServer(always=status(429, Retry_After="55")) as server:
         endpoint = client(server)
         threading.Timer(0.3, endpoint.close).start()
         started = time.monotonic()
         with pytest.raises(AccessError, match="closed"):
             endpoint.chat(ask())
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 50

@@ -14,6 +14,7 @@ from luthier.explore.stats import compute_stats
 from luthier.explore.stats_text import bar_lines, histogram_lines, stats_lines
 from tests.cli.calling import caller, make_world, write_recipe, write_rows
 from tests.explore.support import chat_row, item
+from tests.support.often import often
 
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
@@ -22,7 +23,7 @@ messages = st.builds(lambda role, text: {"role": role, "content": text}, st.samp
 rows = st.lists(st.tuples(st.lists(messages, min_size=1, max_size=4), st.sampled_from(["train", "test"])), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(rows)
 def test_counts_are_those_of_the_rows(drawn):
     items = [item(chat_row(own, line), split, f"{split}.jsonl") for line, (own, split) in enumerate(drawn, 1)]

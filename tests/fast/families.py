@@ -56,7 +56,7 @@ def build(name: str, *, seed: int = 0, **overrides):
         transformers, {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(family, f"{family}ForCausalLM")
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = model_class(config).float()
         with torch.no_grad():
             for name_of, weight in model.named_parameters():

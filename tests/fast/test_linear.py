@@ -32,7 +32,7 @@ def lora(model, **settings):
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         tuned = get_peft_model(
             model,
             LoraConfig(
@@ -124,12 +124,12 @@ def test_dropout_draws_the_same_numbers_as_peft(library):
     stock = copy.deepcopy(model)
     engine = attach(model)
     batch = make_batch((12,), vocab=601)
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     mine = engine.loss(batch).loss
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     theirs, _ = one_by_one(stock, batch)
     assert relative(mine, theirs) < 1e-5
-    torch.manual_seed(6)
+    torch.default_generator.manual_seed(6)
     assert relative(engine.loss(batch).loss, theirs) > 1e-4  # dropout is really on
 
 

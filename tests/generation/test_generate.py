@@ -1,5 +1,7 @@
 """Contract: each answer is the greedy answer to its prompt alone, whatever else is in the batch."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -33,10 +35,21 @@ def reference(model, prompt, new, stops=(STOP,)):
     return tuple(ids[len(prompt) :])
 
 
-def stops_of(model, rows, new):
-    """Stop tokens that end some answers early and others not: taken from the answers themselves."""
+def alone(model, rows, new):
+    """Stop tokens that end some answers early and others not, and the answer to each prompt by hand.
+
+    The tokens are taken from the answers themselves; what comes after one of them is cut off.
+    """
     said = [reference(model, row, new, stops=()) for row in rows]
-    return [said[0][2], said[-1][7]]
+    stops = [said[0][2], said[-1][7]]
+    ends = [next((place + 1 for place, token in enumerate(ids) if token in stops), new) for ids in said]
+    return stops, [ids[:end] for ids, end in zip(said, ends, strict=True)]
+
+
+@cache
+def alone_under(attention, shared):
+    """The same for a batch of any size."""
+    return alone(tiny_model(seed=3, attn_implementation=attention), prompts(shared=shared), 40)
 
 
 @pytest.mark.parametrize("shared", [0, 12])
@@ -44,8 +57,7 @@ def stops_of(model, rows, new):
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_a_batch_answers_each_prompt_as_if_it_were_alone(shared, attention, batch_size):
     model, rows = tiny_model(seed=3, attn_implementation=attention), prompts(shared=shared)
-    stops = stops_of(model, rows, 40)
-    expected = [reference(model, row, 40, stops) for row in rows]
+    stops, expected = alone_under(attention, shared)
     assert len({len(answer) for answer in expected}) > 2, "some answers must stop early"
     answers = generate(
         model, tiny_tokenizer(), rows, max_new_tokens=40, stop_ids=stops, batch_size=batch_size, label="t"
@@ -114,13 +126,12 @@ def test_other_architectures_answer_a_batch_as_each_prompt_alone(kind):
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         model = AutoModelForCausalLM.from_config(_config(kind)).float()
         for parameter in model.parameters():  # fresh weights say the same token for ever
             parameter.data += 0.2 * torch.randn_like(parameter)
     rows = prompts(7, shared=10)
-    stops = stops_of(model, rows, 40)
-    expected = [reference(model, row, 40, stops) for row in rows]
+    stops, expected = alone(model, rows, 40)
     assert len(set(expected)) > 3
     assert min(map(len, expected)) < 10 < max(map(len, expected))
     answers = generate(model, tiny_tokenizer(), rows, max_new_tokens=40, stop_ids=stops, batch_size=8)

@@ -20,6 +20,7 @@ from luthier.jobs.store import Store
 from luthier.recipe.load import recipe_from_dict
 from tests.jobs.making import add_file, open_store
 from tests.jobs.schema_keys import text_keys
+from tests.support.often import often
 
 MODEL = "gpt-4o-mini-2024-07-18"
 SETTINGS = ApiSettings(models={MODEL: EMBEDDED}, integrations=["wandb"])
@@ -353,7 +354,7 @@ JSON = st.recursive(
 
 
 @given(changes=st.dictionaries(FIELDS | st.text(alphabet=st.characters(codec=None), max_size=8), JSON, max_size=6))
-@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=often(60), deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_is_a_job_or_one_error(tmp_path_factory: Any, changes: dict[str, Any]) -> None:
     global _SHARED
     _SHARED = _SHARED or open_store(tmp_path_factory.mktemp("home"))

@@ -15,6 +15,7 @@ from luthier.jobs.blobs import blob_path, check_filename
 from luthier.jobs.errors import Conflict, Invalid, NotFound, ServiceError, TooLarge
 from luthier.jobs.store import Store
 from tests.jobs.making import ROW, Clock, add_file, add_job, open_store
+from tests.support.often import often
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_hostile_names_are_refused_and_write_nothing(store: Store, tmp_path: Pat
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=300)
+@settings(max_examples=often(300))
 def test_a_name_that_passes_is_one_part_of_a_path(name: str) -> None:
     try:
         check_filename(name)

@@ -32,7 +32,7 @@ def test_four_processes_claim_200_jobs_each_once(tmp_path: Path) -> None:
     workers = [context.Process(target=take_all, args=(str(tmp_path), f"w{index}", start, taken)) for index in range(4)]
     for process in workers:
         process.start()
-    got = dict(taken.get(timeout=60) for _ in workers)
+    got = dict(taken.get(timeout=200) for _ in workers)
     for process in workers:
         process.join(30)
     everything = [id_ for ids_ in got.values() for id_ in ids_]
@@ -77,7 +77,7 @@ def test_a_forked_child_opens_its_own_connections(tmp_path: Path) -> None:
 
     process = context.Process(target=child)
     process.start()
-    made, shared = answers.get(timeout=60)
+    made, shared = answers.get(timeout=200)
     process.join(30)
     assert parents and not shared
     assert store.job(made).owner == "ann"
@@ -99,6 +99,6 @@ def test_processes_may_make_the_tables_at_once(tmp_path: Path) -> None:
     workers = [context.Process(target=open_and_close, args=(str(tmp_path), start, done)) for _ in range(4)]
     for process in workers:
         process.start()
-    assert [done.get(timeout=60) for _ in workers] == ["ok"] * 4
+    assert [done.get(timeout=200) for _ in workers] == ["ok"] * 4
     for process in workers:
         process.join(30)

@@ -101,6 +101,46 @@ def test_a_file_of_another_program_is_not_ours(tmp_path):
     assert read_failure(tmp_path / "error.json") is None
 
 
+def test_the_command_of_the_run_is_what_was_typed_not_that_of_a_process(monkeypatch):
+    from luthier.launch.processes import _child_environment
+    from luthier.pipeline.run import _typed
+    from luthier.runtime.env import for_other_hosts, read_env
+
+    monkeypatch.setattr(sys, "argv", ["/opt/luthier/__main__.py", "launch", "r.yaml", "--num-processes", "2"])
+    assert read_env().launch_command == ()
+    with _child_environment(cpu=True, unshared=False):
+        typed = _typed(read_env().launch_command)
+        assert "LUTHIER_LAUNCH_COMMAND" not in for_other_hosts()
+    assert typed == ["python", "-m", "luthier", "launch", "r.yaml", "--num-processes", "2"]
+    assert _typed(["/venv/bin/luthier", "run", "r.yaml"]) == ["/venv/bin/luthier", "run", "r.yaml"]
+
+
+def test_an_error_is_found_although_the_disk_of_the_run_is_full(tmp_path, monkeypatch):
+    from luthier.runtime import failure as module
+
+    def write(path, value):
+        if tmp_path / "run" in path.parents:
+            raise EnvironmentProblem(code="R710", message="No space left on device")
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(module, "write_json", write)
+    found = failure(tmp_path / "run", monkeypatch, EnvironmentProblem(code="R710", message="cannot write x"), 1)
+    assert (found.rank, found.exit_code, found.problems[0].message) == (1, 4, "cannot write x")
+    assert not [*tmp_path.glob("luthier-failure-*")], "read once"
+
+
+def test_a_checkpoint_is_promised_only_where_there_is_one(tmp_path):
+    error = _cause([], {1: died(-9)}, None, run=tmp_path, logs=[])
+    assert "checkpoint" not in str(error) and "the same command starts it again" in str(error)
+    assert "before a process could save anything" in str(_cause([], {}, signal.SIGINT, run=tmp_path, logs=[]))
+    (tmp_path / "checkpoints/step-5").mkdir(parents=True)
+    stopped = _cause([], {}, signal.SIGINT, run=tmp_path, logs=[])
+    assert "could save more" in str(stopped) and "newest checkpoint is whole" in str(stopped)
+    assert "newest checkpoint is whole" in str(_cause([], {1: died(-9)}, None, run=tmp_path, logs=[]))
+
+
 def test_numbers_of_processes():
     assert choose_processes(None, 2) == (2, True)
     with pytest.raises(RecipeError, match="exclude each other"):
@@ -167,7 +207,9 @@ def test_a_launch_prints_once_and_one_process_or_two_reuse_the_result(recipe):
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     result = json.loads(out)
-    assert result["stages"]["train"]["processes"] == 2
+    assert result["stages"]["train"]["processes"] == 2 and result["stages"]["train"]["strategy"] == "ddp"
+    command = json.loads((recipe.parent / "run/manifest.json").read_text())["command"]
+    assert command[3:] == ["launch", str(recipe), "--num-processes", "2", "--json"]
     assert err.count("train: tune") == 1
     again = start("-m", "luthier", "run", str(recipe))
     err = again.communicate(timeout=200)[1]
@@ -284,6 +326,18 @@ def test_two_processes_share_each_sequence(recipe):
     assert (trained["processes"], alone["processes"]) == (2, 1)
     assert trained["trained_tokens"] == alone["trained_tokens"]
     assert trained["final_loss"] == pytest.approx(alone["final_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_four_processes_hold_two_copies_of_shards(recipe):
+    words = ("distributed.strategy=fsdp2", "distributed.dp_replicate_size=2", "train.gradient_accumulation_steps=1")
+    command = ("-m", "luthier", "launch", str(recipe), "--num-processes", "4", *words, "--train-only", "--json")
+    process = start(*command)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert "2 copies of the model in shards (HSDP), each on 2 processes of one machine" in err
+    trained = json.loads(out[out.index("{") :])["stages"]["train"]
+    assert (trained["processes"], trained["wrapper"]) == (4, "Passes")
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def _task(folder, command=("true",), **changes):
 
 
 def _ended(launcher, handle):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (status := launcher.status(handle)).phase != "ended":
         assert time.monotonic() < deadline, status
         time.sleep(0.02)
@@ -274,7 +274,7 @@ def _alive(pid):
         return False
 
 
-def _wait_for(condition, seconds=10.0):
+def _wait_for(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

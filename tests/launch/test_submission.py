@@ -127,6 +127,17 @@ def test_the_task_of_skypilot_takes_files_along(folder):
     assert "no volume holds" not in text
 
 
+def test_every_file_of_the_recipe_goes_along_or_is_told_to_be_missing(folder, tmp_path):
+    ds = tmp_path / "ds.json"
+    ds.write_text('{"zero_optimization": {"stage": 3}}')
+    words = ("--num-gpus", "8", "--gpu", "H100", f"distributed.deepspeed_config={ds}", "method.name=full")
+    (task,) = documents(printed(folder, "skypilot", *words))
+    assert {str(ds), f"{folder}/rows.jsonl", f"{folder}/tiny"} <= set(task["file_mounts"])
+    text = printed(folder, "kubernetes", *words)
+    (line,) = [line for line in text.splitlines() if "pods do not find" in line]
+    assert str(ds) in line and f"{folder}/tiny" in line and "recipe.yaml" not in line, "the recipe is a ConfigMap"
+
+
 def test_a_file_is_written_whole_and_stdout_stays_empty(folder, tmp_path):
     file = tmp_path / "job.sbatch"
     assert printed(folder, "slurm", "--num-processes", "2", "--output", str(file)) == ""
@@ -138,6 +149,8 @@ def test_a_file_is_written_whole_and_stdout_stays_empty(folder, tmp_path):
 @pytest.mark.parametrize(("words", "code"), [
     (["--print", "pbs"], "L210"), (["--print", "slurm"], "L211"), (["--output", "x"], "L210"),
     (["--print", "slurm", "--settings", "absent.yaml"], "L210"),
+    (["--print", "slurm", "--num-processes", "2", "--hosts", "a,b"], "L210"),
+    (["--print", "slurm", "--num-processes", "2", "--node-rank", "1"], "L210"),
 ])  # fmt: skip
 def test_what_cannot_be_printed_is_refused(folder, words, code):
     done = CliRunner().invoke(app, ["launch", str(folder / "recipe.yaml"), *words])
@@ -270,3 +283,22 @@ def both_end_well(hosts: list[subprocess.Popen]) -> None:
 
 def test_the_environment_of_these_tests_is_clean():
     assert "SLURM_JOB_ID" not in environment()
+
+
+def test_what_is_offloaded_is_asked_for(folder):
+    """The plan of 70B in full with everything offloaded has 1,864 GiB on a host; eight bases are less."""
+    from luthier.launch.resources import GIB, resources_of_machine
+    from luthier.launch.settings import LaunchSettings
+
+    parts = {"processes": 24, "loading": 16, "states": 788, "weights": 263, "checkpoint": 788, "result": 5}
+    plan = {
+        "disk": {"base": 131 * GIB, "checkpoints": 0, "final": 131 * GIB, "merged": 0}, "num_gpus": 8,
+        "memory": {"total": 75 * GIB, "device": 79 * GIB}, "setting": {"sharded": True, "words": "offloaded"},
+        "time": {"steps": 3, "seconds_per_step": 1.0},
+        "host": {"devices": 8, "parts": {name: size * GIB for name, size in parts.items()}},
+    }  # fmt: skip
+    resources, reasons = resources_of_machine(plan, LaunchSettings(), processes=8, gpus=True)
+    assert resources.memory_bytes == (24 + 788 + 263 + 788 + 8) * GIB
+    assert "the plan's 1863.0 GiB for 8 of its devices + 8 GiB" in reasons["memory"]
+    half, _ = resources_of_machine(plan, LaunchSettings(), processes=4, gpus=True)
+    assert half.memory_bytes == 1334 * GIB, "the checkpoint is whole on any host"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from luthier.data.prompts import PromptRow
+from luthier.data.prompt_rows import PromptRow
 from luthier.data.types import RowRef
 from luthier.online.rewards.base import Completions, Reward
 from luthier.online.rewards.build import build_rewards

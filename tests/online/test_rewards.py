@@ -59,7 +59,8 @@ def test_forms_answer_for_any_text(text):
     ]
 
 
-def test_a_pattern_that_runs_without_end_is_a_wrong_answer_after_its_time():
+def test_a_pattern_that_runs_without_end_is_a_wrong_answer_after_its_time(monkeypatch):
+    monkeypatch.setattr("luthier.scoring.extract.PATTERN_SECONDS", 0.2)
     assert reward(name="regex", pattern="^(a|a)*$").score(batch("a" * 60 + "b", "aa")) == [0, 1]
 
 

@@ -44,6 +44,11 @@ def test_auto_takes_what_was_exported_and_says_why(make):
     assert any("ACCELERATE_DYNAMO_BACKEND=INDUCTOR: without effect" in line for line in configured.notes)
 
 
+def test_a_recipe_without_a_file_has_no_key_that_nobody_wrote(make):
+    recipe, _ = settle(make(), {})
+    assert "distributed" not in recipe.model_dump(exclude_unset=True)
+
+
 def test_the_recipes_own_word_against_the_environment(make):
     with pytest.raises(RecipeError, match="is ddp in the recipe, and fsdp2 by") as caught:
         settle(make(distributed={"strategy": "ddp"}), EXPORTED)

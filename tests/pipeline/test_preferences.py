@@ -80,7 +80,7 @@ def test_every_stage_runs_and_the_report_says_what_changed(folder, name):
 
 def test_learning_to_prefer_is_seen_on_held_out_pairs(folder):
     run = run_recipe(recipe(folder, "dpo", output_dir=str(folder / "long"), train={
-        "max_steps": 30, "learning_rate": 2e-2, "tokens_per_step": 1024,
+        "max_steps": 30, "learning_rate": 2e-2, "tokens_per_step": 1024, "save_steps": 30,
     }))  # fmt: skip
     implicit = run.stages["train"]["preferences"]["measures"][0]
     assert implicit["before"] is None

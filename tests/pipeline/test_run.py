@@ -150,6 +150,22 @@ def test_rerun_notices_a_number_that_is_not_equal(world, tmp_path):
     assert any("loss" in line for line in outcome.differences)
 
 
+def test_a_rerun_in_one_process_says_how_many_there_were(world, tmp_path):
+    from luthier.pipeline.rerun import PATH_KEYS, _processes
+    from luthier.runs.folder import RunFolder
+
+    folder, _ = world
+    old = RunFolder(folder / "run")
+    shutil.copytree(folder / "run", tmp_path / "run")
+    file = tmp_path / "run/stages/train.json"
+    record = json.loads(file.read_text())
+    record["result"]["processes"] = 8
+    file.write_text(json.dumps(record))
+    (line,) = _processes(RunFolder(tmp_path / "run"), old)
+    assert line.startswith("processes: 8 -> 1;") and _processes(old, old) == []
+    assert {"deepspeed_config", "accelerate_config"} <= set(PATH_KEYS)
+
+
 def test_runs_are_found_and_described(world):
     folder, _ = world
     overview = find_runs(folder)
@@ -171,6 +187,16 @@ def test_an_interrupted_training_of_another_kind_is_refused_before_anything_chan
     assert after == before
     result = run_recipe(_recipe(folder, output_dir=str(tmp_path / "run")))
     assert result.stages["train"]["resumed_from"] == 4, "the same recipe goes on from the checkpoint"
+
+
+def test_a_tracker_that_is_not_there_is_told_before_the_baseline(world, tmp_path, monkeypatch):
+    folder, _ = world
+    monkeypatch.setattr("luthier.runtime.trackers.PACKAGES", {"wandb": ("no_such_package",)})
+    recipe = _recipe(folder, train={"report_to": ["wandb"]}, output_dir=str(tmp_path / "run"))
+    with pytest.raises(LuthierError, match="which is not installed") as caught:
+        run_recipe(recipe)
+    assert (caught.value.problems[0].code, caught.value.exit_code) == ("T461", 4)
+    assert not (tmp_path / "run" / "eval").exists() and not (tmp_path / "run" / "data").exists()
 
 
 def test_a_task_that_cannot_be_read_is_told_before_training(world, tmp_path):

@@ -182,16 +182,16 @@ def test_a_recipe_with_another_template_than_the_run(world, call, tmp_path):
 
 def test_the_recipes_template_file_was_edited_after_training(world):
     from luthier.pipeline.data_stage import data_depends
+    from luthier.pipeline.score_stages import scoring_depends
     from luthier.pipeline.session import Session
-    from luthier.pipeline.stages import _scoring_depends
     from luthier.recipe.load import load_recipe
     from luthier.runs.folder import RunFolder
 
     session = Session(load_recipe(world / "recipe.yaml").recipe, RunFolder(world / "run"))
-    before = [what(session) for what in (data_depends, _scoring_depends)]
+    before = [what(session) for what in (data_depends, scoring_depends)]
     (world / "own.jinja").write_text(OTHER, "utf-8")
     assert [code for code, _ in problems(serve, world / "run")] == ["E580"]
-    after = [what(session) for what in (data_depends, _scoring_depends)]
+    after = [what(session) for what in (data_depends, scoring_depends)]
     assert all(one != other for one, other in zip(before, after, strict=True)), "`luthier run` would reuse old stages"
 
 

@@ -17,6 +17,7 @@ from luthier.plan.states import gradient_bytes, master_bytes, optimizer_bytes, w
 from luthier.plan.trained import trainable_parameters
 from luthier.recipe.optimizers import OPTIMIZERS
 from luthier.recipe.schema import MethodSection
+from tests.support.often import often
 from tests.support.tiny import save_tiny, tiny_model
 
 GIB = 2**30
@@ -301,7 +302,7 @@ def test_the_transient_of_a_layer_by_hand():
 # -- properties
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(
     name=st.sampled_from(known_names()),
     method=st.sampled_from(METHODS),

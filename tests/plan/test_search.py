@@ -16,11 +16,12 @@ from luthier.plan.setting import Setting, Way
 from luthier.recipe.facts import Facts
 from luthier.recipe.resolve import resolve
 from tests.plan.support import documents, recipe, request
+from tests.support.often import often
 
 GIB = 2**30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(
     name=st.sampled_from(["SmolLM2-135M", "Llama-3.2-1B", "Qwen2.5-7B", "Llama-3.1-8B", "gemma-2-2b", "Qwen3-14B"]),
     method=st.sampled_from(
@@ -356,7 +357,7 @@ def test_a_card_without_bf16_computes_in_fp32():
 def test_a_plan_for_70b_takes_milliseconds():
     import time
 
-    started = time.perf_counter()
+    started = time.thread_time()  # of this thread: others may run beside this test
     shape = known_model("Llama-3.1-70B")
     make_plan(make_request(recipe({"name": "full"}), shape, documents(), DEVICES["L4"], num_gpus=2))
-    assert time.perf_counter() - started < 1.0
+    assert time.thread_time() - started < 1.0

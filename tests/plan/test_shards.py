@@ -20,6 +20,7 @@ from luthier.plan.states import held_weights
 from luthier.plan.time import estimate_step
 from luthier.plan.work import assumed_documents
 from luthier.recipe.schema import MethodSection
+from tests.support.often import often
 
 P = 8_030_261_248
 D, Q, KV, F, V, L = 4096, 4096, 1024, 14336, 128_256, 32
@@ -123,14 +124,6 @@ def test_what_fsdp2_gathers_by_moment():
     assert set(gathered_bytes(full, one).values()) == {0}
 
 
-def test_deepspeeds_buffers_by_hand():
-    full = _sizes()
-    bucket = 4 * D * D  # `reduce_bucket_size` of d^2 in fp32
-    assert set(gathered_bytes(full, _setting("zero2")).values()) == {bucket}
-    live = 2 * (1_000_000_000 + round(0.9 * D * D))
-    assert set(gathered_bytes(full, _setting("zero3")).values()) == {bucket + live + 2 * (LAYER + D * V)}
-
-
 def test_devices_that_share_a_sequence_keep_its_parts():
     """1/8 of the tokens, and attention's output once more (before and after the exchange)."""
     sizes = _sizes(name="lora")
@@ -201,7 +194,7 @@ METHODS = [
 NAMES = ["SmolLM2-135M", "Llama-3.2-1B", "Qwen2.5-7B", "Llama-3.1-8B", "gemma-2-2b", "Llama-3.1-70B"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=often(60), deadline=None)
 @given(
     name=st.sampled_from(NAMES), method=st.sampled_from(METHODS), way=st.sampled_from(WAYS),
     tokens=st.integers(64, 16_384), accumulate=st.integers(1, 3), base=st.sampled_from(["plain", "nf4", "fp8"]),
@@ -223,7 +216,7 @@ def test_more_devices_never_need_more_bytes_each(name, method, way, tokens, accu
     assert all(size >= 0 for one in found for size in one.parts().values())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=often(40), deadline=None)
 @given(
     name=st.sampled_from(NAMES), method=st.sampled_from(METHODS), length=st.integers(4096, 1 << 20),
     recompute=st.sampled_from(["none", "selective", "layer"]), strategy=st.sampled_from(["ddp", "fsdp2"]),
@@ -246,7 +239,7 @@ def test_more_devices_a_sequence_never_keep_more(name, method, length, recompute
         assert totals == sorted(totals, reverse=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=often(40), deadline=None)
 @given(
     name=st.sampled_from(NAMES), method=st.sampled_from(METHODS), tokens=st.integers(64, 16_384),
     world=st.sampled_from([2, 8, 64]), strategy=st.sampled_from(["fsdp2", "zero3"]),

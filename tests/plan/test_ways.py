@@ -234,7 +234,8 @@ def test_what_each_process_has_in_host_memory_while_loading(method, more, strate
 
 def test_everything_is_in_the_json():
     value = make_plan(ask("full", name="Llama-3.1-70B", **FULL)).to_json()
-    assert value["setting"]["way"] == {"strategy": "fsdp2", "offload": "all", "sequence_parallel": 1}
+    way = {"strategy": "fsdp2", "offload": "all", "sequence_parallel": 1, "dp_replicate": 1}
+    assert value["setting"]["way"] == way
     assert sum(value["memory"]["parts"].values()) == value["memory"]["total"]
     host = value["host"]
     assert host["devices"] == 8 and host["parts"]["states"] > 700 * 2**30

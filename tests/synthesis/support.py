@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+import threading
 import time
 from collections import Counter
 
@@ -76,12 +77,16 @@ def reply(body, text=None, *, finish="stop"):
 
 
 class Server(ScriptedServer):
-    """Answers as `write`, after what `mischief` says for (request, number of the attempt)."""
+    """Answers as `write`, after what `mischief` says for (request, number of the attempt).
+
+    Requests beyond `most` wait until `let_go` is set.
+    """
 
     def __init__(self, mischief=lambda body, attempt: None, *, seconds=0.0):
         self.attempts: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.mischief, self.seconds = mischief, seconds
+        self.most, self.let_go = float("inf"), threading.Event()
         super().__init__(always=self.act)
 
     def act(self, handler, body):
@@ -89,6 +94,9 @@ class Server(ScriptedServer):
         with self.lock:
             self.attempts[key] += 1
             attempt = self.attempts[key]
+            held = self.attempts.total() > self.most
+        if held:
+            self.let_go.wait(120)
         found = self.mischief(body, attempt)
         if callable(found):
             found(handler, body)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from luthier.synthesis.documents.chunk import chunk, estimate_tokens, units_of
 from luthier.synthesis.documents.quote import find_quote
+from tests.support.often import often
 
 LINES = st.sampled_from([
     "# Title", "## Part one", "### Deep", "A sentence. And another one! A third?", "", "", "word " * 30, "x" * 120,
@@ -18,7 +19,7 @@ TEXTS = st.one_of(st.lists(LINES, max_size=25).map("\n".join), st.text(max_size=
 
 
 @given(text=TEXTS, tokens=st.integers(4, 60), share=st.floats(0, 0.9), headings=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=often(300), deadline=None)
 def test_passages_cover_the_document_within_their_size(text, tokens, share, headings):
     overlap = int(tokens * share)
     passages = chunk(text, tokens=tokens, overlap=overlap, headings=headings)
@@ -37,7 +38,7 @@ def test_passages_cover_the_document_within_their_size(text, tokens, share, head
 
 
 @given(text=TEXTS, most=st.integers(1, 40), headings=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=often(200), deadline=None)
 def test_units_follow_each_other_without_a_gap(text, most, headings):
     units = units_of(text, most, headings=headings, count=estimate_tokens)
     assert "".join(text[unit.start : unit.end] for unit in units) == (text if text.strip() else "")

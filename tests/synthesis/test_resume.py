@@ -53,6 +53,8 @@ def killed(spec_file, out, server, after) -> bool:
     """Run the job in a process that dies when the server has seen `after` more requests; False: it was done before."""
     process = _FORK.Process(target=job, args=(spec_file, out))
     begun = len(server.seen)
+    server.most = server.attempts.total() + after  # it must not be done before this process gets its turn to kill it
+    server.let_go.clear()
     process.start()
     while process.is_alive() and len(server.seen) < begun + after:
         time.sleep(0.001)
@@ -60,6 +62,7 @@ def killed(spec_file, out, server, after) -> bool:
     if alive:
         os.kill(process.pid, signal.SIGKILL)
     process.join()
+    server.let_go.set()
     return alive
 
 
@@ -120,11 +123,14 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(tmp_path):
             "--out",
             str(tmp_path / "rows.jsonl"),
         ]
+        server.most = 5
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         while len(server.seen) < 5:
             time.sleep(0.01)
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
+        server.let_go.set()
+        server.most = float("inf")
         error = process.communicate(timeout=120)[1]
         assert process.returncode == 130 and "D273" in error and "the same command goes on" in error
         assert not (tmp_path / "rows.jsonl").exists()

@@ -73,6 +73,7 @@ def resolved(
     shared: int = 1,
     model: dict[str, Any] | None = None,
     offload: str = "none",
+    copies: int = 1,
     **train: Any,
 ) -> Resolved:
     """A resolved recipe; keyword arguments are keys of `train`."""
@@ -92,6 +93,7 @@ def resolved(
             "reshard_after_forward": reshard,
             "sequence_parallel_size": shared,
             "offload": offload,
+            "dp_replicate_size": copies,
         },
         export={"checkpoints": served},
         output_dir="unused",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 from typing import Any
 
@@ -195,11 +196,25 @@ def test_a_signal_during_validation_validates_again_on_resuming(tmp_path, monkey
 # -- damage
 
 
-def cut(tmp_path, crash_before, stop: int = 6):
-    crash_before(stop)
-    with pytest.raises(Crash):
-        train(tmp_path, prepared("full"), **COMMON)
-    crash_before(None)
+@pytest.fixture(scope="module")
+def died_at_6(tmp_path_factory):
+    """The folder of a run that died before step 6, once there is one."""
+    return tmp_path_factory.mktemp("cut") / "run"
+
+
+@pytest.fixture
+def cut(died_at_6, crash_before):
+    """Makes a folder a copy of it."""
+
+    def copy(folder) -> None:
+        if not died_at_6.exists():
+            crash_before(6)
+            with pytest.raises(Crash):
+                train(died_at_6, prepared("full"), **COMMON)
+            crash_before(None)
+        shutil.copytree(died_at_6, folder, dirs_exist_ok=True)
+
+    return copy
 
 
 FILES = ["trainable-00001.safetensors", "optimizer-00001.safetensors", "state.json", "manifest.json"]
@@ -207,11 +222,11 @@ FILES = ["trainable-00001.safetensors", "optimizer-00001.safetensors", "state.js
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, crash_before, uninterrupted, name, damage):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, cut, uninterrupted, name, damage):
     """B50, F30: transformers goes on from fresh optimizer state without a word (d = 6.5e-3)."""
     whole = uninterrupted("full", COMMON)
     folder = tmp_path / "cut"
-    cut(folder, crash_before)
+    cut(folder)
     file = folder / "checkpoints/step-5" / name
     if damage == "missing":
         file.unlink()
@@ -229,8 +244,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, cras
     assert resumed.metrics == whole.metrics
 
 
-def test_when_every_checkpoint_is_damaged_the_run_ends_and_names_each(tmp_path, crash_before):
-    cut(tmp_path, crash_before)
+def test_when_every_checkpoint_is_damaged_the_run_ends_and_names_each(tmp_path, cut):
+    cut(tmp_path)
     for step in (4, 5):
         (tmp_path / f"checkpoints/step-{step}/state.json").unlink()
     with pytest.raises(RunFailed) as caught:
@@ -244,17 +259,17 @@ def test_when_every_checkpoint_is_damaged_the_run_ends_and_names_each(tmp_path, 
     assert [line["step"] for line in again.metrics if "loss" in line] == list(range(1, 11))
 
 
-def test_the_newest_step_is_used_whatever_the_clock_says(tmp_path, crash_before):
+def test_the_newest_step_is_used_whatever_the_clock_says(tmp_path, cut):
     """F29: transformers orders by the time of files."""
-    cut(tmp_path, crash_before)
+    cut(tmp_path)
     future = 4_000_000_000
     for path in [tmp_path / "checkpoints/step-4", *(tmp_path / "checkpoints/step-4").iterdir()]:
         os.utime(path, (future, future))
     assert train(tmp_path, prepared("full"), **COMMON).result.resumed_from == 5
 
 
-def test_what_a_killed_writer_left_is_removed(tmp_path, crash_before):
-    cut(tmp_path, crash_before)
+def test_what_a_killed_writer_left_is_removed(tmp_path, cut):
+    cut(tmp_path)
     leftover = tmp_path / "checkpoints/.tmp-abc"
     leftover.mkdir()
     (leftover / "trainable-00001.safetensors").write_bytes(b"half")
@@ -275,9 +290,9 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, crash_before):
         ({"optim": "adamw_torch"}, "train.optim: adamw_torch_fused -> adamw_torch"),
     ],
 )
-def test_a_changed_setting_is_refused_with_the_difference(tmp_path, crash_before, change, line):
+def test_a_changed_setting_is_refused_with_the_difference(tmp_path, cut, change, line):
     """B50: a changed learning rate is ignored elsewhere, a changed seed accepted."""
-    cut(tmp_path, crash_before)
+    cut(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(RecipeError) as caught:
         train(tmp_path, prepared("full"), **{**COMMON, **change})
@@ -304,9 +319,9 @@ def test_changed_data_or_base_is_refused(tmp_path, crash_before, key):
 
 
 @pytest.mark.parametrize(("batch", "goes_on"), [(1, True), (2, False)])
-def test_another_number_of_processes_goes_on_where_a_step_is_the_same_set(tmp_path, crash_before, batch, goes_on):
+def test_another_number_of_processes_goes_on_where_a_step_is_the_same_set(tmp_path, cut, batch, goes_on):
     """4 sequences a step: 1 x 2 on each of two processes; with 2 x 2 on each a step would have 8."""
-    cut(tmp_path, crash_before)
+    cut(tmp_path)
 
     def of_two(state: dict) -> None:
         state["identity"]["processes"] = 2
@@ -323,9 +338,9 @@ def test_another_number_of_processes_goes_on_where_a_step_is_the_same_set(tmp_pa
     assert any(line["event"] == "resumed_on_other_processes" for line in run.folder.read_lines("events.jsonl"))
 
 
-def test_another_library_version_is_reported_and_not_refused(tmp_path, crash_before):
+def test_another_library_version_is_reported_and_not_refused(tmp_path, cut):
     """F31."""
-    cut(tmp_path, crash_before)
+    cut(tmp_path)
     pretend(tmp_path / "checkpoints/step-5", lambda state: state["versions"].update(torch="1.0"))
     run = train(tmp_path, prepared("full"), **COMMON)
     events = [line for line in run.folder.read_lines("events.jsonl") if line["event"] == "resumed_with_other_versions"]

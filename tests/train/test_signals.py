@@ -69,12 +69,12 @@ def test_a_second_signal_ends_at_once():
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.01)
-            time.sleep(30)
+            time.sleep(240)
 
     started = time.monotonic()
     ended = forked(child)
     assert (ended.exit_code, ended.signal) == (130, 0)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 120
 
 
 def test_of_several_processes_a_second_signal_is_the_launchers(monkeypatch):

@@ -73,11 +73,11 @@ def filter_files(
     stages = filter_rows(curation, section, tools, looked=looked)
     return Filtered(
         rows=rows, files=files, sources=sources, results=results, curation=curation, looked=looked, stages=stages,
-        kept=_kept(rows, curation), kind=kind,
+        kept=_kept(curation), kind=kind,
     )  # fmt: skip
 
 
-def _kept(rows: Sequence[Conversation], curation: Curation) -> dict[int, Conversation]:
+def _kept(curation: Curation) -> dict[int, Conversation]:
     """Rows that stay have the order they were read in, and each knows what it was."""
     return {id(curation.origin.get(id(row), row)): row for row in curation.train}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def _row(names: Sequence[str], group: Group, index: int, *, binary: bool) -> dic
     }
 
 
-def _question(row: Any) -> str:
+def _question(row: Mapping[str, Any]) -> str:
     """The last user message, or the prompt."""
     users = [message for message in row.get("messages") or () if message.get("role") == "user"]
     content = users[-1].get("content") if users else row.get("prompt", "")

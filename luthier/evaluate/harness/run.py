@@ -58,7 +58,7 @@ def run_harness(asked: LocalModel | EndpointModel, task: HarnessTask, *, confide
         for name, all_samples in found["samples"].items()
         for kind, samples in _by_filter(all_samples).items()
     ]
-    return [_named(result, task, results) for result in results]
+    return [_named(result, task) for result in results]
 
 
 def _applies_template(asked: LocalModel | EndpointModel, task: HarnessTask) -> bool:
@@ -184,7 +184,7 @@ def _version(config: Any) -> float:
     return float(version) if isinstance(version, (int, float)) else 0.0
 
 
-def _named(result: TaskResult, task: HarnessTask, results: Sequence[TaskResult]) -> TaskResult:
+def _named(result: TaskResult, task: HarnessTask) -> TaskResult:
     """Results of one task are called after the recipe's name for it; those of a group keep their own below it."""
     from dataclasses import replace
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
 
 __all__ = ["INSTALL", "Runner", "is_available", "running"]
@@ -44,7 +45,7 @@ def running(file: Path, *, context: int, threads: int | None = None) -> Iterator
     Args:
         file: GGUF.
         context: Tokens of prompt and answer.
-        threads: Default: all cores.
+        threads: Default: `OMP_NUM_THREADS`, else all cores.
 
     Raises:
         EnvironmentProblem: the wheel is missing.
@@ -52,7 +53,8 @@ def running(file: Path, *, context: int, threads: int | None = None) -> Iterator
     """
     if not is_available():
         raise EnvironmentProblem(code="X618", message="reading GGUF back needs llama.cpp's wheel", hint=INSTALL)
-    command = [sys.executable, "-m", __name__, str(file), str(context), str(threads or os.cpu_count() or 1)]
+    threads = threads or read_env().omp_num_threads or os.cpu_count() or 1
+    command = [sys.executable, "-m", __name__, str(file), str(context), str(threads)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from luthier.data.prompts import PromptRow
+from luthier.data.prompt_rows import PromptRow
 
 __all__ = ["Completions", "Reward", "Value", "one_answer"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from luthier.data.prompts import PromptRow
+from luthier.data.prompt_rows import PromptRow
 from luthier.endpoint.client import Endpoint
 from luthier.endpoint.settings import EndpointSettings
 from luthier.online.rewards.base import Reward, one_answer

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.prompts import PromptRow
+from luthier.data.prompt_rows import PromptRow
 from luthier.online.rewards.base import Completions, Value, one_answer
 from luthier.runtime import user_code
 from luthier.runtime.errors import LuthierError, Problem, RecipeError, RunFailed

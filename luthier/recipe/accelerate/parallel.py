@@ -15,8 +15,8 @@ _REFUSED = {
 }
 
 
-def read_parallelism(reading: Reading, *, sharded: bool, total: int | None) -> None:
-    """`sp_size` is taken; what is not built is refused; all sizes together are the number of processes."""
+def read_parallelism(reading: Reading, *, kind: str | None, total: int | None) -> None:
+    """`sp_size` and copies are taken; what is not built is refused; all sizes together are the number of processes."""
     sizes: dict[str, int] = {}
     for name in ("dp_replicate_size", "dp_shard_size", "tp_size", "cp_size", "sp_size"):
         size = reading.whole(_PARALLEL, _PREFIX + name)
@@ -29,13 +29,9 @@ def read_parallelism(reading: Reading, *, sharded: bool, total: int | None) -> N
         if sizes.get(name, 1) > 1:
             hint = "sp_size shares sequences" if name == "cp_size" else "shards: FSDP"
             reading.refuse(_PARALLEL, _PREFIX + name, why=why, hint=hint)
-    copies, shards = sizes.get("dp_replicate_size", 1), sizes.get("dp_shard_size", 1)
-    if copies > 1:
-        reading.refuse(
-            _PARALLEL, _PREFIX + "dp_replicate_size", why="copies of shards (hybrid sharding) are not built",
-            hint="1, with dp_shard_size for all devices; for copies alone distributed_type: MULTI_GPU",
-        )  # fmt: skip
-    if shards > 1 and not sharded:
+    shards = sizes.get("dp_shard_size", 1)
+    _copies(reading, sizes.get("dp_replicate_size", 1), shards=shards, kind=kind)
+    if shards > 1 and kind not in ("FSDP", "DEEPSPEED"):
         reading.contradicts(_PARALLEL, _PREFIX + "dp_shard_size", why="needs distributed_type: FSDP", hint="write FSDP")
     if sizes.get("sp_size", 1) > 1:
         reading.take("distributed.sequence_parallel_size", sizes["sp_size"], _PARALLEL, _PREFIX + "sp_size")
@@ -51,3 +47,19 @@ def read_parallelism(reading: Reading, *, sharded: bool, total: int | None) -> N
             reading.quiet.append(reading.source.named((_PARALLEL, _PREFIX + name)))
         elif name == "dp_shard_size":
             reading.note(_PARALLEL, _PREFIX + name, why="agrees")
+
+
+def _copies(reading: Reading, copies: int, *, shards: int, kind: str | None) -> None:
+    """`dp_replicate_size`: copies of a model in `dp_shard_size` shards each."""
+    if copies == 1:
+        return
+    path = (_PARALLEL, _PREFIX + "dp_replicate_size")
+    if kind == "DEEPSPEED":
+        reading.refuse(*path, why="DeepSpeed divides over all processes", hint="1, or distributed_type: FSDP")
+    elif kind != "FSDP":
+        reading.contradicts(*path, why="needs distributed_type: FSDP", hint="write FSDP; MULTI_GPU copies without it")
+    elif shards == 1:
+        why = "beside dp_shard_size: 1 leaves no shards, which accelerate refuses, too"
+        reading.contradicts(*path, why=why, hint="dp_shard_size, or distributed_type: MULTI_GPU for copies alone")
+    else:
+        reading.take("distributed.dp_replicate_size", copies, *path, why=f"copies in {shards} shards each")

@@ -11,8 +11,8 @@ _STRATEGIES = ("FULL_SHARD", "SHARD_GRAD_OP", "NO_SHARD", "HYBRID_SHARD", "HYBRI
 """In accelerate's order: old files have their number, from 1."""
 
 
-def read_fsdp(reading: Reading) -> None:
-    """Strategy, whether layers are kept whole, offload and recompute."""
+def read_fsdp(reading: Reading, *, machines: int | None) -> None:
+    """Strategy, copies, whether layers are kept whole, offload and recompute. `machines`: None if nothing says it."""
     version = reading.whole(_FSDP, "fsdp_version")
     for name in ("fsdp_sharding_strategy", "fsdp_reshard_after_forward"):
         reading.raw(_FSDP, name)  # of both versions
@@ -21,7 +21,7 @@ def read_fsdp(reading: Reading) -> None:
     if version == 2:
         _version_2(reading)
     elif version in (None, 1):
-        _version_1(reading)
+        _version_1(reading, machines)
     offload = reading.flag(_FSDP, "fsdp_offload_params")
     if offload:
         why = "shards of weights, gradients and optimizer state"
@@ -47,7 +47,7 @@ def _version_2(reading: Reading) -> None:
     _keep(reading, reading.flag(_FSDP, "fsdp_reshard_after_forward"), _FSDP, "fsdp_reshard_after_forward")
 
 
-def _version_1(reading: Reading) -> None:
+def _version_1(reading: Reading, machines: int | None) -> None:
     """The strategy by its old key, or by the key of version 2, where `accelerate config` writes it now."""
     found = {}
     for name in ("fsdp_sharding_strategy", "fsdp_reshard_after_forward"):
@@ -78,13 +78,26 @@ def _version_1(reading: Reading) -> None:
     if strategy == "NO_SHARD":
         reading.take("distributed.strategy", "ddp", *where, why="a copy of the model on each device")
     elif strategy.startswith("HYBRID"):
-        reading.refuse(
-            *where, why="shards within a machine and copies between machines are not built",
-            hint="FULL_SHARD over all devices, or NO_SHARD",
-        )  # fmt: skip
+        _hybrid(reading, strategy, machines, where)
     else:
         reading.take("distributed.strategy", "fsdp2", *where, why="FSDP 1 shards as `fully_shard` does")
         _keep(reading, strategy == "FULL_SHARD", *where)
+
+
+def _hybrid(reading: Reading, strategy: str, machines: int | None, where: tuple[str, ...]) -> None:
+    """Shards within a machine, copies between machines; sizes in parallelism_config go before (`parallel.py`)."""
+    written = (reading.whole("parallelism_config", "parallelism_config_dp_replicate_size") or 1) > 1
+    if machines is None and not written:
+        why = "makes a copy of the shards on each machine, and `num_machines` is not there"
+        reading.contradicts(*where, why=why, hint="write num_machines")
+        return
+    plain = "FULL_SHARD" if strategy == "HYBRID_SHARD" else "SHARD_GRAD_OP"
+    alone = machines == 1 and not written
+    why = f"on one machine that is {plain}" if alone else "shards within a machine, copies between machines"
+    reading.take("distributed.strategy", "fsdp2", *where, why=why)
+    if machines is not None and machines > 1 and not written:
+        reading.take("distributed.dp_replicate_size", machines, *where, why=f"a copy on each of {machines} machines")
+    _keep(reading, strategy == "HYBRID_SHARD", *where)
 
 
 def _strategy(reading: Reading, name: str) -> str | None:

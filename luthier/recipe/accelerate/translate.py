@@ -41,17 +41,20 @@ class Processes:
     cpu: bool = False
 
 
-def read_source(source: Source, recipe: Recipe) -> tuple[Reading, Processes]:
-    """All of a source: what it says on keys of `recipe`, on processes, and everything wrong with it."""
+def read_source(source: Source, recipe: Recipe, *, machines: int | None = None) -> tuple[Reading, Processes]:
+    """All of a source: what it says on keys of `recipe`, on processes, and everything wrong with it.
+
+    `machines`: of this run, for a source that does not say it (`accelerate launch` exports no number of them).
+    """
     reading = Reading(source)
     kind = _kind(reading)
     _precision(reading, recipe)
     processes = _processes(reading, kind)
     if kind == "FSDP":
-        read_fsdp(reading)
+        read_fsdp(reading, machines=processes.machines or machines)
     elif kind == "DEEPSPEED":
         _deepspeed(reading, recipe)
-    read_parallelism(reading, sharded=kind in _SHARDED, total=processes.total)
+    read_parallelism(reading, kind=kind, total=processes.total)
     for key in _SHARDED.values():
         if _SHARDED.get(kind or "") != key:
             for name in source.values.get(key) or {}:

@@ -157,10 +157,17 @@ def _numbers(facts: CardFacts, train: Mapping[str, Any]) -> list[tuple[str, str]
     )  # fmt: skip
     rows += [(title, number(train[key])) for title, key in names if train.get(key) is not None]
     if train.get("seconds") is not None:
-        rows.append(("time", f"{train['seconds']:,.0f} s on {train.get('processes', 1)} process(es)"))
+        rows.append(("time", f"{train['seconds']:,.0f} s{_processes(train)}"))
     if train.get("peak_bytes"):
         rows.append(("peak memory", f"{train['peak_bytes'] / 2**30:.2f} GiB"))
     return rows
+
+
+def _processes(train: Mapping[str, Any]) -> str:
+    """` on 8 processes (fsdp2)`; ` on 1 process` for one."""
+    count = train.get("processes") or 1
+    strategy = f" ({plain(train['strategy'])})" if train.get("strategy") else ""
+    return f" on {count:,} processes{strategy}" if count > 1 else " on 1 process"
 
 
 def scrubbed(value: Any, key: str = "") -> Any:

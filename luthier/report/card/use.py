@@ -157,7 +157,9 @@ def reproduce(facts: CardFacts) -> str:
     if manifest.get("command"):
         words = [scrub_path(str(word)) for word in manifest["command"]]
         lines.append(f"Command: {code(scrub(shlex.join(words)))}.")
-    lines.append("`luthier rerun RUN` repeats the run and compares every number.")
+    several = (facts.run.train.get("processes") or 1) > 1
+    once = " in one process (equal up to rounding, where a step is the same)" if several else ""
+    lines.append(f"`luthier rerun RUN` repeats the run{once} and compares every number.")
     base = manifest.get("base") or {}
     hashes = {
         "base: weights and config": base.get("hash"),

@@ -160,7 +160,8 @@ def parse_grader(value: Any, *, where: str = "grader") -> AnyGrader:
 
 def _problem(where: str, entry: Mapping[str, Any]) -> Problem:
     if entry["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return Problem(code="E552", message=f"{where}: `type` must be one of {_KINDS}")
+        got = entry.get("ctx", {}).get("tag", "none")
+        return Problem(code="E552", message=f"{where}: `type` must be one of {_KINDS}, got {str(got)[:60]}")
     path = ".".join(str(part) for part in entry["loc"])
     if entry["type"] == "extra_forbidden" and entry["loc"][-1] == "pass_threshold":
         message = f"{where}: {path}: a threshold changes no reward (only OpenAI's evals count passes with it)"

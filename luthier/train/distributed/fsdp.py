@@ -28,6 +28,7 @@ from luthier.model.hollow import values_of
 from luthier.model.packed import pack_linears
 from luthier.runtime.errors import RecipeError
 from luthier.train.distributed.fill import empty, fill
+from luthier.train.distributed.mesh import make_mesh
 from luthier.train.distributed.roll_call import RollCall
 
 __all__ = ["Passes", "Root", "kept_whole_line", "reshard", "shard"]
@@ -79,10 +80,11 @@ def reshard(root: nn.Module) -> None:
 
 
 def shard(
-    model: nn.Module, device: torch.device, *, reshard_after_forward: bool = True, to_host: bool = False,
-    frozen_base: FrozenBase = "as_loaded", bring: Callable[[nn.Module], None] | None = None,
+    model: nn.Module, device: torch.device, *, copies: int = 1, reshard_after_forward: bool = True,
+    to_host: bool = False, frozen_base: FrozenBase = "as_loaded", bring: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:  # fmt: skip
-    """Shard `model` over all processes, in place; returns the root that its passes go through.
+    """Shard `model` over all processes, in place; returns the root that its passes go through. With `copies` there are
+    so many of it, each in shards (`mesh.py`), and gradients are averaged over all of them.
 
     Frozen and fully trained weights are sharded on their first axis; adapters are whole everywhere. A model without
     values (`model/hollow.py`) gets its shards from the files; weights that are not on `device` yet come to it layer by
@@ -96,12 +98,11 @@ def shard(
     holds more than one whole layer.
 
     Raises:
-        RecipeError: a model without a list of decoder layers.
+        RecipeError: a model without a list of decoder layers; processes that cannot hold so many copies.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    mesh = make_mesh(device.type, copies)
     base = inner_model(model)
     layers = list(getattr(base.get_decoder(), "layers", ()))
     if not layers:

@@ -1,13 +1,15 @@
-"""The part of a sharded tensor (DTensor, sharded on its first axis) that this process holds."""
+"""The part of a sharded tensor (DTensor, sharded on its first axis) that this process holds. The tensor may be there
+several times (`mesh.py`): each copy is in as many parts."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_sharded", "local", "my_rows", "whole"]
+__all__ = ["as_sharded", "copies_of", "local", "my_rows", "parts_of", "whole"]
 
 
 def local(tensor: Any) -> Tensor:
@@ -15,6 +17,17 @@ def local(tensor: Any) -> Tensor:
     with torch.no_grad():
         part: Tensor = tensor.to_local()
     return part
+
+
+def parts_of(tensor: Any) -> int:
+    """How many processes hold one copy together."""
+    sizes = [tensor.device_mesh.size(axis) for axis, how in enumerate(tensor.placements) if how.is_shard()]
+    return math.prod(sizes)
+
+
+def copies_of(tensor: Any) -> int:
+    """How many processes hold the same part."""
+    return int(tensor.device_mesh.size()) // parts_of(tensor)
 
 
 def my_rows(tensor: Any) -> tuple[int, int]:

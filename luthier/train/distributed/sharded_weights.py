@@ -1,8 +1,8 @@
 """Trained weights of which each process holds a shard (`fully_shard`): the optimizer works on the shards.
 
-FSDP2 has averaged the gradients over the processes when a backward pass ends. Each process updates its shard, by
-optimizers whose update of a number depends on that number alone (`recipe/distributed_rules.py`); the norm is put
-together from the shards'.
+FSDP2 has averaged the gradients over the processes when a backward pass ends, of several copies (`mesh.py`) over all of
+them. Each process updates its shard, by optimizers whose update of a number depends on that number alone
+(`recipe/distributed_rules.py`); the norm is put together from the shards' of one copy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from luthier.train.distributed.local import as_sharded, local, my_rows
+from luthier.train.distributed.local import as_sharded, copies_of, local, my_rows, parts_of
 from luthier.train.masters import Weights
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ShardedWeights(Weights):
         """The sharded parameters themselves (DTensor), by name."""
         shards = {name: nn.Parameter(local(parameter.detach())) for name, parameter in self.whole.items()}
         super().__init__(model, shards)
+        self.copies = copies_of(next(iter(self.whole.values()))) if self.whole else 1
 
     def begin(self, *, passes: int, processes: int) -> None:
         """FSDP2 has added up the processes: a single pass' gradient is the sum."""
@@ -89,5 +90,5 @@ def _row_group(like: Any, block: int) -> int | None:
     """The fewest rows that are whole blocks, if every shard consists of such groups; shards are cut by rows."""
     rows = like.shape[0]
     group = block // math.gcd(block, like.numel() // rows)
-    a_shard = -(-rows // like.device_mesh.size())
+    a_shard = -(-rows // parts_of(like))
     return None if rows % group or a_shard % group else group

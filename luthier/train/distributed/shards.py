@@ -5,7 +5,8 @@
                                           distributed checkpoint in safetensors form: no pickle)
       state.json, manifest.json           as in every checkpoint (`checkpoint.py`), written by process 0
 
-All write into one temporary folder; when all have, process 0 hashes what is there and renames it. Any number of
+All write into one temporary folder, of several copies of a shard (`mesh.py`) the one with the lowest number; when all
+have, process 0 hashes what is there and renames it. Any number of
 processes reads it, also one without shards: a tensor is put together from the parts that overlap it. Where machines do
 not see one folder, each writes into its own, and the files are brought to process 0's (`folders.py`).
 """
@@ -27,7 +28,7 @@ from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
 from luthier.train.checkpoint import seal
 from luthier.train.distributed.folders import bring, first_of_machine
-from luthier.train.distributed.local import as_sharded, local
+from luthier.train.distributed.local import as_sharded, local, parts_of
 from luthier.train.processes import on_main
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
         RunFailed: in the others.
     """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     temporary = path.parent / f"{TEMP_PREFIX}{path.name}"
@@ -61,12 +63,11 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
             hint="sharded checkpoints need a run folder on a file system that all machines share",
         )  # fmt: skip
     held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
-    files = _files(held, processes=accelerator.num_processes)
+    writer = HuggingFaceStorageWriter(path=str(temporary), save_distributed=True, fqn_to_index_mapping=_files(held))
     try:
         with _quiet(), _told(temporary, accelerator.process_index):
-            dcp.save(held, storage_writer=HuggingFaceStorageWriter(
-                path=str(temporary), save_distributed=True, fqn_to_index_mapping=files,
-            ))  # fmt: skip
+            # The first copy is process 0's, on its machine: nothing of the others has to be sent there.
+            dcp.save(held, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
         bring(accelerator.device, temporary)
         on_main(accelerator, lambda: _finish(temporary, path, state))
     except BaseException:
@@ -108,12 +109,12 @@ def _told(temporary: Path, mine: int) -> Iterator[None]:
         raise RunFailed(code="L290" if own is not None else "T462", message=text) from error
 
 
-def _files(tensors: Mapping[str, Any], *, processes: int) -> dict[str, int]:
+def _files(tensors: Mapping[str, Any]) -> dict[str, int]:
     """The number of each tensor's file, from 1: torch holds what it writes into one twice in host memory."""
     found: dict[str, int] = {}
     number, held = 1, 0
     for name, tensor in tensors.items():
-        here = tensor.nbytes // processes
+        here = tensor.nbytes // (parts_of(tensor) if hasattr(tensor, "device_mesh") else 1)
         if held and held + here > FILE_BYTES:
             number, held = number + 1, 0
         found[name], held = number, held + here

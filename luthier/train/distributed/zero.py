@@ -91,6 +91,7 @@ class Root(nn.Module):  # type: ignore[misc]
     def forward(self) -> torch.Tensor | None:
         """Run the task. DeepSpeed's hooks look at what is returned: the loss alone, nothing that is no tensor."""
         assert self._task is not None
+        _read_as_they_are(self)
         result = self._task()
         if isinstance(result, tuple) and result and isinstance(result[0], torch.Tensor):
             self._rest = result[1:]
@@ -163,6 +164,18 @@ def _whole_in_the_root(deepspeed: Any, root: nn.Module, layers: list[nn.Module])
     for parameter in root.parameters():
         if id(parameter) not in inside:
             deepspeed.zero.register_external_parameter(root, parameter)
+
+
+def _read_as_they_are(root: nn.Module) -> None:
+    """Let the parameters of all modules be read inside a forward pass without being gathered for it.
+
+    DeepSpeed's `ZeROOrderedDict.__getitem__` gathers what is read while it is in parts, and makes it one of the module
+    at work for good. The engine reads the type of every matrix when it is attached, so the root would own, and gather
+    at once, the whole model in each pass. Nothing needs it: a layer is gathered as one, and the rest is the root's.
+    """
+    for module in root.modules():
+        if hasattr(module._parameters, "_in_forward"):
+            module._parameters._in_forward = False
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from benchmarks.gpu.adamw8 import closed_form, compare, dynamic_map, update_erro
 from luthier.fast.kernels import adamw8, maps8
 from luthier.fast.kernels.adamw8 import adamw8_, adamw8_reference_, moments8
 from luthier.train.adamw8 import AdamW8
+from tests.support.often import often
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 SIZES = [1, 7, 255, 256, 257, 1000, 4096, 5003]
@@ -41,7 +42,7 @@ def absmax_of(x: torch.Tensor) -> torch.Tensor:
 # -- the map
 
 
-@settings(max_examples=60)
+@settings(max_examples=often(60))
 @given(st.sampled_from(SIZES), st.floats(0, 12), st.integers(0, 1000), st.floats(-12, 12))
 def test_rounding_of_both_moments_is_bounded(size, decades, seed, exponent):
     """To the nearest code: relative to the block's largest, m^(1/4) within 1/254 and v^(1/8) within 1/510."""

@@ -1,6 +1,7 @@
 """Contract: over pages, each answer is the greedy answer to its prompt alone: any order, batch, memory."""
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -13,13 +14,17 @@ from luthier.generation.paged.model import PagedModel, Shape
 from luthier.generation.paged.run import answer_all
 from luthier.generation.paged.support import shape_of
 from luthier.runtime.errors import OutOfMemory, RunFailed
-from tests.generation.test_generate import STOP, _config, prompts, reference, stops_of
+from tests.generation.test_generate import STOP, _config, alone, prompts, reference
 from tests.support.tiny import tiny_model, tiny_tokenizer
 
 MODEL = tiny_model(seed=3)
 ROWS = prompts(11, low=1, high=150, seed=2)
-STOPS = stops_of(MODEL, ROWS, 40)
-EXPECTED = [reference(MODEL, row, 40, STOPS) for row in ROWS]
+
+
+@cache
+def by_hand():
+    """Stop tokens and answers; when a test asks, for every worker collects all tests."""
+    return alone(MODEL, ROWS, 40)
 
 
 def paged_answers(model, rows, new, stops, *, batch_size=4, capacity=1 << 20, shared=0, counts=None):
@@ -38,15 +43,16 @@ def paged_answers(model, rows, new, stops, *, batch_size=4, capacity=1 << 20, sh
 @settings(max_examples=12)
 @given(seed=st.integers(0, 1000), batch_size=st.integers(1, 12), pages=st.integers(4, 20))
 def test_answers_do_not_depend_on_order_batch_or_memory(seed, batch_size, pages):
+    stops, expected = by_hand()
     order = list(range(len(ROWS)))
     random.Random(seed).shuffle(order)
     counts = Counts()
     found = paged_answers(
-        MODEL, [ROWS[i] for i in order], 40, STOPS, batch_size=batch_size, capacity=pages * 64, counts=counts
+        MODEL, [ROWS[i] for i in order], 40, stops, batch_size=batch_size, capacity=pages * 64, counts=counts
     )
-    assert found == [EXPECTED[i] for i in order]
-    assert len({len(answer) for answer in EXPECTED}) > 2, "some answers must stop early"
-    assert counts.tokens == sum(map(len, EXPECTED))
+    assert found == [expected[i] for i in order]
+    assert len({len(answer) for answer in expected}) > 2, "some answers must stop early"
+    assert counts.tokens == sum(map(len, expected))
 
 
 def test_rows_that_are_sent_back_say_the_same_again():

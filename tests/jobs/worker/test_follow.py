@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,9 +12,13 @@ from luthier.jobs.worker.result import result_csv
 from luthier.jobs.worker.telling import of_event, of_metrics
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    return tmp_path_factory.mktemp("log") / "x.jsonl"
+
+
 @given(st.lists(st.integers(), max_size=20), st.lists(st.integers(1, 60), max_size=20))
-def test_a_log_that_arrives_in_pieces_is_read_line_by_line(tmp_path_factory, numbers, cuts):
-    file = tmp_path_factory.mktemp("log") / "x.jsonl"
+def test_a_log_that_arrives_in_pieces_is_read_line_by_line(file, numbers, cuts):
     text = "".join(json.dumps({"n": number, "t": "é"}) + "\n" for number in numbers).encode()
     place, seen = Place(), []
     file.write_bytes(b"")

@@ -73,6 +73,15 @@ deepspeed_config:
   zero_stage: 3
 """
 
+HYBRID = """\
+parallelism_config:
+  parallelism_config_dp_replicate_size: 2
+  parallelism_config_dp_shard_size: 2
+  parallelism_config_sp_size: 1
+  parallelism_config_tp_size: 1
+"""
+"""Copies in shards, of four processes."""
+
 
 def config(kind: str = "FSDP", rest: str = FSDP2, *, processes: int = 2, precision: str = "'no'") -> str:
     """A whole file."""

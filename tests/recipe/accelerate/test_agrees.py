@@ -11,7 +11,7 @@ from luthier.recipe.accelerate.source import SECTIONS, read_config
 from luthier.recipe.accelerate.translate import read_source
 from luthier.recipe.accelerate.without_effect import reason_without_effect
 from luthier.runtime.env import launcher_variables
-from tests.recipe.accelerate.support import FSDP1, FSDP2, FSDP_OLD, ZERO, config
+from tests.recipe.accelerate.support import FSDP1, FSDP2, FSDP_OLD, HYBRID, ZERO, config
 from tests.recipe.support import load
 
 pytestmark = pytest.mark.usefixtures("work")
@@ -61,6 +61,8 @@ FILES = {
         rest=FSDP1.replace("fsdp_sharding_strategy: FULL_SHARD", "fsdp_reshard_after_forward: SHARD_GRAD_OP")
     ),
     "fsdp1 copies": config(rest=FSDP1.replace("FULL_SHARD", "NO_SHARD")),
+    "fsdp1 hybrid": config(rest=FSDP1.replace("FULL_SHARD", "HYBRID_SHARD_ZERO2")),
+    "hybrid": config(rest=FSDP2 + HYBRID, processes=4),
     "old": config(rest=FSDP_OLD.replace("dynamo_backend: 'NO'\n", "").replace("strategy: 1", "strategy: 2")),
     "recompute": config(rest=FSDP2.replace("checkpointing: false", "checkpointing: true")),
     "sequence": config(rest=FSDP2 + "parallelism_config:\n  parallelism_config_sp_size: 2\n"),
@@ -98,7 +100,7 @@ def test_the_environment_says_what_the_file_says(name, monkeypatch):
     assert source is not None and launched is not None
     recipe = load("")
     of_file, _ = read_source(source, recipe)
-    of_launch, _ = read_source(launched, recipe)
+    of_launch, _ = read_source(launched, recipe, machines=1)
     assert of_launch.problems == of_file.problems == []
     values = {one.key: one.value for one in of_file.taken}
     # True is what accelerate exports unasked.

@@ -13,8 +13,9 @@ from luthier.recipe.accelerate.merge import config_of
 from luthier.recipe.load import load_recipe, recipe_from_dict
 from luthier.recipe.resolve import Facts, resolve, resolved_yaml
 from luthier.runtime.errors import RecipeError
-from tests.recipe.accelerate.support import FSDP1, FSDP2, FSDP_OLD, ZERO, config
+from tests.recipe.accelerate.support import FSDP1, FSDP2, FSDP_OLD, HYBRID, ZERO, config
 from tests.recipe.support import BASE, load, problems_of
+from tests.support.often import often
 
 pytestmark = pytest.mark.usefixtures("work")
 CONFIG = "distributed: {accelerate_config: accelerate.yaml}\n"
@@ -127,14 +128,46 @@ def test_offload_and_sequence_parallel_sizes():
     assert settled(config(rest=FSDP2 + sizes))["distributed.sequence_parallel_size"] == 2
 
 
+def test_copies_in_shards():
+    found = settled(config(rest=FSDP2 + HYBRID, processes=4))
+    assert (found["distributed.strategy"], found["distributed.dp_replicate_size"]) == ("fsdp2", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "reshard"),
+    [
+        (config(rest=FSDP1.replace("FULL_SHARD", "HYBRID_SHARD")), True),
+        (config(rest=FSDP_OLD.replace("strategy: 1", "strategy: 4")), True),
+        (config(rest=FSDP1.replace("FULL_SHARD", "HYBRID_SHARD_ZERO2")), False),
+    ],
+)
+def test_hybrid_shard_is_a_copy_on_each_machine(text, reshard):
+    found = settled(text.replace("machines: 1", "machines: 3").replace("processes: 2", "processes: 6"))
+    assert found["distributed.strategy"] == "fsdp2" and found["distributed.dp_replicate_size"] == 3
+    assert found["distributed.reshard_after_forward"] is reshard
+    assert "distributed.dp_replicate_size" not in settled(text), "on one machine it is FULL_SHARD, or SHARD_GRAD_OP"
+    beside = text.replace("processes: 2", "processes: 4").replace("machines: 1", "machines: 4") + HYBRID
+    assert settled(beside)["distributed.dp_replicate_size"] == 2, "sizes go before the machines"
+    assert "`num_machines` is not there" in problems(text.replace("num_machines: 1\n", ""))["L186"][0]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (config(rest=FSDP1.replace("FULL_SHARD", "HYBRID_SHARD")), "HYBRID_SHARD"),
-        (config(rest=FSDP_OLD.replace("strategy: 1", "strategy: 4")), "fsdp_sharding_strategy: 4"),
+        (config("MULTI_GPU", HYBRID, processes=4), "needs distributed_type: FSDP"),
+        (config(rest=FSDP2 + HYBRID.replace("shard_size: 2", "shard_size: 1")), "leaves no shards"),
+    ],
+)
+def test_copies_that_accelerate_refuses_are_refused(text, words):
+    assert any(words in message for message in problems(text)["L186"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
         (config(rest=FSDP2 + "parallelism_config: {parallelism_config_tp_size: 2}\n"), "tensor parallelism"),
         (config(rest=FSDP2 + "parallelism_config: {parallelism_config_cp_size: 2}\n"), "ring attention"),
-        (config(rest=FSDP2 + "parallelism_config: {parallelism_config_dp_replicate_size: 2}\n"), "copies of shards"),
+        (config("DEEPSPEED", ZERO + HYBRID, processes=4), "DeepSpeed divides over all processes"),
         (config("MEGATRON_LM", "megatron_lm_config: {megatron_lm_tp_degree: 2}\n"), "MEGATRON_LM"),
         (config("XLA", ""), "XLA"),
         (config("MULTI_GPU", "", precision="fp8"), "fp8"),
@@ -259,7 +292,7 @@ def test_loading_twice_changes_nothing():
     assert recipe_from_dict(once.model_dump(mode="json", exclude_unset=True), origin="again") == once
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=often(40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_key_of_any_file_is_passed_over(data):
     """Every line of a file is accounted for: taken, named, or a problem at its line."""

@@ -50,6 +50,17 @@ def test_the_hub_library_reads_what_the_run_measured(tmp_path):
     assert result.metric_value == pytest.approx(after["score"])
 
 
+def test_several_processes_are_told_with_how_they_shared_the_work(tmp_path):
+    run = finished(tmp_path / "tickets")
+    view = read_run(run)
+    view.train.update(seconds=60.0)
+    assert "| 60 s on 1 process |" in card_text(view, run.path / "merged", old=None)
+    view.train.update(processes=8, strategy="fsdp2, optimizer offloaded")
+    text = card_text(view, run.path / "merged", old=None)
+    assert "| 60 s on 8 processes (fsdp2, optimizer offloaded) |" in text
+    assert "`luthier rerun RUN` repeats the run in one process" in text
+
+
 def test_scores_intervals_and_the_tests_words(tmp_path):
     run = finished(tmp_path / "tickets")
     compared = json.loads((run.path / "eval" / "comparison.json").read_text())["tasks"][0]

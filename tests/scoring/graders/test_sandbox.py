@@ -46,7 +46,7 @@ def test_what_goes_wrong_is_told(body, said):
 def test_time_is_up():
     started = time.monotonic()
     outcome = run("while True: pass", limits=Limits(seconds=0.7))
-    assert "longer than 0.7 s" in outcome.error and time.monotonic() - started < 5
+    assert "longer than 0.7 s" in outcome.error and time.monotonic() - started < 60
 
 
 def test_memory_is_limited():
@@ -127,11 +127,17 @@ def test_what_it_starts_ends_with_it():
         f"    os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)  # {mark}'])\nreturn 1.0"
     )
     assert run(body).value == 1.0
-    time.sleep(0.2)
-    left = []
-    for pid in (path.name for path in Path("/proc").iterdir() if path.name.isdigit()):
-        try:
-            left += [pid] if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() else []
-        except OSError:
-            continue
-    assert left == []
+
+    def left():
+        found = []
+        for pid in (path.name for path in Path("/proc").iterdir() if path.name.isdigit()):
+            try:
+                found += [pid] if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() else []
+            except OSError:
+                continue
+        return found
+
+    until = time.monotonic() + 30  # of the minute that it would sleep
+    while left() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert left() == []
