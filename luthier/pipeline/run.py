@@ -102,7 +102,7 @@ def _run(
     run = RunFolder(Path(recipe.output_dir))
     session = Session(recipe, run, restart=restart)
     session.configured = configured
-    with join(lambda: session.device) as session.group, _owned(session.group, run), beating(run.path):
+    with beating(run.path), join(lambda: session.device) as session.group, _owned(session.group, run):
         session.group.from_main("begin", lambda: _begin(session, recipe_text, only))
         results: dict[str, dict[str, Any]] = {}
         reused: list[str] = []

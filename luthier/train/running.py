@@ -81,6 +81,7 @@ class Running:
         """Steps until the last one, early stopping, or a signal."""
         total, start = self.order.total_steps, self.position.step
         self.saved_step = self.resumed_from
+        self.stop.begun = True
         self._announce()
         if self.resumed_from is not None:
             self._serve(self.resumed_from)

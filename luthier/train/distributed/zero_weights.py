@@ -144,29 +144,33 @@ class ZeroWeights(Weights):
 
         with torch.no_grad():
             for name, parameter in self.live.items():
-                self._set(parameter, tensors[name], key=None)
+                whole = tensors[name]  # which may read it
+                self._set(parameter, whole, key=None)
                 parts = [parameter] if hasattr(parameter, "ds_id") else []
                 with deepspeed.zero.GatheredParameters(parts, modifier_rank=0):
-                    parameter.data.copy_(tensors[name])
+                    parameter.data.copy_(whole)
 
     def load_state(self, optimizer: torch.optim.Optimizer, held: Mapping[str, Tensor]) -> None:
         """Take a saved state of the optimizer, whole tensors under `PARAMETER/KEY`."""
-        by_name: dict[str, dict[str, Tensor]] = {name: {} for name in self.live}
-        for full_name, value in held.items():
+        by_name: dict[str, dict[str, str]] = {name: {} for name in self.live}  # `held` may read at each access
+        for full_name in held:
             name, _, key = full_name.rpartition("/")
-            by_name[name][key] = value
+            by_name[name][key] = full_name
         for group in optimizer.param_groups:
             fused = bool(group.get("fused"))
         for name, parameter in self.live.items():
             flat = self._flat(parameter)
-            for key, value in by_name[name].items():
+            for key, full_name in by_name[name].items():
+                if key in optimizer.state[flat]:
+                    continue
+                value = held[full_name]
                 parted = value.shape == self.shapes[name] and value.ndim > 0
                 where = flat.device if parted or fused else torch.device("cpu")
-                if key not in optimizer.state[flat]:
-                    optimizer.state[flat][key] = torch.zeros_like(flat) if parted else value.to(where, copy=True)
+                optimizer.state[flat][key] = torch.zeros_like(flat) if parted else value.to(where, copy=True)
         self._link(optimizer)
         for name, parameter in self.live.items():
-            for key, value in by_name[name].items():
+            for key, full_name in by_name[name].items():
+                value = held[full_name]
                 if value.shape == self.shapes[name] and value.ndim > 0:
                     self._set(parameter, value, key=key)
 
