@@ -96,6 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--no-roll-call", action="store_true", help="fsdp2: out of memory ends the run (for timing)")
     parser.add_argument("--separate", action="store_true", help="without shards, with their separate products")
     parser.add_argument("--profile", action="store_true", help="one more step under the profiler (trace.py)")
+    parser.add_argument("--memory", action="store_true", help="one more step with the allocator's history (holders.py)")
     parser.add_argument("--label", default="")
     options = parser.parse_args()
     options.dtype = options.dtype or ("float32" if options.check or options.device == "cpu" else "bfloat16")
@@ -143,7 +144,7 @@ def build(options: argparse.Namespace, world: int) -> tuple[Any, Any, Any]:
         ]
         packs, per_process, accumulate, steps = one_by_one([len(one) for one in documents]), 1, 8 // groups, 6
     else:
-        steps = options.warmup + options.steps + options.profile
+        steps = options.warmup + options.steps + options.profile + options.memory
         documents = make_documents(
             (steps * sequences * groups + 1) * options.max_doc, max_doc=options.max_doc,
             vocab_size=settings["vocab_size"], mean=options.mean_doc,
@@ -298,6 +299,11 @@ def run(options: argparse.Namespace, world: int, rank: int) -> dict[str, Any]:
             lambda: halving_update(trainer, batches, step + 1, info),
             device=options.device, step_ms=info["ms_step_median"],
         )  # fmt: skip
+    if options.memory:
+        from benchmarks.gpu.holders import holders_of_step
+
+        last = options.warmup + options.steps + options.profile
+        info["memory"] = holders_of_step(trainer, lambda: halving_update(trainer, batches, last, info))
     batches.close()
     trainer.weights.close()
     return info

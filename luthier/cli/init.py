@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -32,36 +31,16 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Look at a file, guess its format, and write a commented recipe."""
-    from luthier.data.sniff import sniff
-    from luthier.recipe.starter import starter_recipe
+    from luthier.data.recipe_for import recipe_for
     from luthier.runtime.atomic import write_text
 
     if out.exists() and not force:
         raise RecipeError(code="C140", message=f"{out} exists", hint="choose another --out, or --force to replace it")
-    found = sniff(data)
-    if found.format is None:
-        raise RecipeError(code="C141", message=f"{data}: {found.verdict}", hint="write the recipe by hand, with `map:`")
-    text = starter_recipe(
-        data_path=str(data),
-        format=found.format,
-        mapping=found.map,
-        rows=found.rows,
-        model=model,
-        max_length=_max_length(found.characters),
-        task_metric=found.metric,
-        output_dir=f"runs/{data.name.split('.')[0]}",
-        method=method.value,
-        kind=found.kind,
-    )
+    run = f"runs/{data.name.split('.')[0]}"
+    found, text = recipe_for(data, shown=str(data), output_dir=run, model=model, method=method.value)
     write_text(out, text)
     if as_json:
         emit_json({"recipe": str(out), "format": found.format, "map": dict(found.map), "rows": found.rows})
         return
     show(f"{data}: {found.verdict}")
     show(f"wrote {out}; next: luthier data check {out} && luthier run {out}")
-
-
-def _max_length(characters: Mapping[str, int]) -> int:
-    """Power of two that holds 99% of the rows, at a careful 3 characters a token."""
-    tokens = max(128, characters["p99"] // 3)
-    return min(8192, 1 << (tokens - 1).bit_length())

@@ -114,6 +114,7 @@ def main() -> None:
     debug = "--debug" in arguments
     if debug:
         arguments.remove("--debug")
+    stop_when_orphaned()
     try:
         _require_one_process(arguments)
         code = _command()(args=arguments, standalone_mode=False)
@@ -146,8 +147,6 @@ def _require_one_process(arguments: list[str]) -> None:
     """Under a launcher only what trains or scores may start; a command of another kind would run once a process."""
     env = read_env()
     processes = env.world_size
-    if env.launched and processes > 1:
-        stop_when_orphaned()
     command = next((word for word in arguments if not word.startswith("-")), "")
     if processes > 1 and command not in TOGETHER:
         raise RecipeError(

@@ -156,7 +156,9 @@ def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
     undo: list[tuple[nn.Module, str, Any]] = []
     linears = loras = four_bit = repacked = 0
     for module in list(model.modules()):
-        if type(module) is nn.Linear and on_cpu and library == "onednn" and module.weight.dtype == torch.float32:
+        # Not `module.weight`: ZeRO-3 would take that for a use of the weight, and gather it in every pass.
+        plain = type(module) is nn.Linear and on_cpu and library == "onednn"
+        if plain and next(module.parameters()).dtype == torch.float32:
             undo.append((module, "__class__", nn.Linear))
             module.__class__ = FastLinear
             linears += 1

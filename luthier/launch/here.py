@@ -1,39 +1,35 @@
-"""`python -m luthier.launch.here --out FILE --err FILE -- PROGRAM ...`: become a program that dies with its parent.
+"""`python -m luthier.launch.here --out FILE --err FILE --parent PID -- PROGRAM ...`: become a program.
 
-Redirects its output, asks the kernel for SIGTERM when the parent ends (Linux), and turns into the program: no process
-stands between. SIGTERM because `luthier run` then saves a checkpoint. Imports nothing of ours.
+Redirects its output, leaves in `LUTHIER_PARENT` who started it, and turns into the program: no process stands between.
+Commands of Luthier look after that process (`stop_when_orphaned`). The kernel's own signal at a parent's death
+(PDEATHSIG) is not used: it belongs to the thread that forked, and a parent of several threads that is killed sends up
+to one for each (seen: 3 with 5 threads), where a second SIGTERM means to stop without a checkpoint. Imports nothing of
+ours.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 
-__all__ = ["die_with_parent", "main", "stop_when_orphaned"]
+__all__ = ["PARENT", "main", "stop_when_orphaned"]
 
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent: int) -> None:
-    """SIGTERM when the process that started this one ends; ends at once if `parent` is gone already. Linux only."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if parent and os.getppid() != parent:  # it died before the call
-        os._exit(128 + signal.SIGTERM)
+PARENT = "LUTHIER_PARENT"
 
 
 def stop_when_orphaned() -> None:
     """SIGTERM to this process, once, when the one that started it is gone: it then saves, with all others of its run.
 
-    A thread looks every second. The kernel's own signal would come once for each thread that the parent had, and a
-    second SIGTERM stops at once.
+    Who that was stands in `LUTHIER_PARENT`, so one that is gone already is missed, too. The variable is taken out: it
+    means this process, not what it will start. A thread looks every second.
     """
-    parent = os.getppid()
+    given = os.environ.pop(PARENT, "")
+    if not given.isdigit():
+        return
+    parent = int(given)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -52,7 +48,7 @@ def main(arguments: list[str]) -> None:
         os.dup2(handle, number)
         os.close(handle)
     if "--parent" in given:
-        die_with_parent(int(given["--parent"]))
+        os.environ[PARENT] = given["--parent"]
     os.execvp(program[0], program)
 
 

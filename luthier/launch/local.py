@@ -15,7 +15,7 @@ __all__ = ["Local"]
 
 
 class Local(Launcher):
-    """`submit` must be called from the main thread: the kernel ties a child to the thread that started it."""
+    """Children; what they are told of this process makes them end with it (`here.py`)."""
 
     remote = False
 

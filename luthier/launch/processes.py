@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import uuid
@@ -20,6 +21,7 @@ from typing import Any
 
 from luthier.launch.attempts import Ended
 from luthier.launch.control import Nodes
+from luthier.launch.here import PARENT
 from luthier.runtime.env import variable
 from luthier.runtime.errors import (
     ERRORS_BY_EXIT_CODE,
@@ -30,7 +32,7 @@ from luthier.runtime.errors import (
     RunFailed,
 )
 from luthier.runtime.failure import Failure, read_failure
-from luthier.train.distributed.watch import FOLDER, read_beats
+from luthier.train.distributed.watch import FOLDER, forget_beats, read_beats
 
 __all__ = ["Nodes", "choose_processes", "launch_processes"]
 
@@ -83,6 +85,7 @@ def launch_processes(
 
     logs = run / FOLDER / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    forget_beats(run)
     # What processes print is of process 0; on a machine without it all have files.
     redirected = range(0 if nodes.rank else 1, processes)
     config = LaunchConfig(
@@ -125,7 +128,7 @@ def _cause(
         # SIGTERM is what the agent sends to those that are left over.
         first = min(silent, key=lambda item: int(item[1].exitcode) == -signal.SIGTERM)
         return _killed(*first, run=run, logs=logs)
-    if said:
+    if said and stopped is None:
         return _as_error(min(said, key=lambda one: one.time))
     name = stopped.name if stopped else "a signal"
     what = f"stopped by {name} before a process could save " + ("more" if _has_checkpoint(run) else "anything")
@@ -152,7 +155,7 @@ def _as_error(failure: Failure) -> LuthierError:
 def _killed(rank: int, failure: Any, *, run: Path, logs: Sequence[Path]) -> LuthierError:
     code = int(failure.exitcode)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    doing = [beat.what() for beat in read_beats(run / FOLDER) if beat.rank == rank]
+    doing = [beat.what() for beat in read_beats(run / FOLDER) if (beat.rank, beat.pid) == (rank, failure.pid)]
     where = f" in {doing[0]}" if doing else ""
     said = f"; it said: {last}" if (last := "" if code == -signal.SIGKILL else _last_words(rank, logs)) else ""
     hint = _how_to_go_on(run)
@@ -175,6 +178,7 @@ def _last_words(rank: int, logs: Sequence[Path]) -> str:
 def _child_environment(*, cpu: bool, unshared: bool) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(variable("LUTHIER_LAUNCHED", "1"))
+        stack.enter_context(variable(PARENT, str(os.getpid())))
         stack.enter_context(variable("LUTHIER_LAUNCH_COMMAND", json.dumps(sys.argv)))
         if cpu:
             stack.enter_context(variable("LUTHIER_FORCE_CPU", "1"))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 from luthier.launch.attempts import Ended, run_attempts
 from luthier.launch.control import Control, Nodes
@@ -18,6 +23,7 @@ from luthier.pipeline.session import Session
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version
 from luthier.runtime.env import read_env
+from luthier.runtime.errors import Interrupted
 from luthier.runtime.hashing import hash_json
 from luthier.train.distributed.watch import FOLDER
 
@@ -50,8 +56,9 @@ class Launch:
         Raises:
             LuthierError: what ended the run.
         """
-        self._prepare()
-        run_attempts(lambda attempt: self._start(attempt, Nodes()), max_restarts=self.max_restarts)
+        with _stopping():
+            self._prepare()
+            run_attempts(lambda attempt: self._start(attempt, Nodes()), max_restarts=self.max_restarts)
 
     def one_of(self, nodes: Nodes) -> None:
         """As machine `nodes.rank`; returns when the run has ended on all.
@@ -60,7 +67,7 @@ class Launch:
             LuthierError: what ended the run, on whichever machine.
         """
         control = Control(nodes)
-        with control.watching():
+        with _stopping(), control.watching():
             asked = {
                 "recipe": hash_json(self.loaded.recipe.model_dump(mode="json", exclude={"output_dir"})),
                 "command": hash_json([self.max_restarts, *filter(_not_place, self.arguments[2:])]),
@@ -108,6 +115,32 @@ class Launch:
             port = control.wait(f"port/{attempt}", 0, "it starts again")
             nodes = replace(nodes, rendezvous=f"{control.host}:{port}")
         return self._start(attempt, nodes, unshared=not shared.run)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """A signal while no processes run (data are prepared, machines meet) ends with an error; agents have handlers."""
+    mine = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != mine:  # a helper that inherited the handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        name = signal.Signals(number).name
+        raise Interrupted(code="L144", message=f"stopped by {name} before a process could save anything")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    old: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _not_place(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""A frozen 4-bit matrix as one float parameter that FSDP2 can shard, move and put together again.
+"""A frozen 4-bit matrix as one parameter that FSDP2 or DeepSpeed can shard, move and put together again.
 
     weight   [ two weights a byte | scales of the blocks of 64, one byte each ] seen as fp32, one axis
 
@@ -9,6 +9,8 @@ nobody computes with them: `fully_shard` copies, and mixed precision stays off. 
 Why fp32 and not the model's bfloat16: `fully_shard` copies into its buffer with `torch._foreach_copy_`, which on CUDA
 takes 16-bit floats through fp32 and back, and that makes every NaN the same NaN. Bytes like 0x7F 0x81 are one. fp32 is
 copied as it is, and beside parameters of another type torch gathers all of them as bytes.
+
+Under DeepSpeed they are seen as int32 (`WHOLE`): its engine casts every float parameter to the type of the training.
 
 NF4, double quantisation: arXiv:2305.14314. Bytes as floats for FSDP: answer.ai, "You can now train a 70b language model
 at home", 2024 (`bnb_4bit_quant_storage`).
@@ -22,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ALIGN", "STORAGE", "PackedLinear", "as_storage", "bytes_of", "pack_linears"]
+__all__ = ["ALIGN", "STORAGE", "WHOLE", "PackedLinear", "as_storage", "bytes_of", "pack_linears"]
 
-STORAGE = torch.float32
+STORAGE, WHOLE = torch.float32, torch.int32
 ALIGN = 16
 """Bytes to whose multiples each part is padded."""
 
@@ -64,8 +66,8 @@ class _Product(torch.autograd.Function):  # type: ignore[misc]
 class PackedLinear(nn.Module):  # type: ignore[misc]
     """In the place of bitsandbytes' `Linear4bit`, with the same values; see the head of this file."""
 
-    def __init__(self, linear: Any, device: torch.device) -> None:
-        """From a `Linear4bit`; one that was not quantised yet is, on `device`."""
+    def __init__(self, linear: Any, device: torch.device, *, storage: torch.dtype = STORAGE) -> None:
+        """From a `Linear4bit`; one that was not quantised yet is, on `device`. Its bytes are seen as `storage`."""
         super().__init__()
         self.in_features, self.out_features = int(linear.in_features), int(linear.out_features)
         packed = linear.weight.to(device)
@@ -75,7 +77,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         self.sizes = (packed.data.numel() * packed.data.element_size(), state.absmax.numel())
         """Bytes of the packed weights, number of blocks."""
         self.scale_dtype = state.absmax.dtype
-        self.weight = nn.Parameter(as_storage(packed.data, state.absmax), requires_grad=False)
+        self.weight = nn.Parameter(as_storage(packed.data, state.absmax).view(storage), requires_grad=False)
         self.bias = linear.bias
         self.compute_dtype: torch.dtype = getattr(linear, "compute_dtype", None) or state.dtype
         self.state = copy.copy(state)
@@ -103,22 +105,29 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         return f"{self.in_features}, {self.out_features}, {self.state.quant_type}"
 
 
-def pack_linears(module: nn.Module, device: torch.device, *, keep_unpacked: bool = False) -> int:
+def pack_linears(
+    module: nn.Module, device: torch.device, *, keep_unpacked: bool = False, storage: torch.dtype = STORAGE,
+    rests_on: torch.device | None = None,
+) -> int:  # fmt: skip
     """Replace all `Linear4bit` inside `module`, on `device`, by what can be sharded; returns their number.
 
     Args:
         module: for instance a decoder layer, in host memory or on the device.
         device: where those that are not quantised yet are quantised.
+        storage: what packed bytes are seen as.
+        rests_on: where they wait for their part in the sharding (None: `device`).
         keep_unpacked: put plain matrices of the unpacked values there instead (`model.dequantize_base: true`).
     """
     found = [(name, child) for name, child in module.named_modules() if type(child).__name__ == "Linear4bit"]
     # PEFT's wrapper has that name too; it holds one.
     linears = [(name, child) for name, child in found if isinstance(child, nn.Linear)]
     for name, child in linears:
-        packed: nn.Module = PackedLinear(child, device)
+        packed: nn.Module = PackedLinear(child, device, storage=storage)
         if keep_unpacked:
             assert isinstance(packed, PackedLinear)
             packed = _plain(packed)
+        if rests_on is not None:
+            packed.to(rests_on)
         module.set_submodule(name, packed)
     return len(linears)
 

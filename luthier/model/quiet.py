@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def quiet_libraries() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _deepspeed_told():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -35,3 +36,19 @@ def quiet_libraries() -> Iterator[None]:
             hf_logging.enable_progress_bar()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _deepspeed_told() -> Iterator[None]:
+    """DeepSpeed, where it is installed, is imported by accelerate when a model is saved, and warns of a machine without
+    a GPU unless it has been told so; it is told for that import."""
+    import torch
+
+    if "DS_ACCELERATOR" in os.environ or torch.cuda.is_available():
+        yield
+        return
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        yield
+    finally:
+        os.environ.pop("DS_ACCELERATOR", None)

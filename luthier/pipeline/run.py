@@ -33,6 +33,7 @@ from luthier.pipeline.stage import Stage
 from luthier.pipeline.stage_run import run_stage
 from luthier.pipeline.stages import STAGES
 from luthier.pipeline.train_stage import refuse_changed_resume
+from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.load import dump_yaml
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.replicate_rules import require_copies
@@ -101,7 +102,7 @@ def _run(
     run = RunFolder(Path(recipe.output_dir))
     session = Session(recipe, run, restart=restart)
     session.configured = configured
-    with join(lambda: session.device) as session.group, _owned(session.group, run), beating(run.path):
+    with beating(run.path), join(lambda: session.device) as session.group, _owned(session.group, run):
         session.group.from_main("begin", lambda: _begin(session, recipe_text, only))
         results: dict[str, dict[str, Any]] = {}
         reused: list[str] = []
@@ -164,7 +165,7 @@ def _require_packages(session: Session) -> None:
     """What training imports after the baseline has been scored: its lack is told before."""
     recipe = session.recipe
     require_trackers(recipe.train.report_to)
-    if session.group.size > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
+    if session.group.size > 1 and recipe.distributed.strategy in ZERO:
         from luthier.train.distributed.zero import require_deepspeed
 
         require_deepspeed()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from luthier.runtime.console import note
 from luthier.runtime.device import pick_device
@@ -30,22 +27,19 @@ def scoring_together() -> Iterator[Group]:
     if read_env().world_size == 1:
         yield Group()
         return
-    with without_launcher_variables():
-        with join(pick_device) as group:
-            given = _launchers_folder()
-            folder = group.from_main("folder", lambda: given or Path(tempfile.mkdtemp(prefix="luthier-eval-")))
-            with beating(folder, resumes=False):
-                note(f"{group.size} processes share the rows", style="dim")
-                mark("scoring", watched=False)
-                yield group
-                group.from_main("end", lambda: None)
-        if group.is_main and given is None:
-            shutil.rmtree(folder, ignore_errors=True)
+    with without_launcher_variables(), _watched(), join(pick_device) as group:
+        note(f"{group.size} processes share the rows", style="dim")
+        mark("scoring", watched=False)
+        yield group
+        group.from_main("end", lambda: None)
 
 
-def _launchers_folder() -> Path | None:
-    """A folder of `luthier eval`, or where torchrun reads the error of this process; None without either."""
+def _watched() -> AbstractContextManager[None]:
+    """Heartbeats, where the processes are of one machine and its launcher left them a folder: ours, or torchrun's."""
     env = read_env()
-    if env.watch_folder is not None:
-        return env.watch_folder
-    return None if env.error_file is None else env.error_file.parent
+    folder = env.watch_folder
+    if folder is None and env.error_file is not None:
+        folder = env.error_file.parents[1]  # .../attempt_0/RANK/error.json
+    if folder is None or env.local_world_size < env.world_size:
+        return nullcontext()
+    return beating(folder, resumes=False)

@@ -13,6 +13,7 @@ from luthier.pipeline.online import train_online
 from luthier.pipeline.session import Session
 from luthier.pipeline.spectrum import keep_selection, spectrum_depends
 from luthier.pipeline.stage import CODE_VERSION, Stage
+from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.objective import objective_values
 from luthier.recipe.optimizers import require_optimizer
 from luthier.runs.stages import differences
@@ -109,13 +110,12 @@ def refuse_changed_resume(session: Session, *, wanted: Sequence[Stage]) -> None:
 
 
 def _is_sharded(session: Session) -> bool:
-    return session.group.size > 1 and session.resolved.recipe.distributed.strategy == "fsdp2"
+    return session.group.size > 1 and session.resolved.recipe.distributed.strategy in ("fsdp2", "zero3")
 
 
 def _loading_device(session: Session) -> Device:
     """Where weights are loaded: in host memory if they are to be sharded, from where each layer goes to the device."""
-    sharded = session.group.size > 1 and session.resolved.recipe.distributed.strategy in ("fsdp2", "zero3")
-    if not sharded or session.device.type == "cpu":
+    if not _is_sharded(session) or session.device.type == "cpu":
         return session.device
     return replace(session.device, type="cpu", index=0, reason="weights are sharded layer by layer")
 
@@ -136,7 +136,7 @@ def tuned_model(session: Session) -> Tuned:
 
     recipe = session.resolved.recipe
     require_optimizer(recipe.train, device_type=session.device.type)
-    if session.group.size > 1 and recipe.distributed.strategy in ("zero2", "zero3"):
+    if session.group.size > 1 and recipe.distributed.strategy in ZERO:
         require_deepspeed()
     model = load_base(
         recipe.model, device=_loading_device(session), dtype=recipe.model.dtype, quantization=recipe.model.quantization,
@@ -248,6 +248,7 @@ def _say_processes(session: Session) -> None:
         strategy, parts = distributed.strategy, distributed.sequence_parallel_size
         how = {
             "ddp": "a copy of the model each (DDP)", "fsdp2": "a shard of the model each (FSDP2)",
+            "zero1": "a copy of weights and gradients and a part of masters and moments each (DeepSpeed ZeRO-1)",
             "zero2": "a copy of the weights and a part of gradients, masters and moments each (DeepSpeed ZeRO-2)",
             "zero3": "a part of weights, gradients, masters and moments each (DeepSpeed ZeRO-3)",
         }[strategy]  # fmt: skip

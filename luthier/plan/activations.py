@@ -135,7 +135,8 @@ def transient_bytes(sizes: Sizes, setting: Setting, tokens: int, *, whole: bool)
     per_token = max(mlp, attention)
     if whole:
         per_token += kept_bytes_per_token(sizes, "none", size, wide=setting.wide) - f * size
-        if setting.attending(shape.layers) <= sizes.lowest_layer and sizes.fast:  # counted with what is kept
+        kept = setting.keep_attention and setting.attending(shape.layers) <= sizes.lowest_layer
+        if kept and sizes.fast:  # counted with what is kept
             per_token -= q * size + 4 * shape.heads
     largest = max((group.parameters for group in sizes.groups), default=0)
     fixed = largest * size if sizes.trained_linear else 0

@@ -9,14 +9,25 @@ the next layer while one runs, and keeps the root (embeddings, last norm, head) 
     end         R + W, and the same of the lowest layer
     root        R's gradient (b) and its fp32 buffer (4), when R's weights are gone
 
-DeepSpeed (runtime/zero/config.py and stage3.py of 0.19; arXiv:1910.02054), in elements:
+DeepSpeed 0.19 (runtime/zero; arXiv:1910.02054), B its bucket in fp32 (`reduce_bucket_size`, d^2), made at full size:
 
-    zero2       one bucket of gradients in fp32 (`reduce_bucket_size`, d^2), made at its full size
-    zero3       the bucket; weights that live (`stage3_max_live_parameters`, 1e9, or the largest module) and are fetched
-                ahead (`stage3_prefetch_bucket_size`, 0.9 d^2); the gradient of a layer and of R
+    zero2       B; in the backward pass the gradients as under zero3; in the step one tensor's part in fp64, for the
+                norm (8), and of weights in fp32 a copy of this device's gradients (`stage_1_and_2.py: step`)
+    zero3       B, and the root from its forward to the end of its backward (`zero.py: _whole_in_the_root`)
+      loss      the last layers, which are not freed between their two passes: those of which the next use is less than
+                `stage3_max_reuse_distance` (1e9 elements) away (`partitioned_param_coordinator.py:
+                __params_to_release`), so ceil(1e9 / W); and a matrix of d^2, fetched ahead for the next layer
+                (`stage3_prefetch_bucket_size`, 0.9 d^2). One layer more lies there before the logits do
+      backward  those, or two layers: what is gathered lies in one buffer first and is then copied into each weight
+                (`partition_parameters.py: AllGatherCoalescedHandle.wait`); a trained layer's gradients (b), and one
+                of them in fp32 (4: `stage3.py: __avg_scatter_grads`); the head's own gradient, in fp32 as well
+      end       two layers, the same of the lowest one; a tied head's gradient, which waits for the embeddings'
+      root      that gradient and its fp32 copy; or, in the step, when nothing is gathered, the fp32 copy of a group of
+                this device's gradients (`sub_group_size`, 1e9: `stage3.py: _prepare_fp32_grad_for_sub_group`)
 
-d is the hidden size: what transformers' Trainer, and Luthier, write for `auto` (DeepSpeed's own defaults are 5e8, 5e7).
-A configuration of the user's own (`distributed.deepspeed_config`) may say other sizes; these are not looked at.
+What both hold was read off two gloo processes; zero3's gathers are tested there (tests/train/test_zero_memory.py). d is
+the hidden size: what transformers' Trainer, and Luthier, write for `auto` (DeepSpeed's own defaults are 5e8, 5e7). A
+configuration of the user's own (`distributed.deepspeed_config`) may say other sizes; these are not looked at.
 """
 
 from __future__ import annotations
@@ -25,12 +36,16 @@ from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import PACKED_BYTES
 
-__all__ = ["LIVE_PARAMETERS", "gathered_bytes", "layer_bytes", "root_bytes"]
+__all__ = ["REUSE_DISTANCE", "SUB_GROUP", "gathered_bytes", "layer_bytes", "root_bytes"]
 
-LIVE_PARAMETERS = 1_000_000_000
-"""Default of DeepSpeed 0.19, in elements."""
+REUSE_DISTANCE = 1_000_000_000
+"""Default of `stage3_max_reuse_distance` in DeepSpeed 0.19, in elements."""
+SUB_GROUP = 1_000_000_000
+"""Default of `sub_group_size` in DeepSpeed 0.19: elements of one device's part that its step updates at a time."""
 REDUCE_BYTES = 4
 """Gradients are reduced in fp32 (`train/distributed/fsdp.py`)."""
+NORM_BYTES = 8
+"""DeepSpeed takes norms in fp64."""
 
 
 def layer_bytes(sizes: Sizes, setting: Setting) -> int:
@@ -48,7 +63,7 @@ def root_bytes(sizes: Sizes, setting: Setting) -> int:
 def gathered_bytes(sizes: Sizes, setting: Setting) -> dict[str, int]:
     """By moment of a step (`memory.py`), and `root`, the reduction of the root's gradient after all others."""
     if setting.deepspeed:
-        return dict.fromkeys(("loss", "backward", "end", "root"), _deepspeed(sizes, setting))
+        return _zero3(sizes, setting) if setting.sharded else _zero2(sizes, setting)
     if not setting.sharded:
         return dict.fromkeys(("loss", "backward", "end", "root"), 0)
     layer, root = layer_bytes(sizes, setting), root_bytes(sizes, setting)
@@ -66,13 +81,40 @@ def gathered_bytes(sizes: Sizes, setting: Setting) -> dict[str, int]:
     }
 
 
-def _deepspeed(sizes: Sizes, setting: Setting) -> int:
-    size, square = setting.dtype_bytes, sizes.shape.hidden_size**2
+def _zero2(sizes: Sizes, setting: Setting) -> dict[str, int]:
+    bucket = REDUCE_BYTES * sizes.shape.hidden_size**2
+    early, late, root = _gradients(sizes, setting)
+    mine = 0 if setting.offload != "none" else -(-sizes.trainable // setting.world)
+    step = NORM_BYTES * min(mine, sizes.largest_trained) if setting.dtype_bytes < 4 else REDUCE_BYTES * mine
+    return {"loss": bucket, "backward": bucket + early, "end": bucket + late, "root": bucket + max(root, step)}
+
+
+def _zero3(sizes: Sizes, setting: Setting) -> dict[str, int]:
+    size, square, root = setting.dtype_bytes, sizes.shape.hidden_size**2, root_bytes(sizes, setting)
+    layer = sizes.linear_per_layer + sizes.adapter_parameters // sizes.shape.layers
+    kept = min(sizes.shape.layers, -(-REUSE_DISTANCE // layer))
     bucket = REDUCE_BYTES * square
-    if not setting.sharded:
-        return bucket
-    largest = max([sizes.head, *(group.parameters for group in sizes.groups)])
-    live = min(sizes.parameters, max(LIVE_PARAMETERS, largest) + round(0.9 * square)) * size
-    gradient = sizes.linear_per_layer if sizes.trained_linear else 0
-    gradient += sizes.head if sizes.trained_head or sizes.trained_embedding else 0
-    return bucket + live + gradient * size
+    always = bucket + root
+    early, late, last = _gradients(sizes, setting)
+    mine = 0 if setting.offload != "none" else min(-(-sizes.trainable // setting.world), SUB_GROUP)
+    return {
+        "loss": always + size * (kept * layer + square),
+        "backward": always + size * (max(kept, 2) * layer + square) + early,
+        "end": always + size * (2 * layer + square) + late,
+        "root": max(always + last, bucket + REDUCE_BYTES * mine),
+    }
+
+
+def _gradients(sizes: Sizes, setting: Setting) -> tuple[int, int, int]:
+    """Bytes of whole gradients while the first layers are differentiated, while the last is, and after all."""
+    if sizes.adapters:
+        return 0, 0, 0
+    size, layer = setting.dtype_bytes, 0
+    if sizes.trained_linear:
+        largest = max(group.parameters // group.members for group in sizes.groups)
+        layer = sizes.linear_per_layer * size + largest * REDUCE_BYTES
+    ends = sizes.head if sizes.trained_head or sizes.trained_embedding else 0
+    if sizes.shape.tied:
+        return layer + ends * size, layer + ends * size, ends * (size + REDUCE_BYTES)
+    early = ends * (size + REDUCE_BYTES) if sizes.trained_head else 0
+    return layer + early, layer, ends * (size + REDUCE_BYTES)

@@ -12,7 +12,8 @@ Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula:
 (`activations.py`). Stated constants: workspace, and outside the allocator its fragmentation and the context
 (`efficiency.py`). Over N devices (arXiv:1910.02054, section 5):
 
-    zero2            gradients, masters and states by N
+    zero1            masters and states by N
+    zero2            gradients as well
     fsdp2, zero3     weights as well; under FSDP2 adapters, which are small, stay whole with their states
     offload          `optimizer`: masters and states are in host memory; `all`: shards of weights and gradients, too
                      (`host.py`; arXiv:2101.06840)
@@ -142,7 +143,7 @@ def estimate_memory(
     }
     rows = max(1, round(supervised * setting.micro_tokens))
     head = head_bytes(sizes, setting, rows, table, cuda=cuda)
-    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim, share=parts))
+    moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim))
     peak = sum(static.values()) + sum(dynamic.values())
     outside = round(_fragmentation(sizes, setting, table) * peak) + table.context_bytes if cuda else 0
     outside += table.communication_bytes if setting.world > 1 else 0
@@ -160,11 +161,9 @@ def _fragmentation(sizes: Sizes, setting: Setting, table: Efficiency) -> float:
     return table.sharded_fragmentation if sizes.adapters else table.sharded_trained_fragmentation
 
 
-def _moments(
-    sizes: Sizes, setting: Setting, *, head: int, supervised: float, optim: str, share: int
-) -> dict[str, dict[str, int]]:
+def _moments(sizes: Sizes, setting: Setting, *, head: int, supervised: float, optim: str) -> dict[str, dict[str, int]]:
     """Bytes of the parts that come and go, by moment."""
-    size = setting.dtype_bytes
+    size, share = setting.dtype_bytes, setting.gradient_parts(sizes.adapters)
     activations = activation_bytes(sizes, setting, supervised)
     before, after = (part // share for part in gradient_bytes(sizes, setting))
     head_gradient = size * sizes.head // share if sizes.trained_head else 0
@@ -172,6 +171,8 @@ def _moments(
         before = after = head_gradient = 0  # each reduced gradient goes to host memory at once
     # Where gradients are summed tensor by tensor, the head's is gone into its sum at once.
     early = before + (0 if before and after == before else head_gradient)
+    if setting.deepspeed and setting.offload == "none":  # its partition is made whole for the first gradient
+        early = after
     lowest_is_whole = setting.whole_layers(sizes.shape.layers) > sizes.lowest_layer
     lowest = kept_bytes_per_token(sizes, "layer" if lowest_is_whole else setting.rest, size, wide=setting.wide)
     if lowest_is_whole and setting.attending(sizes.shape.layers) <= sizes.lowest_layer:

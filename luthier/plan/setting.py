@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from luthier.recipe.deepspeed_keys import ZERO
+
 __all__ = ["Base", "Offload", "Recompute", "Setting", "Strategy", "Way"]
 
 Recompute = Literal["none", "selective", "layer"]
-Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
+Strategy = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Offload = Literal["none", "optimizer", "all"]
 Base = Literal["plain", "nf4", "nf4_dequantized", "fp8"]
 
@@ -80,8 +82,8 @@ class Setting:
 
     @property
     def deepspeed(self) -> bool:
-        """DeepSpeed runs the step: ZeRO-2 or ZeRO-3."""
-        return self.world > 1 and self.way.strategy in ("zero2", "zero3")
+        """DeepSpeed runs the step."""
+        return self.world > 1 and self.way.strategy in ZERO
 
     @property
     def offload(self) -> Offload:
@@ -108,11 +110,15 @@ class Setting:
         return self.shard_group if self.sharded else 1
 
     def trained_parts(self, adapters: bool) -> int:
-        """Devices that masters, optimizer state and kept gradients are divided over: all under ZeRO; under FSDP2 those
-        of a copy, with adapters none, for these are whole everywhere (`train/distributed/fsdp.py`)."""
+        """Devices that masters and optimizer state are divided over: all under ZeRO; under FSDP2 those of a copy, with
+        adapters none, for these are whole everywhere (`train/distributed/fsdp.py`)."""
         if self.deepspeed or (self.sharded and not adapters):
             return self.shard_group
         return 1
+
+    def gradient_parts(self, adapters: bool) -> int:
+        """Devices that kept gradients are divided over: as states, but for ZeRO-1, where they are whole."""
+        return 1 if self.way.strategy == "zero1" else self.trained_parts(adapters)
 
     def whole_layers(self, layers: int) -> int:
         """How many of the first layers are recomputed as a whole."""
@@ -150,7 +156,7 @@ class Setting:
         if self.base in named:
             parts.append(named[self.base])
         if self.world > 1:
-            spread = {"ddp": "copied to", "zero2": "gradients and states sharded over"}
+            spread = {"ddp": "copied to", "zero1": "states sharded over", "zero2": "gradients and states sharded over"}
             parts.append(f"{spread.get(self.way.strategy, 'sharded over')} {self.world} devices")
             if self.deepspeed:
                 parts[-1] += " (DeepSpeed)"

@@ -7,6 +7,7 @@
     R copies of shards (`dp_replicate_size`): as fsdp2 over the N / R devices of a copy; then an all-reduce of the fp32
              gradients of shards between copies, in every micro-batch: 2 (R - 1) / R x 4 p R / N, of each device over
              its own adapter where there are several hosts
+    zero1    all-reduce of fp32 gradients once a step, all-gather of what was updated
     zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
              step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
     zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden (`ZERO3_SHOWN`)
@@ -34,7 +35,8 @@ __all__ = ["HOST_DEVICES", "exchange_seconds", "forward_exchange_seconds"]
 
 ZERO3_SHOWN = 5.0
 """Seconds that ZeRO-3's exchange adds to a step, in times of the links' own: it hides nothing and pays for its buckets
-and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E)."""
+and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E). Those
+gathered the whole model at once, which is mended: an upper bound until it is measured again."""
 
 
 def exchange_seconds(
@@ -64,8 +66,8 @@ def exchange_seconds(
     if strategy == "ddp":
         return shared + 2.0 * part * 4.0 * sizes.trainable / link
     group = setting.shard_group
-    if strategy == "zero2":
-        reduced = setting.accumulate * 2.0 * part * 4.0 * sizes.trainable
+    if strategy in ("zero1", "zero2"):
+        reduced = (setting.accumulate if strategy == "zero2" else 1) * 2.0 * part * 4.0 * sizes.trainable
         return shared + (reduced + part * size * sizes.trainable) / link
     gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
     divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable

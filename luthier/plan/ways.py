@@ -6,8 +6,8 @@
              (where weights themselves are trained) or everything offloaded; 2, 4, 8 devices of a host for each sequence
     last     both together
 
-zero2 and zero3 are looked at when they are named. A way that the rules of recipes refuse (`recipe/rules.py`) is left
-out, and its reason kept.
+zero1, zero2 and zero3 are looked at when they are named. A way that the rules of recipes refuse (`recipe/rules.py`) is
+left out, and its reason kept.
 """
 
 from __future__ import annotations

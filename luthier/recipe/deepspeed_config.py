@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from luthier.recipe.deepspeed_keys import AGREED, NO_EFFECT, NO_EFFECT_IN_ZERO, PASSED, SHORT_IN_ZERO
+from luthier.recipe.deepspeed_keys import AGREED, NO_EFFECT, NO_EFFECT_IN_ZERO, PASSED, SHORT_IN_ZERO, STAGES
 from luthier.recipe.paths import expand
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import RecipeError
@@ -29,7 +29,6 @@ __all__ = [
     "without_effect",
 ]
 
-_STAGES = {2: "zero2", 3: "zero3"}
 _OPTIMIZERS = {"adam": "adamw_torch_fused", "adamw": "adamw_torch_fused", "sgd": "sgd"}
 _SCHEDULES = {"warmuplr": "constant_with_warmup", "warmupdecaylr": "linear", "warmupcosinelr": "cosine"}
 
@@ -78,7 +77,7 @@ def converted(config: Mapping[str, Any], key: str) -> Any:
     if value is None or value == "auto":
         return None
     if key == "zero_optimization.stage":
-        return _one_of(value, _STAGES)
+        return _one_of(value, STAGES)
     if key == "bf16.enabled":
         return _one_of(value, {True: "bfloat16", False: "float32"})
     if key.endswith(".device"):
@@ -144,7 +143,7 @@ def deepspeed_settings(recipe: Recipe, *, dtype: str, processes: int, hidden_siz
     """The configuration that DeepSpeed gets, without `auto`.
 
     Args:
-        recipe: Resolved, with `distributed.strategy` zero2 or zero3.
+        recipe: Resolved, with one of DeepSpeed's as `distributed.strategy`.
         dtype: Of the weights, `bfloat16` or `float32`.
         processes: That train.
         hidden_size: Of the model; DeepSpeed's buckets are measured by it.
@@ -182,7 +181,7 @@ def deepspeed_settings(recipe: Recipe, *, dtype: str, processes: int, hidden_siz
 
 
 def _zero(given: dict[str, Any], recipe: Recipe, hidden_size: int, pin: bool) -> dict[str, Any]:
-    stage = {name: number for number, name in _STAGES.items()}[recipe.distributed.strategy]
+    stage = {name: number for number, name in STAGES.items()}[recipe.distributed.strategy]
     zero = {key: value for key, value in given.items() if key not in NO_EFFECT_IN_ZERO and value != "auto"}
     zero["stage"] = stage
     zero.setdefault("reduce_bucket_size", hidden_size * hidden_size)

@@ -6,9 +6,14 @@ DeepSpeed itself passes over a misspelt key at the top level, so every one is in
 from __future__ import annotations
 
 __all__ = [
-    "AGREED", "NO_EFFECT", "NO_EFFECT_IN_ZERO", "PASSED", "PASSED_IN_ZERO", "SHORT_IN_ZERO", "UNTRIED",
-    "UNTRIED_IN_ZERO",
+    "AGREED", "NO_EFFECT", "NO_EFFECT_IN_ZERO", "PASSED", "PASSED_IN_ZERO", "SHORT_IN_ZERO", "STAGES", "UNTRIED",
+    "UNTRIED_IN_ZERO", "ZERO",
 ]  # fmt: skip
+
+STAGES = {1: "zero1", 2: "zero2", 3: "zero3"}
+"""`distributed.strategy` of each stage of ZeRO."""
+ZERO = frozenset(STAGES.values())
+"""The strategies that are DeepSpeed's."""
 
 SHORT_IN_ZERO = (
     "max_live_parameters", "max_reuse_distance", "model_persistence_threshold", "module_granularity_threshold",

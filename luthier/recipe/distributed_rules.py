@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.offload_rules import offload_rules
 from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
@@ -46,7 +47,7 @@ def distributed_rules(
     train: TrainSection, locate: Locate,
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
-    yield from zero_rules(section, model, method, objective, train, locate)
+    yield from zero_rules(section, model, method, train, locate)
     yield from offload_rules(section, method, train, locate)
     yield from replicate_rules(section, locate)
     yield from _sequence_rules(section, objective, locate)
@@ -83,7 +84,7 @@ def _sequence_rules(section: DistributedSection, objective: ObjectiveSection, lo
             "L231", f"`{key}: {size}` beside objective {objective.name}: only sft's sequences can be shared",
             hint="remove it",
         )  # fmt: skip
-    if section.strategy in ("zero2", "zero3"):
+    if section.strategy in ZERO:
         yield locate(key).problem(
             "L231", f"`{key}: {size}` beside `distributed.strategy: {section.strategy}`",
             hint="write fsdp2 or ddp",

@@ -25,7 +25,7 @@ class Decision:
     """`model.dequantize_base`; False unless the base is nf4."""
     recompute_attention: bool | int = True
     """`train.gradient_checkpointing_attention`."""
-    strategy: Literal["ddp", "fsdp2", "zero2", "zero3"] = "ddp"
+    strategy: Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"] = "ddp"
     """`distributed.strategy`."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """`distributed.offload`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection, MethodSection, TrainSection
 from luthier.runtime.errors import Problem
@@ -18,7 +19,7 @@ def offload_rules(
     section: DistributedSection, method: MethodSection, train: TrainSection, locate: Locate
 ) -> Iterator[Problem]:
     """Refused combinations, by name; DeepSpeed has its own offload."""
-    if section.offload == "none" or section.strategy in ("zero2", "zero3"):
+    if section.offload == "none" or section.strategy in ZERO:
         return
     where, value = locate("distributed.offload"), f"`distributed.offload: {section.offload}`"
     if section.strategy == "ddp":

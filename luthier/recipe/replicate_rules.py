@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.positions import Locate
 from luthier.recipe.schema import DistributedSection
 from luthier.runtime.errors import Problem, RecipeError
@@ -40,7 +41,7 @@ def require_copies(copies: int, processes: int) -> None:
 
 def replicate_rules(section: DistributedSection, locate: Locate) -> Iterator[Problem]:
     """Refused combinations, by name."""
-    if section.dp_replicate_size == 1 or section.strategy not in ("ddp", "zero2", "zero3"):
+    if section.dp_replicate_size == 1 or section.strategy not in ("ddp", *ZERO):
         return
     without = "copies the whole model" if section.strategy == "ddp" else "divides over all processes (DeepSpeed)"
     yield locate(KEY).problem(

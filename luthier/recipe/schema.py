@@ -238,9 +238,9 @@ class TrainSection(Section):
 class DistributedSection(Section):
     """How several processes train one model; with one process nothing of it has an effect."""
 
-    strategy: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
     """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards (torch's
-    `fully_shard`); `zero2`, `zero3`: DeepSpeed's. `auto`: the plan chooses."""
+    `fully_shard`); `zero1`, `zero2`, `zero3`: DeepSpeed's. `auto`: the plan chooses."""
     reshard_after_forward: bool = True
     """For `fsdp2`: free a layer's weights after its forward pass and gather them again for its backward pass. `false`
     keeps them: less to send, and as much memory for weights as `ddp` while a step runs."""

@@ -18,10 +18,11 @@ from luthier.recipe.deepspeed_keys import (
     PASSED_IN_ZERO,
     UNTRIED,
     UNTRIED_IN_ZERO,
+    ZERO,
 )
 from luthier.recipe.names import takes_from_base
 from luthier.recipe.positions import Locate
-from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
+from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, TrainSection
 from luthier.runtime.errors import Problem
 
 __all__ = ["ZERO_OPTIMIZERS", "known_in_zero", "why_not_zero", "zero_rules"]
@@ -39,37 +40,32 @@ def known_in_zero() -> frozenset[str]:
     return frozenset(_IN_ZERO)
 
 
-def why_not_zero(
-    model: ModelSection, method: MethodSection, objective: ObjectiveSection, train: TrainSection
-) -> Iterator[tuple[str, str]]:
+def why_not_zero(model: ModelSection, method: MethodSection, train: TrainSection) -> Iterator[tuple[str, str]]:
     """(key, reason) of everything in a recipe that DeepSpeed's partitions cannot be combined with."""
-    if model.quantization in ("nf4", "fp8") or (model.quantization == "auto" and method.name == "qlora"):
-        kind = "fp8" if model.quantization == "fp8" else "nf4"
-        yield "model.quantization", f"DeepSpeed's partitions hold no {kind} base"
-    if objective.name != "sft":
-        yield "objective.name", f"objective {objective.name} makes passes that its processes do not make together"
+    if model.quantization == "fp8":
+        yield (
+            "model.quantization",
+            "an fp8 base is fitted and sharded layer by layer by fsdp2 only; nf4 works here",
+        )
     if train.optim not in ZERO_OPTIMIZERS:
         yield "train.optim", f"{train.optim} needs whole matrices; partitions take {', '.join(ZERO_OPTIMIZERS)}"
-    if method.name in ("lora", "qlora") and method.modules_to_save:
-        yield "method.modules_to_save", "modules trained in full beside adapters were not tried under ZeRO"
     if method.use_dora or takes_from_base(method.init_lora_weights):
         key = "method.use_dora" if method.use_dora else "method.init_lora_weights"
         yield key, "adapters that read the base's weights need them whole"
-    if model.new_tokens:
-        yield "model.new_tokens", "rows of new tokens were not tried under ZeRO"
 
 
 def zero_rules(
-    section: DistributedSection, model: ModelSection, method: MethodSection, objective: ObjectiveSection,
-    train: TrainSection, locate: Locate,
+    section: DistributedSection, model: ModelSection, method: MethodSection, train: TrainSection, locate: Locate
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, and contradictions between recipe and DeepSpeed configuration, by name."""
-    if section.strategy in ("zero2", "zero3"):
-        for key, reason in why_not_zero(model, method, objective, train):
+    if section.strategy in ZERO:
+        for key, reason in why_not_zero(model, method, train):
             message = f"`distributed.strategy: {section.strategy}` beside `{key}`: {reason}"
-            yield locate("distributed.strategy").problem("L175", message, hint="write ddp or auto, or change that key")
-        if section.strategy == "zero2" and section.offload == "all":
-            message = "`distributed.offload: all` beside `distributed.strategy: zero2`, which keeps weights whole"
+            yield locate("distributed.strategy").problem(
+                "L175", message, hint="write fsdp2 or auto, or change that key"
+            )
+        if section.strategy != "zero3" and section.offload == "all":
+            message = f"`distributed.offload: all` beside `distributed.strategy: {section.strategy}`: weights are whole"
             yield locate("distributed.offload").problem("L175", message, hint="write optimizer, or zero3")
         if not section.reshard_after_forward:
             key = "distributed.reshard_after_forward"
@@ -151,6 +147,6 @@ def _contradictions(config: Mapping[str, Any], parts: Mapping[str, BaseModel]) -
         hint = "write auto there, or the same in both"
         yield "L171", f"`{key}` is {json.dumps(got)}, and the recipe has `{ours}: {mine}`", hint
     strategy = vars(parts["distributed"])["strategy"]
-    if strategy not in ("zero2", "zero3") and look_up(config, "zero_optimization.stage") in (None, "auto"):
+    if strategy not in ZERO and look_up(config, "zero_optimization.stage") in (None, "auto"):
         text = f"it names no `zero_optimization.stage`, and `distributed.strategy` is {strategy}"
-        yield "L178", text, "write zero2 or zero3 in the recipe"
+        yield "L178", text, "write zero1, zero2 or zero3 in the recipe"

@@ -17,12 +17,16 @@ _COMPARED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("share of the device's peak rate (MFU)", "mfu", lambda value: f"{value * 100:.1f} %"),
 )
 
+_OF_SEVERAL = {"peak_bytes": ", of the process with most", "tokens_per_second": ", all processes together"}
+
 
 def plan_rows(run: RunFiles) -> list[tuple[str, str, str, str]]:
     """(what, planned, measured, difference in percent of the plan) for what was measured; planned may be a dash."""
     planned = run.measured.get("predicted") or {}
+    several = run.train.get("processes", 1) > 1
     rows = []
     for name, key, shown in _COMPARED:
+        name += _OF_SEVERAL.get(key, "") if several else ""
         said, found = planned.get(key), run.measured.get(key)
         if found is None:
             continue

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from luthier.report.read import RunFiles
 from luthier.report.svg import Line, line_chart
 
-__all__ = ["preference_charts", "preference_rows", "preference_sentence"]
+__all__ = ["WORDS", "preference_charts", "preference_rows", "preference_sentence"]
 
 WORDS = {
     "implicit": "the chosen answer gained more probability than the rejected one",

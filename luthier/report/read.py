@@ -43,7 +43,10 @@ class RunFiles:
     """What method `spectrum` chose, and its scan; empty for other methods."""
     seconds: dict[str, float]
     """Duration of each finished stage."""
+    plan: dict[str, Any]
+    """What was planned before the training; empty for a run without a plan."""
     metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
     recipe_text: str
     resolved_text: str
     data_card: str
@@ -77,7 +80,9 @@ def read_run(run: RunFolder) -> RunFiles:
         measured=_json(run, "measured.json") or {},
         selection=_json(run, "spectrum/selection.json") or {},
         seconds={name: float(record["seconds"]) for name, record in records.items() if record},
+        plan=_json(run, "plan.json") or {},
         metrics=[line for line in run.read_lines("metrics.jsonl") if isinstance(line, dict)],
+        events=[clean(line) for line in run.read_lines("events.jsonl") if isinstance(line, dict)],
         recipe_text=_text(run, "recipe.yaml"),
         resolved_text=_text(run, "resolved.yaml"),
         data_card=_text(run, DATA_CARD),

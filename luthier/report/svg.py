@@ -30,13 +30,13 @@ class Line:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A short number: 0.00123, 1.5e-05, 12,300."""
+    """A short number: 0.00123, 1.5e-05, 12,300, 2e12."""
     if value == 0:
         return "0"
     size = abs(value)
-    if size >= 10_000:
+    if 10_000 <= size < 1e10:
         return f"{value:,.0f}"
-    if size < 1e-4:
+    if size < 1e-4 or size >= 1e10:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     text = f"{value:.{max(0, digits - 1 - math.floor(math.log10(size)))}f}"
@@ -52,6 +52,16 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _tick_texts(ticks: Sequence[float]) -> list[str]:
+    """Each tick as a short number, with as many digits as neighbours need to differ."""
+    found: list[str] = []
+    for digits in range(3, 9):
+        found = [number(tick, digits) for tick in ticks]
+        if len(set(found)) == len(found):
+            break
+    return found
 
 
 def line_chart(
@@ -70,7 +80,12 @@ def line_chart(
         return Markup("")
     xs = [x for line in shown for x, _ in line.points]
     ys = [y for line in shown for _, y in line.points]
-    x_ticks = [tick for tick in nice_ticks(min(xs), max(xs), 6) if min(xs) <= tick <= max(xs)]
+    whole = all(float(x).is_integer() for x in xs)  # steps: no marks between them
+    x_ticks = [
+        tick
+        for tick in nice_ticks(min(xs), max(xs), 6)
+        if min(xs) <= tick <= max(xs) and (not whole or tick.is_integer())
+    ]
     y_ticks = nice_ticks(0.0 if from_zero else min(ys), max(ys), 5)
     left, right, top, bottom = 58, width - 14, 28, height - 42
     x_low, x_high = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
@@ -83,12 +98,12 @@ def line_chart(
         return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
 
     parts = [_open(width, height, title)]
-    for tick in y_ticks:
+    for tick, text in zip(y_ticks, _tick_texts(y_ticks), strict=True):
         y = y_of(tick)
         parts.append(Markup('<line class="rule" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, right, y, y))
-        parts.append(_label(left - 8, y + 4, number(tick), anchor="end"))
-    for tick in x_ticks:
-        parts.append(_label(x_of(tick), bottom + 18, number(tick), anchor="middle"))
+        parts.append(_label(left - 8, y + 4, text, anchor="end"))
+    for tick, text in zip(x_ticks, _tick_texts(x_ticks), strict=True):
+        parts.append(_label(x_of(tick), bottom + 18, text, anchor="middle"))
     parts.append(Markup('<line class="axis" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(left, right, bottom, bottom))
     parts.append(_label((left + right) / 2, height - 6, x_label, anchor="middle", kind="name"))
     parts.append(_label(2, 11, y_label, anchor="start", kind="name"))

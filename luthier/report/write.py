@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from luthier.report import answers_view, curves, views
 from luthier.report.plan_view import measured_facts, plan_rows
 from luthier.report.preference_view import preference_rows
+from luthier.report.processes_view import process_facts
 from luthier.report.read import RunFiles, read_run
 from luthier.report.spectrum_view import spectrum_view
 from luthier.report.svg import number
@@ -65,6 +66,7 @@ def render(run: RunFiles) -> str:
         samples=views.token_samples(run),
         curves=curves.curves(run),
         preferences=preference_rows(run),
+        processes=process_facts(run.events, result=run.train, measured=run.measured, plan=run.plan),
         stages=views.stage_chart(run),
         spectrum=spectrum_view(run),
         chosen=views.chosen_values(run),

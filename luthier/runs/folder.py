@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ from luthier.runtime.errors import EnvironmentProblem, RunFailed
 from luthier.runtime.lock import owned
 
 __all__ = ["RunFolder", "StageRecord"]
+
+WRITTEN = ("stages", "data", "checkpoints", "eval", "export", "served")
+"""Folders of a run in which files or folders are written beside their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,16 +62,25 @@ class RunFolder:
     path: Path
 
     def create(self) -> RunFolder:
-        """Make the folder, check that it can be written, remove leftovers of killed writers."""
+        """Make the folder and check that it can be written. What is in it may be another process' work."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".tmp-probe"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
         except OSError as error:
             raise explain_os_error(error, self.path) from error
-        sweep(self.path)
         return self
+
+    def _clean(self) -> None:
+        """Remove what killed writers left, and end a log's torn last line: its owner does, before anything else."""
+        for folder in (self.path, *(self.path / name for name in WRITTEN)):
+            sweep(folder)
+        for log in self.path.glob("*.jsonl"):
+            with log.open("rb+") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, size - 1))
+                if stream.read() not in (b"", b"\n"):
+                    stream.write(b"\n")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -75,6 +88,10 @@ class RunFolder:
         self.create()
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         with owned(handle, self._in_use):
+            try:
+                self._clean()
+            except OSError as error:
+                raise explain_os_error(error, self.path) from error
             yield
 
     def _in_use(self, owner: str) -> EnvironmentProblem:

@@ -3,17 +3,20 @@
 A file is written beside its target, flushed to the disk and renamed over it. A folder is
 written under a temporary name beside its target and renamed when everything in it is on
 the disk. Whatever is left by a killed writer starts with `.tmp-` and is removed by `sweep`.
+A folder is locked (flock) while it is written, so a sweep passes over what another process is
+writing: caches are shared by runs that go on at the same time.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +71,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         EnvironmentProblem: the disk or its permissions do not allow it.
     """
     temporary: Path | None = None
+    handle = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=path.parent))
+        handle = os.open(temporary, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.chmod(temporary, 0o755)
         yield temporary
         for file in sorted(temporary.rglob("*")):
@@ -82,6 +89,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise explain_os_error(error, path) from error
     finally:
+        if handle >= 0:
+            os.close(handle)
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -99,16 +108,35 @@ def _swap(temporary: Path, path: Path) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what killed writers left directly in `folder`; returns what was removed."""
+    """Remove what killed writers left directly in `folder`, not what is being written; returns what was removed."""
     removed = []
     if folder.is_dir():
         for leftover in folder.glob(TEMP_PREFIX + "*"):
             if leftover.is_dir():
+                if _written_now(leftover):
+                    continue
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
             removed.append(leftover)
     return removed
+
+
+def _written_now(folder: Path) -> bool:
+    """A process that lives has its lock."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def fsync_path(path: Path) -> None:

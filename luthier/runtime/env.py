@@ -57,6 +57,8 @@ class Env:
     """`LOCAL_WORLD_SIZE`: processes on this machine."""
     machine: int
     """`GROUP_RANK` as set by torchrun: number of this machine; 0 without it."""
+    machines: int
+    """`GROUP_WORLD_SIZE` as set by torchrun: how many there are; 1 without it."""
     unshared: bool
     """`LUTHIER_UNSHARED` is set by `luthier launch`: the machines of the run do not see one run folder."""
     machine_seconds: float
@@ -97,6 +99,7 @@ def read_env() -> Env:
         world_size=int(_process("WORLD_SIZE") or 1),
         local_world_size=int(_process("LOCAL_WORLD_SIZE") or _process("WORLD_SIZE") or 1),
         machine=int(get("GROUP_RANK") or 0),
+        machines=int(get("GROUP_WORLD_SIZE") or 1),
         unshared=_truthy(get("LUTHIER_UNSHARED", "")),
         machine_seconds=float(get("LUTHIER_MACHINE_SECONDS") or 30.0),
         launched=_truthy(get("LUTHIER_LAUNCHED", "")),
@@ -229,7 +232,9 @@ def for_other_hosts() -> dict[str, str]:
     }  # fmt: skip
 
 
-_SET_BY_LAUNCH = ("LUTHIER_LAUNCHED", "LUTHIER_LAUNCH_COMMAND", "LUTHIER_UNSHARED", "LUTHIER_WATCH_FOLDER")
+_SET_BY_LAUNCH = (
+    "LUTHIER_LAUNCHED", "LUTHIER_LAUNCH_COMMAND", "LUTHIER_UNSHARED", "LUTHIER_PARENT", "LUTHIER_WATCH_FOLDER",
+)  # fmt: skip
 _FOR_HOSTS = (
     "LUTHIER_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_", "WANDB_", "OMP_",
     "MKL_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR",

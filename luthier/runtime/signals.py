@@ -3,6 +3,10 @@
 The first signal only raises a flag: the loop reads it between micro-batches and between steps,
 saves, and ends with `Interrupted`. What a second signal leaves is what a crash leaves: the last
 complete checkpoint, and a temporary folder that the next run removes.
+
+Of several processes each may get a signal twice that was meant once: a cluster sends it to all of a job, and the
+launcher passes its own on. So there only one that comes after the launcher's patience stops at once; or any, as long
+as there is nothing to save (`begun`).
 """
 
 from __future__ import annotations
@@ -10,16 +14,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from luthier.runtime.console import console, note
+from luthier.runtime.env import read_env
 
 __all__ = ["Stop", "stop_on_signals"]
 
 EXIT_INTERRUPTED = 130
+AGENT_SECONDS = 30.0
+"""After which torch's agent kills processes that it has told to stop."""
 
 
 class Stop:
@@ -28,6 +36,10 @@ class Stop:
     def __init__(self, said: str = "saving a checkpoint, then stopping") -> None:
         self.signal: signal.Signals | None = None
         self.said = said
+        self.begun = False
+        """Processes of a run take steps together: what is asked of one is done by all, after a step."""
+        self._again = 0.0 if read_env().world_size == 1 else AGENT_SECONDS
+        self._since = 0.0
 
     @property
     def requested(self) -> bool:
@@ -36,10 +48,14 @@ class Stop:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: the first raises the flag, the second ends the process."""
-        if self.requested:
+        if self._again and not self.begun:
             os._exit(EXIT_INTERRUPTED)
-        self.signal = signal.Signals(number)
-        note(f"{self.signal.name}: {self.said} (once more to stop at once)")
+        if self.requested:
+            if time.monotonic() - self._since >= self._again:
+                os._exit(EXIT_INTERRUPTED)
+            return
+        self.signal, self._since = signal.Signals(number), time.monotonic()
+        note(f"{self.signal.name}: {self.said}{'' if self._again else ' (once more to stop at once)'}")
 
 
 @contextmanager

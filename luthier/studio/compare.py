@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.runtime.errors import Problem, RecipeError
 from luthier.studio.clean import clean, finite
 from luthier.studio.evals import answer_of, question_of
+from luthier.studio.names import as_argument
 from luthier.studio.recipes.check import problem_record
 from luthier.studio.runs.logs import metric_record, read_all, thin
 
@@ -65,7 +66,7 @@ def compared(found: Compared, lines: Sequence[Mapping[str, Any]], folders: Seque
         "curves": [{"run": line["id"], "rows": _curve(folder)} for line, folder in zip(lines, folders, strict=True)],
         "table": [_task(task, found, number) for task in tasks], "facts": _facts(runs), "tasks": tasks,
         "problems": [_problem(item) for item in found.comparison.not_tested],
-        "command": shlex.join(["luthier", "compare", *(str(line["name"]) for line in lines)]),
+        "command": shlex.join(["luthier", "compare", *map(as_argument, folders, lines)]),
     }  # fmt: skip
     cleaned: dict[str, Any] = clean(value)
     return cleaned

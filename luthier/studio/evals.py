@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.report.diff import word_diff
+from luthier.report.preference_view import WORDS
 from luthier.runtime.errors import RecipeError
 from luthier.studio.clean import clean, finite
+from luthier.studio.names import as_argument
 from luthier.studio.scores import ScoreFiles
 
 __all__ = ["AskedAnswers", "answer_of", "answer_rows", "evaluations", "question_of"]
@@ -49,11 +51,20 @@ def evaluations(folder: Path, line: Mapping[str, Any], files: ScoreFiles) -> dic
     return {
         "tasks": tasks,
         "regressions": [task["name"] for task in tasks if (task["comparison"] or {}).get("verdict") == "worse"],
-        "preferences": clean({name: preferences.get(name) for name in _PREFERENCES}) if preferences else None,
+        "preferences": _preferences(preferences) if preferences else None,
         "judge": clean(told) if told else None,
         "report": f"/studio/api/runs/{line['id']}/report" if (folder / "report.html").is_file() else None,
-        "command": f"luthier compare {shlex.quote(str(line['name']))}",
+        "command": f"luthier compare {shlex.quote(as_argument(folder, line))}",
     }  # fmt: skip
+
+
+def _preferences(file: Mapping[str, Any]) -> dict[str, Any]:
+    """Held-out pairs or rated answers; each measure with what it counts in words."""
+    found = {name: file.get(name) for name in _PREFERENCES}
+    measures = [one for one in file.get("measures") or [] if isinstance(one, dict)]
+    named = [{**one, "what": WORDS.get(str(one.get("name")), str(one.get("name")))} for one in measures]
+    value: dict[str, Any] = clean({**found, "measures": named})
+    return value
 
 
 def _by_name(file: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,11 +7,13 @@ of a URL. `.` is the runs folder itself, where it is a run.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from luthier.runtime.errors import Problem, RecipeError
 
-__all__ = ["check_name", "name_of", "path_below", "run_folder", "run_id"]
+__all__ = ["as_argument", "check_name", "name_of", "path_below", "run_folder", "run_id"]
 
 _LONGEST = 255
 """Bytes of one name, on every usual file system."""
@@ -65,6 +67,12 @@ def path_below(root: Path, text: str) -> Path:
     if not path.exists():
         raise RecipeError(code="W106", message=f"there is no {text[:200]!r}")
     return path
+
+
+def as_argument(folder: Path, line: Mapping[str, Any]) -> str:
+    """A run folder as a command names it, from the folder that holds the runs folder."""
+    name = str(line["name"])
+    return folder.name if line["id"] == "." else f"{folder.parents[name.count('/')].name}/{name}"
 
 
 def check_name(text: str) -> str:

@@ -6,8 +6,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 __all__ = ["Unfinished", "Work"]
@@ -34,11 +35,50 @@ class _Job:
     began: float
 
 
+class _Threads:
+    """A few threads that the end of the program does not wait for, as it does for those of concurrent.futures."""
+
+    def __init__(self, count: int) -> None:
+        self._waiting: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._left, self._closed = count, False
+
+    def submit(self, do: Callable[[], T]) -> Future[T]:
+        """Begin `do` when a thread is free. One caller at a time."""
+        future: Future[T] = Future()
+        if self._closed:
+            future.cancel()
+            return future
+        self._waiting.put((future, do))
+        if self._left:
+            self._left -= 1
+            threading.Thread(target=self._run, name=f"studio-work-{self._left}", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._closed = True
+        while True:
+            try:
+                self._waiting.get_nowait()[0].cancel()
+            except Empty:
+                return
+
+    def _run(self) -> None:
+        while True:
+            future, do = self._waiting.get()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(do())
+            except BaseException as error:  # noqa: BLE001 - for whoever asks
+                future.set_exception(error)
+
+
 class Work:
     """A few threads, and the results of the last pieces of work."""
 
     def __init__(self, *, threads: int = 2, kept: int = 16) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="studio-work")
+        self._threads = _Threads(threads)
         self._jobs: OrderedDict[Hashable, _Job] = OrderedDict()
         self._lock = threading.Lock()
         self._kept = kept
@@ -58,7 +98,7 @@ class Work:
         with self._lock:
             job = self._jobs.get(key)
             if job is None:
-                job = self._jobs[key] = _Job(self._pool.submit(do), what, time.monotonic())
+                job = self._jobs[key] = _Job(self._threads.submit(do), what, time.monotonic())
                 self._forget()
             self._jobs.move_to_end(key)
         try:
@@ -91,5 +131,6 @@ class Work:
             del self._jobs[key]
 
     def close(self) -> None:
-        """Begin nothing more; what goes on is not waited for."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Begin nothing more; what goes on is not waited for, not by the end of the program either."""
+        with self._lock:
+            self._threads.close()

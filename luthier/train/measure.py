@@ -32,6 +32,8 @@ class Measured:
     calibration: Calibration | None
     mfu: float | None = None
     """Share of the device's peak rate, by the plan's formula; None without a plan or on a CPU."""
+    peak_bytes_by_process: tuple[int, ...] | None = None
+    """`peak_bytes` of each, by rank; None with one process."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

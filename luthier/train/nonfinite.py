@@ -46,7 +46,10 @@ def report_non_finite(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, 
             if together
             else "Each row alone is finite"
         )
-        refs = ", ".join(str(ref) for item in micro_batches for ref in item.batch.refs[:SHOWN])
+        own = [str(ref) for item in micro_batches for ref in item.batch.refs]
+        all_refs = gather_object(own) if trainer.world_size > 1 else own
+        refs = ", ".join(dict.fromkeys(all_refs[:SHOWN]))
+        refs += f" and {len(all_refs) - SHOWN} more" if len(all_refs) > SHOWN else ""
         raise RunFailed(code="T410", message=f"{head}. {alone}; rows of the step: {refs}", hint=hint)
     problems = [
         Problem(code="T410", message=f"the {what} of this row is not finite", file=file, line=line)

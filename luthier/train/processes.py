@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from luthier.runtime.env import without_launcher_variables
+from luthier.runtime.env import read_env, without_launcher_variables
 from luthier.runtime.errors import LuthierError, RunFailed
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-__all__ = ["make_accelerator", "on_main", "require_equal"]
+__all__ = ["make_accelerator", "on_main", "peaks_of_all", "require_equal", "spread"]
 
 Result = TypeVar("Result")
 
@@ -82,3 +82,23 @@ def require_equal(accelerator: Accelerator, value: str, *, what: str) -> None:
             code="L200", message=f"{what} differs between process 0 and {', '.join(odd)}; CPUs differ",
             hint="start the same command again: all processes then read what process 0 has written into the run folder",
         )  # fmt: skip
+
+
+def spread(accelerator: Accelerator, strategy: str) -> dict[str, Any]:
+    """How a training is divided, for the event of its start; nothing with one process."""
+    if accelerator.num_processes == 1:
+        return {}
+    return {
+        "processes": accelerator.num_processes, "machines": read_env().machines, "strategy": strategy,
+        "device": accelerator.device.type,
+    }  # fmt: skip
+
+
+def peaks_of_all(accelerator: Accelerator) -> list[int]:
+    """Most memory that each process had in use, by rank, in bytes (`memory.peak_bytes`)."""
+    import torch
+
+    from luthier.train.memory import peak_bytes
+
+    mine = torch.tensor([peak_bytes(accelerator.device)], device=accelerator.device)
+    return [int(size) for size in accelerator.gather(mine).tolist()]

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
 from luthier.data.types import TrainRow
 from luthier.recipe.objective_kind import pack_capacity, row_kind
 from luthier.recipe.schema import Recipe
@@ -30,12 +28,12 @@ from luthier.train.checkpoint import checkpoint_path, require_valid
 from luthier.train.counts import report, say
 from luthier.train.halve import Halving
 from luthier.train.measure import Clock
-from luthier.train.memory import peak_bytes, reset_peak
+from luthier.train.memory import reset_peak
 from luthier.train.mismatched import Mismatched
 from luthier.train.order import Order
 from luthier.train.predicted import Prediction, calibration_line, measured_mfu, write_measured
 from luthier.train.prefetch import Batches
-from luthier.train.processes import on_main
+from luthier.train.processes import on_main, peaks_of_all, spread
 from luthier.train.progress import Progress, Window
 from luthier.train.result import TrainResult, make_result
 from luthier.train.served import Served
@@ -83,6 +81,7 @@ class Running:
         """Steps until the last one, early stopping, or a signal."""
         total, start = self.order.total_steps, self.position.step
         self.saved_step = self.resumed_from
+        self.stop.begun = True
         self._announce()
         if self.resumed_from is not None:
             self._serve(self.resumed_from)
@@ -264,8 +263,9 @@ class Running:
             note(f"  going on from the checkpoint of step {start}")
         if self.is_main:
             self.run.event(
-                "training_started", step=start, total_steps=order.total_steps, resumed_from=self.resumed_from
-            )
+                "training_started", step=start, total_steps=order.total_steps, resumed_from=self.resumed_from,
+                **spread(self.trainer.accelerator, self.recipe.distributed.strategy),
+            )  # fmt: skip
 
     def _log(self, line: dict[str, Any]) -> None:
         if self.is_main:
@@ -274,8 +274,10 @@ class Running:
 
     def result(self, stopped: Literal["finished", "early_stopping"], weights_from: int) -> TrainResult:
         """The record of the finished run; what was measured goes into `measured.json` too."""
-        measured, plan = self.clock.measured(peak_bytes=_peak(self.trainer), calibration=self.calibration), self.plan
-        measured = replace(measured, mfu=measured_mfu(measured, plan))
+        peaks, plan = peaks_of_all(self.trainer.accelerator), self.plan
+        measured = self.clock.measured(peak_bytes=max(peaks), calibration=self.calibration)
+        by_process = tuple(peaks) if len(peaks) > 1 else None
+        measured = replace(measured, mfu=measured_mfu(measured, plan), peak_bytes_by_process=by_process)
         if self.is_main:
             write_measured(self.run, measured, plan)
             self.run.event(
@@ -286,8 +288,3 @@ class Running:
             processes=self.trainer.world_size, wrapper=type(self.trainer.wrapper).__name__,
             resumed_from=self.resumed_from,
         )  # fmt: skip
-
-
-def _peak(trainer: Trainer) -> int:
-    mine = torch.tensor([peak_bytes(trainer.accelerator.device)], device=trainer.accelerator.device)
-    return int(trainer.accelerator.gather(mine).max())

@@ -18,6 +18,7 @@ from luthier.fast.engine import Engine, attach
 from luthier.fast.settings import EngineSettings, FrozenBase, Recompute
 from luthier.objective.base import Objective
 from luthier.objective.choose import make_objective
+from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.optimizers import facts_of
 from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
@@ -142,7 +143,7 @@ def make_trainer(
     """
     train = recipe.train
     objective = make_objective(recipe.objective)
-    if recipe.distributed.strategy in ("zero2", "zero3") and accelerator.num_processes > 1:
+    if recipe.distributed.strategy in ZERO and accelerator.num_processes > 1:
         from luthier.train.zero_setup import zero_parts
 
         parts = zero_parts(accelerator, model, recipe, objective, total_steps)

@@ -13,8 +13,9 @@ from luthier.fast.kernels.maps8 import BLOCK
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.adamw8 import CODES, decoded
-from luthier.train.checkpoint import checkpoint_path, load_tensors, read_state, require_valid, save
+from luthier.train.checkpoint import checkpoint_path, read_state, require_valid, save
 from luthier.train.distributed.folders import first_of_machine, hand_out
+from luthier.train.distributed.local import my_rows
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.distributed.shards import load_mine, load_whole, save_sharded, saved_shapes
 from luthier.train.distributed.zero_weights import ZeroWeights
@@ -23,6 +24,7 @@ from luthier.train.processes import on_main
 from luthier.train.progress import Progress
 from luthier.train.resume import Resumed, versions
 from luthier.train.rotate import remove_old
+from luthier.train.saved import SavedTensors
 from luthier.train.step import Trainer
 
 SCALES = ("/absmax1", "/absmax2")
@@ -124,35 +126,50 @@ def _shapes(path: Path) -> dict[str, Any]:
     """Shapes of the trained tensors of a checkpoint, sharded or not."""
     if read_state(path).get("sharded"):
         return dict(saved_shapes(path, "trainable"))
-    return {name: tensor.shape for name, tensor in load_tensors(path, "trainable").items()}
+    return dict(SavedTensors(path, "trainable").shapes)
 
 
-def _mine(trainer: Trainer, path: Path, group: str) -> dict[str, Tensor]:
+def _mine(trainer: Trainer, path: Path, group: str) -> Mapping[str, Tensor]:
     """A group of tensors of a checkpoint, sharded or not: what this process holds of it."""
     weights, of_state = trainer.weights, group == "optimizer"
     if not read_state(path).get("sharded"):
-        return _my_part(trainer, load_tensors(path, group), of_state=of_state)
+        whole = SavedTensors(path, group)
+        return _my_rows(weights, whole, of_state=of_state) if isinstance(weights, ShardedWeights) else whole
     if not isinstance(weights, ShardedWeights):
         return load_whole(path, group)
     likes: Mapping[str, Any] = weights.whole
     if of_state:
         names = saved_shapes(path, group)
         if any(name.endswith(SCALES) for name in names):  # codes of 8 bits are decoded before rows are cut
-            return _my_part(trainer, load_whole(path, group), of_state=True)
+            return _my_part(weights, load_whole(path, group))
         likes = {name: weights.whole[key] for name in names if (key := name.rpartition("/")[0]) in weights.whole}
     return load_mine(path, group, likes)
 
 
-def _my_part(trainer: Trainer, whole: Mapping[str, Tensor], *, of_state: bool) -> dict[str, Tensor]:
-    """What this process holds of whole tensors, named by parameter or (`of_state`) by parameter and key."""
-    weights = trainer.weights
-    if not isinstance(weights, ShardedWeights):
-        return dict(whole)
+def _my_rows(weights: ShardedWeights, saved: SavedTensors, *, of_state: bool) -> dict[str, Tensor]:
+    """This process' rows of tensors that are named by parameter or (`of_state`) by parameter and key."""
+    found: dict[str, Tensor] = {}
+    codes: dict[str, Tensor] = {}
+    for full_name, shape in saved.shapes.items():
+        name, _, key = full_name.rpartition("/") if of_state else (full_name, "", "")
+        if f"{name}{SCALES[0]}" in saved and key in CODES:
+            codes[full_name] = saved[full_name]
+            if all(f"{name}/{one}" in codes for one in CODES):  # decoded as soon as they are all there
+                found |= _my_part(weights, {f"{name}/{one}": codes.pop(f"{name}/{one}") for one in CODES})
+        elif shape and name in weights.whole and shape == weights.whole[name].shape:
+            found[full_name] = saved.rows(full_name, *my_rows(weights.whole[name]))
+        else:
+            found[full_name] = saved[full_name]
+    return found
+
+
+def _my_part(weights: ShardedWeights, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What this process holds of a whole state of the optimizer."""
     found = {}
-    for full_name, tensor in (_in_fp32(whole) if of_state else whole).items():
-        name = full_name.rpartition("/")[0] if of_state else full_name
+    for full_name, tensor in _in_fp32(whole).items():
+        name = full_name.rpartition("/")[0]
         same = name in weights.whole and tensor.shape == weights.whole[name].shape
-        found[full_name] = weights.shard_of(name, tensor).contiguous() if same and tensor.ndim else tensor
+        found[full_name] = weights.shard_of(name, tensor).clone() if same and tensor.ndim else tensor
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from luthier.fast.engine import Engine, attach
+from luthier.model.packed import WHOLE, pack_linears
 from luthier.objective.base import Objective
 from luthier.recipe.deepspeed_config import deepspeed_settings, read_config, without_effect
 from luthier.recipe.schema import Recipe
@@ -37,6 +38,7 @@ def zero_parts(
     in the place of the parameters: one definition of what AdamW is. Groups and schedule are made before that.
     """
     train = recipe.train
+    _pack(model, recipe, accelerator.device)
     tensors = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     say_rates(model, tensors, train)
     shapes = {name: parameter.shape for name, parameter in tensors.items()}
@@ -64,3 +66,10 @@ def zero_parts(
         note(f"  {part.name}: {part.runs} ({part.reason})")
     wrapper = engine.distribute(lambda module: zero.Passes(partitioned, module), all_passes=True)
     return engine, wrapper, ZeroWeights(model, partitioned, shapes), optimizer, schedule, moments
+
+
+def _pack(model: PreTrainedModel, recipe: Recipe, device: torch.device) -> None:
+    """Matrices in 4 bits as DeepSpeed's partitions take them; those that wait in host memory to be quantised are."""
+    resting = torch.device("cpu") if recipe.distributed.strategy == "zero3" else device
+    unpacked = engine_settings(recipe).frozen_base == "dequantized"
+    pack_linears(model, device, keep_unpacked=unpacked, storage=WHOLE, rests_on=resting)

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from luthier.launch.processes import _cause, choose_processes
+from luthier.launch.several import _stopping
 from luthier.runtime.errors import DataError, EnvironmentProblem, Interrupted, RecipeError, RunFailed
 from luthier.runtime.failure import leave_failure, read_failure
 from tests.support.tiny import conversations, save_tiny
@@ -56,6 +57,18 @@ def test_a_killed_process_is_the_cause_of_lost_contact(tmp_path, monkeypatch):
     assert error.exit_code == 1
 
 
+def test_a_heartbeat_of_an_earlier_process_says_nothing(tmp_path):
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    beat = {
+        "rank": 1, "host": "h", "pid": 17, "beat": 3, "count": 9, "operation": "average gradients", "step": 5,
+        "exchange": True, "watched": True, "idle_seconds": 0.1,
+    }  # fmt: skip
+    (folder / "rank-1.json").write_text(json.dumps(beat))
+    error = _cause([], {1: died(-9)}, None, run=tmp_path, logs=[])
+    assert error.problems[0].message == "process 1 (pid 4711) was ended by SIGKILL"
+
+
 def test_a_crash_without_an_error_of_ours_is_told_with_its_last_line(tmp_path):
     logs = tmp_path / "x"
     (logs / "attempt_0/1").mkdir(parents=True)
@@ -67,6 +80,20 @@ def test_a_crash_without_an_error_of_ours_is_told_with_its_last_line(tmp_path):
 def test_stopped_by_a_signal_before_anything_was_saved(tmp_path):
     error = _cause([], {}, signal.SIGTERM, run=tmp_path, logs=[])
     assert isinstance(error, Interrupted)
+
+
+def test_a_signal_before_processes_run_ends_with_an_error_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before") as caught, _stopping():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_followed_from_a_signal_is_not_the_cause(tmp_path, monkeypatch):
+    """One process was loading and ended at once, another lost it."""
+    follows = failure(tmp_path, monkeypatch, RunFailed(code="L141", message="lost the others"), 0)
+    assert isinstance(_cause([follows], {}, signal.SIGTERM, run=tmp_path, logs=[]), Interrupted)
 
 
 def test_a_file_of_another_program_is_not_ours(tmp_path):

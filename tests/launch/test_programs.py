@@ -214,24 +214,48 @@ def test_a_local_task_is_asked_and_then_killed_with_all_it_started(tmp_path):
     _wait_for(lambda: not _alive(int((tmp_path / "pid").read_text())))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux does it")
-def test_a_local_task_ends_when_its_parent_is_killed(tmp_path):
+COUNTS = """
+import os, signal, sys, time
+seen = []
+signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+from luthier.launch.here import PARENT, stop_when_orphaned
+if sys.argv[1:] == ["late"]:
+    while os.getppid() == int(os.environ[PARENT]):
+        time.sleep(0.02)
+stop_when_orphaned()
+print(PARENT in os.environ, flush=True)
+while not seen:
+    time.sleep(0.02)
+time.sleep(0.3)
+print(len(seen), flush=True)
+"""
+
+
+@pytest.mark.parametrize("when", ["in time", "late"])
+def test_a_local_task_is_asked_once_when_its_parent_is_killed(tmp_path, when):
+    """A parent of many threads, of which the one that started the task has ended; also one that is gone before."""
     script = (
-        "import sys, pathlib, time\n"
+        "import sys, pathlib, threading, time\n"
         "from luthier.launch.local import Local\nfrom luthier.launch.task import Task\n"
         "from luthier.runtime.env import child_environment\n"
         "f = pathlib.Path(sys.argv[1])\n"
-        "t = Task(name='x', command=('sleep', '60'), folder=f, out=f / 'out', err=f / 'err', exit_file=f / 'exit',\n"
-        "         environment=child_environment())\n"
-        "(f / 'pid').write_text(Local().submit(t))\ntime.sleep(60)\n"
+        "for _ in range(8): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "t = Task(name='x', command=(sys.executable, '-c', sys.argv[2], *sys.argv[3:]), folder=f, out=f / 'out',\n"
+        "         err=f / 'err', exit_file=f / 'exit', environment=child_environment())\n"
+        "start = lambda: (f / 'pid').write_text(Local().submit(t))\n"
+        "one = threading.Thread(target=start); one.start(); one.join()\ntime.sleep(60)\n"
     )
-    parent = os.posix_spawn(sys.executable, [sys.executable, "-c", script, str(tmp_path)], os.environ)
-    _wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text())
+    words = [sys.executable, "-c", script, str(tmp_path), COUNTS, *(["late"] if when == "late" else [])]
+    parent = os.posix_spawn(sys.executable, words, os.environ)
+    _wait_for(lambda: (tmp_path / "pid").is_file() and (tmp_path / "pid").read_text(), 30)
     pid = int((tmp_path / "pid").read_text())
-    _wait_for(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep"))
+    if when == "in time":
+        _wait_for(lambda: (tmp_path / "out").is_file() and (tmp_path / "out").read_text() == "False\n", 30)
+    assert _alive(pid)
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    _wait_for(lambda: not _alive(pid))
+    _wait_for(lambda: not _alive(pid), 30)
+    assert (tmp_path / "out").read_text() == "False\n1\n"
 
 
 def test_secrets_are_taken_out_of_a_childs_environment(monkeypatch):

@@ -190,6 +190,8 @@ def test_deepspeeds_communication_by_hand():
     zero2 = Setting(micro_tokens=2048, accumulate=4, world=8, way=Way(strategy="zero2"))
     # four all-reduces of 4 bytes that nothing hides, and what was updated once, in 2
     assert _exchange(sizes, zero2, compute=100.0) == pytest.approx(7 / 8 * (4 * 2 * 4 + 2) * p / link)
+    zero1 = replace(zero2, way=Way(strategy="zero1"))  # one all-reduce a step
+    assert _exchange(sizes, zero1, compute=100.0) == pytest.approx(7 / 8 * (2 * 4 + 2) * p / link)
     zero3 = replace(zero2, way=Way(strategy="zero3"))
     gathered = 2 * 2 * (sizes.linear + 2 * 4096 * 128_256)
     wire = 4 * 7 / 8 * (gathered + 4 * p) / link

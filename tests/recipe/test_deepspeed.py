@@ -1,4 +1,4 @@
-"""`distributed.strategy: zero2|zero3` and the DeepSpeed configuration that a user already has."""
+"""`distributed.strategy: zero1|zero2|zero3` and the DeepSpeed configuration that a user already has."""
 
 from __future__ import annotations
 
@@ -57,19 +57,25 @@ def problems(make, *args, **sections) -> list[tuple[str, str]]:
     return [(problem.code, problem.message) for problem in caught.value.problems]
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
-@pytest.mark.parametrize("method", [{"name": "full"}, {"name": "lora"}, {"name": "spectrum"}])
-def test_the_strategies_are_taken(recipe, strategy, method):
-    assert recipe(distributed={"strategy": strategy}, method=method).distributed.strategy == strategy
+@pytest.mark.parametrize("strategy", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"method": {"name": "full"}}, {"method": {"name": "lora"}}, {"method": {"name": "spectrum"}},
+        {"method": {"name": "qlora"}}, {"method": {"name": "lora", "modules_to_save": ["lm_head"]}},
+        {"model": {"name_or_path": "m", "new_tokens": ["<a>"]}, "method": {"name": "lora"}},
+        *({"objective": {"name": name}} for name in ("dpo", "orpo", "simpo", "kto", "reward")),
+    ],
+)  # fmt: skip
+def test_the_strategies_are_taken(recipe, strategy, sections):
+    assert recipe(distributed={"strategy": strategy}, **sections).distributed.strategy == strategy
 
 
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"method": {"name": "qlora"}}, "model.quantization"),
+        ({"model": {"name_or_path": "m", "quantization": "fp8"}, "method": {"name": "lora"}}, "model.quantization"),
         ({"method": {"name": "lora"}, "train": {"optim": "adamw_8bit"}}, "train.optim"),
-        ({"objective": {"name": "dpo"}}, "objective.name"),
-        ({"method": {"name": "lora", "modules_to_save": ["lm_head"]}}, "method.modules_to_save"),
         ({"method": {"name": "lora", "use_dora": True}}, "method.use_dora"),
         ({"method": {"name": "lora", "init_lora_weights": "pissa"}}, "method.init_lora_weights"),
     ],
@@ -79,10 +85,22 @@ def test_what_zero_cannot_be_combined_with_is_named(recipe, sections, key):
     assert any(code == "L175" and f"`{key}`" in message for code, message in found)
 
 
-def test_whole_weights_are_not_offloaded_under_zero2(recipe):
-    found = problems(recipe, distributed={"strategy": "zero2", "offload": "all"})
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_whole_weights_are_not_offloaded(recipe, strategy):
+    found = problems(recipe, distributed={"strategy": strategy, "offload": "all"})
     assert found[0][0] == "L175"
-    assert recipe(distributed={"strategy": "zero2", "offload": "optimizer"}).distributed.offload == "optimizer"
+    assert recipe(distributed={"strategy": strategy, "offload": "optimizer"}).distributed.offload == "optimizer"
+
+
+def test_stage_1_of_a_file_is_zero1(recipe):
+    made = recipe({"zero_optimization": {"stage": 1, "overlap_comm": False}})
+    assert made.distributed.strategy == "zero1"
+    settings = deepspeed_settings(
+        made.model_copy(update={"train": made.train.model_copy(
+            update={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+        )}), dtype="bfloat16", processes=2, hidden_size=8, pin=False,
+    )  # fmt: skip
+    assert settings["zero_optimization"] == {"stage": 1, "overlap_comm": False, "reduce_bucket_size": 64}
 
 
 def test_the_configuration_of_transformers_documentation_is_taken_as_it_is(recipe):
@@ -161,10 +179,10 @@ def test_a_file_that_is_not_there_is_one_clear_error(recipe):
     assert found[0][0] == "L172" and "No such file" in found[0][1]
 
 
-@pytest.mark.parametrize("stage", [0, 1, True, "3"])
+@pytest.mark.parametrize("stage", [0, 4, True, "3"])
 def test_stages_that_are_not_there_are_refused(recipe, stage):
     found = problems(recipe, {"zero_optimization": {"stage": stage}})
-    assert found == [("L171", found[0][1])] and "allowed: 2, 3" in found[0][1]
+    assert found == [("L171", found[0][1])] and "allowed: 1, 2, 3" in found[0][1]
 
 
 def test_without_a_stage_the_recipe_must_name_it(recipe):

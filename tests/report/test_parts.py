@@ -61,6 +61,15 @@ def test_a_tooltip_names_step_and_value():
     assert "<title>step 2: loss 0.25</title>" in chart([(1, 0.5), (2, 0.25)])
 
 
+def test_marks_of_an_axis_differ_and_steps_are_whole():
+    drawn = line_chart(
+        [Line(name="a", points=[(1, 6.4151), (2, 6.4043)], kind="main")], title="t", x_label="step", y_label="y"
+    )
+    left, below = (re.findall(rf'text-anchor="{side}">([^<]*)<', drawn) for side in ("end", "middle"))
+    assert len(left) == len(set(left)) >= 4 and below == ["1", "2", "step"]
+    assert number(5e29) == "5e29" and number(12_345_678.0) == "12,345,678"
+
+
 def test_long_curves_keep_their_last_point():
     svg = chart([(step, 1.0) for step in range(1, 10_001)])
     assert "step 10,000: loss 1" in svg

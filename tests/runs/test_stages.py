@@ -61,6 +61,22 @@ def test_a_second_owner_is_refused(tmp_path):
         pass
 
 
+def test_the_owner_removes_what_killed_writers_left_and_a_second_one_nothing(tmp_path):
+    run = RunFolder(tmp_path).create()
+    for name in ("", "stages/", "checkpoints/", "eval/"):
+        (tmp_path / f"{name}.tmp-left").mkdir(parents=True)
+    (tmp_path / "events.jsonl").write_text('{"event": "a"}\n{"event": "b", "ti')
+    (tmp_path / "metrics.jsonl").write_text("")
+    with run.lock():
+        assert not list(tmp_path.rglob(".tmp-*"))
+        run.event("c")
+        assert [line["event"] for line in run.read_lines("events.jsonl")] == ["a", "c"]
+        (tmp_path / ".tmp-mine").mkdir()
+        with pytest.raises(EnvironmentProblem), RunFolder(tmp_path).lock():
+            pass
+        assert (tmp_path / ".tmp-mine").is_dir()
+
+
 def test_log_lines_stay_one_line_each_whatever_they_hold(tmp_path):
     run = RunFolder(tmp_path).create()
     run.event("note", text='a\nb\x1b[31m{"event": "fake"}\u2028')

@@ -121,3 +121,12 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path):
 def test_unicode_survives(tmp_path):
     write_json(tmp_path / "x.json", {"text": "é 你好 🙂"})
     assert json.loads((tmp_path / "x.json").read_text("utf-8")) == {"text": "é 你好 🙂"}
+
+
+def test_a_sweep_passes_over_what_is_being_written(tmp_path):
+    """Runs that go on at the same time share a cache."""
+    (tmp_path / ".tmp-of-a-killed-one").mkdir()
+    with atomic_folder(tmp_path / "entry") as folder:
+        assert sweep(tmp_path) == [tmp_path / ".tmp-of-a-killed-one"]
+        (folder / "a").write_text("x")
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]

@@ -141,7 +141,26 @@ def test_overrides_of_the_command_line_are_kept(tmp_path):
         "--restart",
         "not an override",
         "a=b=c",
+        "~evaluate",
+        "--method.r",
+        "4",
     ]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     arguments, _ = resume_arguments(folder, default=tmp_path)
-    assert arguments[2:] == ["train.max_steps=9", "a=b=c"], "restarting is no part of going on"
+    assert arguments[2:] == ["train.max_steps=9", "a=b=c", "~evaluate", "method.r=4"], "restarting is not going on"
+
+
+def test_a_run_on_several_processes_goes_on_with_as_many(tmp_path):
+    from luthier.runs.folder import RunFolder
+    from luthier.runtime.errors import RecipeError
+    from luthier.studio.runs.actions import resume_arguments
+
+    folder = make_run(tmp_path / "runs" / "a", finished=False)
+    how = {"step": 0, "total_steps": 5, "resumed_from": None, "processes": 4, "strategy": "ddp"}
+    RunFolder(folder).event("training_started", **how, machines=1, device="cuda")
+    recipe = str(folder / "recipe.yaml")
+    assert resume_arguments(folder, default=tmp_path)[0] == ["launch", recipe, "--num-gpus", "4"]
+    RunFolder(folder).event("training_started", **how, machines=2, device="cuda")
+    with pytest.raises(RecipeError, match="2 machines") as caught:
+        resume_arguments(folder, default=tmp_path)
+    assert caught.value.problems[0].code == "W123"

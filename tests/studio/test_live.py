@@ -228,3 +228,20 @@ def test_thinning_keeps_peaks_ends_and_validations():
     assert {0, 123, 777, 4_999} <= found
     assert [row["step"] for row in kept] == sorted(found)
     assert thin(rows[:100], 200) == (rows[:100], False)
+    kept, _ = thin([*rows, {"step": 4_999, "eval_loss": 2.0}], 200)
+    assert [row for row in kept if "loss" in row][-1]["step"] == 4_999, "the newest loss is shown as the run's"
+
+
+def test_what_processes_say_they_do(tmp_path):
+    from luthier.studio.runs.spread import beats_of
+
+    assert beats_of(tmp_path) == []
+    (tmp_path / "processes").mkdir()
+    for rank in (10, 2):
+        beat = {"rank": rank, "host": "n\u202e", "operation": "backward", "step": 3, "idle_seconds": 0.5, "pid": 7}
+        (tmp_path / "processes" / f"rank-{rank}.json").write_text(json.dumps(beat))
+    (tmp_path / "processes" / "rank-0.json").write_text("{half")
+    assert [beat["rank"] for beat in beats_of(tmp_path)] == [2, 10]
+    assert beats_of(tmp_path)[0] == {
+        "rank": 2, "host": "n\ufffd", "operation": "backward", "step": 3, "idle_seconds": 0.5,
+    }  # fmt: skip

@@ -47,6 +47,7 @@ LINE = {
     "score",
     "tokens_per_second",
     "peak_bytes",
+    "processes",
     "seconds",
     "started_at",
     "finished_at",
@@ -88,6 +89,8 @@ def test_one_run(desk):
         "models",
         "children",
         "files",
+        "predicted",
+        "processes",
         "report",
     }
     assert found["folder"] == "runs/a" and found["command"] == "luthier run runs/a/recipe.yaml"
@@ -181,6 +184,7 @@ def test_evaluations(desk):
     assert set(row) == {"row", "ref", "messages", "prompt", "reference", "change", "answers", "diff", "judge"}
     assert row["diff"]["marked"] and "".join(piece for piece, _ in row["diff"]["after"]) == row["answers"][1]["output"]
     assert row["answers"][0]["reason"] == "compared: 1 with right answer"
+    assert found["command"] == "luthier compare runs/a", "a command that finds the folder"
     assert desk.ask("/studio/api/runs/a/evals/none/rows").error["code"] == "W132"
     assert desk.ask("/studio/api/runs/bad/evals").json["tasks"] == []
 
@@ -348,3 +352,40 @@ def test_secrets_stay_in(desk, tmp_path, monkeypatch):
     manifest["command"] = ["luthier", "run", "model.token=hf_canary0123456789abcdefghijklmnopq"]
     (tmp_path / "runs" / "a" / "manifest.json").write_text(json.dumps(manifest))
     assert b"hf_canary" not in desk.ask("/studio/api/runs/a").body
+
+
+def test_a_run_on_several_processes(desk):
+    folder = desk.studio.folder("a")
+    RunFolder(folder).event(
+        "training_started", step=3, total_steps=3, resumed_from=3, processes=2, machines=1, strategy="fsdp2",
+        device="cpu",
+    )  # fmt: skip
+    measured = {"tokens_per_second": 900.0, "peak_bytes_by_process": [300, 200], "predicted": {"peak_bytes": 250}}
+    (folder / "measured.json").write_text(json.dumps(measured))
+    found = desk.ask("/studio/api/runs/a").json
+    assert found["command"] == "luthier launch runs/a/recipe.yaml --num-processes 2"
+    assert found["run"]["processes"] == 2 and found["predicted"]["peak_bytes"] == 250
+    facts = found["processes"]
+    assert (facts["processes"], facts["machines"], facts["strategy"], facts["starts"]) == (2, 1, "fsdp2", [0, 3])
+    assert facts["tokens_per_second"] == 450 and facts["planned_bytes"] == 250
+    assert facts["rows"] == [{"name": "process 0", "peak_bytes": 300}, {"name": "process 1", "peak_bytes": 200}]
+    assert desk.ask("/studio/api/runs/b").json["processes"] is None
+    assert "on 2 processes (fsdp2)" in desk.ask("/studio/api/runs/a/log").body.decode()
+
+
+def test_a_recipe_for_a_new_run(desk, tmp_path):
+    manifest = desk.studio.folder("a") / "manifest.json"
+    value = json.loads(manifest.read_text())
+    value["command"] = ["x", "run", "r.yaml", "train.max_steps=9", "~evaluate", "--method.r", "4", "output_dir=runs/a"]
+    manifest.write_text(json.dumps(value))
+    text = desk.ask("/studio/api/recipe/fresh?run=a").json["text"]
+    assert "# the user's words" in text and "max_steps: 9" in text and "r: 4" in text
+    assert "output_dir: runs/a-2" in text, "a folder that is free"
+    assert text.startswith("# Not written in here, but changed on the command line of a: evaluate\n"), "never silently"
+    rows = [{"prompt": f"question {number}", "completion": "an answer"} for number in range(50)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = desk.ask("/studio/api/recipe/fresh?file=mine.jsonl").json
+    assert "path: mine.jsonl" in made["text"] and "output_dir: runs/mine" in made["text"]
+    assert desk.ask("/studio/api/recipe/check", method="POST", body={"text": made["text"], "plan": False}).json["ok"]
+    assert desk.ask("/studio/api/recipe/fresh").error["code"] == "W103"
+    assert desk.ask("/studio/api/recipe/fresh?file=../x").error["code"] == "W105"

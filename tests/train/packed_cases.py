@@ -28,9 +28,9 @@ WIDTH = 96
 """Of the MLP."""
 
 
-def nf4_model(*, whole: bool) -> Any:
+def nf4_model(*, whole: bool, dtype: torch.dtype = torch.float32) -> Any:
     """The tiny model in 4 bits (`whole`), or marked for it as the loader marks a model that is to be sharded."""
-    model = tiny_model(intermediate_size=WIDTH)
+    model = tiny_model(intermediate_size=WIDTH).to(dtype)
     nf4_later(model, nf4_config(model.dtype))
     return model.to("cpu") if whole else model
 

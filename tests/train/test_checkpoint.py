@@ -11,8 +11,10 @@ import torch
 
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
 from luthier.train import checkpoint as subject
+from luthier.train import saved as reading
 from luthier.train.checkpoint import Checkpoint, checkpoint_path, checkpoints, load_tensors, read_state, save, verify
 from luthier.train.rotate import remove_old, superfluous
+from luthier.train.saved import SavedTensors
 from tests.train.fork import forked
 from tests.train.support import data, train
 
@@ -59,6 +61,20 @@ def test_tensors_that_share_memory_are_saved_like_others(tmp_path):
     shared = torch.arange(4.0)
     save(tmp_path / "step-1", tensors={"optimizer": {"a/map": shared, "b/map": shared}}, state={"step": 1})
     assert torch.equal(load_tensors(tmp_path / "step-1", "optimizer")["b/map"], shared)
+
+
+def test_saved_tensors_are_read_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "SHARD_BYTES", 200)
+    monkeypatch.setattr(reading, "MAPPED_BYTES", 100)
+    held = {f"m{index}": torch.arange(24.0).view(6, 4) + index for index in range(5)} | {"step": torch.tensor(3.0)}
+    save(tmp_path / "step-1", tensors={"optimizer": held}, state={"step": 1})
+    saved = SavedTensors(tmp_path / "step-1", "optimizer")
+    assert {name: tuple(shape) for name, shape in saved.shapes.items()} == {n: tuple(t.shape) for n, t in held.items()}
+    assert len(list((tmp_path / "step-1").glob("optimizer-*"))) == 3
+    for name in [*held, *reversed(held)]:
+        assert torch.equal(saved[name], held[name])
+    assert torch.equal(saved.rows("m2", 2, 5), held["m2"][2:5]) and saved.rows("m4", 6, 6).shape == (0, 4)
+    assert "step" in saved and "other" not in saved
 
 
 FILES = ["trainable-00001.safetensors", "optimizer-00001.safetensors", "state.json", "manifest.json"]

@@ -77,6 +77,33 @@ def test_a_second_signal_ends_at_once():
     assert time.monotonic() - started < 120
 
 
+def test_of_several_processes_a_second_signal_is_the_launchers(monkeypatch):
+    """A cluster sends SIGTERM to all of a job, and the launcher passes its own on: they still save."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def child() -> str:
+        with stop_on_signals() as stop:
+            stop.begun = True
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+            stop._since -= 31  # later than torch's agent would have killed it
+            if stop.requested:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return "lives"
+
+    def loading() -> str:
+        with stop_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return "lives"
+
+    for action in (child, loading):
+        ended = forked(action)
+        assert (ended.exit_code, ended.signal) == (130, 0)
+
+
 def test_a_stop_during_a_long_step_comes_quickly(tmp_path):
     """A real signal from outside, a step of many micro-batches: far from finished, saved and gone within seconds."""
     settings = {**SETTINGS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 400}

@@ -21,6 +21,7 @@ from luthier.runtime.errors import LuthierError
 from tests.support.tiny import tiny_model
 from tests.train.support import FULL, LORA, SPECTRUM, Run, data, examples, resolved, train, tuned, whole
 from tests.train.worker import EIGHT, per_process, thirteen, unequal
+from tests.train.zero_cases import FEW
 
 METHODS = {
     "full": FULL, "lora": LORA, "spectrum": SPECTRUM,
@@ -56,9 +57,9 @@ def by_method(name: str) -> Callable[[Path, int, str], Run]:
 
 CASES: dict[str, Callable[[Path, int, str], Run]] = {
     **{name: by_method(name) for name in METHODS},
-    "tied_full": tied_full, "recomputed": recomputed, "bf16": bf16, "offloaded": offloaded,
+    "tied_full": tied_full, "recomputed": recomputed, "bf16": bf16, "offloaded": offloaded, **FEW,
 }  # fmt: skip
-RESUMED = ("full", "lora")
+RESUMED = ("full", "lora", "kto_saved")
 STRATEGIES = ("zero2", "zero3")
 
 
@@ -81,7 +82,7 @@ def facts_of(strategy: str) -> dict[str, Any]:
         "layer": type(layer).__name__, "leaf": getattr(layer, "_z3_leaf", False), "matrix": list(matrix.shape),
         "status": getattr(getattr(matrix, "ds_status", None), "name", None),
         "weights": sum(p.ds_tensor.numel() if hasattr(p, "ds_id") else p.numel() for p in model.parameters()),
-        "masters": sum(group.numel() for group in _masters(zero)), "whole": sizes,
+        "masters": sum(group.numel() for group in masters_of(zero)), "whole": sizes,
         "names": sorted(trainer.weights.live) == sorted(names), "clipping": zero.gradient_clipping(),
         "report": {part.name: part.runs for part in trainer.engine.report},
     }  # fmt: skip
@@ -89,10 +90,10 @@ def facts_of(strategy: str) -> dict[str, Any]:
     return found
 
 
-def _masters(zero: Any) -> list[torch.Tensor]:
+def masters_of(zero: Any) -> list[torch.Tensor]:
     optimizer = zero.optimizer
-    found = getattr(optimizer, "fp32_partitioned_groups_flat", None)
-    return found if found is not None else optimizer.single_partition_of_fp32_groups
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+    return next(getattr(optimizer, name) for name in names if hasattr(optimizer, name))
 
 
 def not_finite(folder: Path, world_size: int, strategy: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from luthier.recipe.accelerate.parallel import read_parallelism
 from luthier.recipe.accelerate.reading import Reading
 from luthier.recipe.accelerate.sharding import read_fsdp
 from luthier.recipe.accelerate.source import Source
+from luthier.recipe.deepspeed_keys import STAGES
 from luthier.recipe.paths import expand, missing_path
 from luthier.recipe.schema import Recipe
 
@@ -201,16 +202,14 @@ def _deepspeed_file(reading: Reading, file: str) -> None:
         reading.problems.append(reading.source.place(path).problem("L180", message))
         return
     _stage(reading, stage, path, why=f"its zero_optimization.stage is {stage}")
-    if stage in (2, 3):
+    if stage in STAGES:
         reading.take("distributed.deepspeed_config", file, *path)
 
 
 def _stage(reading: Reading, stage: int, path: tuple[str, ...], *, why: str = "") -> None:
-    if stage in (2, 3):
-        reading.take("distributed.strategy", f"zero{stage}", *path, why=why)
+    if stage in STAGES:
+        reading.take("distributed.strategy", STAGES[stage], *path, why=why)
     elif stage == 0:
         reading.take("distributed.strategy", "ddp", *path, why=why or "nothing is divided")
-    elif stage == 1:
-        reading.refuse(*path, why="ZeRO-1 is not built", hint="stage 2 divides the gradients, too, and sends no more")
     else:
-        reading.wrong(path, "0, 2 or 3")
+        reading.wrong(path, "0, 1, 2 or 3")

@@ -59,6 +59,7 @@ def routes(
         *_rows(f"{API}/files/data", data),
         ("GET", f"{API}/schema", work.schema),
         ("GET", f"{API}/recipe/starters", work.starters),
+        ("GET", f"{API}/recipe/fresh", work.fresh),
         ("POST", f"{API}/recipe/check", work.check),
         ("POST", f"{API}/recipe/edit", work.edit),
         ("POST", f"{API}/recipe/start", work.start),

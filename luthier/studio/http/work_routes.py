@@ -19,6 +19,7 @@ from luthier.studio.http.session import Sessions, cookie_of
 from luthier.studio.models import known_models, named_model, rendered
 from luthier.studio.recipes.check import check_text, planned
 from luthier.studio.recipes.edit import edit_text
+from luthier.studio.recipes.fresh import recipe_of_file, recipe_of_run
 from luthier.studio.recipes.start import start_run
 from luthier.studio.recipes.starters import starters
 from luthier.studio.runs.line import signature
@@ -65,6 +66,16 @@ class WorkRoutes:
     async def starters(self, request: Request) -> Response:
         """`GET /studio/api/recipe/starters`."""
         return JsonAnswer(await asyncio.to_thread(starters, self.studio.settings.root))
+
+    async def fresh(self, request: Request) -> Response:
+        """`GET /studio/api/recipe/fresh?run=ID` or `?file=PATH`: a recipe for a new run."""
+        run, file = (request.query_params.get(name, "") for name in ("run", "file"))
+        if bool(run) == bool(file):
+            raise RecipeError(code="W103", message="name either `run` or `file`")
+        settings = self.studio.settings
+        if file:
+            return JsonAnswer(await asyncio.to_thread(recipe_of_file, settings, file))
+        return JsonAnswer(await asyncio.to_thread(recipe_of_run, settings, self.studio.folder(run)))
 
     async def check(self, request: Request) -> Response:
         """`POST /studio/api/recipe/check`."""

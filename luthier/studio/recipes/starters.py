@@ -23,12 +23,11 @@ def starters(root: Path) -> dict[str, Any]:
     for file in sorted([*root.glob("*.yaml"), *root.glob("recipes/*.yaml")])[:_MOST]:
         text = _text(file)
         if text is not None:
-            title = next(
-                (line[1:].strip() for line in text.splitlines() if line.startswith("#") and line[1:].strip()), ""
-            )
-            found.append(
-                {"name": printable(file.relative_to(root).as_posix()), "title": printable(title), "text": text}
-            )
+            name = printable(file.relative_to(root).as_posix())
+            words = (line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+            # The first comment, but not the line that tells editors of the schema.
+            title = next((word for word in words if word and not word.startswith("yaml-language-server")), "")
+            found.append({"name": name, "title": f"{name}: {printable(title)}" if title else name, "text": text})
     return {"starters": found, "models": [{"name": name, "title": name} for name in (*_SMALL, *_known())]}
 
 

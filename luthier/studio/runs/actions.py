@@ -10,6 +10,7 @@ import os
 import shlex
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from luthier.studio.names import run_folder
 from luthier.studio.runs.index import Index
 from luthier.studio.runs.launch import start_process
 from luthier.studio.runs.processes import alive, born
+from luthier.studio.runs.spread import processes_of
 
-__all__ = ["ACTIONS", "act"]
+__all__ = ["ACTIONS", "act", "launched", "overrides_of", "resume_arguments"]
 
 ACTIONS = ("pause", "stop", "stop_now", "resume", "cancel", "save")
 _GRACE_SECONDS = 5.0
@@ -101,14 +103,14 @@ def _resume(index: Index, ident: str) -> str:
 
 
 def resume_arguments(folder: Path, *, default: Path) -> tuple[list[str], Path]:
-    """The command that goes on with a run, and the folder to run it in: its own recipe, its own overrides.
+    """The command that goes on with a run, and the folder to run it in: its own recipe, overrides and processes.
 
     Raises:
-        RecipeError: W123: recipe.yaml is no longer the recipe of the run, so going on would be another run.
+        RecipeError: W123: the folder it was started in is gone, or it ran on several machines.
     """
     manifest = read_json(folder / "manifest.json")
     command = [str(word) for word in manifest.get("command") or []]
-    overrides = [word for word in command if _is_override(word)]
+    overrides = overrides_of(command)
     where = Path(str(manifest.get("working_directory") or default))
     if not where.is_dir():
         raise RecipeError(code="W123", message=f"the folder this run was started in is gone: {where.name}")
@@ -117,16 +119,39 @@ def resume_arguments(folder: Path, *, default: Path) -> tuple[list[str], Path]:
     if output is not None and (where / output).resolve() != folder.resolve():
         overrides = [word for word in overrides if not word.startswith("output_dir=")]
         overrides.append(f"output_dir={folder.resolve()}")
-    return ["run", str(file.resolve()), *overrides], where
+    return [*launched(folder, str(file.resolve())), *overrides], where
 
 
-def _is_override(word: str) -> bool:
-    name, equals, _ = word.partition("=")
-    return (
-        bool(equals)
-        and not word.startswith("-")
-        and all(part.isidentifier() or part.isdigit() for part in name.split("."))
-    )
+def launched(folder: Path, recipe: str) -> list[str]:
+    """`run RECIPE`, or `launch RECIPE --num-gpus N` for a run that was on several processes.
+
+    Raises:
+        RecipeError: W123: it was on several machines.
+    """
+    facts = processes_of(folder)
+    if facts is None:
+        return ["run", recipe]
+    if (facts.machines or 1) > 1:
+        raise RecipeError(
+            code="W123", message=f"this run was on {facts.machines} machines; the studio starts runs on its own",
+            hint="the command it was started with, on each machine, goes on from its checkpoint",
+        )  # fmt: skip
+    option = "--num-processes" if facts.device == "cpu" else "--num-gpus"
+    return ["launch", recipe, option, str(facts.processes)]
+
+
+def overrides_of(command: Sequence[Any]) -> list[str]:
+    """What a command line changed of its recipe, as `key=value` and `~key` (`cli/common.split_overrides`)."""
+    words, found = [str(word) for word in command], []
+    for place, word in enumerate(words):
+        name, equals, _ = word.removeprefix("--").removeprefix("~").partition("=")
+        if not all(part.isidentifier() or part.isdigit() for part in name.split(".")):
+            continue
+        if equals or word.startswith("~"):
+            found.append(word.removeprefix("--"))
+        elif word.startswith("--") and "." in name and place + 1 < len(words):
+            found.append(f"{name}={words[place + 1]}")
+    return found
 
 
 def _output_dir(file: Path, manifest: dict[str, Any]) -> str | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.report.read import printable
+from luthier.runtime.errors import RecipeError
 from luthier.runtime.scrub import scrub
 from luthier.studio.clean import clean, finite, read_json
 from luthier.studio.data.summary import run_summary
+from luthier.studio.runs.actions import launched
 from luthier.studio.runs.line import recipe_of
 from luthier.studio.runs.resolved import resolved_values
+from luthier.studio.runs.spread import processes_of
 from luthier.studio.runs.times import iso
 
 __all__ = ["base_name", "details", "model_names", "plan_record", "stages_of"]
@@ -25,11 +28,12 @@ _UNMEASURED = ("checkpoints", "merged", "stages")
 def details(folder: Path, line: Mapping[str, Any], *, runs: Path) -> dict[str, Any]:
     """Everything but the logs."""
     manifest = read_json(folder / "manifest.json")
-    measured = read_json(folder / "measured.json")
+    measured, plan = read_json(folder / "measured.json"), read_json(folder / "plan.json")
     resolved = _text(folder / "resolved.yaml")
     path = folder.relative_to(runs).as_posix() if folder != runs else "."
     shown = Path(runs.name) / path
-    command = f"luthier run {shlex.quote(str(shown / 'recipe.yaml'))}"
+    facts = processes_of(folder)
+    command = f"luthier {shlex.join(_command(folder, str(shown / 'recipe.yaml')))}"
     names = ("peak_bytes", "seconds_per_step", "tokens_per_second", "seconds_to_first_step", "mfu")
     return {
         "run": line, "folder": str(shown), "command": printable(command),
@@ -37,8 +41,8 @@ def details(folder: Path, line: Mapping[str, Any], *, runs: Path) -> dict[str, A
         "stages": stages_of(folder, line),
         "recipe": _text(folder / "recipe.yaml") or "", "resolved_text": resolved,
         "resolved": resolved_values(resolved) if resolved else [],
-        "plan": plan_record(read_json(folder / "plan.json")),
-        "measured": {name: finite(measured.get(name)) for name in names} if measured else None,
+        "plan": plan_record(plan), "processes": clean(facts.to_json()) if facts else None,
+        "measured": _numbers(measured, names), "predicted": _numbers(measured.get("predicted"), names),
         "manifest": {
             "versions": clean(manifest.get("versions") or {}), "hardware": clean(manifest.get("hardware") or {}),
             "code": clean(manifest.get("code") or {}), "seed": manifest.get("seed"),
@@ -48,6 +52,18 @@ def details(folder: Path, line: Mapping[str, Any], *, runs: Path) -> dict[str, A
         "models": model_names(folder, line), "children": None, "files": _files(folder),
         "report": f"/studio/api/runs/{line['id']}/report" if (folder / "report.html").is_file() else None,
     }  # fmt: skip
+
+
+def _command(folder: Path, recipe: str) -> list[str]:
+    try:
+        return launched(folder, recipe)
+    except RecipeError:  # several machines: the command of one is not that of the run
+        return ["launch", recipe]
+
+
+def _numbers(value: Any, names: Sequence[str]) -> dict[str, Any] | None:
+    """Those of a record, as far as they are numbers; None without a record."""
+    return {name: finite(value.get(name)) for name in names} if isinstance(value, dict) and value else None
 
 
 def stages_of(folder: Path, line: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ FILES = ("recipe.yaml", "manifest.json", "events.jsonl", "metrics.jsonl")
 """A change of a run changes one of these."""
 _STAGES = ("data", "baseline", "train", "evaluate", "compare", "merge", "gguf", "push", "report")
 _INTERRUPTED = 130
+_FORMAT = "2"
+"""Of a line: lines kept by an earlier Luthier are made again."""
 _EVENTS = 256 << 10
 
 
@@ -32,7 +34,7 @@ def signature(folder: str) -> str | None:
             parts.append("")
             continue
         parts.append(f"{status.st_mtime_ns:x}.{status.st_size:x}")
-    return " ".join(parts) if parts[0] or parts[1] else None
+    return " ".join([_FORMAT, *parts]) if parts[0] or parts[1] else None
 
 
 def recipe_of(folder: Path) -> dict[str, Any]:
@@ -155,6 +157,7 @@ def _training(folder: Path, events: list[dict[str, Any]], stages: dict[str, dict
         "spark": {"train": seen.train, "eval": seen.evals},
         "tokens_per_second": speed if speed is not None else finite(newest.get("tokens_per_second")),
         "peak_bytes": trained.get("peak_bytes"),
+        "processes": started.get("processes", trained.get("processes")),
         "warnings": _warnings(rows),
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier.studio.runs.index import Index
 from luthier.studio.runs.logs import event_record, metric_record, read_all, sample_record, thin
+from luthier.studio.runs.spread import beats_of
 from luthier.studio.runs.system import System
 from luthier.studio.runs.tail import Place, read_from
 
@@ -77,7 +78,7 @@ class RunStream:
                 found += await asyncio.to_thread(self.line_news)
             if now - measured >= _SYSTEM_SECONDS and self._line.get("status") in ("running", "stopping"):
                 measured = now
-                found.append(("system", await asyncio.to_thread(self.system.now), None))
+                found.append(("system", await asyncio.to_thread(self._now), None))
             for event in found:
                 told = now
                 yield event
@@ -100,6 +101,11 @@ class RunStream:
                 return True
         return False
 
+    def _now(self) -> dict[str, Any]:
+        """The machine, and what each of several processes does."""
+        going = self._line.get("status") in ("running", "stopping")
+        return {**self.system.now(), "processes": beats_of(self.folder) if going else []}
+
     def snapshot(self) -> Event:
         """Everything, and the places it reaches to."""
         from luthier.studio.runs.details import stages_of
@@ -114,7 +120,7 @@ class RunStream:
         data = {
             "run": self._line, "stages": stages_of(self.folder, self._line),
             "metrics": {"rows": rows, "total": len(logs["metrics"]), "thinned": thinned},
-            "events": logs["events"][-_EVENTS:], "samples": logs["samples"][-_SAMPLES:], "system": self.system.now(),
+            "events": logs["events"][-_EVENTS:], "samples": logs["samples"][-_SAMPLES:], "system": self._now(),
         }  # fmt: skip
         return "snapshot", data, self.last_id
 

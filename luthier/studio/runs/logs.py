@@ -30,6 +30,7 @@ _SENTENCES = {
     "checkpoints_removed": "older checkpoints were removed: {reason}",
     "checkpoint_removed": "the checkpoint of step {step} was removed: {reason}",
     "resumed_with_other_versions": "goes on with other versions of its libraries",
+    "resumed_on_other_processes": "goes on on {now} processes; it was {was}",
     "calibrated": "the plan was corrected by measured steps",
 }
 
@@ -47,6 +48,8 @@ def event_record(line: int, value: Mapping[str, Any]) -> dict[str, Any]:
     level = "error" if kind == "failed" else "warn" if kind in _WARN else "info"
     try:
         text = _SENTENCES[kind].format(**fields)
+        if kind == "training_started" and "processes" in fields:
+            text += " on {processes} processes ({strategy})".format(**fields)
     except (KeyError, IndexError, ValueError, TypeError):
         text = f"{kind.replace('_', ' ')}: " + ", ".join(f"{key} {item}" for key, item in fields.items())
     record: dict[str, Any] = clean(
@@ -96,11 +99,12 @@ def read_all(file: Path, place: Place | None = None) -> tuple[list[tuple[int, di
 
 
 def thin(rows: Sequence[dict[str, Any]], points: int) -> tuple[list[dict[str, Any]], bool]:
-    """At most about `points` rows: every validation, first and last, and of each stretch of steps the rows of least
-    and greatest loss, so that no peak is lost. Returns the rows and whether any was left out."""
+    """At most about `points` rows: every validation, first and last (also the last of training), and of each stretch of
+    steps the rows of least and greatest loss: no peak is lost. Returns the rows and whether any was left out."""
     if len(rows) <= points:
         return list(rows), False
-    keep = {0, len(rows) - 1} | {place for place, row in enumerate(rows) if _is_validation(row)}
+    newest = next((place for place in reversed(range(len(rows))) if not _is_validation(rows[place])), 0)
+    keep = {0, newest, len(rows) - 1} | {place for place, row in enumerate(rows) if _is_validation(row)}
     rest = [place for place in range(len(rows)) if place not in keep]
     buckets = max(1, (points - min(len(keep), points // 2)) // 2)
     for bucket in range(buckets):

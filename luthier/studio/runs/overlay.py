@@ -86,7 +86,8 @@ def waiting_line(job: Any, ident: str) -> dict[str, Any]:
         "objective": "dpo" if job.method.get("type") == "dpo" else "sft", "data": [str(job.training_file)],
         "step": None, "total_steps": None, "loss": None, "eval_loss": None, "spark": {"train": [], "eval": []},
         "headline": None, "score": None, "tokens_per_second": None, "peak_bytes": None, "seconds": None,
-        "started_at": None, "finished_at": iso(job.finished_at) if job.finished_at else None, "updated_at": when,
+        "processes": None, "started_at": None, "finished_at": iso(job.finished_at) if job.finished_at else None,
+        "updated_at": when,
         "error": None, "warnings": [], "job": job.id, "pinned": False, "tags": [], "notes": "", "actions": [],
         "stage_started": None,
     }  # fmt: skip

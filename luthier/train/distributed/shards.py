@@ -25,7 +25,7 @@ from torch import Tensor
 
 from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error, fsync_path
 from luthier.runtime.env import read_env
-from luthier.runtime.errors import EnvironmentProblem
+from luthier.runtime.errors import EnvironmentProblem, RunFailed
 from luthier.train.checkpoint import seal
 from luthier.train.distributed.folders import bring, first_of_machine
 from luthier.train.distributed.local import as_sharded, local, parts_of
@@ -64,22 +64,49 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
         )  # fmt: skip
     held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
     writer = HuggingFaceStorageWriter(path=str(temporary), save_distributed=True, fqn_to_index_mapping=_files(held))
-    with _quiet():
-        # The first copy is process 0's, on its machine: nothing of the others has to be sent there.
-        dcp.save(held, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
+    try:
+        with _quiet(), _told(temporary, accelerator.process_index):
+            # The first copy is process 0's, on its machine: nothing of the others has to be sent there.
+            dcp.save(held, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
+        bring(accelerator.device, temporary)
+        on_main(accelerator, lambda: _finish(temporary, path, state))
+    except BaseException:
+        if accelerator.is_main_process or first_of_machine():
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
-    bring(accelerator.device, temporary)
 
-    def finish() -> None:
+def _finish(temporary: Path, path: Path, state: Mapping[str, Any]) -> None:
+    old = path.parent / f"{TEMP_PREFIX}old-{path.name}"
+    try:
         for file in temporary.iterdir():
             fsync_path(file)
         seal(temporary, {**state, "sharded": True})
-        if path.exists():
-            shutil.rmtree(path)
+        fsync_path(temporary)
+        if path.exists():  # a damaged one: it steps aside, so that no half of it is ever seen
+            path.replace(old)
         temporary.rename(path)
         fsync_path(path.parent)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+    shutil.rmtree(old, ignore_errors=True)
 
-    on_main(accelerator, finish)
+
+@contextmanager
+def _told(temporary: Path, mine: int) -> Iterator[None]:
+    """torch's account of who could not write, as the error of that process; the others follow it."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        failed = {rank: failure[0] for rank, failure in error.failures.items()}
+        own = failed.get(mine)
+        if isinstance(own, OSError):
+            raise explain_os_error(own, temporary) from error
+        rank, cause = min(failed.items())
+        text = f"process {rank} could not write its part of {temporary.name}: {type(cause).__name__}: {cause}"
+        raise RunFailed(code="L290" if own is not None else "T462", message=text) from error
 
 
 def _files(tensors: Mapping[str, Any]) -> dict[str, int]:

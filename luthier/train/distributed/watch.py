@@ -21,16 +21,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.runtime.atomic import write_json
+from luthier.runtime.atomic import TEMP_PREFIX
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import LuthierError, RunFailed
 from luthier.runtime.failure import leave_failure
 from luthier.runtime.heartbeat import current
 
-__all__ = ["FOLDER", "Beat", "beating", "describe_hang", "find_hang", "read_beats"]
+__all__ = ["FOLDER", "Beat", "beating", "describe_hang", "find_hang", "forget_beats", "read_beats"]
 
 FOLDER = "processes"
 """In the run folder."""
+EVERY_SECONDS = 5.0
+"""Between two beats of a process, or less where patience is short."""
+START_SECONDS = 60.0
+"""That processes may begin one after the other, at least: the imports of a busy machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,9 @@ def describe_hang(guilty: Sequence[Beat], beats: Sequence[Beat], *, resumes: boo
     said = []
     for beat in guilty:
         where = f"process {beat.rank} ({beat.host}, pid {beat.pid})"
-        if beat.silent_seconds > beat.idle_seconds:
+        if not beat.pid:
+            said.append(f"process {beat.rank} has not begun for {beat.silent_seconds:.0f} s")
+        elif beat.silent_seconds > beat.idle_seconds:
             said.append(f"{where} has not answered for {beat.silent_seconds:.0f} s; it was in {beat.what()}")
         else:
             said.append(f"{where} has been in {beat.what()} for {beat.idle_seconds:.0f} s")
@@ -106,9 +112,19 @@ def read_beats(folder: Path) -> list[Beat]:
     return sorted(found, key=lambda beat: beat.rank)
 
 
+def forget_beats(run: Path) -> None:
+    """Remove those of processes that are gone: a launcher does, before it starts others."""
+    for pattern in ("rank-*.json", f"{TEMP_PREFIX}*"):
+        for file in (run / FOLDER).glob(pattern):
+            file.unlink(missing_ok=True)
+
+
 @contextmanager
 def beating(run: Path, *, resumes: bool = True) -> Iterator[None]:
-    """Write heartbeats and watch those of the others inside; nothing with one process. `resumes`: see above."""
+    """Write heartbeats and watch those of the others inside; nothing with one process.
+
+    Begins before processes meet: one that never comes is told of, too. `resumes`: there are checkpoints to go on from.
+    """
     env = read_env()
     if env.world_size == 1:
         yield
@@ -127,12 +143,13 @@ def beating(run: Path, *, resumes: bool = True) -> Iterator[None]:
 class _Watch:
     def __init__(self, folder: Path, *, rank: int, size: int, limit: float, resumes: bool = True) -> None:
         self._folder, self._rank, self._size, self._limit, self._resumes = folder, rank, size, limit, resumes
-        self._every = min(5.0, max(0.5, limit / 4))
+        self._every = min(EVERY_SECONDS, max(0.5, limit / 4))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="luthier-heartbeat", daemon=True)
         self._seen: dict[int, tuple[int, int, float]] = {}
         """By rank: (pid, beat) and when it was first seen."""
         self._beats = 0
+        self._began = time.monotonic()
 
     def start(self) -> None:
         self._write()
@@ -153,14 +170,19 @@ class _Watch:
 
     def _write(self) -> None:
         now, self._beats = current(), self._beats + 1
-        write_json(self._folder / f"rank-{self._rank}.json", {
+        # Always the same name: what a killed process leaves does not add up. And nothing has to outlive a power cut.
+        temporary = self._folder / f"{TEMP_PREFIX}rank-{self._rank}.json"
+        temporary.write_text(json.dumps({
             "rank": self._rank, "host": socket.gethostname(), "pid": os.getpid(), "beat": self._beats,
             "count": now.count, "operation": now.name, "step": now.step, "exchange": now.exchange,
             "watched": now.watched, "idle_seconds": round(time.monotonic() - now.since, 1),
-        })  # fmt: skip
+        }), "utf-8")  # fmt: skip
+        temporary.replace(self._folder / f"rank-{self._rank}.json")
 
     def _look(self) -> None:
         beats = [self._timed(beat) for beat in read_beats(self._folder) if beat.rank < self._size]
+        absent = set(range(self._size)) - {beat.rank for beat in beats}
+        beats = sorted([*beats, *map(self._unheard, absent)], key=lambda beat: beat.rank)
         speaking = [beat.rank for beat in beats if beat.silent_seconds <= self._limit]
         guilty = find_hang(beats, limit=self._limit)
         if not guilty or not speaking or min(speaking) != self._rank or self._done.is_set():
@@ -171,6 +193,13 @@ class _Watch:
             sys.stderr.write(error.render() + "\n")
             sys.stderr.flush()
         os._exit(error.exit_code)
+
+    def _unheard(self, rank: int) -> Beat:
+        """A process without a file: all write one at the same place, the first of all when it has the folder."""
+        waited = time.monotonic() - self._began
+        silent = waited if waited > START_SECONDS else 0.0
+        return Beat(rank=rank, host="", pid=0, beat=0, count=0, operation="starting", step=None, exchange=False,
+                    watched=False, idle_seconds=0.0, silent_seconds=silent)  # fmt: skip
 
     def _timed(self, beat: Beat) -> Beat:
         now = time.monotonic()

@@ -3,11 +3,11 @@
     engine = partition(model, optimizer, settings, device)    the optimizer's tensors become DeepSpeed's partitions
     Passes(engine, module)                                    the engine's loss as a pass through DeepSpeed's engine
 
-ZeRO-2 keeps weights whole and partitions gradients, fp32 masters and moments. ZeRO-3 partitions the weights too: its
-hooks gather a module before each of its passes. A decoder layer is gathered as one (`set_z3_leaf_modules`), so that
-the layer function can read the matrices from the modules (`fast/decoder/bases.py: Gathered`); embeddings, last norm
-and head belong to the root (`register_external_parameter`) and are whole while a forward pass runs, which is where the
-loss reads them.
+ZeRO-1 partitions fp32 masters and moments, ZeRO-2 gradients as well; both keep weights whole. ZeRO-3 partitions the
+weights too: its hooks gather a module before each of its passes. A decoder layer is gathered as one
+(`set_z3_leaf_modules`), so that the layer function can read the matrices from the modules (`fast/decoder/bases.py:
+Gathered`); embeddings, last norm and head belong to the root (`register_external_parameter`) and are whole while a
+forward pass runs, which is where the loss reads them.
 
 DeepSpeed: https://deepspeed.readthedocs.io/en/latest/zero3.html
 """
@@ -15,11 +15,12 @@ DeepSpeed: https://deepspeed.readthedocs.io/en/latest/zero3.html
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def require_deepspeed() -> None:
         EnvironmentProblem: it is not installed.
     """
     if importlib.util.find_spec("deepspeed") is None:
-        raise EnvironmentProblem(code="L170", message="`zero2` and `zero3` need DeepSpeed, which is not installed",
+        raise EnvironmentProblem(code="L170", message="DeepSpeed's strategies need it, and it is not installed",
                                  hint=_INSTALL)  # fmt: skip
 
 
@@ -91,6 +92,7 @@ class Root(nn.Module):  # type: ignore[misc]
     def forward(self) -> torch.Tensor | None:
         """Run the task. DeepSpeed's hooks look at what is returned: the loss alone, nothing that is no tensor."""
         assert self._task is not None
+        _read_as_they_are(self)
         result = self._task()
         if isinstance(result, tuple) and result and isinstance(result[0], torch.Tensor):
             self._rest = result[1:]
@@ -117,7 +119,11 @@ class Passes(nn.Module):  # type: ignore[misc]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the module's."""
-        return self.root.module.run(self.root, lambda: self.module(*args, **kwargs))
+        return self.run(self.module, *args, **kwargs)
+
+    def run(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`action(*args, **kwargs)`, which is a pass of all processes, with the weights whole where it needs them."""
+        return self.root.module.run(self.root, lambda: action(*args, **kwargs))
 
 
 def partition(
@@ -126,7 +132,7 @@ def partition(
     """DeepSpeed's engine around `model` and `optimizer`, both changed in place.
 
     Args:
-        model: All of its parameters in one type; with stage 3 it may be in host memory.
+        model: All of its parameters in one type, or bytes seen as integers; with stage 3 it may be in host memory.
         optimizer: Over the trained parameters, no step taken.
         settings: DeepSpeed's configuration, without `auto`.
         device: Where it computes.
@@ -137,7 +143,7 @@ def partition(
     """
     deepspeed = import_deepspeed(device)
     layers = list(getattr(inner_model(model).get_decoder(), "layers", ()))
-    kinds = {parameter.dtype for parameter in model.parameters()}
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     if not layers or len(kinds) != 1:
         what = f"weights of several types ({', '.join(map(str, kinds))})" if layers else "no list of decoder layers"
         raise RecipeError(
@@ -147,7 +153,8 @@ def partition(
     root = Root(model)
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.utils.set_z3_leaf_modules(root, [type(layers[0])])
-    with _buffers_kept(root, device):
+    # Its BF16_Optimizer prints the memory of the process to stdout, where a reader of JSON finds it.
+    with _buffers_kept(root, device), redirect_stdout(io.StringIO()):
         try:
             engine, *_ = deepspeed.initialize(model=root, optimizer=optimizer, config=dict(settings))
         except (AssertionError, ValueError) as error:
@@ -159,10 +166,27 @@ def partition(
 
 
 def _whole_in_the_root(deepspeed: Any, root: nn.Module, layers: list[nn.Module]) -> None:
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    """What passes read outside of a module of its own: everything but the layers. Not the frozen tables of which PEFT
+    trains copies (`modules_to_save`): no pass reads those."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    copied = [module.original_module for module in root.modules() if isinstance(module, ModulesToSaveWrapper)]
+    left = {id(parameter) for module in [*layers, *copied] for parameter in module.parameters()}
     for parameter in root.parameters():
-        if id(parameter) not in inside:
+        if id(parameter) not in left:
             deepspeed.zero.register_external_parameter(root, parameter)
+
+
+def _read_as_they_are(root: nn.Module) -> None:
+    """Let the parameters of all modules be read inside a forward pass without being gathered for it.
+
+    DeepSpeed's `ZeROOrderedDict.__getitem__` gathers what is read while it is in parts, and makes it one of the module
+    at work for good. The engine reads the type of every matrix when it is attached, so the root would own, and gather
+    at once, the whole model in each pass. Nothing needs it: a layer is gathered as one, and the rest is the root's.
+    """
+    for module in root.modules():
+        if hasattr(module._parameters, "_in_forward"):
+            module._parameters._in_forward = False
 
 
 @contextmanager

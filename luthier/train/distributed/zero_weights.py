@@ -1,4 +1,4 @@
-"""Trained weights whose gradients, masters and moments are DeepSpeed's (ZeRO-2, ZeRO-3).
+"""Trained weights whose gradients, masters and moments are DeepSpeed's (ZeRO-1, ZeRO-2, ZeRO-3).
 
 DeepSpeed averages the gradients of a pass over the processes and adds up the passes in its partitions; its step clips
 by the norm of all and updates them. What leaves and enters a checkpoint are whole tensors under our names, one at a
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from luthier.train import foreach
 from luthier.train.distributed.zero import gather_zero, let_gradients_through
 from luthier.train.masters import Weights
 
@@ -36,6 +37,8 @@ class ZeroWeights(Weights):
         self.live = {name: parameter for name, parameter in model.named_parameters() if name in self.shapes}
         self.tensors = dict(self.live)
         self._stage = int(engine.zero_optimization_stage())
+        self._in_16_bits = hasattr(engine.optimizer, "bf16_groups")
+        """Under ZeRO-1 DeepSpeed has an optimizer of its own (BF16_Optimizer) for weights in bf16."""
         self._passes = self._done = 0
         if self._stage == 3:
             self._hooks += let_gradients_through(model)
@@ -66,6 +69,8 @@ class ZeroWeights(Weights):
         optimizer = self.engine.optimizer
         if self._stage == 3:
             found = combine_grad_norm_groups(optimizer._get_norm_groups())
+        elif self._in_16_bits:
+            return foreach.total_norm(optimizer.get_grads_for_norm(for_clipping=True))
         else:
             found = optimizer.scaled_global_norm()
         found = torch.as_tensor(found)
@@ -83,6 +88,8 @@ class ZeroWeights(Weights):
     def zero_grad(self) -> None:
         """Forget the gradients of the passes since the last step."""
         self.engine.optimizer.zero_grad()
+        if self._in_16_bits:
+            return
         if self._stage != 3:
             from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 
@@ -137,42 +144,45 @@ class ZeroWeights(Weights):
 
         with torch.no_grad():
             for name, parameter in self.live.items():
-                self._set(parameter, tensors[name], key=None)
+                whole = tensors[name]  # which may read it
+                self._set(parameter, whole, key=None)
                 parts = [parameter] if hasattr(parameter, "ds_id") else []
                 with deepspeed.zero.GatheredParameters(parts, modifier_rank=0):
-                    parameter.data.copy_(tensors[name])
+                    parameter.data.copy_(whole)
 
     def load_state(self, optimizer: torch.optim.Optimizer, held: Mapping[str, Tensor]) -> None:
         """Take a saved state of the optimizer, whole tensors under `PARAMETER/KEY`."""
-        by_name: dict[str, dict[str, Tensor]] = {name: {} for name in self.live}
-        for full_name, value in held.items():
+        by_name: dict[str, dict[str, str]] = {name: {} for name in self.live}  # `held` may read at each access
+        for full_name in held:
             name, _, key = full_name.rpartition("/")
-            by_name[name][key] = value
+            by_name[name][key] = full_name
         for group in optimizer.param_groups:
             fused = bool(group.get("fused"))
         for name, parameter in self.live.items():
             flat = self._flat(parameter)
-            for key, value in by_name[name].items():
+            for key, full_name in by_name[name].items():
+                if key in optimizer.state[flat]:
+                    continue
+                value = held[full_name]
                 parted = value.shape == self.shapes[name] and value.ndim > 0
                 where = flat.device if parted or fused else torch.device("cpu")
-                if key not in optimizer.state[flat]:
-                    optimizer.state[flat][key] = torch.zeros_like(flat) if parted else value.to(where, copy=True)
+                optimizer.state[flat][key] = torch.zeros_like(flat) if parted else value.to(where, copy=True)
         self._link(optimizer)
         for name, parameter in self.live.items():
-            for key, value in by_name[name].items():
+            for key, full_name in by_name[name].items():
+                value = held[full_name]
                 if value.shape == self.shapes[name] and value.ndim > 0:
                     self._set(parameter, value, key=key)
 
     def _link(self, optimizer: torch.optim.Optimizer) -> None:
-        """Show ZeRO-2 where the moments of each parameter are.
+        """Show ZeRO-1 and ZeRO-2 where the moments of each parameter are.
 
         It does so itself in its first step, but for all groups when the first of them has been updated (0.19.8).
         """
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
-        zero = self.engine.optimizer
         if self._stage != 3:
-            for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            for group, flat in self._groups():
                 lazy_init_hp_params_optimizer_state(group, flat, optimizer.state)
 
     def _flat(self, parameter: nn.Parameter) -> Tensor:
@@ -182,9 +192,15 @@ class ZeroWeights(Weights):
         if self._stage == 3:
             flat = optimizer.fp32_partitioned_groups_flat[optimizer.grad_position[optimizer.get_param_id(parameter)][0]]
         else:
-            index = next(i for i, group in enumerate(optimizer.bit16_groups) if any(p is parameter for p in group))
-            flat = optimizer.single_partition_of_fp32_groups[index]
+            flat = next(flat for group, flat in self._groups() if any(p is parameter for p in group))
         return flat
+
+    def _groups(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """(parameters, partition of their masters that this process has) of each group, below ZeRO-3."""
+        zero = self.engine.optimizer
+        if self._in_16_bits:
+            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
+        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
 
     def _set(self, parameter: Any, whole: Tensor, *, key: str | None) -> None:
         """This process' part of a whole tensor into the masters (`key` None) or a moment."""

@@ -12,7 +12,7 @@ export type RunLine = {
   spark: { train: (number | null)[]; eval: [number, number][] };
   headline: Headline | null;
   score: { task: string; metric: string; value: number; low: number; high: number; n: number } | null;
-  tokens_per_second: number | null; peak_bytes: number | null; seconds: number | null;
+  tokens_per_second: number | null; peak_bytes: number | null; seconds: number | null; processes: number | null;
   started_at: Time; finished_at: Time; updated_at: Time;
   error: { code: string; message: string } | null; warnings: string[]; job: string | null;
   pinned: boolean; tags: string[]; notes: string; actions: Action[];
@@ -24,7 +24,11 @@ export type MetricRow = { line: number; step: number; [key: string]: number | nu
 export type Event = { n: number; time: string; event: string; level: "info" | "warn" | "error"; text: string; fields: Record<string, unknown> };
 export type Sample = { n: number; step: number; row: string; prompt: string; reference: string | null; completions: { text: string; rewards: Record<string, number | null> }[] };
 export type Gpu = { index: number; name: string; memory_total: number; memory_used: number; utilization: number | null; temperature_c: number | null; power_w: number | null };
-export type System = { time: string; cpu: { cores: number; percent: number | null; load: number[] }; memory: { total: number; used: number }; disk: { path: string; total: number; free: number }; gpus: Gpu[] };
+export type System = { time: string; cpu: { cores: number; percent: number | null; load: number[] }; memory: { total: number; used: number }; disk: { path: string; total: number; free: number }; gpus: Gpu[]; processes?: Beat[] };
+/** What one of several processes said last. */
+export type Beat = { rank: number; host: string | null; operation: string | null; step: number | null; idle_seconds: number | null };
+/** How a run on several processes was divided. */
+export type Processes = { processes: number; machines: number | null; strategy: string | null; way: string; device: string | null; tokens_per_second: number | null; planned_bytes: number | null; rows: { name: string; peak_bytes: number }[]; starts: number[] };
 
 export type Plan = {
   fits: boolean; device: string; memory: { parts: Record<string, number>; peak: number; total: number; device: number; free: number | null };
@@ -36,7 +40,7 @@ export type Plan = {
 export type Resolved = { key: string; value: unknown; reason: string | null };
 export type Measured = { peak_bytes: number | null; seconds_per_step: number | null; tokens_per_second: number | null; seconds_to_first_step: number | null; mfu: number | null };
 export type RunView = {
-  run: RunLine; folder: string; command: string | null; stages: Stage[]; recipe: string; resolved_text: string | null; resolved: Resolved[]; plan: Plan | null; measured: Measured | null;
+  run: RunLine; folder: string; command: string | null; stages: Stage[]; recipe: string; resolved_text: string | null; resolved: Resolved[]; plan: Plan | null; measured: Measured | null; predicted: Measured | null; processes: Processes | null;
   manifest: { versions: Record<string, string>; hardware: Record<string, unknown>; code: Record<string, unknown> | null; seed: number | null; working_directory: string | null };
   data: DataSummary | null; checkpoints: { step: number; bytes: number; saved_at: Time; model: string }[]; models: { label: string; model: string }[];
   files: { name: string; bytes: number }[]; report: string | null;
@@ -72,7 +76,7 @@ export type CompareRow = { row: number; ref: string; prompt: string; messages: M
 
 export type Comparison = { delta: number; low: number; high: number; p: number; before: number; after: number; test: string; verdict: string; wins: number; losses: number; ties: number };
 export type EvalTask = { name: string; metric: string; higher_is_better: boolean; n: number; confidence: number; columns: { label: string; score: number; low: number | null; high: number | null; tokens_per_second: number | null; secondary: Record<string, number> }[]; comparison: Comparison | null; judge: Record<string, unknown> | null; has_rows: boolean; kind: string };
-export type Measure = { name: string; before: number; after: number; low: number; high: number; delta?: number | null; delta_low?: number | null; delta_high?: number | null; p_value?: number | null; verdict?: string | null };
+export type Measure = { name: string; what: string; before: number; after: number; low: number; high: number; delta?: number | null; delta_low?: number | null; delta_high?: number | null; p_value?: number | null; verdict?: string | null };
 export type EvalsView = { tasks: EvalTask[]; regressions: string[]; preferences: { kind: string; objective: string; n: number; confidence: number; measures: Measure[] } | null; judge: Record<string, unknown> | null; report: string | null; command: string };
 export type EvalAnswer = { label: string; output: string; extracted: string | null; score: number; secondary: Record<string, number>; finish_reason: string; new_tokens: number; reason: string | null };
 export type EvalRow = { row: number; ref: string; messages: Message[]; prompt: string; reference: string | null; change: number | null; answers: EvalAnswer[]; judge: { verdict: string; reason: string | null } | null };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_the_error_names_process_operation_and_step():
     assert "process 1 (h, pid 101) has not answered for 90 s" in str(describe_hang(find_hang(frozen, limit=60), frozen))
 
 
+def test_a_process_that_never_wrote_is_told_of():
+    absent = beat(1, "starting", pid=0, watched=False, idle_seconds=0.0, silent_seconds=90.0)
+    beats = [beat(0), absent]
+    assert "process 1 has not begun for 90 s" in str(describe_hang(find_hang(beats, limit=60.0), beats))
+    assert find_hang([beat(0), replace(absent, silent_seconds=5.0)], limit=60.0) == []
+
+
 def test_one_process_writes_no_heartbeat(tmp_path):
     with beating(tmp_path):
         pass
@@ -58,9 +66,8 @@ def test_one_process_writes_no_heartbeat(tmp_path):
 def test_several_write_what_they_do(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LUTHIER_HANG_SECONDS", "2")  # a beat each half second
-    # Where this process gets no turn for two seconds it would be told to hang, and end all tests of this worker.
-    monkeypatch.setattr(watch, "find_hang", lambda beats, *, limit: [])
+    monkeypatch.setenv("LUTHIER_HANG_SECONDS", "40")
+    monkeypatch.setattr(watch, "EVERY_SECONDS", 0.1)
     (tmp_path / "processes").mkdir()
     (tmp_path / "processes/rank-0.json").write_text("{torn")
     with beating(tmp_path):

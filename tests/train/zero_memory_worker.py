@@ -1,0 +1,64 @@
+"""One of two processes under torchrun: what ZeRO-3 holds at its peak, by the code of DeepSpeed that made it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.recipe.resolve import Resolved
+from luthier.runtime.console import set_quiet
+from luthier.runtime.env import read_env
+from tests.support.tiny import tiny_model
+from tests.train.live_bytes import LiveBytes
+from tests.train.support import FULL, LORA, data, examples, resolved, train
+
+KINDS = {
+    "gathered": {"_all_gather_dtype", "_all_gather_sequential", "wait"},  # of runtime/zero/partition_parameters.py
+    "step": {"_prepare_fp32_grad_for_sub_group"},  # of runtime/zero/stage3.py
+}
+CASES: dict[str, dict[str, Any]] = {
+    "full": {"method": FULL, "reuse": 3.6, "layers": 8, "hidden_size": 64, "intermediate_size": 224},
+    "wider": {"method": FULL, "reuse": 1.5, "layers": 5, "hidden_size": 128, "intermediate_size": 448},
+    "lora": {"method": LORA, "reuse": 2.4, "layers": 6, "hidden_size": 128, "intermediate_size": 448},
+}
+"""`reuse`: `stage3_max_reuse_distance` in decoder layers, as the default of 1e9 is 4.6 layers of an 8B."""
+
+
+def model_of(case: str) -> Any:
+    return tiny_model(**{key: value for key, value in CASES[case].items() if key not in ("method", "reuse")})
+
+
+def distance(case: str) -> int:
+    """`stage3_max_reuse_distance` of a case, in elements."""
+    layer = model_of(case).model.layers[0]
+    return round(CASES[case]["reuse"] * sum(parameter.numel() for parameter in layer.parameters()))
+
+
+def run(case: str, folder: Path, rank: int) -> dict[str, int]:
+    """Peaks of three steps, set-up included."""
+    file = folder / f"{case}-{rank}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_max_reuse_distance": distance(case)}}))
+    recipe = resolved(
+        method=CASES[case]["method"], strategy="zero3", max_steps=3, per_device_train_batch_size=2
+    ).recipe  # fmt: skip
+    distributed = recipe.distributed.model_copy(update={"deepspeed_config": str(file)})
+    with LiveBytes(KINDS) as live:
+        train(
+            folder / case, data(examples(16)), model=model_of(case),
+            recipe=Resolved(recipe=recipe.model_copy(update={"distributed": distributed}), derived=()),
+        )  # fmt: skip
+    return dict(live.peaks)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    set_quiet(True)
+    here = read_env().rank
+    found = {case: run(case, Path(sys.argv[1]), here) for case in CASES}
+    (Path(sys.argv[1]) / f"peaks-{here}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,122 @@
+"""One of two processes under torchrun: `python -m torch.distributed.run ... -m tests.train.zero_more_worker FOLDER`.
+
+What DeepSpeed's strategies are combined with beyond plain tuning; each case also runs in one process
+(`test_zero_more.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from luthier.model.packed import PackedLinear
+from luthier.runtime.console import set_quiet
+from luthier.train.processes import make_accelerator
+from luthier.train.setup import make_trainer
+from tests.support.tiny import tiny_model
+from tests.train import zero_cases, zero_worker
+from tests.train.packed_cases import NF4, QLORA
+from tests.train.sharded_worker import NEW_TOKENS, SAVED
+from tests.train.support import LORA, SPECTRUM, Run, resolved, tuned, whole
+from tests.train.zero_cases import Case
+
+TWO_AND_THREE = ("zero2", "zero3")
+ONE = zero_cases.named(zero_cases.full_bf16, zero_cases.saved_bf16, zero_cases.offloaded_bf16, zero_cases.saved_tied)
+ONE |= {name: zero_cases.MORE[name] for name in ("dpo_lora", "kto_full", "qlora_unpacked", "qlora_bf16")}
+ONE |= {name: zero_worker.CASES[name] for name in ("full", "lora", "spectrum", "offloaded")}
+"""Under ZeRO-1."""
+CASES: dict[str, Case] = {**ONE, **zero_cases.MORE}
+RUNS = [(name, strategy) for name in zero_cases.MORE for strategy in TWO_AND_THREE]
+RUNS += [(name, "zero1") for name in ONE] + [("offloaded_bf16", strategy) for strategy in TWO_AND_THREE]
+RESUMED = [(name, strategy) for name in ("tokens_tied", "dpo_lora", "reward_full", "qlora_unpacked")
+           for strategy in TWO_AND_THREE]  # fmt: skip
+RESUMED += [(name, "zero1") for name in ("full", "full_bf16", "saved_tied")]
+"""Whose folders `resumed_NAME-STRATEGY` hold the first half of a run of another number of processes."""
+
+
+def facts_of(run: Run) -> dict[str, Any]:
+    """What the run was made of: an exit code proves nothing."""
+    parted = [hasattr(parameter, "ds_id") for parameter in run.model.parameters()]
+    kind = "all" if all(parted) else "some" if any(parted) else "none"
+    trained = sorted(name for name, p in run.model.named_parameters() if p.requires_grad)
+    return {
+        "processes": torch.distributed.get_world_size(), "names": trained, "under_zero3": [kind],
+        **run.result.to_json(),
+    }  # fmt: skip
+
+
+FACTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "saved": (SAVED, {}), "tokens": (LORA, {}), "spectrum": (SPECTRUM, {}), "bf16": (SAVED, {}),
+    "nf4": ({**QLORA, "modules_to_save": ["lm_head"]}, NF4),
+}  # fmt: skip
+"""Method and model section of what `parts_of` looks at."""
+
+
+def parts_of(name: str, strategy: str) -> dict[str, Any]:
+    """What DeepSpeed holds on this process, and what a pass finds."""
+    method, section = FACTS[name]
+    recipe = resolved(method=method, model=section, strategy=strategy)
+    accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
+    base = zero_cases.nf4_base(2, strategy) if section else tiny_model()
+    base = base.to(torch.bfloat16) if name == "bf16" else base
+    model = tuned(recipe, model=base, new_token_ids=NEW_TOKENS if name == "tokens" else ()).model
+    trained = {key: p.numel() for key, p in model.named_parameters() if p.requires_grad}
+    tables = {key: p for key, p in model.named_parameters() if p.requires_grad and "layers" not in key}
+    sizes = {key: p.numel() for key, p in tables.items()}
+    originals = {key: p for key, p in model.named_parameters() if ".original_module." in key}
+    trainer = make_trainer(accelerator, model, recipe.recipe, total_steps=1)
+    zero = trainer.wrapper.root
+    packed = [module.weight for module in model.modules() if isinstance(module, PackedLinear)]
+    held = sum(weight.numel() for weight in packed)
+    with torch.no_grad():
+        found, others = trainer.wrapper.run(
+            lambda: [{key: p.numel() for key, p in some.items()} for some in (tables, originals)]
+        )
+    masters = zero_worker.masters_of(zero)
+    mine = [weight.ds_tensor if hasattr(weight, "ds_tensor") else weight for weight in packed]
+    report = {part.name: part.runs for part in trainer.engine.report}
+    trainer.weights.close()
+    return {
+        "processes": accelerator.num_processes, "root": type(zero).__name__, "optimizer": type(zero.optimizer).__name__,
+        "stage": int(zero.zero_optimization_stage()), "trained": sum(trained.values()),
+        "masters": sum(group.numel() for group in masters), "tables": {key: (found[key], sizes[key]) for key in sizes},
+        "originals": others, "report": report["decoder layers"],
+        "packed": {
+            "kinds": sorted({str(weight.dtype) for weight in packed}), "held": held,
+            "mine": sum(part.numel() for part in mine),
+            "whole": sum(getattr(weight, "ds_numel", weight.numel()) for weight in packed),
+        },
+    }  # fmt: skip
+
+
+def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None:
+    begun = [(f"resumed_{name}", strategy) for name, strategy in RESUMED]
+    for name, strategy in [*RUNS, *(one for one in begun if (folder / "-".join(one)).exists())]:
+        label = f"{name}-{strategy}"
+        if wanted and name not in wanted:
+            continue
+        run = CASES[name.removeprefix("resumed_")](folder / label, world_size, strategy)
+        held = {key: whole(p).detach().clone() for key, p in run.model.named_parameters() if p.requires_grad}
+        save_file({key: value.contiguous() for key, value in held.items()}, folder / f"{label}-{rank}.safetensors")
+        (folder / f"{label}-{rank}.json").write_text(json.dumps(facts_of(run)))
+    for name in FACTS:
+        for strategy in ("zero1", "zero2", "zero3"):
+            if not wanted or "facts" in wanted:
+                found = parts_of(name, strategy)
+                (folder / f"facts_{name}-{strategy}-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    from luthier.runtime.env import read_env
+
+    torch.set_num_threads(1)
+    set_quiet(True)
+    make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
+    run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank, sys.argv[2:])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
