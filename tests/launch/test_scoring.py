@@ -247,19 +247,24 @@ def test_the_last_thing_printed_is_the_error_of_the_process_that_failed(world):
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_named(world):
-    process = evaluating(world, LUTHIER, "--num-processes", "2")
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_process_that_is_lost_is_named(world, how, tmp_path):
+    place = {"TMPDIR": str(tmp_path), "LUTHIER_HANG_SECONDS": "8"}
+    process = start(
+        *LUTHIER, str(world / "recipe.yaml"), "--num-processes", "2", **{**settings(world), **place},
+    )  # fmt: skip
     try:
-        wait_until(lambda: [*world.glob("luthier-eval-*/processes/rank-1.json")], what="process 1")
-        (beat,) = world.glob("luthier-eval-*/processes/rank-1.json")
+        wait_until(lambda: [*tmp_path.glob("luthier-eval-*/processes/rank-1.json")], what="process 1")
+        (beat,) = tmp_path.glob("luthier-eval-*/processes/rank-1.json")
         pid = json.loads(beat.read_text())["pid"]
-        os.kill(pid, signal.SIGKILL)
-        err = process.communicate(timeout=90)[1]
+        os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+        err = process.communicate(timeout=120)[1]
     finally:
         kill_group(process)
     last = err[err.rindex("error[") :]
     assert process.returncode == 1
-    assert f"process 1 (pid {pid}) was ended by SIGKILL in `" in last and "checkpoint" not in last
+    said = "was ended by SIGKILL in `" if how == "kill" else "has not answered for"
+    assert f"pid {pid})" in last and "process 1 (" in last and said in last and "checkpoint" not in last
 
 
 @pytest.mark.slow
