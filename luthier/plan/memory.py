@@ -146,7 +146,7 @@ def estimate_memory(
     moment, dynamic = _peak(_moments(sizes, setting, head=head, supervised=supervised, optim=optim))
     peak = sum(static.values()) + sum(dynamic.values())
     outside = round(_fragmentation(sizes, setting, table) * peak) + table.context_bytes if cuda else 0
-    outside += table.communication_bytes if setting.world > 1 else 0
+    outside += table.communication_bytes if setting.world > 1 and cuda else 0
     recordings = _recordings(sizes, setting, supervised) if replayed(sizes, setting, cuda=cuda) else 0
     return MemoryPlan(
         parameters=sizes.parameters, trainable=sizes.trainable, tokens=setting.micro_tokens, moment=moment,

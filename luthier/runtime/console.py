@@ -85,7 +85,8 @@ class _PlainBar(Bar):
         if share >= self._next_tenth - 1e-9:
             self._next_tenth = int(share * 10 + 1e-9) / 10 + 0.1
             left = self.remaining_seconds()
-            done = f"{round(self.done, 1):g}/{self.total:g} {self.unit}"
+            whole = float(self.total).is_integer()  # of things that are counted, parts are not said
+            done = f"{int(self.done + 1e-9) if whole else round(self.done, 1):g}/{self.total:g} {self.unit}"
             note(f"{self.label}: {done}, {left:.0f} s left{'  ' + say if say else ''}")
 
 

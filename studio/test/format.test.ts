@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { ago, bytes, count, duration, number, percent, plain, pValue, signed, tail, when } from "../src/lib/format";
+import { ago, bytes, count, digitsApart, duration, number, percent, plain, pValue, signed, tail, when } from "../src/lib/format";
 
 describe("numbers", () => {
   it("keeps significant digits and drops zeros", () => {
@@ -9,6 +9,14 @@ describe("numbers", () => {
     expect(number(0.00000123)).toBe("1.23e-6");
     expect(number(-0.5)).toBe("−0.5");
     expect(number(0)).toBe("0");
+  });
+  it("takes as many digits as tell the ends of an interval apart", () => {
+    for (const [low, high] of [[-1.898, -1.872], [6.393, 6.415], [0.1, 0.4], [-1234.5, -1234.4], [-0.0212, -0.0208]] as const) {
+      const digits = digitsApart(Math.max(Math.abs(low), Math.abs(high)), high - low);
+      expect(number(low, digits)).not.toBe(number(high, digits));
+    }
+    expect(digitsApart(0.4, 0.3)).toBe(2);
+    expect(digitsApart(0, 0)).toBe(2);
   });
   it("says what is not known, and what is not finite", () => {
     for (const format of [number, count, percent, duration, bytes, pValue, signed]) {

@@ -25,6 +25,12 @@ export function percent(value: Maybe, places = 1): string {
   return known(value) ? `${minus((100 * value).toFixed(places))} %` : NONE;
 }
 
+/** So many significant digits that the ends of an interval of this width differ, for numbers up to this size. */
+export function digitsApart(size: number, width: number): number {
+  if (!(size > 0 && width > 0)) return 2;
+  return Math.min(6, Math.max(2, 2 + Math.floor(Math.log10(size)) - Math.floor(Math.log10(width))));
+}
+
 /** A number with its sign, always: +0.75, −0.02. */
 export function signed(value: Maybe, digits = 3): string {
   if (!known(value)) return NONE;
