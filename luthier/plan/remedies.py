@@ -28,10 +28,11 @@ __all__ = ["Remedy", "faster", "remedies"]
 
 SHORTEST = 256
 MORE = 8
+"""Times as many devices that are tried beyond one host."""
 RECOMPUTE = dict.fromkeys(
     ("gradient_checkpointing", "gradient_checkpointing_layers", "gradient_checkpointing_attention"), "auto"
 )
-"""Times as many devices that are tried beyond one host."""
+"""Keys of `train` that leave recompute to the plan."""
 FASTER = 1.05
 """A gain below this is not worth a line."""
 
