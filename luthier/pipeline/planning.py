@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 """Raised when a change of the plan's code may decide otherwise."""
 
 
