@@ -56,7 +56,7 @@ def test_what_is_renamed_is_on_the_disk_and_then_its_name_is(tmp_path, monkeypat
         flushed.discard(str(Path(target).parent))
         rename(source, target)
 
-    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.readlink(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(str(Path(f"/proc/self/fd/{handle}").readlink())))
     monkeypatch.setattr(os, "replace", replace)
     write_text(tmp_path / "file", "x")
     assert (unflushed, str(tmp_path) in flushed) == ([], True)
