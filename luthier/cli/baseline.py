@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.versus import Scored
     from luthier.pipeline.contest import Contestant
     from luthier.recipe.schema import EvaluateSection, Recipe
+    from luthier.train.distributed.group import Group
 
 __all__ = ["run_baseline", "show_scores"]
 
@@ -26,6 +27,7 @@ def run_baseline(
     systems: Sequence[str],
     out: Path | None,
     as_json: bool,
+    group: Group,
 ) -> None:
     """Score each model with each prompt, compare all, and tell what follows."""
     from rich.text import Text
@@ -33,7 +35,9 @@ def run_baseline(
     from luthier.pipeline.baseline import baseline
     from luthier.runtime.atomic import write_json
 
-    found = baseline(section, contestants, recipe, shots=shots, shots_from=shots_from, systems=systems)
+    found = baseline(section, contestants, recipe, shots=shots, shots_from=shots_from, systems=systems, group=group)
+    if found is None:
+        return
     value = {
         "models": [one.to_json() for one in found.scored],
         "comparison": found.comparison,

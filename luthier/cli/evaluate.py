@@ -9,6 +9,8 @@ import typer
 
 from luthier.cli.baseline import run_baseline, show_scores
 from luthier.cli.common import JsonOption, OverridesArgument, load_with_overrides
+from luthier.cli.launch import ProcessesOption
+from luthier.cli.on_processes import on_processes
 from luthier.cli.output import emit_json, show
 from luthier.runtime.errors import RecipeError
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.versus import Scored
     from luthier.pipeline.contest import Contestant
     from luthier.recipe.schema import EvaluateSection, Recipe
+    from luthier.train.distributed.group import Group
 
 
 Tasks = Annotated[Path, typer.Argument(help="Recipe, or a file with `tasks:` only (YAML).", show_default=False)]
@@ -55,6 +58,9 @@ OtherPrompts = Annotated[
     bool, typer.Option("--other-prompts", help="Ask a tuned model in other words than its training did.")
 ]
 Concurrency = Annotated[int, typer.Option(help="Requests in flight at once.", min=1)]
+GpusOption = Annotated[
+    int | None, typer.Option("--num-gpus", min=1, help="Processes that share the rows, one for each GPU. Default: 1.")
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File for scores and every answer (JSON).")]
 
 
@@ -77,6 +83,8 @@ def evaluate(
     system: Systems = None,
     concurrency: Concurrency = 8,
     other_prompts: OtherPrompts = False,
+    num_gpus: GpusOption = None,
+    num_processes: ProcessesOption = None,
     out: Out = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,13 +98,36 @@ def evaluate(
     _check_together(
         baseline=baseline, judge=judge, of_baseline=bool(shots or shots_from or system), other_prompts=other_prompts
     )
-    if baseline:
-        run_baseline(
-            section, contestants, loaded, shots=shots or [4], shots_from=shots_from, systems=system or [], out=out,
-            as_json=as_json,
+    _check_before(section, contestants, judge=judge)
+
+    def score(group: Group) -> None:
+        if baseline:
+            run_baseline(
+                section, contestants, loaded, shots=shots or [4], shots_from=shots_from, systems=system or [], out=out,
+                as_json=as_json, group=group,
+            )  # fmt: skip
+            return
+        _score(
+            section, contestants, loaded, judge=judge, other_prompts=other_prompts, out=out, as_json=as_json,
+            group=group,
         )  # fmt: skip
-        return
-    _score(section, contestants, loaded, judge=judge, other_prompts=other_prompts, out=out, as_json=as_json)
+
+    local = any(one.kind != "endpoint" for one in contestants)
+    on_processes(score, num_gpus=num_gpus, num_processes=num_processes, local=local)
+
+
+def _check_before(section: EvaluateSection, contestants: list[Contestant], *, judge: bool) -> None:
+    """What needs no rows and no model; told before processes start."""
+    from luthier.pipeline.contest import names
+    from luthier.pipeline.judging import require_judge
+    from luthier.pipeline.score import require_tasks
+
+    require_tasks(section)
+    names(contestants)
+    if judge:
+        require_judge(section)
+        if len(contestants) < 2:
+            raise RecipeError(code="E556", message="--judge compares models, and one is named", hint="add --tuned")
 
 
 def _check_together(*, baseline: bool, judge: bool, of_baseline: bool, other_prompts: bool) -> None:
@@ -117,18 +148,16 @@ def _score(
     other_prompts: bool,
     out: Path | None,
     as_json: bool,
+    group: Group,
 ) -> None:
-    """Score all, compare every pair, let the judge look, write and show."""
+    """Score all; process 0 compares every pair, lets the judge look, writes and shows."""
     from luthier.evaluate.versus import compare_many
     from luthier.pipeline.contest import contest
-    from luthier.pipeline.judging import require_judge
     from luthier.runtime.atomic import write_json
 
-    if judge:
-        require_judge(section)
-        if len(contestants) < 2:
-            raise RecipeError(code="E556", message="--judge compares models, and one is named", hint="add --tuned")
-    scored = contest(section, contestants, recipe=recipe, other_prompts=other_prompts)
+    scored = contest(section, contestants, recipe=recipe, other_prompts=other_prompts, group=group)
+    if not group.is_main:
+        return
     value: dict[str, Any] = scored[0].to_json()
     comparison = None
     if len(scored) > 1:

@@ -72,7 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-TOGETHER = ("run", "train")
+TOGETHER = ("run", "train", "eval")
 """Commands that several processes of a launcher run together."""
 FOLLOW_UP_SECONDS = 5.0
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -144,7 +144,7 @@ def _command() -> Any:
 
 
 def _require_one_process(arguments: list[str]) -> None:
-    """Under a launcher only what trains may start; a command of another kind would run once a process."""
+    """Under a launcher only what trains or scores may start; a command of another kind would run once a process."""
     env = read_env()
     processes = env.world_size
     command = next((word for word in arguments if not word.startswith("-")), "")
@@ -152,7 +152,7 @@ def _require_one_process(arguments: list[str]) -> None:
         raise RecipeError(
             code="L102",
             message=f"`luthier {command}` was started by a launcher with {processes} processes; it takes one",
-            hint=f"start it without the launcher; only {' and '.join(TOGETHER)} take several",
+            hint=f"start it without the launcher; only {', '.join(TOGETHER)} take several",
         )
 
 

@@ -56,8 +56,7 @@ def run_tasks(
             comparison the same.
         control_tokens: As `data.control_tokens`.
         ask: How graders ask models; see `asking.JudgeServer`.
-        spread: The processes that share the rows. Process 0 scores and returns the results, the others return none;
-            tasks of the harness are process 0's alone.
+        spread: The processes that share the rows. Process 0 scores and returns the results, the others return none.
 
     Raises:
         RecipeError: two tasks of one name.
@@ -114,7 +113,7 @@ class _Scorer:
         for task, inputs in zip(tasks, ready, strict=True):
             if isinstance(task, Task):
                 results += (self._loss if task.metric == "loss" else self._answers)(task, inputs)
-            elif self.spread.is_main:
+            else:
                 results += self._harness(task)
         return results
 
@@ -125,14 +124,22 @@ class _Scorer:
         return self.renderer.examples(task) if task.metric == "loss" else self.renderer.prompts(task)
 
     def _harness(self, task: HarnessTask) -> list[TaskResult]:
+        from luthier.evaluate.harness.shared import Computing
+
+        computing = Computing(
+            self.model, self.tokenizer, stop_ids=self.stop_ids, batch_size=self.batch_size, label=task.name,
+            spread=self.spread,
+        )  # fmt: skip
+        if not self.spread.is_main:
+            computing.help()
+            return []
         from luthier.evaluate.harness.model import LocalModel
         from luthier.evaluate.harness.run import run_harness
 
-        asked = LocalModel(
-            self.model, self.tokenizer, self.renderer.template, stop_ids=self.stop_ids, batch_size=self.batch_size,
-            room=self.renderer.room, label=task.name,
-        )  # fmt: skip
-        return run_harness(asked, task, confidence=self.confidence)
+        asked = LocalModel(computing, self.renderer.template, room=self.renderer.room)
+        results = run_harness(asked, task, confidence=self.confidence)
+        computing.done()
+        return results
 
     def _answers(self, task: Task, prompts: list[Prompt]) -> list[TaskResult]:
         started = time.monotonic()
@@ -143,7 +150,8 @@ class _Scorer:
                 batch_size=self.batch_size, max_batch_tokens=token_capacity(self.model), label=task.name,
             )  # fmt: skip
 
-        answers = self.spread.map(f"answers to {task.name}", [prompt.ids for prompt in prompts], answer)
+        ids = [prompt.ids for prompt in prompts]
+        answers = self.spread.map(f"answers to {task.name}", ids, answer, digest=hash_json(ids))
         if not self.spread.is_main:
             return []
         seconds = time.monotonic() - started
@@ -151,7 +159,7 @@ class _Scorer:
         settings = {"decoding": "greedy", "max_new_tokens": task.max_new_tokens, "stop_ids": sorted(self.stop_ids)}
         result = answered(
             task, [prompt.text for prompt in prompts], said,
-            settings={**settings, **self._settings(task, [prompt.ids for prompt in prompts])},
+            settings={**settings, **self._settings(task, ids)},
             seconds=seconds, confidence=self.confidence, ask=self.ask,
         )  # fmt: skip
         return [result]
@@ -162,7 +170,8 @@ class _Scorer:
         def measure(part: Sequence[Any]) -> list[RowLoss]:
             return list(row_losses(self.model, part, batch_size=self.batch_size, label=task.name))
 
-        losses = self.spread.map(f"losses of {task.name}", examples, measure)
+        ids = [list(example.ids) for example in examples]
+        losses = self.spread.map(f"losses of {task.name}", examples, measure, digest=hash_json(ids))
         if not self.spread.is_main:
             return []
         seconds = time.monotonic() - started
@@ -193,7 +202,7 @@ class _Scorer:
             seconds=round(seconds, 3),
             new_tokens=0,
             tokens_per_second=round(tokens / max(seconds, 1e-9), 3),
-            settings={"decoding": "none", **self._settings(task, [list(example.ids) for example in examples])},
+            settings={"decoding": "none", **self._settings(task, ids)},
             secondary={"perplexity": math.exp(min(mean, 700.0)), "tokens": float(tokens)},
             rows=rows,
             higher_is_better=False,

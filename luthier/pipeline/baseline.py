@@ -10,6 +10,7 @@ from luthier.pipeline.contest import Contestant, contest_of
 from luthier.pipeline.score import require_tasks
 from luthier.recipe.paths import looks_local
 from luthier.recipe.schema import EvaluateSection, Recipe
+from luthier.train.distributed.group import Group
 
 if TYPE_CHECKING:
     from luthier.evaluate.baseline import Advice
@@ -35,8 +36,9 @@ def baseline(
     shots: Sequence[int],
     shots_from: str | None,
     systems: Sequence[str],
-) -> Baseline:
-    """Score each model with each prompt.
+    group: Group | None = None,
+) -> Baseline | None:
+    """Score each model with each prompt; of several processes the first has the result, the others have None.
 
     Args:
         section: Tasks and confidence.
@@ -45,6 +47,7 @@ def baseline(
         shots: Numbers of worked examples to try besides none.
         shots_from: File of worked examples, in place of the training file.
         systems: System messages to try besides the tasks' own.
+        group: As of `contest`.
 
     Raises:
         RecipeError: as `contest`; nothing to vary; no file of worked examples.
@@ -56,7 +59,9 @@ def baseline(
     source = shots_from or _training_file(recipe)
     ways = variants(shots, systems)
     prompts = {way.name: specs_of(section.tasks, way, shots_from=source) for way in ways}
-    scored = contest_of(section, contestants, prompts, recipe=recipe)
+    scored = contest_of(section, contestants, prompts, recipe=recipe, group=group)
+    if group is not None and not group.is_main:
+        return None
     everyone = [one for by_prompt in scored.values() for one in by_prompt.values()]
     comparison = compare_many(everyone, confidence=section.confidence, prompts_differ=True)
     results = {model: {prompt: one.results for prompt, one in by_prompt.items()} for model, by_prompt in scored.items()}

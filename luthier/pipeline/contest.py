@@ -16,8 +16,11 @@ from luthier.recipe.schema import EvaluateSection, Recipe, TaskSpec
 from luthier.runtime.console import note
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import RecipeError
+from luthier.train.distributed.group import Group
 
 if TYPE_CHECKING:
+    from luthier.evaluate.harness.load import HarnessTask
+    from luthier.evaluate.task import Task
     from luthier.evaluate.versus import Scored
     from luthier.scoring.graders.models import Ask
 
@@ -67,6 +70,7 @@ def contest(
     *,
     recipe: Recipe | None = None,
     other_prompts: bool = False,
+    group: Group | None = None,
 ) -> list[Scored]:
     """Scores of each model, in order.
 
@@ -75,14 +79,18 @@ def contest(
         contestants: Models; those on this machine need `recipe`.
         recipe: Names base, template and dtype.
         other_prompts: Tuned models may be asked with other prompts than they were trained on.
+        group: The processes that share the rows of models of this machine; endpoints are asked by process 0, which
+            alone gets results.
 
     Raises:
         RecipeError: no tasks; a model twice; a model of this machine without a recipe.
         LuthierError: whatever loading, asking or scoring raises.
     """
     require_tasks(section)
-    scored = contest_of(section, contestants, {"": section.tasks}, recipe=recipe, other_prompts=other_prompts)
-    return [by_prompt[""] for by_prompt in scored.values()]
+    scored = contest_of(
+        section, contestants, {"": section.tasks}, recipe=recipe, other_prompts=other_prompts, group=group
+    )
+    return [by_prompt[""] for by_prompt in scored.values() if by_prompt]
 
 
 def contest_of(
@@ -92,21 +100,42 @@ def contest_of(
     *,
     recipe: Recipe | None = None,
     other_prompts: bool = False,
+    group: Group | None = None,
 ) -> dict[str, dict[str, Scored]]:
     """Scores by model and name of a set of tasks; each model is loaded once for all sets. Arguments as `contest`."""
-    from luthier.evaluate.tasks import load_tasks
 
     labels = names(contestants)
     local = [one for one in contestants if one.kind != "endpoint"]
     if local and recipe is None:
         message = f"{local[0].name} is a model of this machine, and the file has tasks only"
         raise RecipeError(code="E550", message=message, hint="give a recipe, or --endpoint and --model")
-    tasks = {name: load_tasks(specs) for name, specs in prompts.items()}
+    group = group or Group()
+    tasks = _read(prompts, recipe if local else None, group)
     with asking(section) as ask:
         return {
-            label: dict(_scored(one, label, tasks, section, recipe, ask, other_prompts))
+            label: dict(_scored(one, label, tasks, section, recipe, ask, other_prompts, group))
             for one, label in zip(contestants, labels, strict=True)
         }
+
+
+def _read(
+    prompts: Mapping[str, Sequence[TaskSpec]], recipe: Recipe | None, group: Group
+) -> dict[str, list[Task | HarnessTask]]:
+    """All rows. Process 0 reads them first, and finds the base: what has to be fetched is fetched once."""
+    from luthier.evaluate.tasks import load_tasks
+    from luthier.model.locate import locate_model
+
+    found: dict[str, list[Task | HarnessTask]] = {}
+
+    def read() -> None:
+        found.update({name: load_tasks(specs) for name, specs in prompts.items()})
+        if recipe is not None and group.size > 1:
+            locate_model(recipe.model.name_or_path, recipe.model.revision)
+
+    group.from_main("rows and base", read)
+    if not group.is_main:
+        read()
+    return found
 
 
 def _scored(
@@ -117,11 +146,14 @@ def _scored(
     recipe: Recipe | None,
     ask: Ask | None,
     other_prompts: bool,
+    group: Group,
 ) -> Iterator[tuple[str, Scored]]:
     from luthier.evaluate.versus import Scored
 
     named = {prompt: f"{label}, {prompt}" if prompt else label for prompt in sets}
     if one.endpoint is not None:
+        if not group.is_main:
+            return
         from luthier.evaluate.served import run_served
 
         with Endpoint(one.endpoint, cache_dir=read_env().cache_dir / "answers") as endpoint:
@@ -149,6 +181,7 @@ def _scored(
             template_kwargs=recipe.model.chat_template_kwargs,
             control_tokens=recipe.data.control_tokens,
             ask=ask,
+            spread=group.spread(named[prompt]),
         )
         yield prompt, Scored(name=named[prompt], results=results)
     del model

@@ -73,6 +73,8 @@ class Env:
     """`LUTHIER_HANG_SECONDS`: without progress of any process for so long, a run counts as hung; 900 by default."""
     roll_call: bool
     """`LUTHIER_ROLL_CALL` is set: under FSDP2 on GPUs processes answer before each exchange of every step."""
+    watch_folder: Path | None
+    """`LUTHIER_WATCH_FOLDER` is set by `luthier eval`, which has no run folder: where processes leave heartbeats."""
     network_gbits: float | None
     """`LUTHIER_NETWORK_GBITS`: what each device sends to other hosts, in Gbit/s, for the plan; None: it assumes 400."""
     omp_num_threads: int | None
@@ -105,6 +107,7 @@ def read_env() -> Env:
         error_file=Path(get("TORCHELASTIC_ERROR_FILE", "")) if get("TORCHELASTIC_ERROR_FILE") else None,
         hang_seconds=float(get("LUTHIER_HANG_SECONDS") or 900.0),
         roll_call=_truthy(get("LUTHIER_ROLL_CALL", "")),
+        watch_folder=Path(get("LUTHIER_WATCH_FOLDER", "")) if get("LUTHIER_WATCH_FOLDER") else None,
         network_gbits=float(value) if (value := get("LUTHIER_NETWORK_GBITS")) else None,
         omp_num_threads=int(threads) if threads.isdigit() else None,
         offline=_truthy(get("HF_HUB_OFFLINE", "")),
@@ -229,7 +232,9 @@ def for_other_hosts() -> dict[str, str]:
     }  # fmt: skip
 
 
-_SET_BY_LAUNCH = ("LUTHIER_LAUNCHED", "LUTHIER_LAUNCH_COMMAND", "LUTHIER_UNSHARED", "LUTHIER_PARENT")
+_SET_BY_LAUNCH = (
+    "LUTHIER_LAUNCHED", "LUTHIER_LAUNCH_COMMAND", "LUTHIER_UNSHARED", "LUTHIER_PARENT", "LUTHIER_WATCH_FOLDER",
+)  # fmt: skip
 _FOR_HOSTS = (
     "LUTHIER_", "HF_", "HUGGING_FACE_", "TRANSFORMERS_", "TORCH_", "PYTORCH_", "NCCL_", "GLOO_", "WANDB_", "OMP_",
     "MKL_", "PYTHONPATH", "CUDA_VISIBLE_DEVICES", "NO_COLOR",

@@ -24,6 +24,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # where DeepSpeed is installed it says on stdout what it finds
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.acceptance import hostile, saving, tokens, training

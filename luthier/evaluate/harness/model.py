@@ -16,9 +16,9 @@ from lm_eval.api.model import LM
 from luthier.data.template import ChatTemplate
 from luthier.endpoint.client import Endpoint
 from luthier.endpoint.reply import ChatRequest, completion_tokens
-from luthier.evaluate.harness.likelihood import Pair, log_likelihoods
+from luthier.evaluate.harness.likelihood import Pair
+from luthier.evaluate.harness.shared import Computing
 from luthier.generation.decode import inner_model
-from luthier.generation.generate import generate, token_capacity
 from luthier.runtime.console import progress
 from luthier.runtime.errors import DataError, Problem, RecipeError
 from luthier.runtime.hashing import hash_json
@@ -83,49 +83,34 @@ class LocalModel(_Asked):
     """A loaded model.
 
     Args:
-        model: Causal language model, with or without adapters.
-        tokenizer: Its tokenizer.
+        computing: The model, and the processes that have it.
         template: The template of the run.
-        stop_ids: Tokens that end an answer.
-        batch_size: Most rows at once.
         room: Tokens the model holds.
-        label: Shown beside the progress bar.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        template: ChatTemplate,
-        *,
-        stop_ids: list[int],
-        batch_size: int,
-        room: int,
-        label: str,
-    ) -> None:
-        super().__init__(label)
-        self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.stop_ids, self.batch_size, self.room = stop_ids, batch_size, room
+    def __init__(self, computing: Computing, template: ChatTemplate, *, room: int) -> None:
+        super().__init__(computing.label)
+        self.computing, self.template, self.room = computing, template, room
         self.inputs: list[list[int]] = []
         """Ids of every prompt asked."""
 
     def settings(self) -> dict[str, Any]:
         """What a score depends on, in the words of `compare.BINDING`."""
-        inner = inner_model(self.model)
-        own = getattr(self.tokenizer, "chat_template", None)
+        inner = inner_model(self.computing.model)
+        own = getattr(self.computing.tokenizer, "chat_template", None)
         return {
-            "stop_ids": sorted(self.stop_ids),
+            "stop_ids": sorted(self.computing.stop_ids),
             "template_hash": hash_json([own, self.template.kwargs, self.template.control_tokens]),
             "template_kwargs": self.template.kwargs,
             "inputs_hash": hash_json(self.inputs),
-            "batch_size": self.batch_size,
+            "batch_size": self.computing.batch_size,
             "device": inner.device.type,
             "dtype": str(inner.dtype).removeprefix("torch."),
         }
 
     def has_template(self) -> bool:
         """Whether conversations can be rendered."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        return bool(getattr(self.computing.tokenizer, "chat_template", None))
 
     def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
         """The text of a prompt; its ids, those of training, are kept for when the text comes back."""
@@ -142,7 +127,7 @@ class LocalModel(_Asked):
         pairs = [self._pair(*request.args[:2]) for request in requests]
         self._require_room([len(context) + len(continuation) for context, continuation in pairs])
         self.inputs += [[*context, *continuation] for context, continuation in pairs]
-        return log_likelihoods(self.model, pairs, batch_size=self.batch_size, label=self.label)
+        return self.computing.likelihoods(pairs)
 
     def _answers(self, contexts: list[str], sizes: list[int]) -> list[tuple[str, str | None, int]]:
         ids = [self._ids(context) for context in contexts]
@@ -151,11 +136,7 @@ class LocalModel(_Asked):
         found: list[tuple[str, str | None, int]] = [("", None, 0)] * len(contexts)
         for size in sorted(set(sizes)):
             mine = [index for index, one in enumerate(sizes) if one == size]
-            answers = generate(
-                self.model, self.tokenizer, [ids[index] for index in mine], max_new_tokens=size,
-                stop_ids=self.stop_ids, batch_size=self.batch_size, max_batch_tokens=token_capacity(self.model),
-                label=self.label,
-            )  # fmt: skip
+            answers = self.computing.answers([ids[index] for index in mine], size)
             for index, answer in zip(mine, answers, strict=True):
                 found[index] = (answer.text, answer.finish_reason, len(answer.ids))
         return found
@@ -172,7 +153,7 @@ class LocalModel(_Asked):
         if context in self.rendered:
             return self._ids(context), encoder.encode(continuation, continued=True).ids
         if not context:
-            front = encoder.default_prefix or self.stop_ids[:1]
+            front = encoder.default_prefix or self.computing.stop_ids[:1]
             return list(front), encoder.encode(continuation).ids
         # As the harness: blanks at the end go with what follows, and both are one text for the tokenizer.
         bare = context.rstrip()

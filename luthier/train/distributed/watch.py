@@ -80,8 +80,8 @@ def find_hang(beats: Sequence[Beat], *, limit: float) -> list[Beat]:
     return [beat for beat in beats if beat.count == behind]
 
 
-def describe_hang(guilty: Sequence[Beat], beats: Sequence[Beat]) -> LuthierError:
-    """The error that names them."""
+def describe_hang(guilty: Sequence[Beat], beats: Sequence[Beat], *, resumes: bool = True) -> LuthierError:
+    """The error that names them; `resumes`: there are checkpoints."""
     said = []
     for beat in guilty:
         where = f"process {beat.rank} ({beat.host}, pid {beat.pid})"
@@ -96,7 +96,8 @@ def describe_hang(guilty: Sequence[Beat], beats: Sequence[Beat]) -> LuthierError
     return RunFailed(
         code="L142",
         message="the run hangs: " + "; ".join(said) + (f"; waiting for it: {waiting}" if waiting else ""),
-        hint="the newest checkpoint is whole: the same command goes on from it. `LUTHIER_HANG_SECONDS` is the patience",
+        hint=("the newest checkpoint is whole: the same command goes on from it" if resumes else "start it again")
+        + ". `LUTHIER_HANG_SECONDS` is the patience",
     )
 
 
@@ -119,17 +120,17 @@ def forget_beats(run: Path) -> None:
 
 
 @contextmanager
-def beating(run: Path) -> Iterator[None]:
+def beating(run: Path, *, resumes: bool = True) -> Iterator[None]:
     """Write heartbeats and watch those of the others inside; nothing with one process.
 
-    Begins before processes meet: one that never comes is told of, too.
+    Begins before processes meet: one that never comes is told of, too. `resumes`: there are checkpoints to go on from.
     """
     env = read_env()
     if env.world_size == 1:
         yield
         return
     folder = run / FOLDER
-    watch = _Watch(folder, rank=env.rank, size=env.world_size, limit=env.hang_seconds)
+    watch = _Watch(folder, rank=env.rank, size=env.world_size, limit=env.hang_seconds, resumes=resumes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"rank-{env.rank}.json").unlink(missing_ok=True)
@@ -143,8 +144,8 @@ def beating(run: Path) -> Iterator[None]:
 
 
 class _Watch:
-    def __init__(self, folder: Path, *, rank: int, size: int, limit: float) -> None:
-        self._folder, self._rank, self._size, self._limit = folder, rank, size, limit
+    def __init__(self, folder: Path, *, rank: int, size: int, limit: float, resumes: bool = True) -> None:
+        self._folder, self._rank, self._size, self._limit, self._resumes = folder, rank, size, limit, resumes
         self._every = min(EVERY_SECONDS, max(0.5, limit / 4))
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="luthier-heartbeat", daemon=True)
@@ -190,7 +191,7 @@ class _Watch:
         guilty = find_hang(beats, limit=self._limit)
         if not guilty or not speaking or min(speaking) != self._rank or self._done.is_set():
             return
-        error = describe_hang(guilty, beats)
+        error = describe_hang(guilty, beats, resumes=self._resumes)
         leave_failure(error)
         if not read_env().launched:
             sys.stderr.write(error.render() + "\n")

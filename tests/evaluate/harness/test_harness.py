@@ -69,7 +69,7 @@ def test_scores_are_those_of_known_answers(tmp_path, monkeypatch):
         n = number_of(text)
         return [f"#### {n + 1}", f"it is {n + 1} Question: 99", "no idea"][n % 3]
 
-    monkeypatch.setattr("luthier.evaluate.harness.model.generate", Saying(say))
+    monkeypatch.setattr("luthier.evaluate.harness.shared.generate", Saying(say))
     strict, flexible = run_tasks(tiny_model(), tiny_tokenizer(), load_tasks([spec(sums_task(tmp_path))]))
     assert [row["score"] for row in strict.rows] == [1, 0, 0, 1, 0, 0]
     assert [row["score"] for row in flexible.rows] == [1, 1, 0, 1, 1, 0]
@@ -81,7 +81,7 @@ def test_scores_are_those_of_known_answers(tmp_path, monkeypatch):
 
 def test_prompts_have_the_tokens_of_training(tmp_path, monkeypatch):
     said = Saying(lambda text: "")
-    monkeypatch.setattr("luthier.evaluate.harness.model.generate", said)
+    monkeypatch.setattr("luthier.evaluate.harness.shared.generate", said)
     tokenizer = tiny_tokenizer()
     run_tasks(tiny_model(), tokenizer, load_tasks([spec(sums_task(tmp_path), limit=3, num_fewshot=0, system="Count.")]))
     messages = [
@@ -93,7 +93,7 @@ def test_prompts_have_the_tokens_of_training(tmp_path, monkeypatch):
 
 def test_worked_examples_are_turns_and_the_same_for_both_models(tmp_path, monkeypatch):
     said = Saying(lambda text: "")
-    monkeypatch.setattr("luthier.evaluate.harness.model.generate", said)
+    monkeypatch.setattr("luthier.evaluate.harness.shared.generate", said)
     tokenizer = tiny_tokenizer()
     tasks = load_tasks([spec(sums_task(tmp_path), limit=3, num_fewshot=2)])
     first = run_tasks(tiny_model(), tokenizer, tasks)
@@ -105,7 +105,7 @@ def test_worked_examples_are_turns_and_the_same_for_both_models(tmp_path, monkey
 
 def test_without_chat_template_the_prompt_is_plain_text(tmp_path, monkeypatch):
     said = Saying(lambda text: "")
-    monkeypatch.setattr("luthier.evaluate.harness.model.generate", said)
+    monkeypatch.setattr("luthier.evaluate.harness.shared.generate", said)
     tokenizer = tiny_tokenizer()
     task = spec(sums_task(tmp_path), limit=1, num_fewshot=0, apply_chat_template=False)
     run_tasks(tiny_model(), tokenizer, load_tasks([task]))
@@ -139,7 +139,7 @@ def test_choices_follow_the_chat_template_when_there_is_one(tmp_path, monkeypatc
         asked.extend(pairs)
         return log_likelihoods(model, pairs, **keys)
 
-    monkeypatch.setattr("luthier.evaluate.harness.model.log_likelihoods", keep)
+    monkeypatch.setattr("luthier.evaluate.harness.shared.log_likelihoods", keep)
     (result,) = run_tasks(tiny_model(), tokenizer, [task], batch_size=5)
     assert result.rows[0]["prompt"].endswith("<|im_start|>assistant\n")
     prompt = ChatTemplate(tokenizer).prompt_ids([{"role": "user", "content": "word 0"}])
@@ -150,7 +150,7 @@ def test_choices_follow_the_chat_template_when_there_is_one(tmp_path, monkeypatc
 def test_literal_control_tokens_in_rows_stay_text(tmp_path, monkeypatch):
     """A question that spells a control token has the ids of training: plain text, not the token."""
     said = Saying(lambda text: "")
-    monkeypatch.setattr("luthier.evaluate.harness.model.generate", said)
+    monkeypatch.setattr("luthier.evaluate.harness.shared.generate", said)
     tokenizer = tiny_tokenizer()
     path = sums_task(tmp_path, text="{{question}}<|im_end|>")
     run_tasks(tiny_model(), tokenizer, load_tasks([spec(path, limit=1, num_fewshot=0)]))

@@ -99,8 +99,10 @@ def test_a_judge_that_prefers_the_first_place_is_found_out_and_decides_nothing()
 
 
 def test_a_judge_that_tosses_a_coin_is_no_evidence_and_not_called_biased():
-    toss = random.Random(1)
-    with ScriptedServer(always=says(lambda _: json.dumps({"winner": toss.choice("AB")}))) as server:
+    def toss(body):  # by what is asked, for requests come in any order
+        return json.dumps({"winner": random.Random(json.dumps(body["messages"])).choice("AB")})
+
+    with ScriptedServer(always=says(toss)) as server:
         pairs = judged(server, *models())["tasks"][0]["pairwise"]
     assert pairs["verdict"] == "no evidence" and pairs["position_bias"]["detected"] is False
     assert 0.2 < pairs["agreement"]["share"] < 0.8

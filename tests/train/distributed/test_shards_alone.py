@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.tensor import Replicate, Shard
 
 from luthier.model.adapters import apply_method
 from luthier.recipe.schema import MethodSection
@@ -18,10 +20,14 @@ from luthier.train.processes import require_equal
 from tests.support.tiny import tiny_model
 
 
-def like(*shape: int, processes: int) -> SimpleNamespace:
-    mesh = SimpleNamespace(size=lambda: processes)
+def like(*shape: int, processes: int, copies: int = 1) -> SimpleNamespace:
+    """What of a DTensor is asked for; with copies its mesh has an axis for them."""
+    sizes, placements = [processes], [Shard(0)]
+    if copies > 1:
+        sizes, placements = [copies, processes], [Replicate(), Shard(0)]
+    mesh = SimpleNamespace(size=lambda axis=None: math.prod(sizes) if axis is None else sizes[axis])
     numel = torch.Size(shape).numel()
-    return SimpleNamespace(shape=torch.Size(shape), numel=lambda: numel, device_mesh=mesh)
+    return SimpleNamespace(shape=torch.Size(shape), numel=lambda: numel, device_mesh=mesh, placements=placements)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +44,8 @@ def like(*shape: int, processes: int) -> SimpleNamespace:
 )  # fmt: skip
 def test_rows_that_are_whole_blocks(shape, processes, rows):
     assert _row_group(like(*shape, processes=processes), 256) == rows
+    # Copies of the model cut no more rows.
+    assert _row_group(like(*shape, processes=processes, copies=3), 256) == rows
 
 
 @pytest.mark.parametrize(
