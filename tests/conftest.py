@@ -36,7 +36,7 @@ def _clean_environment(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("NO_COLOR", "1")
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    # A checkpoint waits for the disk a dozen times; who waits for it, and when, is proven by tests that wrap this.
+    # A checkpoint waits for the disk a dozen times; who waits for it, and when, `tests/runtime/test_atomic.py` proves.
     monkeypatch.setattr(os, "fsync", _open_file)
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path_factory.getbasetemp() / "luthier-cache"))
     yield

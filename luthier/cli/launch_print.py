@@ -147,9 +147,10 @@ def _plan(
     """`luthier plan --json` of all processes; None for online RL, of which no plan of this kind is made."""
     from luthier.plan.devices import find_device
     from luthier.plan.inputs import documents_of, shape_of
-    from luthier.plan.machine import this_machine
+    from luthier.plan.machine import this_machine, with_network
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
+    from luthier.plan.setting import HOST_DEVICES
     from luthier.runtime.env import read_env
     from luthier.runtime.errors import RecipeError
 
@@ -165,9 +166,11 @@ def _plan(
             hint="`--gpu H100`, or `gpu_type: h100` in the file of `--settings`; `--num-processes N` takes the CPU",
         )  # fmt: skip
     device = find_device(named) if wanted.on_gpus and named is not None else this_machine()[0]
+    env = read_env()
     request = make_request(
-        recipe, shape_of(recipe), documents_of(recipe), device, num_gpus=devices, cache_dir=read_env().cache_dir
-    )
+        recipe, shape_of(recipe), documents_of(recipe), with_network(device, env.network_gbits), num_gpus=devices,
+        cache_dir=env.cache_dir, host_devices=devices // wanted.nodes if wanted.nodes > 1 else HOST_DEVICES,
+    )  # fmt: skip
     return make_plan(request).to_json()
 
 

@@ -190,7 +190,6 @@ def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
     from luthier.plan.host import HOST_BANDWIDTH
     from luthier.plan.reasons import gib
-    from luthier.plan.sharding import HOST_DEVICES
 
     request, chosen = answer.request, answer.chosen
     beside = "loading, scoring and merging come on top"
@@ -205,12 +204,13 @@ def _closing(answer: Plan) -> Iterator[str]:
     disk = disk_bytes(request)
     yield "disk: " + ", ".join(f"{name} {gib(size)}" for name, size in disk.items() if size)
     if request.num_gpus > 1:
-        where = "one host" if request.num_gpus <= HOST_DEVICES else f"hosts with {HOST_DEVICES} each"
+        each = request.host_devices
+        where = "one host" if request.num_gpus <= each else f"hosts with {each} each"
         yield (
             f"{request.num_gpus} devices on {where}; start it with `luthier launch`, strategy "
             f"{chosen.setting.way.words()}"
         )
-        if request.num_gpus > HOST_DEVICES:
+        if request.num_gpus > each:
             rate = request.device.network / 1e9
             yield f"between hosts an adapter of {rate:,.1f} GB/s beside each device is assumed (`--network`)"
         if chosen.setting.offload != "none":

@@ -34,7 +34,7 @@ from luthier.runtime.errors import (
 from luthier.runtime.failure import Failure, read_failure
 from luthier.train.distributed.watch import FOLDER, forget_beats, read_beats
 
-__all__ = ["Nodes", "choose_processes", "launch_processes"]
+__all__ = ["Nodes", "choose_processes", "launch_processes", "stopped_by"]
 
 MEET_SECONDS = 600
 """For torch's agents, whose launchers have met before."""
@@ -130,7 +130,11 @@ def _cause(
         return _killed(*first, run=run, logs=logs)
     if said and stopped is None:
         return _as_error(min(said, key=lambda one: one.time))
-    name = stopped.name if stopped else "a signal"
+    return stopped_by(stopped.name if stopped else "a signal", run)
+
+
+def stopped_by(name: str, run: Path) -> Interrupted:
+    """The error of a signal after which no process saved."""
     what = f"stopped by {name} before a process could save " + ("more" if _has_checkpoint(run) else "anything")
     return Interrupted(code="L144", message=what, hint=_how_to_go_on(run))
 

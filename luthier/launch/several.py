@@ -17,13 +17,12 @@ from luthier.launch.attempts import Ended, run_attempts
 from luthier.launch.control import Control, Nodes
 from luthier.launch.meet import Shared, find_shared, introduce, prepare_everywhere
 from luthier.launch.network import on_interface
-from luthier.launch.processes import launch_processes
+from luthier.launch.processes import launch_processes, stopped_by
 from luthier.pipeline.run import run_recipe
 from luthier.pipeline.session import Session
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version
 from luthier.runtime.env import read_env
-from luthier.runtime.errors import Interrupted
 from luthier.runtime.hashing import hash_json
 from luthier.train.distributed.watch import FOLDER
 
@@ -56,7 +55,7 @@ class Launch:
         Raises:
             LuthierError: what ended the run.
         """
-        with _stopping():
+        with _stopping(self.folder):
             self._prepare()
             run_attempts(lambda attempt: self._start(attempt, Nodes()), max_restarts=self.max_restarts)
 
@@ -67,7 +66,7 @@ class Launch:
             LuthierError: what ended the run, on whichever machine.
         """
         control = Control(nodes)
-        with _stopping(), control.watching():
+        with _stopping(self.folder), control.watching():
             asked = {
                 "recipe": hash_json(self.loaded.recipe.model_dump(mode="json", exclude={"output_dir"})),
                 "command": hash_json([self.max_restarts, *filter(_not_place, self.arguments[2:])]),
@@ -118,7 +117,7 @@ class Launch:
 
 
 @contextmanager
-def _stopping() -> Iterator[None]:
+def _stopping(run: Path) -> Iterator[None]:
     """A signal while no processes run (data are prepared, machines meet) ends with an error; agents have handlers."""
     mine = os.getpid()
 
@@ -127,8 +126,7 @@ def _stopping() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        name = signal.Signals(number).name
-        raise Interrupted(code="L144", message=f"stopped by {name} before a process could save anything")
+        raise stopped_by(signal.Signals(number).name, run)
 
     if threading.current_thread() is not threading.main_thread():
         yield

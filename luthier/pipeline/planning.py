@@ -16,12 +16,13 @@ from luthier.plan.machine import accelerator_named, cpu_accelerator, with_networ
 from luthier.plan.request import Request, make_request
 from luthier.plan.result import Plan
 from luthier.plan.search import make_plan
+from luthier.plan.setting import HOST_DEVICES
 from luthier.plan.work import Documents, documents_from_manifest
 from luthier.recipe.facts import Decision
 from luthier.recipe.resolve import Resolved
 from luthier.runtime.atomic import write_json
 from luthier.runtime.console import note
-from luthier.runtime.env import read_env
+from luthier.runtime.env import Env, read_env
 from luthier.runtime.hashing import hash_json
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["decide", "keep_plan", "run_request"]
 
 PLAN_FILE = "plan.json"
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 """Raised when a change of the plan's code may decide otherwise."""
 
 
@@ -44,8 +45,15 @@ def run_request(session: Session) -> Request | None:
     device = with_network(device, env.network_gbits)
     return make_request(
         session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
-        unfrozen=session.selection[0].patterns if session.selection else None, host_devices=env.local_world_size,
+        unfrozen=session.selection[0].patterns if session.selection else None, host_devices=_host_devices(env),
     )  # fmt: skip
+
+
+def _host_devices(env: Env) -> int:
+    """Of each of several hosts those that take part; a single host is said to have no fewer than hosts usually do:
+    what is proposed may be more devices of it."""
+    several = env.world_size > env.local_world_size
+    return env.local_world_size if several else max(env.local_world_size, HOST_DEVICES)
 
 
 def decide(session: Session, request: Request) -> tuple[Decision, str]:

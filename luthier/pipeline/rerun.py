@@ -90,7 +90,7 @@ def _from_there(value: Any, there: Path, key: str = "") -> Any:
 def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
     """Run the recipe of `folder` again into `output_dir` and compare every number."""
     recipe = recipe_of_run(folder, to_run=True).model_copy(update={"output_dir": str(output_dir)})
-    old = RunFolder(folder)
+    recipe, old = _for_one_process(recipe), RunFolder(folder)
     text = (folder / "recipe.yaml").read_text("utf-8")
     result = run_recipe(unpublished(recipe), recipe_text=text, restart=True, command=command)
     new = RunFolder(output_dir)
@@ -101,6 +101,15 @@ def rerun(folder: Path, output_dir: Path, *, command: list[str]) -> RerunResult:
     causes = [f"version of {line}" for line in differences(versions, library_versions())]
     causes += _processes(old, new)
     return RerunResult(result=result, equal=not found, differences=found + (causes if found else []))
+
+
+def _for_one_process(recipe: Recipe) -> Recipe:
+    """Without copies of shards and shared sequences, which one process cannot have and which change no number."""
+    section = recipe.distributed
+    several = [name for name in ("dp_replicate_size", "sequence_parallel_size") if getattr(section, name) > 1]
+    if not several:
+        return recipe
+    return recipe.model_copy(update={"distributed": section.model_copy(update=dict.fromkeys(several, 1))})
 
 
 def _processes(old: RunFolder, new: RunFolder) -> list[str]:

@@ -16,8 +16,9 @@ DeepSpeed 0.19 (runtime/zero; arXiv:1910.02054), B its bucket in fp32 (`reduce_b
     zero3       B, and the root from its forward to the end of its backward (`zero.py: _whole_in_the_root`)
       loss      the last layers, which are not freed between their two passes: those of which the next use is less than
                 `stage3_max_reuse_distance` (1e9 elements) away (`partitioned_param_coordinator.py:
-                __params_to_release`), so ceil(1e9 / W); and a matrix of d^2, fetched ahead for the next layer
-                (`stage3_prefetch_bucket_size`, 0.9 d^2). One layer more lies there before the logits do
+                __params_to_release`), so ceil(1e9 / W), where packed 4-bit values count as integers of 4 bytes; and a
+                matrix of d^2, fetched ahead for the next layer (`stage3_prefetch_bucket_size`, 0.9 d^2). One layer more
+                lies there before the logits do
       backward  those, or two layers: what is gathered lies in one buffer first and is then copied into each weight
                 (`partition_parameters.py: AllGatherCoalescedHandle.wait`); a trained layer's gradients (b), and one
                 of them in fp32 (4: `stage3.py: __avg_scatter_grads`); the head's own gradient, in fp32 as well
@@ -44,6 +45,9 @@ SUB_GROUP = 1_000_000_000
 """Default of `sub_group_size` in DeepSpeed 0.19: elements of one device's part that its step updates at a time."""
 REDUCE_BYTES = 4
 """Gradients are reduced in fp32 (`train/distributed/fsdp.py`)."""
+WHOLE_BYTES = 4
+"""Of an integer that packed 4-bit values are seen as (`model/packed.py: WHOLE`): 1e9 elements are then nearly 8 times
+as many weights."""
 NORM_BYTES = 8
 """DeepSpeed takes norms in fp64."""
 
@@ -91,16 +95,17 @@ def _zero2(sizes: Sizes, setting: Setting) -> dict[str, int]:
 
 def _zero3(sizes: Sizes, setting: Setting) -> dict[str, int]:
     size, square, root = setting.dtype_bytes, sizes.shape.hidden_size**2, root_bytes(sizes, setting)
-    layer = sizes.linear_per_layer + sizes.adapter_parameters // sizes.shape.layers
-    kept = min(sizes.shape.layers, -(-REUSE_DISTANCE // layer))
-    bucket = REDUCE_BYTES * square
+    base, adapters = layer_bytes(sizes, setting), sizes.adapter_parameters // sizes.shape.layers
+    layer, element = base + size * adapters, WHOLE_BYTES if setting.base == "nf4" else size
+    kept = min(sizes.shape.layers, -(-REUSE_DISTANCE // (base // element + adapters)))
+    bucket, ahead = REDUCE_BYTES * square, element * square
     always = bucket + root
     early, late, last = _gradients(sizes, setting)
     mine = 0 if setting.offload != "none" else min(-(-sizes.trainable // setting.world), SUB_GROUP)
     return {
-        "loss": always + size * (kept * layer + square),
-        "backward": always + size * (max(kept, 2) * layer + square) + early,
-        "end": always + size * (2 * layer + square) + late,
+        "loss": always + kept * layer + ahead,
+        "backward": always + max(kept, 2) * layer + ahead + early,
+        "end": always + 2 * layer + ahead + late,
         "root": max(always + last, bucket + REDUCE_BYTES * mine),
     }
 

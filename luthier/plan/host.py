@@ -32,10 +32,8 @@ from luthier.plan.states import held_weights, master_bytes, optimizer_bytes
 from luthier.recipe.names import takes_from_base
 from luthier.recipe.schema import Recipe
 
-__all__ = ["HOST_BANDWIDTH", "HOST_DEVICES", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
+__all__ = ["HOST_BANDWIDTH", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
 
-HOST_DEVICES = 8
-"""More devices than that are taken to be on several hosts."""
 HOST_BANDWIDTH = 62e9
 """Bytes a second of a host's memory in updates of all its processes. From one measured step: 8B full, two processes of
 16 cores each (`benchmarks/results/distributed_h200.md`, call E)."""
@@ -71,7 +69,7 @@ class HostPlan:
 
 def host_devices(setting: Setting) -> int:
     """Devices of the fullest host."""
-    return min(setting.world, HOST_DEVICES)
+    return min(setting.world, setting.host)
 
 
 def estimate_host(

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.plan.devices import larger_devices
-from luthier.plan.host import HOST_DEVICES
 from luthier.plan.reasons import gib
-from luthier.plan.setting import Offload, Way
+from luthier.plan.setting import HOST_DEVICES, Offload, Way
 from luthier.plan.sizes import sizes_of
 from luthier.plan.ways import sequence_sizes, way_of, why_refused, with_way
 from luthier.recipe.names import takes_from_base
@@ -28,10 +27,11 @@ __all__ = ["Remedy", "faster", "remedies"]
 
 SHORTEST = 256
 MORE = 8
+"""Times as many devices that are tried beyond one host."""
 RECOMPUTE = dict.fromkeys(
     ("gradient_checkpointing", "gradient_checkpointing_layers", "gradient_checkpointing_attention"), "auto"
 )
-"""Times as many devices that are tried beyond one host."""
+"""Keys of `train` that leave recompute to the plan."""
 FASTER = 1.05
 """A gain below this is not worth a line."""
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from luthier.plan.calibrate import Correction, calibration_file, correction
 from luthier.plan.devices import Accelerator
-from luthier.plan.host import HOST_DEVICES
 from luthier.plan.launches import own_attention
-from luthier.plan.setting import Base, Recompute, Way
+from luthier.plan.setting import HOST_DEVICES, Base, Recompute, Way
 from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.work import Documents

@@ -152,7 +152,7 @@ def _setting(request: Request, split: Batching, base: Base, way: Way) -> Setting
         micro_tokens=-(-min(largest, documents.tokens) // way.sequence_parallel), base=base,
         dtype_bytes=request.dtype_bytes, accumulate=split.gradient_accumulation_steps, world=request.num_gpus, way=way,
         reshard=request.recipe.distributed.reshard_after_forward, extended=request.extended and not way.sharded,
-        replay=whole and way.sequence_parallel == 1,
+        replay=whole and way.sequence_parallel == 1, host=request.host_devices,
     )  # fmt: skip
 
 

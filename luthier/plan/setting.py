@@ -7,8 +7,10 @@ from typing import Literal
 
 from luthier.recipe.deepspeed_keys import ZERO
 
-__all__ = ["Base", "Offload", "Recompute", "Setting", "Strategy", "Way"]
+__all__ = ["HOST_DEVICES", "Base", "Offload", "Recompute", "Setting", "Strategy", "Way"]
 
+HOST_DEVICES = 8
+"""More devices than that are taken to be on several hosts, where nothing says how many a host has."""
 Recompute = Literal["none", "selective", "layer"]
 Strategy = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 Offload = Literal["none", "optimizer", "all"]
@@ -79,6 +81,9 @@ class Setting:
     def sharded(self) -> bool:
         """Weights are in shards over all devices (FSDP2, ZeRO-3) instead of whole on each."""
         return self.world > 1 and self.way.sharded
+
+    host: int = HOST_DEVICES
+    """Devices of a host, where there are several hosts."""
 
     @property
     def deepspeed(self) -> bool:

@@ -27,11 +27,10 @@ from luthier.plan.activations import exchanged_elements
 from luthier.plan.devices import Accelerator
 from luthier.plan.efficiency import Efficiency
 from luthier.plan.gathered import layer_bytes, root_bytes
-from luthier.plan.host import HOST_DEVICES
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 
-__all__ = ["HOST_DEVICES", "exchange_seconds", "forward_exchange_seconds"]
+__all__ = ["exchange_seconds", "forward_exchange_seconds"]
 
 ZERO3_SHOWN = 5.0
 """Seconds that ZeRO-3's exchange adds to a step, in times of the links' own: it hides nothing and pays for its buckets
@@ -57,7 +56,7 @@ def exchange_seconds(
     """
     if setting.world == 1:
         return 0.0
-    link = _link(setting.world, device, whole_hosts=True) * table.link
+    link = _link(setting.world, setting, device, whole_hosts=True) * table.link
     part = (setting.world - 1) / setting.world
     size, strategy = setting.dtype_bytes, setting.way.strategy
     shared = setting.accumulate * _sequence_seconds(
@@ -71,7 +70,8 @@ def exchange_seconds(
         return shared + (reduced + part * size * sizes.trainable) / link
     gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
     divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable
-    seconds = (group - 1) / group * (gathered + 4.0 * divided) / (_link(group, device, whole_hosts=True) * table.link)
+    within = _link(group, setting, device, whole_hosts=True) * table.link
+    seconds = (group - 1) / group * (gathered + 4.0 * divided) / within
     if setting.offload == "all":
         moved = (gathered + size * divided) / group
         seconds = max(seconds, moved / device.host_link)
@@ -91,7 +91,7 @@ def forward_exchange_seconds(
     if setting.world == 1:
         return 0.0
     layers, size = sizes.shape.layers, setting.dtype_bytes
-    link = _link(setting.sequence_parallel, device, whole_hosts=False) * table.link
+    link = _link(setting.sequence_parallel, setting, device, whole_hosts=False) * table.link
     count = setting.sequence_parallel
     shared = layers * (count - 1) / count * tokens * exchanged_elements(sizes, setting) * size / link
     if not setting.sharded:
@@ -99,7 +99,7 @@ def forward_exchange_seconds(
     gathered = float(layers * layer_bytes(sizes, setting) + root_bytes(sizes, setting))
     group = setting.shard_group
     wire = (group - 1) / group * gathered
-    seconds = wire / (_link(group, device, whole_hosts=True) * table.link)
+    seconds = wire / (_link(group, setting, device, whole_hosts=True) * table.link)
     if setting.offload == "all":
         seconds = max(seconds, gathered / group / device.host_link)
     copying = gathered * (3.0 + 2.0 / group) / device.bandwidth
@@ -112,7 +112,7 @@ def _between_copies(setting: Setting, shard_bytes: float, device: Accelerator, t
     if count == 1 or not shard_bytes:
         return 0.0
     # Each shard has a ring of its own. Within a host all go through its links, else each through its own adapter.
-    link = device.link if setting.world <= HOST_DEVICES else min(device.link, device.network)
+    link = device.link if setting.world <= setting.host else min(device.link, device.network)
     return 2.0 * (count - 1) / count * shard_bytes / (link * table.link)
 
 
@@ -123,11 +123,11 @@ def _gathered_a_micro_batch(sizes: Sizes, setting: Setting, forward_passes: floa
     return (2.0 if setting.reshard else 1.0) * layers + root + forward_passes * (layers + root)
 
 
-def _link(world: int, device: Accelerator, *, whole_hosts: bool) -> float:
+def _link(world: int, setting: Setting, device: Accelerator, *, whole_hosts: bool) -> float:
     """Bytes a second and device of an exchange among `world` of them."""
-    if world <= HOST_DEVICES:
+    if world <= setting.host:
         return device.link
-    return min(device.link, device.network * (HOST_DEVICES if whole_hosts else 1))
+    return min(device.link, device.network * (setting.host if whole_hosts else 1))
 
 
 def _sequence_seconds(
@@ -143,4 +143,4 @@ def _sequence_seconds(
     kept = setting.whole_layers(sizes.shape.layers) - max(sizes.lowest_layer, setting.attending(sizes.shape.layers))
     elements -= max(0, kept) * sizes.shape.query  # attention's output does not travel again
     sent = (count - 1) / count * tokens * elements * setting.dtype_bytes
-    return sent / (_link(count, device, whole_hosts=False) * table.link)
+    return sent / (_link(count, setting, device, whole_hosts=False) * table.link)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from luthier.plan.host import HOST_DEVICES
 from luthier.plan.setting import Offload, Way
 from luthier.recipe.parts import Parts
 from luthier.recipe.positions import nowhere
@@ -71,10 +70,8 @@ def _problems(recipe: Recipe) -> list[str]:
 
 def sequence_sizes(request: Request) -> tuple[int, ...]:
     """Numbers of devices that could share a sequence: they divide the devices and the query heads, in one host."""
-    heads = request.sizes.shape.heads
-    return tuple(
-        size for size in (2, 4, 8) if size <= HOST_DEVICES and request.num_gpus % size == 0 and heads % size == 0
-    )
+    heads, possible = request.sizes.shape.heads, [size for size in (2, 4, 8) if size <= request.host_devices]
+    return tuple(size for size in possible if request.num_gpus % size == 0 and heads % size == 0)
 
 
 def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:

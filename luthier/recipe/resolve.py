@@ -68,8 +68,8 @@ class _Values:
             self._set(key, value, reason)
 
     def choose(self, key: str, value: Any, reasons: Mapping[str, str]) -> None:
-        """Set `key` to what the plan chose in place of a default, if it is another value."""
-        if self.get(key) != value:
+        """Set `key` to what was chosen in place of what is there, if it is another value."""
+        if (held := self.get(key)) != value or type(held) is not type(value):  # of layers, 1 is not True
             self._set(key, value, reasons.get(key, "what the plan chose"))
 
     def _set(self, key: str, value: Any, reason: str) -> None:
@@ -234,8 +234,10 @@ def _memory(values: _Values, facts: Facts) -> None:
     whole_layers = values.get(policy) is True or isinstance(values.get(layers), int)
     if planned and whole_layers:
         values.fill(again, planned.recompute_attention, reasons.get(again, "needs least memory"))
-    else:
-        values.fill(again, True, "needs least memory" if whole_layers else "no layer is recomputed as a whole")
+    elif whole_layers:
+        values.fill(again, True, "needs least memory")
+    else:  # also in the place of what is written: beside this policy, which was chosen here, it would have no effect
+        values.choose(again, True, {again: "no layer is recomputed as a whole"})
 
 
 def _strategy(values: _Values, facts: Facts) -> None:

@@ -236,7 +236,8 @@ class TrainSection(Section):
 
 
 class DistributedSection(Section):
-    """How several processes train one model; with one process nothing of it has an effect."""
+    """How several processes train one model; with one process nothing of it has an effect, and what needs several
+    (`dp_replicate_size`, `sequence_parallel_size`) is refused."""
 
     strategy: Literal["auto", "ddp", "fsdp2", "zero1", "zero2", "zero3"] = "auto"
     """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards (torch's

@@ -47,8 +47,8 @@ def report_non_finite(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, 
             else "Each row alone is finite"
         )
         own = [str(ref) for item in micro_batches for ref in item.batch.refs]
-        all_refs = gather_object(own) if trainer.world_size > 1 else own
-        refs = ", ".join(dict.fromkeys(all_refs[:SHOWN]))
+        all_refs = list(dict.fromkeys(gather_object(own) if trainer.world_size > 1 else own))  # some share sequences
+        refs = ", ".join(all_refs[:SHOWN])
         refs += f" and {len(all_refs) - SHOWN} more" if len(all_refs) > SHOWN else ""
         raise RunFailed(code="T410", message=f"{head}. {alone}; rows of the step: {refs}", hint=hint)
     problems = [

@@ -43,6 +43,10 @@ class SavedTensors(Mapping[str, Tensor]):
         """Rows `first` to before `last` of a tensor, a copy of its own."""
         return self._copied(self._stream(name).get_slice(name)[first:last])
 
+    def __contains__(self, name: object) -> bool:
+        """Without reading it."""
+        return name in self._files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

@@ -82,11 +82,15 @@ def test_stopped_by_a_signal_before_anything_was_saved(tmp_path):
     assert isinstance(error, Interrupted)
 
 
-def test_a_signal_before_processes_run_ends_with_an_error_and_handlers_are_put_back():
+def test_a_signal_before_processes_run_ends_with_an_error_and_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="stopped by SIGTERM before") as caught, _stopping():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+    for words in ("could save anything", "could save more"):  # the second time a run that goes on
+        said = f"stopped by SIGTERM before a process {words}"
+        with pytest.raises(Interrupted, match=said) as caught, _stopping(tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        (tmp_path / "checkpoints/step-3").mkdir(parents=True, exist_ok=True)
+        assert caught.value.problems[0].hint
     assert caught.value.exit_code == 130 and signal.getsignal(signal.SIGTERM) == before
 
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from luthier.cli.main import app
+from luthier.plan.search import make_plan
 from luthier.recipe.yaml12 import parse_yaml
 from luthier.runtime.errors import RecipeError
 from tests.launch.support import (
@@ -51,6 +52,19 @@ def documents(text: str) -> list:
 def settings(folder: Path, text: str) -> str:
     (folder / "settings.yaml").write_text(text)
     return str(folder / "settings.yaml")
+
+
+def test_the_plan_that_is_printed_is_the_one_that_the_run_makes(folder, monkeypatch):
+    """With as many devices to a host as it will have, and the network that goes along with LUTHIER_ variables."""
+    asked = []
+    monkeypatch.setattr("luthier.plan.search.make_plan", lambda request: asked.append(request) or make_plan(request))
+    monkeypatch.setenv("LUTHIER_NETWORK_GBITS", "25")
+    printed(folder, "slurm", "--nodes", "2", "--num-gpus", "4", "--gpu", "H100")
+    printed(folder, "slurm", "--num-gpus", "8", "--gpu", "H100")
+    assert [(one.num_gpus, one.host_devices, one.device.network) for one in asked] == [
+        (8, 4, 25e9 / 8),
+        (8, 8, 25e9 / 8),
+    ]
 
 
 def test_the_slurm_script_asks_for_machines_by_recipe_and_plan(folder):

@@ -145,7 +145,12 @@ def test_rerun_notices_a_number_that_is_not_equal(world, tmp_path):
     first = json.loads(lines[0])
     first["loss"] += 1e-12
     metrics.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    # What one process cannot have is left out, and nothing else differs.
+    manifest["recipe"]["distributed"] = {"strategy": "fsdp2", "dp_replicate_size": 2, "sequence_parallel_size": 2}
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
     outcome = rerun(tmp_path / "run", tmp_path / "again", command=[])
+    assert [line.split(":")[0] for line in outcome.differences] == ["metrics step 1 loss"]
     assert not outcome.equal
     assert any("loss" in line for line in outcome.differences)
 

@@ -94,6 +94,27 @@ def test_hosts_have_as_many_devices_as_they_have():
     assert words(make_plan(ask("qlora", num_gpus=8))) == {"ddp", "fsdp2"}, "one host"
 
 
+def test_what_crosses_hosts_goes_over_the_network_however_few_devices_they_have():
+    """Eight devices of two hosts, and of one: gathers within four of them need no network."""
+    two, one = make_plan(ask("qlora", gbits=25.0, num_gpus=8, host_devices=4)), make_plan(ask("qlora", num_gpus=8))
+    assert words(two) == {"ddp", "fsdp2", "fsdp2, 2 copies of shards"}
+    seconds = {
+        (len(plan.ways), other.candidate.setting.way.words()): other.candidate.seconds
+        for plan in (two, one) for other in plan.ways
+    }  # fmt: skip
+    assert seconds[3, "fsdp2, 2 copies of shards"] < 0.8 * seconds[3, "fsdp2"]
+    assert seconds[3, "fsdp2"] > 1.2 * seconds[2, "fsdp2"]
+    full = sizes("full")
+    for host, link in ((4, 4 * 12.5e9), (8, 450e9)):
+        found = exchange_seconds(
+            full, Setting(micro_tokens=2048, world=8, way=Way(), extended=False, replay=False, host=host),
+            with_network(H100, 100.0), compute=0.0, tokens=2048, again=0, table=EFFICIENCY,
+        )  # fmt: skip
+        assert found == pytest.approx(2 * 7 / 8 * 4 * P / (link * EFFICIENCY.link), rel=1e-6)
+        held = estimate_host(full, setting(1, world=8, host=host), optim="adamw_torch")
+        assert held.devices == host
+
+
 def test_what_the_recipe_says_stays():
     fixed = make_plan(ask(gbits=25.0, distributed={"dp_replicate_size": 1}))
     assert words(fixed) == {"ddp", "fsdp2"}

@@ -343,6 +343,23 @@ def test_the_plan_decides_what_the_recipe_leaves_open_and_nothing_else():
     assert (result.recipe.train.gradient_checkpointing, result.recipe.train.gradient_checkpointing_layers) == (True, 5)
 
 
+@pytest.mark.parametrize("wanted", [False, 1])
+def test_a_written_key_that_the_chosen_policy_leaves_without_effect_is_not_in_the_resolved_recipe(tmp_path, wanted):
+    """`load_recipe` would refuse it there, and the run could not be repeated."""
+    policies = (None, False), ("selective", "selective"), (True, True)
+    for planned, policy in policies:
+        asked = None if planned is None else Decision(
+            micro_batch_tokens=4_096, recompute=planned, recompute_layers=None, dequantize_base=False,
+            reasons={"train.per_device_train_batch_size": "fits", "train.gradient_checkpointing": "fits"},
+        )  # fmt: skip
+        result = resolved(f"train: {{gradient_checkpointing_attention: {str(wanted).lower()}}}\n", planned=asked)
+        train = result.recipe.train
+        assert train.gradient_checkpointing == policy
+        assert train.gradient_checkpointing_attention is (wanted if policy is True else True)
+        (tmp_path / "resolved.yaml").write_text(resolved_yaml(result))
+        assert load_recipe(tmp_path / "resolved.yaml").recipe.train.keeps_attention is (policy is True)
+
+
 def test_generation_batch():
     assert resolved().recipe.evaluate.batch_size == 64
     assert resolved(device_type="cuda").recipe.evaluate.batch_size == 256

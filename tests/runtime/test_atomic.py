@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,29 @@ def test_a_folder_replaces_the_old_one_whole(tmp_path):
             (folder / name).write_text(name)
     assert [path.name for path in target.iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
+
+
+def test_what_is_renamed_is_on_the_disk_and_then_its_name_is(tmp_path, monkeypatch):
+    """No kill shows that, only a power cut: what was written is in the kernel's hands."""
+    flushed: set[str] = set()
+    unflushed: list[str] = []
+    rename = os.replace
+
+    def replace(source, target):
+        inside = [Path(source), *Path(source).rglob("*")]
+        unflushed.extend(path.name for path in inside if str(path) not in flushed)
+        flushed.discard(str(Path(target).parent))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(str(Path(f"/proc/self/fd/{handle}").readlink())))
+    monkeypatch.setattr(os, "replace", replace)
+    write_text(tmp_path / "file", "x")
+    assert (unflushed, str(tmp_path) in flushed) == ([], True)
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "below").mkdir()
+        for name in ("a", "below/b"):
+            (folder / name).write_text("x")
+    assert (unflushed, str(tmp_path) in flushed) == ([], True)
 
 
 @pytest.mark.parametrize("kill_at", range(1, 7))

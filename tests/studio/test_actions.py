@@ -148,6 +148,10 @@ def test_overrides_of_the_command_line_are_kept(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     arguments, _ = resume_arguments(folder, default=tmp_path)
     assert arguments[2:] == ["train.max_steps=9", "a=b=c", "~evaluate", "method.r=4"], "restarting is not going on"
+    words = ["luthier", "launch", "recipe.yaml", "--nodes=1", "--hosts=here", "--method.r=8", "--name", "x=1", "a.b=3"]
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "command": words}))
+    arguments, _ = resume_arguments(folder, default=tmp_path)
+    assert arguments[2:] == ["method.r=8", "name=x=1", "a.b=3"], "options of the command are no keys"
 
 
 def test_a_run_on_several_processes_goes_on_with_as_many(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from luthier.plan import gathered
-from luthier.plan.setting import Setting, Way
+from luthier.plan.setting import Base, Setting, Way
 from luthier.plan.shape import shape_from_config
 from luthier.plan.sizes import sizes_of
 from luthier.recipe.schema import MethodSection
@@ -44,11 +44,12 @@ def test_the_peak_is_that_of_the_formula(peaks, case, monkeypatch):
     config = {"model_type": "llama", **model_of(case).config.to_dict()}
     method = CASES[case]["method"]
     sizes = sizes_of(shape_from_config(config, where="test", source="test"), MethodSection(**method))
-    setting = Setting(micro_tokens=100, dtype_bytes=4, world=2, way=Way(strategy="zero3"))
+    base: Base = "nf4" if case == "qlora" else "plain"
+    setting = Setting(micro_tokens=100, dtype_bytes=4, world=2, way=Way(strategy="zero3"), base=base)
     planned = gathered.gathered_bytes(sizes, setting)
     bucket = ahead = 4 * sizes.shape.hidden_size**2
     # Before the loss, the last layer lies there twice while it is gathered, and nothing is fetched ahead yet.
-    again = 4 * (sizes.linear_per_layer + sizes.adapter_parameters // sizes.shape.layers)
+    again = gathered.layer_bytes(sizes, setting) + 4 * (sizes.adapter_parameters // sizes.shape.layers)
     for process in peaks:
         assert process[case]["gathered"] == pytest.approx(planned["loss"] - bucket - ahead + again, rel=0.02)
         assert process[case]["step"] == pytest.approx(4 * sizes.trainable / 2, rel=0.05)

@@ -9,11 +9,15 @@ from typing import Any
 
 import torch
 
+from luthier.model.quantize import nf4_config, nf4_later
+from luthier.plan.gathered import WHOLE_BYTES
+from luthier.plan.states import PACKED_BYTES
 from luthier.recipe.resolve import Resolved
 from luthier.runtime.console import set_quiet
 from luthier.runtime.env import read_env
 from tests.support.tiny import tiny_model
 from tests.train.live_bytes import LiveBytes
+from tests.train.packed_cases import NF4, QLORA
 from tests.train.support import FULL, LORA, data, examples, resolved, train
 
 KINDS = {
@@ -24,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "full": {"method": FULL, "reuse": 3.6, "layers": 8, "hidden_size": 64, "intermediate_size": 224},
     "wider": {"method": FULL, "reuse": 1.5, "layers": 5, "hidden_size": 128, "intermediate_size": 448},
     "lora": {"method": LORA, "reuse": 2.4, "layers": 6, "hidden_size": 128, "intermediate_size": 448},
+    "qlora": {"method": QLORA, "reuse": 9.0, "layers": 6, "hidden_size": 128, "intermediate_size": 448},
 }
 """`reuse`: `stage3_max_reuse_distance` in decoder layers, as the default of 1e9 is 4.6 layers of an 8B."""
 
@@ -32,23 +37,35 @@ def model_of(case: str) -> Any:
     return tiny_model(**{key: value for key, value in CASES[case].items() if key not in ("method", "reuse")})
 
 
+def base_of(case: str) -> Any:
+    """Of a 4-bit base as the loader leaves it."""
+    model = model_of(case)
+    if case == "qlora":
+        nf4_later(model, nf4_config(model.dtype))
+    return model
+
+
 def distance(case: str) -> int:
     """`stage3_max_reuse_distance` of a case, in elements."""
     layer = model_of(case).model.layers[0]
-    return round(CASES[case]["reuse"] * sum(parameter.numel() for parameter in layer.parameters()))
+    share = PACKED_BYTES / WHOLE_BYTES if case == "qlora" else 1.0  # integers of packed values, not the values
+    return round(CASES[case]["reuse"] * share * sum(parameter.numel() for parameter in layer.parameters()))
 
 
 def run(case: str, folder: Path, rank: int) -> dict[str, int]:
     """Peaks of three steps, set-up included."""
     file = folder / f"{case}-{rank}.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_max_reuse_distance": distance(case)}}))
+    # Parameters below a threshold stay whole; of these models half of the adapters and some packed matrices would.
+    zero = {"stage": 3, "stage3_max_reuse_distance": distance(case), "stage3_param_persistence_threshold": 0}
+    file.write_text(json.dumps({"zero_optimization": zero}))
     recipe = resolved(
-        method=CASES[case]["method"], strategy="zero3", max_steps=3, per_device_train_batch_size=2
+        method=CASES[case]["method"], model=NF4 if case == "qlora" else None, strategy="zero3", max_steps=3,
+        per_device_train_batch_size=2,
     ).recipe  # fmt: skip
     distributed = recipe.distributed.model_copy(update={"deepspeed_config": str(file)})
     with LiveBytes(KINDS) as live:
         train(
-            folder / case, data(examples(16)), model=model_of(case),
+            folder / case, data(examples(16)), model=base_of(case),
             recipe=Resolved(recipe=recipe.model_copy(update={"distributed": distributed}), derived=()),
         )  # fmt: skip
     return dict(live.peaks)

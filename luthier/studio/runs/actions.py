@@ -27,6 +27,8 @@ __all__ = ["ACTIONS", "act", "launched", "overrides_of", "resume_arguments"]
 
 ACTIONS = ("pause", "stop", "stop_now", "resume", "cancel", "save")
 _GRACE_SECONDS = 5.0
+_PLAIN_KEYS = ("name", "output_dir", "version")
+"""Keys of a recipe that are in no section."""
 
 
 def act(index: Index, ident: str, action: str) -> str:
@@ -142,15 +144,17 @@ def launched(folder: Path, recipe: str) -> list[str]:
 
 def overrides_of(command: Sequence[Any]) -> list[str]:
     """What a command line changed of its recipe, as `key=value` and `~key` (`cli/common.split_overrides`)."""
-    words, found = [str(word) for word in command], []
-    for place, word in enumerate(words):
+    words, found = iter([str(word) for word in command]), []
+    for word in words:
         name, equals, _ = word.removeprefix("--").removeprefix("~").partition("=")
         if not all(part.isidentifier() or part.isdigit() for part in name.split(".")):
             continue
+        if word.startswith("--") and "." not in name and name not in _PLAIN_KEYS:
+            continue  # an option of the command: `--nodes=1`
         if equals or word.startswith("~"):
             found.append(word.removeprefix("--"))
-        elif word.startswith("--") and "." in name and place + 1 < len(words):
-            found.append(f"{name}={words[place + 1]}")
+        elif word.startswith("--") and (value := next(words, None)) is not None:
+            found.append(f"{name}={value}")
     return found
 
 

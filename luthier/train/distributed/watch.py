@@ -17,11 +17,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.runtime.atomic import TEMP_PREFIX
+from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import LuthierError, RunFailed
 from luthier.runtime.failure import leave_failure
@@ -130,10 +130,13 @@ def beating(run: Path, *, resumes: bool = True) -> Iterator[None]:
         yield
         return
     folder = run / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"rank-{env.rank}.json").unlink(missing_ok=True)
     watch = _Watch(folder, rank=env.rank, size=env.world_size, limit=env.hang_seconds, resumes=resumes)
-    watch.start()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"rank-{env.rank}.json").unlink(missing_ok=True)
+        watch.start()
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
     try:
         yield
     finally:
@@ -158,7 +161,8 @@ class _Watch:
     def stop(self) -> None:
         self._done.set()
         self._thread.join()
-        self._write()
+        with suppress(OSError):  # a full disk must not stand in the place of what ended the run
+            self._write()
 
     def _run(self) -> None:
         while not self._done.wait(self._every):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from luthier.runtime import heartbeat
+from luthier.runtime.errors import EnvironmentProblem, RunFailed
 from luthier.train.distributed import watch
 from luthier.train.distributed.watch import Beat, beating, describe_hang, find_hang, read_beats
 
@@ -82,3 +85,15 @@ def test_several_write_what_they_do(tmp_path, monkeypatch):
         (1, "forward and backward", 12, False)
     ]
     assert json.loads((tmp_path / "processes/rank-1.json").read_text())["beat"] > found[0].beat - 1
+
+
+def test_a_full_disk_is_one_error_at_the_start_and_hides_nothing_at_the_end(tmp_path, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunFailed, match="the true cause"), beating(tmp_path):
+        monkeypatch.setattr(Path, "write_text", full)
+        raise RunFailed(code="T410", message="the true cause")
+    with pytest.raises(EnvironmentProblem, match="No space left"), beating(tmp_path):
+        pass
