@@ -40,6 +40,11 @@ def recompute_rules(train: TrainSection, locate: Locate) -> Iterator[Problem]:
         key, said = "train.gradient_checkpointing_attention", str(train.gradient_checkpointing).lower()
         message = f"`{key}` would have no effect: with gradient_checkpointing {said} no layer runs again as a whole"
         yield locate(key, on="key").problem("C111", message, hint="remove it, or write gradient_checkpointing: true")
+    attending, layers = train.gradient_checkpointing_attention, train.gradient_checkpointing_layers
+    if train.keeps_attention and isinstance(attending, int) and isinstance(layers, int) and attending >= layers:
+        key = "train.gradient_checkpointing_attention"
+        message = f"`{key}` is {attending} and would have no effect: only {layers} layers run again as a whole"
+        yield locate(key, on="key").problem("C111", message, hint="a smaller number, or true")
     if isinstance(train.gradient_checkpointing_layers, int) and train.gradient_checkpointing is False:
         key = "train.gradient_checkpointing_layers"
         message = f"`{key}` would have no effect: `train.gradient_checkpointing` is false"

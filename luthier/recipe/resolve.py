@@ -230,9 +230,11 @@ def _memory(values: _Values, facts: Facts) -> None:
     else:
         whole = "all layers" if values.get(policy) is True else "no layer as a whole"
         values.fill(layers, None, f"gradient_checkpointing {str(values.get(policy)).lower()}: {whole}")
-    again = "train.gradient_checkpointing_attention"
-    whole_layers = values.get(policy) is True or isinstance(values.get(layers), int)
-    if planned and whole_layers:
+    again, count = "train.gradient_checkpointing_attention", values.get(layers)
+    whole_layers, wanted = values.get(policy) is True or isinstance(count, int), values.get(again)
+    if isinstance(count, int) and isinstance(wanted, int) and wanted is not True and wanted >= count:
+        values.choose(again, True, {again: f"only {count} layers are recomputed as a whole"})
+    elif planned and whole_layers:
         values.fill(again, planned.recompute_attention, reasons.get(again, "needs least memory"))
     elif whole_layers:
         values.fill(again, True, "needs least memory")

@@ -8,6 +8,7 @@ full: then the error is left in the system's temporary folder, under a name made
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from contextlib import suppress
@@ -70,8 +71,11 @@ def _elsewhere(file: Path) -> Path:
 def read_failure(file: Path) -> Failure | None:
     """What `leave_failure` wrote; None if it is not there, or from another program."""
     other = _elsewhere(file)
-    found = _read(file) or _read(other)
-    other.unlink(missing_ok=True)
+    found = _read(file)
+    with suppress(OSError):
+        if other.stat().st_uid == os.getuid():  # anybody may leave a file there
+            found = found or _read(other)
+            other.unlink()
     return found
 
 

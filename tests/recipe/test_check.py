@@ -113,6 +113,11 @@ def test_quantisation_must_fit_the_method(model, method, words):
             "C111",
             "no layer runs again as a whole",
         ),
+        (
+            BASE + "train: {gradient_checkpointing_layers: 3, gradient_checkpointing_attention: 3}\n",
+            "C111",
+            "only 3 layers run again",
+        ),
     ],
 )
 def test_recompute_and_storage_of_the_base(text, code, words):

@@ -360,6 +360,19 @@ def test_a_written_key_that_the_chosen_policy_leaves_without_effect_is_not_in_th
         assert load_recipe(tmp_path / "resolved.yaml").recipe.train.keeps_attention is (policy is True)
 
 
+@pytest.mark.parametrize(("wanted", "kept"), [(2, 2), (3, True), (5, True)])
+def test_more_layers_that_attend_than_run_again_are_not_in_the_resolved_recipe(tmp_path, wanted, kept):
+    planned = Decision(
+        micro_batch_tokens=4_096, recompute=True, recompute_layers=3, dequantize_base=False,
+        reasons={"train.per_device_train_batch_size": "fits", "train.gradient_checkpointing": "fits"},
+    )  # fmt: skip
+    result = resolved(f"train: {{gradient_checkpointing_attention: {wanted}}}\n", planned=planned)
+    assert result.recipe.train.gradient_checkpointing_layers == 3
+    assert result.recipe.train.gradient_checkpointing_attention is kept
+    (tmp_path / "resolved.yaml").write_text(resolved_yaml(result))
+    assert load_recipe(tmp_path / "resolved.yaml").recipe.train.gradient_checkpointing_attention is kept
+
+
 def test_generation_batch():
     assert resolved().recipe.evaluate.batch_size == 64
     assert resolved(device_type="cuda").recipe.evaluate.batch_size == 256
