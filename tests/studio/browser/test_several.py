@@ -7,7 +7,9 @@ import re
 import shutil
 from typing import Any
 
-from playwright.sync_api import expect
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 
 def test_a_run_on_several_processes_says_so(world: Any, page: Any) -> None:
