@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from safetensors.torch import save_file
 from luthier.data.pack import pack
 from luthier.model.load import load_base
 from luthier.recipe.schema import ModelSection
-from luthier.runtime.console import set_quiet
 from luthier.runtime.device import pick_device
 from tests.support.pairs import pairs, preferences
 from tests.support.tiny import save_tiny, tiny_model
@@ -27,6 +25,7 @@ from tests.train.packed_cases import FP8, NF4, WIDTH, nf4_model
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, data, examples, resolved, train, whole
+from tests.train.torchrun import work
 from tests.train.worker import unequal, unequal_level
 
 SAVED = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}
@@ -232,12 +231,4 @@ def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None
 
 
 if __name__ == "__main__":
-    from luthier.runtime.env import read_env
-    from luthier.train.processes import make_accelerator
-
-    torch.set_num_threads(1)
-    set_quiet(True)
-    make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
-    run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank, sys.argv[2:])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    work(run_all)

@@ -6,7 +6,6 @@ What FSDP2 is combined with beyond plain tuning; each case also runs in one proc
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,12 +15,12 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.data.pack import pack
-from luthier.runtime.console import set_quiet
 from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
 from tests.train.preference_support import tune
 from tests.train.short_of_memory import short_of_memory
 from tests.train.support import FULL, LORA, Data, Run, data, train, whole
+from tests.train.torchrun import work
 from tests.train.worker import thirteen, unequal, unequal_level
 
 SAVED = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}
@@ -236,12 +235,4 @@ def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None
 
 
 if __name__ == "__main__":
-    from luthier.runtime.env import read_env
-    from luthier.train.processes import make_accelerator
-
-    torch.set_num_threads(1)
-    set_quiet(True)
-    make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
-    run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank, sys.argv[2:])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    work(run_all)

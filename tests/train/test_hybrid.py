@@ -7,9 +7,6 @@ seen to fail: a norm over all copies instead of one, gradients not averaged betw
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import verify
 from tests.train.hybrid_worker import CASES, RESUMED, half
+from tests.train.torchrun import run_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
@@ -40,13 +38,7 @@ def four(one, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("four")
     for name in RESUMED:
         half(one[name.removeprefix("resumed_")].folder.path, folder / name)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
-    launch = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4",
-        "-m", "tests.train.hybrid_worker", str(folder),
-    ]  # fmt: skip
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_workers("tests.train.hybrid_worker", folder, processes=4, timeout=1200)
     return folder
 
 

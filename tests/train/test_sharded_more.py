@@ -7,10 +7,7 @@ One torchrun launch (gloo) runs all cases of `sharded_worker.py`; the same cases
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from luthier.train.checkpoint import load_tensors
 from luthier.train.distributed.shards import load_whole
 from tests.train.sharded_worker import CASES, RESUMED
 from tests.train.test_processes import half
+from tests.train.torchrun import run_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -43,13 +41,7 @@ def two(one, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for name in RESUMED:
         half(one[name.removeprefix("resumed_")].folder.path, folder / name)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
-    launch = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "tests.train.sharded_worker", str(folder),
-    ]  # fmt: skip
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_workers("tests.train.sharded_worker", folder, processes=2, timeout=800)
     return folder
 
 

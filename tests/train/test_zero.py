@@ -6,9 +6,6 @@ One torchrun launch (gloo) runs all cases of `zero_worker.py`; the same cases ru
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
 from tests.train.test_processes import half
+from tests.train.torchrun import run_workers
 from tests.train.zero_worker import CASES, RESUMED, STRATEGIES
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +38,7 @@ def two(one, tmp_path_factory) -> Path:
     for name in RESUMED:
         for strategy in STRATEGIES:
             half(one[name].folder.path, folder / f"resumed_{name}-{strategy}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
-    launch = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "tests.train.zero_worker", str(folder),
-    ]  # fmt: skip
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_workers("tests.train.zero_worker", folder, processes=2, timeout=500)
     return folder
 
 

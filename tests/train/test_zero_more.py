@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
 from tests.train.test_processes import half
+from tests.train.torchrun import run_workers
 from tests.train.zero_more_worker import CASES, FACTS, RESUMED, RUNS
 
 pytest.importorskip("deepspeed", reason="pip install 'luthier[deepspeed]'")
@@ -43,13 +44,7 @@ def two(one, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     for name, strategy in RESUMED:
         half(one[name].folder.path, folder / f"resumed_{name}-{strategy}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
-    launch = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "tests.train.zero_more_worker", str(folder),
-    ]  # fmt: skip
-    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_workers("tests.train.zero_more_worker", folder, processes=2, timeout=2400)
     return folder
 
 

@@ -7,7 +7,6 @@ What DeepSpeed's strategies are combined with beyond plain tuning; each case als
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.model.packed import PackedLinear
-from luthier.runtime.console import set_quiet
 from luthier.train.processes import make_accelerator
 from luthier.train.setup import make_trainer
 from tests.support.tiny import tiny_model
@@ -23,6 +21,7 @@ from tests.train import zero_cases, zero_worker
 from tests.train.packed_cases import NF4, QLORA
 from tests.train.sharded_worker import NEW_TOKENS, SAVED
 from tests.train.support import LORA, SPECTRUM, Run, resolved, tuned, whole
+from tests.train.torchrun import work
 from tests.train.zero_cases import Case
 
 TWO_AND_THREE = ("zero2", "zero3")
@@ -112,11 +111,4 @@ def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None
 
 
 if __name__ == "__main__":
-    from luthier.runtime.env import read_env
-
-    torch.set_num_threads(1)
-    set_quiet(True)
-    make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
-    run_all(Path(sys.argv[1]), read_env().world_size, read_env().rank, sys.argv[2:])
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    work(run_all)
