@@ -79,7 +79,8 @@ def prepare(folder: Path) -> None:
 def run(folder: Path, name: str, words: Sequence[str], *, dry: bool, seconds: float) -> dict[str, Any]:
     """What one way came to."""
     out = folder / "".join(letter if letter.isalnum() else "_" for letter in name)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "LUTHIER_CACHE": str(folder / "cache")}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "LUTHIER_CACHE": str(folder / "cache")}
     environment |= {"OMP_NUM_THREADS": "1", "LUTHIER_FORCE_CPU": "1"} if dry else {}
     began = time.monotonic()
     try:

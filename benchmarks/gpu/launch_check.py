@@ -92,7 +92,7 @@ def case(
 
 def resumed(options: argparse.Namespace, folder: Path, name: str, method: str, strategy: str) -> dict[str, Any]:
     """Ctrl-C after the first steps on all processes, the rest on half of them."""
-    steps = 24 if options.dry_run else 400
+    steps = 24 if options.dry_run else 60
     file, run = recipe(options, folder, name, method, strategy, steps), folder / name
     child, end = launch(options, file, options.gpus), time.time() + options.cap
     while time.time() < end and child.poll() is None and len(lines_of(run)) < 4:

@@ -10,6 +10,7 @@
     elementwise      torch's elementwise and reduction kernels, and Triton's (norm, rotary, activation)
     other            the rest
 
+`host_top_ms` are the host's operators and calls by the time in them alone, all threads together.
 `exposed_exchange_ms` is the time in which nothing but NCCL ran, or waited for another process. `idle_ms` is the
 unprofiled median step minus the time in which at least one kernel ran in the profiled one: the profiler slows the host
 down, not the kernels.
@@ -82,10 +83,14 @@ def profile_step(run_step: Callable[[], Any], *, device: str, step_ms: float, to
     exposed = busy - _union_ms(computing) if cuda else 0.0
     copies = sum(1 for name, _, _ in kernels if name.startswith(("Memcpy", "Memset")))
     leading = sorted(names.items(), key=lambda item: -sum(item[1]))[:top]
+    host: dict[str, float] = {}
+    for name, _, spent in _host_operators(events):
+        host[name] = host.get(name, 0.0) + spent / 1e3
     return {
         "kernels": len(kernels) - copies, "memory_operations": copies, "busy_ms": round(busy, 2),
         "idle_ms": round(step_ms - busy, 2), "exposed_exchange_ms": round(exposed, 2),
         "groups_ms": {name: round(ms, 2) for name, ms in sorted(groups.items(), key=lambda item: -item[1])},
+        "host_top_ms": {name[:90]: round(ms, 1) for name, ms in sorted(host.items(), key=lambda item: -item[1])[:top]},
         "top": [[name[:90], len(times), round(sum(times), 2)] for name, times in leading],
     }  # fmt: skip
 

@@ -7,7 +7,10 @@ The plan chooses these values; `train/setup.py` takes them from the resolved rec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EngineSettings", "FrozenBase", "Recompute"]
 
@@ -44,6 +47,8 @@ class EngineSettings:
     sharded: bool = False
     """The model is under FSDP2 or DeepSpeed's ZeRO: frozen and trained matrices exist as a whole only while their layer
     runs, so each pass reads them from the modules. No recordings, no adapters inside the base's matrix."""
+    device: torch.device | None = None
+    """Where the passes run, if not where the parameters are (`offload: all`)."""
     loose_adapters: bool = False
     """The model is under DeepSpeed's ZeRO, which moves adapters as well: each pass copies them (`lora.py`)."""
     fuse_adapters: bool | None = None

@@ -11,8 +11,8 @@ from luthier.runtime.errors import Problem
 
 __all__ = ["HOST_OPTIMIZERS", "offload_rules"]
 
-HOST_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
-"""Values of `train.optim` whose update runs on the CPU, shard by shard."""
+HOST_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "sgd")
+"""Values of `train.optim` whose update goes shard by shard, with masters and states in host memory."""
 
 
 def offload_rules(
@@ -30,5 +30,6 @@ def offload_rules(
             message = f"{value} beside `method.name: {method.name}`: adapters and their state are small and stay"
             yield where.problem("L240", message, hint="offload all keeps the shards of the base in host memory")
     elif train.optim not in HOST_OPTIMIZERS:
-        message = f"{value} beside `train.optim: {train.optim}`: the CPU updates with {', '.join(HOST_OPTIMIZERS)}"
+        names = ", ".join(HOST_OPTIMIZERS)
+        message = f"{value} beside `train.optim: {train.optim}`: what is in host memory is updated by {names}"
         yield where.problem("L240", message, hint="adamw_torch_fused")

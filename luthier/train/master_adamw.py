@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.fast.kernels.adamw import adamw_
+from luthier.train.round_trip import AT_ONCE, AtOnce
 
 __all__ = ["MOMENTS", "Kernel", "MasterAdamW"]
 
@@ -30,6 +31,8 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
         pairs: Sequence[tuple[nn.Parameter, Tensor]],
         live: Mapping[nn.Parameter, nn.Parameter],
         scale: float | Tensor,
+        *,
+        run: AtOnce = AT_ONCE,
     ) -> None:
         """One step.
 
@@ -38,6 +41,7 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
             live: The parameter that gets each tensor's value rounded; the tensor itself where there is none.
             scale: What the gradients are multiplied by; a tensor on the device is not waited for, and if it is NaN
                 no tensor and no moment changes.
+            run: How the kernel gets its tensors.
         """
         gradients = dict(pairs)
         for group in self.param_groups:
@@ -48,12 +52,14 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
                     if tensor.numel():  # of a shard there may be nothing here
                         alike.setdefault(key, []).append(tensor)
             for (step, kernel, names), tensors in alike.items():
-                kernel(
+                lists = [
                     tensors, [live[tensor] for tensor in tensors],
                     [gradients[tensor].contiguous() for tensor in tensors],
                     *([self.state[tensor][name] for tensor in tensors] for name in names),
-                    lr=group["lr"], betas=group["betas"], eps=group["eps"], weight_decay=group["weight_decay"],
-                    step=step, grad_scale=scale,
+                ]  # fmt: skip
+                run.update(
+                    kernel, lists, lr=group["lr"], betas=group["betas"], eps=group["eps"],
+                    weight_decay=group["weight_decay"], step=step, grad_scale=scale,
                 )  # fmt: skip
 
     def _advance(self, tensor: nn.Parameter) -> int:
@@ -71,4 +77,6 @@ class MasterAdamW(torch.optim.AdamW):  # type: ignore[misc]
 
     def _fresh(self, tensor: Tensor) -> dict[str, Tensor]:
         """State before the first step."""
-        return {name: torch.zeros_like(tensor, memory_format=torch.contiguous_format) for name in MOMENTS}
+        dense = torch.contiguous_format
+        # Not `zeros_like`: pages of host memory that nobody has written are given one by one when they are pinned.
+        return {name: torch.empty_like(tensor, memory_format=dense).fill_(0.0) for name in MOMENTS}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from luthier.train import foreach
 from luthier.train.master_adamw import MasterAdamW
+from luthier.train.round_trip import AT_ONCE, AtOnce
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +50,8 @@ class Weights:
     """`norm` is that of this process' parts."""
     copies = 1
     """Processes that hold the same parts."""
+    run: AtOnce = AT_ONCE
+    """How an update of ours gets its tensors: `RoundTrip` where they are in host memory, beside a GPU."""
 
     def __init__(self, model: nn.Module, live: Mapping[str, nn.Parameter] | None = None) -> None:
         """`live`: what stands for the trained parameters of `model`, where that is not they themselves."""
@@ -110,7 +113,7 @@ class Weights:
     def norm(self) -> Tensor | None:
         """L2 norm of the gradients there are, on the device; None without any."""
         gradients = self.gradients()
-        return foreach.total_norm(gradients) if gradients else None
+        return self.run.norm(gradients) if gradients else None
 
     def gradients(self) -> list[Tensor]:
         """The gradients there are, in the order of the names."""
@@ -148,7 +151,7 @@ class Weights:
         A tensor is for optimizers that `applies_ahead` names; if it is NaN, weights and moments stay as they are.
         """
         if isinstance(optimizer, MasterAdamW):
-            optimizer.step_with(self._pairs(), self._written_at_once(), scale)
+            optimizer.step_with(self._pairs(), self._written_at_once(), scale, run=self.run)
             self._publish([name for name in self.masters if not self.live[name].is_contiguous()])
             self.zero_grad()
             return

@@ -59,7 +59,7 @@ def parameter_groups(
 def make_optimizer(
     tensors: Mapping[str, nn.Parameter], section: TrainSection, *, learning_rate: float,
     rates: Mapping[str, float] | None = None, tables: Collection[str] = (), own_kernel: bool = True,
-    in_8_bits: Collection[str] | None = None,
+    in_8_bits: Collection[str] | None = None, device: torch.device | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """The optimizer named by `train.optim` over these tensors.
 
@@ -73,6 +73,7 @@ def make_optimizer(
         rates: Peak rate by name (`rates.peak_rates`).
         tables: Names of what belongs to embeddings and head, which Muon leaves to AdamW.
         in_8_bits: Names of those whose moments `adamw_8bit` keeps in 8 bits; None: by size.
+        device: What computes, where the tensors are not on it (`round_trip.py`); None: theirs.
         own_kernel: False where something else calls `step` (DeepSpeed): torch's AdamW, whatever the device has.
     """
     name = section.optim
@@ -85,7 +86,7 @@ def make_optimizer(
     betas = (section.adam_beta1, section.adam_beta2)
     if name in ("adamw_torch_fused", "adamw_torch"):
         fused = name == "adamw_torch_fused"
-        if own_kernel and fused and backend(next(iter(tensors.values())).device)[0] == "triton":
+        if own_kernel and fused and backend(device or next(iter(tensors.values())).device)[0] == "triton":
             return MasterAdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon)
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=section.adam_epsilon, fused=fused)
     if name == "adamw_8bit":

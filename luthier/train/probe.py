@@ -108,7 +108,7 @@ class Probe:
 
     def _optimizer(self, learning_rate: float) -> torch.optim.Optimizer:
         train = self.recipe.train.model_copy(update={"learning_rate": learning_rate})
-        return fresh_optimizer(self.model, self.trainer.weights, train)
+        return fresh_optimizer(self.model, self.trainer.weights, train, device=self.trainer.accelerator.device)
 
     def _steps(self, optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int) -> Iterator[Update]:
         trainer = replace(self.trainer, optimizer=optimizer, schedule=schedule)

@@ -31,6 +31,7 @@ from luthier.train.feed import Feed
 from luthier.train.masters import Weights
 from luthier.train.mismatched import Mismatched
 from luthier.train.order import Order
+from luthier.train.round_trip import RoundTrip
 from luthier.train.split import MicroBatchSize
 from luthier.train.step import Trainer
 from luthier.train.updates import fresh_optimizer, say_rates, schedule_of, state_bytes
@@ -158,9 +159,12 @@ def make_trainer(
         weights = _shards_of(model, recipe) if isinstance(wrapper, Passes) and whole is None else Weights(model)
         weights.whole_updates = facts_of(train.optim).whole
         say_rates(model, weights.tensors, train)
-        optimizer = fresh_optimizer(model, weights, train)
+        on_host = _on_host(weights, accelerator.device)
+        if on_host:
+            weights.run = RoundTrip(accelerator.device)
+        optimizer = fresh_optimizer(model, weights, train, device=accelerator.device)
         schedule = schedule_of(optimizer, train, total_steps)
-        moments = 0 if _on_host(weights, accelerator.device) else state_bytes(model, weights, train)
+        moments = 0 if on_host else state_bytes(model, weights, train)
     return Trainer(
         accelerator=accelerator,
         engine=engine,
@@ -204,7 +208,8 @@ def _engine(
             reshard_after_forward=recipe.distributed.reshard_after_forward, to_host=recipe.distributed.offload == "all",
             frozen_base=settings.frozen_base, bring=bring,
         )  # fmt: skip
-        engine = root(attach, model, replace(settings, sharded=True), objective=objective)
+        settings = replace(settings, sharded=True, device=accelerator.device)
+        engine = root(attach, model, settings, objective=objective)
         reshard(root)
         if group is not None:
             engine.share_sequences(group)

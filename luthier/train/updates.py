@@ -25,23 +25,25 @@ if TYPE_CHECKING:
 __all__ = ["fresh_optimizer", "optimizer_over", "say_rates", "schedule_of", "state_bytes"]
 
 
-def fresh_optimizer(model: PreTrainedModel, weights: Weights, train: TrainSection) -> torch.optim.Optimizer:
-    """The recipe's optimizer, without a state, at the rates of `train`.
+def fresh_optimizer(
+    model: PreTrainedModel, weights: Weights, train: TrainSection, *, device: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer, without a state, at the rates of `train`; `device` computes, None: that of the weights.
 
     Raises:
         RecipeError: the learning rate is still `auto`, or a rate is given for tensors of which none is trained.
     """
-    return optimizer_over(model, weights.tensors, train, in_8_bits=_in_8_bits(weights))
+    return optimizer_over(model, weights.tensors, train, in_8_bits=_in_8_bits(weights), device=device)
 
 
 def optimizer_over(
     model: PreTrainedModel, tensors: Mapping[str, nn.Parameter], train: TrainSection, *, own_kernel: bool = True,
-    in_8_bits: list[str] | None = None,
+    in_8_bits: list[str] | None = None, device: torch.device | None = None,
 ) -> torch.optim.Optimizer:  # fmt: skip
     """The recipe's optimizer over trained tensors by name, in groups of one decay and one rate."""
     return make_optimizer(
         tensors, train, learning_rate=_rate(train), rates=_rates(model, tensors, train),
-        tables=_tables(model, tensors), own_kernel=own_kernel, in_8_bits=in_8_bits,
+        tables=_tables(model, tensors), own_kernel=own_kernel, in_8_bits=in_8_bits, device=device,
     )  # fmt: skip
 
 

@@ -33,7 +33,8 @@ class LayerProgram:
         kept = settings.keep_attention and index >= settings.attending_layers
         self.keeps_attention = kept and self.policy == "layer"
         """Run again as a whole, but for attention."""
-        self.attention = settings.attention or path_for(parts.input_norm.weight.device, dtype, parts.head_dim)
+        device = settings.device or parts.input_norm.weight.device
+        self.attention = settings.attention or path_for(device, dtype, parts.head_dim)
         """What computes attention."""
         self.projections: list[Projection] = []
         try:

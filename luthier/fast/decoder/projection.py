@@ -70,7 +70,7 @@ class Projection:
         _check(views, dtype)
         self.views = tuple(views)
         self.inputs, self.outputs = views[0].in_features, sum(view.out_features for view in views)
-        device = views[0].device
+        device = settings.device or views[0].device
         adapted = any(view.adapter is not None for view in views)
         base_trains = any(
             p.requires_grad for view in views for p in (view.base.weight, view.base.bias) if p is not None

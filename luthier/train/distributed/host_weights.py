@@ -3,10 +3,12 @@
     device          shard of the weight (2 bytes a number in bf16), its gradient (2, or 4 with several passes a step)
     host memory     fp32 master and the optimizer's state (12 bytes a number with AdamW)
 
-An update goes through the shards in groups of BUCKET_BYTES: gradients of the next group come to the host while the CPU
-updates this one, and the rounded masters go back. The numbers are those of an update on the device, up to the rounding
-of torch's CPU kernels. With `offload: all` (torch's CPUOffloadPolicy) the shards themselves are in host memory, and
-`ShardedWeights` over them is all it takes.
+AdamW on a GPU is an update there: masters and states go up in pieces and come back (`round_trip.py`), with the numbers
+of a run without offload. Other optimizers update on the CPU, up to its rounding, in groups of BUCKET_BYTES: gradients
+of the next group come to the host while the CPU updates this one, and the rounded masters go back.
+
+With `offload: all` (torch's CPUOffloadPolicy) the shards themselves are in host memory, and `ShardedWeights` over them
+is all it takes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from luthier.train import foreach
 from luthier.train.distributed.local import local
 from luthier.train.distributed.sharded_weights import ShardedWeights
+from luthier.train.master_adamw import MasterAdamW
 from luthier.train.masters import BUCKET_BYTES
 
 __all__ = ["HostWeights"]
@@ -57,7 +60,10 @@ class HostWeights(ShardedWeights):
         return [(tensor, self._summed[name]) for name, tensor in self.tensors.items() if name in self._summed]
 
     def apply(self, optimizer: torch.optim.Optimizer, *, scale: float | Tensor) -> None:
-        """One step of the optimizer, on the CPU, with the gradients times `scale`; then no gradient is left."""
+        """One step of the optimizer with the gradients times `scale`; then no gradient is left."""
+        if isinstance(optimizer, MasterAdamW):
+            super().apply(optimizer, scale=scale)
+            return
         assert isinstance(scale, float), "the CPU waits for the scale"
         live = {tensor: self.live[name] for name, tensor in self.tensors.items()}
         buckets = list(foreach.buckets(self._pairs(), BUCKET_BYTES))

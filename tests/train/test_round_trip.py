@@ -1,0 +1,91 @@
+"""Updates of tensors in host memory in pieces that travel: bit for bit the update of all tensors where they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.train.adamw8 import AdamW8
+from luthier.train.master_adamw import MasterAdamW
+from luthier.train.round_trip import AtOnce, RoundTrip
+from tests.support.often import often
+
+CPU = torch.device("cpu")
+
+
+class Travelling(RoundTrip):
+    """Everything but gradients is copied, as between host memory and a GPU."""
+
+    def __init__(self, piece: int, away: set[int] | None = None) -> None:
+        super().__init__(CPU, piece=piece)
+        self.away, self.most = away, 0
+
+    def _stays(self, tensor: torch.Tensor) -> bool:
+        return self.away is not None and tensor.untyped_storage().data_ptr() in self.away
+
+    def update(self, kernel, lists, **settings):
+        def counting(*there, **more):
+            assert all(mine.data_ptr() != one.data_ptr() for mine in lists[0] for one in there[0])
+            self.most = max(self.most, sum(one.numel() for one in there[0]))
+            kernel(*there, **more)
+
+        super().update(counting, lists, **settings)
+
+
+def update(kind, sizes, run, *, live_type=torch.bfloat16, steps=3):
+    """Masters, live parameters and states after some steps."""
+    generator = torch.Generator().manual_seed(5)
+    masters = [torch.nn.Parameter(torch.randn(size, generator=generator)) for size in sizes]
+    live = {one: one if live_type is None else torch.nn.Parameter(one.detach().to(live_type)) for one in masters}
+    optimizer = kind([{"params": masters[::2], "weight_decay": 0.1}, {"params": masters[1::2]}], lr=1e-2)
+    for _ in range(steps):
+        pairs = [(one, torch.randn(one.shape, generator=generator).bfloat16()) for one in masters]
+        optimizer.step_with(pairs, live, 0.5, run=run)
+    states = [{name: value.clone() for name, value in optimizer.state[one].items()} for one in masters]
+    return [one.detach().clone() for one in masters], [live[one].detach().clone() for one in masters], states
+
+
+def equal(one, other):
+    return all(
+        torch.equal(a, b)
+        for left, right in zip(one[:2], other[:2], strict=True)
+        for a, b in zip(left, right, strict=True)
+    ) and all(torch.equal(a[name], b[name]) for a, b in zip(one[2], other[2], strict=True) for name in a)
+
+
+@settings(max_examples=often(40))
+@given(
+    kind=st.sampled_from([MasterAdamW, AdamW8]), live=st.sampled_from([torch.bfloat16, None]),
+    sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=6), blocks=st.integers(1, 40),
+)  # fmt: skip
+def test_pieces_change_no_bit(kind, live, sizes, blocks):
+    travelling = Travelling(256 * blocks)
+    alone = update(kind, sizes, AtOnce(), live_type=live)
+    assert equal(alone, update(kind, sizes, travelling, live_type=live))
+    assert 0 < travelling.most <= 256 * blocks
+
+
+def test_a_matrix_is_cut_between_blocks():
+    trip = RoundTrip(CPU, piece=512)
+    pieces = list(trip._pieces([100, 1300, 256]))
+    # A tensor's last block counts whole: 100 of the first piece are 256.
+    assert pieces == [
+        [(0, 0, 100), (1, 0, 256)], [(1, 256, 768)], [(1, 768, 1280)], [(1, 1280, 1300), (2, 0, 256)],
+    ]  # fmt: skip
+
+
+def test_a_matrix_keeps_its_shape():
+    masters = [torch.nn.Parameter(torch.ones(6, 300))]
+    optimizer = MasterAdamW(masters, lr=0.1)
+    optimizer.step_with([(masters[0], torch.ones(6, 300))], {masters[0]: masters[0]}, 1.0, run=Travelling(256))
+    assert masters[0].shape == optimizer.state[masters[0]]["exp_avg"].shape == (6, 300)
+    torch.testing.assert_close(masters[0].detach(), torch.full((6, 300), 1 - 0.1 - 0.1 * 0.01), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_norm_over_pieces(kind):
+    gradients = [torch.randn(900).to(kind) for _ in range(7)]
+    expected = torch.cat([one.double() for one in gradients]).norm()
+    torch.testing.assert_close(RoundTrip(CPU, piece=256).norm(gradients).double(), expected, rtol=1e-6, atol=0)
