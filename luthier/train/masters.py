@@ -69,7 +69,7 @@ class Weights:
             if values is not None:
                 master = nn.Parameter(values)
                 self.tensors[name] = master
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._moves_to(master)))
+                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._moves_to(name, master)))
             else:
                 self.tensors[name] = parameter
         small = sum(self.live[name].nbytes for name in self.masters) <= COLLECTED_BYTES
@@ -221,7 +221,7 @@ class Weights:
             hook.remove()
         self._hooks.clear()
 
-    def _moves_to(self, master: nn.Parameter) -> Callable[[Tensor], None]:
+    def _moves_to(self, name: str, master: nn.Parameter) -> Callable[[Tensor], None]:
         """A hook that moves a fresh gradient into the master's and frees it: never two copies of all of them."""
 
         def move(parameter: Tensor) -> None:

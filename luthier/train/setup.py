@@ -24,10 +24,11 @@ from luthier.recipe.schema import Recipe, TrainSection
 from luthier.runtime.console import note
 from luthier.runtime.errors import DataError, RecipeError
 from luthier.train.distributed.fsdp import Passes, kept_whole_line, reshard, shard
-from luthier.train.distributed.host_weights import HostWeights
+from luthier.train.distributed.host_shards import HostShards
 from luthier.train.distributed.sequence import share_sequences
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.feed import Feed
+from luthier.train.host_weights import HostWeights
 from luthier.train.masters import Weights
 from luthier.train.mismatched import Mismatched
 from luthier.train.order import Order
@@ -156,7 +157,8 @@ def make_trainer(
         whole = kept_whole_line(model)
         if isinstance(wrapper, Passes) and whole is not None:
             note(f"  {whole}")
-        weights = _shards_of(model, recipe) if isinstance(wrapper, Passes) and whole is None else Weights(model)
+        sharded, alone = isinstance(wrapper, Passes) and whole is None, accelerator.num_processes == 1
+        weights = _weights_of(model, recipe, sharded=sharded, alone=alone)
         weights.whole_updates = facts_of(train.optim).whole
         say_rates(model, weights.tensors, train)
         on_host = _on_host(weights, accelerator.device)
@@ -181,8 +183,11 @@ def make_trainer(
     )
 
 
-def _shards_of(model: PreTrainedModel, recipe: Recipe) -> ShardedWeights:
-    return HostWeights(model) if recipe.distributed.offload == "optimizer" else ShardedWeights(model)
+def _weights_of(model: PreTrainedModel, recipe: Recipe, *, sharded: bool, alone: bool) -> Weights:
+    to_host = recipe.distributed.offload == "optimizer"
+    if sharded:
+        return HostShards(model) if to_host else ShardedWeights(model)
+    return HostWeights(model) if to_host and alone else Weights(model)
 
 
 def _on_host(weights: Weights, device: torch.device) -> bool:

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from luthier.train.adamw8 import AdamW8
-from luthier.train.distributed.host_weights import HostWeights
+from luthier.train.host_weights import HostWeights
 from luthier.train.master_adamw import MasterAdamW
-from luthier.train.masters import Weights
 from luthier.train.round_trip import AtOnce, RoundTrip
 
 pytestmark = pytest.mark.gpu
@@ -72,23 +71,10 @@ class Whole(torch.nn.Module):
         )
 
 
-class Parts(HostWeights):
-    """`HostWeights` of a model without shards."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._summed = {}
-        self.whole = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        Weights.__init__(self, model, self.whole)
-
-    def collect(self) -> None:
-        for name, parameter in self.whole.items():
-            self._summed[name], parameter.grad = parameter.grad, None
-
-
 def test_seconds_for_a_billion_weights():
     """Printed, with the link's own rate; a step may not take three times what its bytes do."""
     model = Whole(60)
-    weights = Parts(model)
+    weights = HostWeights(model)
     weights.run = RoundTrip(torch.device("cuda"))
     optimizer = MasterAdamW(list(weights.tensors.values()), lr=1e-4)
     pinned, there = torch.empty(1 << 30, dtype=torch.uint8).pin_memory(), torch.empty(1 << 30, dtype=torch.uint8).cuda()

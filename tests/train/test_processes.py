@@ -105,7 +105,7 @@ def test_offload_is_in_place(two):
     for rank in (0, 1):
         plain, moved, updated = (facts(two, rank)[name] for name in ("sharded", "offload all", "offload optimizer"))
         assert (plain["weights"], moved["weights"], updated["weights"]) == (
-            "ShardedWeights", "ShardedWeights", "HostWeights",
+            "ShardedWeights", "ShardedWeights", "HostShards",
         )  # fmt: skip
         assert (plain["policies"], updated["policies"]) == (["OffloadPolicy"], ["OffloadPolicy"])
         assert moved["policies"] == ["CPUOffloadPolicy"]

@@ -1,0 +1,63 @@
+"""Masters and states in host memory in one process: the numbers of a run without, its checkpoints, one sum of gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luthier.train.host_weights import HostWeights
+from tests.support.tiny import tiny_model
+from tests.train.support import FULL, SPECTRUM, distance, resolved, train
+
+
+def half():
+    return tiny_model().to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_8bit", "sgd"])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_run_without_offload(tmp_path, optim, passes):
+    common = {"optim": optim, "max_steps": 4, "gradient_accumulation_steps": passes, "per_device_train_batch_size": 2}
+    plain = train(tmp_path / "plain", recipe=resolved(method=FULL, **common), model=half())
+    moved = train(tmp_path / "moved", recipe=resolved(method=FULL, offload="optimizer", **common), model=half())
+    assert plain.moved > 1e-5
+    assert moved.losses == plain.losses
+    assert distance(plain, moved) == 0.0
+
+
+def test_chosen_layers_in_fp32_and_a_restart(tmp_path):
+    """fp32 weights have a copy as well; a checkpoint goes on with and without offload."""
+    plain = train(tmp_path / "plain", method=SPECTRUM, max_steps=6, save_steps=3)
+    moved = train(tmp_path / "moved", method=SPECTRUM, max_steps=6, save_steps=3, offload="optimizer")
+    assert moved.losses == plain.losses and distance(plain, moved) == 0.0
+    for first, then in (("none", "optimizer"), ("optimizer", "none")):
+        folder = tmp_path / f"{first} {then}"
+        train(folder, recipe=resolved(method=SPECTRUM, max_steps=6, save_steps=3, offload=first))
+        for name in ("step-6",):
+            (folder / "checkpoints" / name).rename(folder / name)
+        again = train(folder, recipe=resolved(method=SPECTRUM, max_steps=6, save_steps=3, offload=then), restart=False)
+        assert again.result.resumed_from == 3
+        assert distance(plain, again) == 0.0
+
+
+def test_several_gradients_are_summed_in_fp32_and_freed_in_the_pass():
+    layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
+    weights = HostWeights(layer)
+    weights.begin(passes=2, processes=1)
+    for value in (1.0, 2**-9):
+        layer(torch.full((1, 4), value, dtype=torch.bfloat16)).sum().backward()
+        assert layer.weight.grad is None, "moved in the pass"
+        weights.collect()
+    # 1 + 2^-9 needs 10 bits: a bf16 sum (8 bits) would have lost the second pass.
+    assert torch.equal(weights.gradients()[0], torch.full((3, 4), 1.0 + 2**-9))
+
+
+def test_the_gradient_of_the_only_pass_stays_in_16_bits():
+    layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
+    weights = HostWeights(layer)
+    weights.begin(passes=1, processes=1)
+    layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+    weights.collect()
+    assert [one.dtype for one in weights.gradients()] == [torch.bfloat16] and layer.weight.grad is None
+    weights.zero_grad()
+    assert not weights.gradients()
