@@ -36,12 +36,13 @@ def save_model(folder: Path, tokenizer: str, *, tiny: bool) -> None:
 
 def recipe(options: argparse.Namespace, folder: Path, name: str, method: str, strategy: str, steps: int) -> Path:
     """A recipe over GSM8K's rows, the same tokens a step on any number of processes."""
+    every = 4 if steps <= 24 else steps // 2  # a checkpoint of 1B takes as long as 20 steps
     lines = [
         f"model: {{name_or_path: {folder / 'model'}}}",
         f"data: {{train: [{{path: {folder / 'rows.jsonl'}}}], validation: {{fraction: 0.04}}, max_length: 512}}",
         f"method: {{name: {method}}}",
-        f"train: {{max_steps: {steps}, tokens_per_step: {options.step}, eval_steps: 4,",
-        "        save_steps: 4, learning_rate: 1.0e-3}",
+        f"train: {{max_steps: {steps}, tokens_per_step: {options.step}, eval_steps: {every},",
+        f"        save_steps: {every}, learning_rate: 1.0e-3}}",
         f"distributed: {{strategy: {strategy}}}",
         "export: {merge: false}",
         f"output_dir: {folder / name}",

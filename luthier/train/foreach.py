@@ -11,17 +11,23 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["add_fp32_", "buckets", "copy_", "scale_", "to_fp32", "total_norm"]
+__all__ = ["add_fp32_", "buckets", "copy_", "norms", "scale_", "to_fp32", "total_norm"]
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all gradients together, fp32 scalar on their device; squares are summed in fp32."""
-    kinds = {gradient.dtype: None for gradient in gradients}
-    norms: list[Tensor] = []
-    for kind in kinds:
-        same = [gradient for gradient in gradients if gradient.dtype == kind]
-        norms += torch._foreach_norm(same, 2.0, dtype=torch.promote_types(same[0].dtype, torch.float32))
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack(norms(gradients)))
+
+
+def norms(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Of each tensor, in their order."""
+    found: dict[int, Tensor] = {}
+    for kind in {gradient.dtype: None for gradient in gradients}:
+        places = [place for place, gradient in enumerate(gradients) if gradient.dtype == kind]
+        same = [gradients[place] for place in places]
+        wide = torch.promote_types(kind, torch.float32)
+        found |= dict(zip(places, torch._foreach_norm(same, 2.0, dtype=wide), strict=True))
+    return [found[place] for place in range(len(gradients))]
 
 
 def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -101,10 +101,10 @@ class RoundTrip(AtOnce):
             self._down.synchronize()
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """On the device: a CPU takes longer to add the squares than the link to carry them."""
-        norms = []
+        """As `AtOnce.norm`, on the device: a CPU takes longer to add the squares than the link to carry them."""
+        norms: list[Tensor] = []
         for bucket in foreach.buckets([(gradient, gradient) for gradient in gradients], 4 * self.piece):
-            norms.append(foreach.total_norm([one.to(self.device, non_blocking=True) for one, _ in bucket]))
+            norms += foreach.norms([one.to(self.device, non_blocking=True) for one, _ in bucket])
         return torch.linalg.vector_norm(torch.stack(norms))
 
     # -- pieces

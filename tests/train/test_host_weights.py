@@ -1,4 +1,4 @@
-"""Masters and states in host memory in one process: the numbers of a run without, its checkpoints, one sum of gradients."""
+"""Masters and states in host memory, in one process: the numbers of a run without, checkpoints, sums of gradients."""
 
 from __future__ import annotations
 
