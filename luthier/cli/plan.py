@@ -186,9 +186,20 @@ def _verdict(answer: Plan) -> str:
     )
 
 
+def _host_rates(answer: Plan) -> str:
+    """What the time of offload rests on."""
+    from luthier.plan.host import HOST_BANDWIDTH, HOST_TRAFFIC
+    from luthier.plan.states import OWN_UPDATES
+
+    request, setting = answer.request, answer.chosen.setting
+    link = f"to host memory {request.device.host_link / 1e9:.0f} GB/s a device is assumed"
+    if request.recipe.train.optim in OWN_UPDATES and not setting.deepspeed and request.device.type == "cuda":
+        return f"{link}, for all devices of a host together {HOST_TRAFFIC / 1e9:.0f} (from two measured steps of two)"
+    return f"{link}; {HOST_BANDWIDTH / 1e9:.0f} GB/s of its memory in updates on the CPU is from one measured step"
+
+
 def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
-    from luthier.plan.host import HOST_BANDWIDTH
     from luthier.plan.reasons import gib
 
     request, chosen = answer.request, answer.chosen
@@ -213,12 +224,9 @@ def _closing(answer: Plan) -> Iterator[str]:
         if request.num_gpus > each:
             rate = request.device.network / 1e9
             yield f"between hosts an adapter of {rate:,.1f} GB/s beside each device is assumed (`--network`)"
-        if chosen.setting.offload != "none":
-            link, host = request.device.host_link / 1e9, HOST_BANDWIDTH / 1e9
-            yield (
-                f"to host memory {link:.0f} GB/s a device is assumed; {host:.0f} GB/s of its memory in updates is from "
-                "one measured step"
-            )
+    if chosen.setting.offload != "none":
+        yield f"host memory: {gib(answer.host.total)} of a host with {answer.host.devices} of the devices"
+        yield _host_rates(answer)
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"
     if answer.runners_up and answer.fits:

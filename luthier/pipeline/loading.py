@@ -6,34 +6,12 @@ from typing import TYPE_CHECKING
 
 from luthier.recipe.names import takes_from_base
 from luthier.runtime.console import note
-from luthier.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from luthier.pipeline.session import Session
     from luthier.recipe.schema import Recipe
 
-__all__ = ["loads_hollow", "refuse_idle_offload", "why_values_first"]
-
-
-def refuse_idle_offload(session: Session) -> None:
-    """`distributed.offload` must have an effect: without it the run would need the memory that it was to save.
-
-    Raises:
-        RecipeError: the run has one process, or copies its model.
-    """
-    section = session.resolved.recipe.distributed
-    if section.offload == "none":
-        return
-    if session.group.size > 1 and section.strategy != "ddp":
-        import torch
-
-        note(f"  offload {section.offload}: the CPU updates with {torch.get_num_threads()} threads a process")
-        return
-    why = "this run has one process" if session.group.size == 1 else "`distributed.strategy` became ddp"
-    raise RecipeError(
-        code="L241", message=f"`distributed.offload: {section.offload}` needs a model in shards, and {why}",
-        hint="`luthier launch` with several processes and `distributed.strategy: fsdp2`, or offload none",
-    )  # fmt: skip
+__all__ = ["loads_hollow", "why_values_first"]
 
 
 def loads_hollow(session: Session) -> bool:

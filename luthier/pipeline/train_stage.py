@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from luthier.pipeline.data_stage import data_depends
-from luthier.pipeline.loading import loads_hollow, refuse_idle_offload
+from luthier.pipeline.loading import loads_hollow
+from luthier.pipeline.offload import check_offload
 from luthier.pipeline.online import train_online
 from luthier.pipeline.session import Session
 from luthier.pipeline.spectrum import keep_selection, spectrum_depends
@@ -197,7 +198,7 @@ def _train_on_rows(session: Session) -> dict[str, Any]:
 
     group = session.group
     resolved = session.resolved
-    refuse_idle_offload(session)
+    check_offload(session)
     _say_processes(session)
     tuned = tuned_model(session)
     if group.is_main:

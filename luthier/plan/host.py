@@ -1,11 +1,15 @@
 """Host memory of the machines, and what moving states and weights through it costs (`distributed.offload`).
 
-ZeRO-Offload (arXiv:2101.06840, section 4): masters and optimizer state stay in host memory, where the update is made;
-per trained parameter of a device one gradient goes down and one weight comes back. With `all` the shards of weights are
-there, too, and go up before each gather (FSDP2's CPUOffloadPolicy; ZeRO-3's `offload_param`).
+Masters and optimizer state stay in host memory. Our AdamW updates them on the GPU (`train/round_trip.py`): they go up
+and come back, both ways at once. Others update there (ZeRO-Offload, arXiv:2101.06840, section 4): per trained parameter
+of a device one gradient goes down and one weight comes back. With `all` the shards of weights are in host memory, too,
+and go up before each gather (FSDP2's CPUOffloadPolicy; ZeRO-3's `offload_param`).
 
-    optimizer   down 2 or 4 bytes (as gradients are summed), up 2; the update reads and writes host memory
-    all         up 1/N of what each gather brings together, down the gradient of the shard, in every micro-batch
+    optimizer   AdamW on a GPU: up and down 4 bytes and the state (8; 2 in 8 bits), over the device's link or, of all
+                devices of a host, through its memory, whichever takes longer
+                else: down 2 or 4 bytes (as gradients are summed), up 2; the update reads and writes host memory
+    all         up 1/N of what each gather brings together, down the gradient of the shard, in every micro-batch; the
+                gradients go up twice more, for norm and update
 
 Bytes of one host, with n of the devices:
 
@@ -28,15 +32,20 @@ from typing import Any
 from luthier.plan.devices import Accelerator
 from luthier.plan.setting import Setting, Way
 from luthier.plan.sizes import Sizes
-from luthier.plan.states import held_weights, master_bytes, optimizer_bytes
+from luthier.plan.states import OWN_UPDATES, held_weights, master_bytes, optimizer_bytes
 from luthier.recipe.names import takes_from_base
+from luthier.recipe.optimizers import state_per_element
 from luthier.recipe.schema import Recipe
 
-__all__ = ["HOST_BANDWIDTH", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
+__all__ = ["HOST_BANDWIDTH", "HOST_TRAFFIC", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
 
 HOST_BANDWIDTH = 62e9
-"""Bytes a second of a host's memory in updates of all its processes. From one measured step: 8B full, two processes of
-16 cores each (`benchmarks/results/distributed_h200.md`, call E)."""
+"""Bytes a second of a host's memory in updates on its CPU, of all processes. From one measured step: 8B full, two
+processes of 16 cores each (`benchmarks/results/distributed_h200.md`, call E)."""
+HOST_TRAFFIC = 139e9
+"""Bytes a second that all devices of a host together bring from its memory and back, both ways added. From two measured
+steps of two devices, which reach 135 and 143 (call G there); one device alone is bound by its own link. Of hosts with
+more devices at work nothing was measured."""
 PROCESS_BYTES = 3 << 30
 """A process with torch and CUDA's libraries on a GPU. Assumed, not measured."""
 RESULT_BYTES = 5_000_000_000
@@ -112,14 +121,20 @@ def values_first_of(recipe: Recipe, way: Way) -> bool:
     )  # fmt: skip
 
 
-def update_seconds(sizes: Sizes, setting: Setting, device: Accelerator, *, update_bytes: float) -> float:
-    """Seconds of the update in host memory, with the way there and back.
+def update_seconds(sizes: Sizes, setting: Setting, device: Accelerator, *, optim: str, update_bytes: float) -> float:
+    """Seconds of the update of what is in host memory, with the way there and back.
 
     `update_bytes`: read and written for all trained parameters, as for an update on the device.
     """
     parts = setting.trained_parts(sizes.adapters)
     elements = sizes.trainable / parts
     size = setting.dtype_bytes
-    gradient = size if setting.accumulate == 1 and setting.sharded and not sizes.adapters else 4
+    gradient = size if setting.accumulate == 1 and (setting.sharded or setting.world == 1) and not sizes.adapters else 4
+    if device.type == "cuda" and optim in OWN_UPDATES and not setting.deepspeed:
+        down = elements * (4 + state_per_element(optim)[0])
+        up = down
+        if setting.offload == "all":  # gradients go up for their norm and for the update, weights come back
+            up, down = up + 2 * elements * gradient, down + elements * size
+        return max(max(up, down) / device.host_link, host_devices(setting) * (up + down) / HOST_TRAFFIC)
     moved = 0.0 if setting.offload == "all" and parts > 1 else elements * (gradient + size)
     return moved / device.host_link + host_devices(setting) * update_bytes / parts / HOST_BANDWIDTH

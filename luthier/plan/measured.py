@@ -138,6 +138,8 @@ class Row:
         if self.world > 1:
             kept = "" if self.reshard else ", layers kept whole"
             documents += f", {self.world} devices: {self.way().words()}{kept}"
+        elif self.offload != "none":
+            documents += f", {self.offload} offloaded"
         kept = " but for attention" if self.keep_attention else ""
         more = f"{_BASES[self.base]}{_RECOMPUTE[self.recompute]}{kept}{optim}{documents}"
         return f"{self.model} {method}, {self.tokens:,} tokens{more}"

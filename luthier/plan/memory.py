@@ -15,8 +15,8 @@ Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula:
     zero1            masters and states by N
     zero2            gradients as well
     fsdp2, zero3     weights as well; under FSDP2 adapters, which are small, stay whole with their states
-    offload          `optimizer`: masters and states are in host memory; `all`: shards of weights and gradients, too
-                     (`host.py`; arXiv:2101.06840)
+    offload          `optimizer`: masters and states are in host memory, on one device as well; `all`: shards of weights
+                     and gradients, too (`host.py`; arXiv:2101.06840)
     sequences in S   activations, transient and logits are of 1/S of the tokens: `Setting.micro_tokens` is that share
 
 and what comes together for a moment (`gathered.py`).
@@ -45,6 +45,8 @@ from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import (
     BUCKET_BYTES,
+    OWN_UPDATES,
+    TRAVELLING,
     gradient_bytes,
     held_weights,
     master_bytes,
@@ -52,7 +54,7 @@ from luthier.plan.states import (
     weight_bytes,
 )
 from luthier.plan.trained import trainable_parameters
-from luthier.recipe.optimizers import OPTIMIZERS
+from luthier.recipe.optimizers import OPTIMIZERS, state_per_element
 
 __all__ = ["MemoryPlan", "estimate_memory", "trainable_parameters"]
 
@@ -60,9 +62,6 @@ PARTS = (
     "weights", "adapters", "gradients", "masters", "optimizer", "activations", "transient", "logits", "gathered",
     "workspace", "recordings", "outside",
 )  # fmt: skip
-
-OWN_UPDATES = ("adamw_torch_fused", "adamw_8bit")
-"""Optimizers that take 16-bit gradients as they are: one kernel (`train/master_adamw.py`, `train/adamw8.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,13 +221,16 @@ def _backward_stages(sizes: Sizes, setting: Setting, activations: int, supervise
 
 def _at_the_end(sizes: Sizes, setting: Setting, optim: str) -> int:
     """The embeddings' gradient where it is added to the head's; and what the update needs for a moment: optimizers
-    other than our own get fp32 copies of kept 16-bit gradients, some at a time; Adafactor makes its update in fp32."""
+    other than our own get fp32 copies of kept 16-bit gradients, some at a time; of what is offloaded, pieces of masters
+    and moments that travel (`train/round_trip.py`); Adafactor makes its update in fp32."""
     tied = setting.dtype_bytes * sizes.head if sizes.shape.tied and sizes.trained_embedding else 0
     alone = setting.world == 1 or (setting.sharded and not setting.deepspeed and not sizes.adapters)
     kept = setting.dtype_bytes < 4 and setting.accumulate == 1 and alone and setting.offload == "none"
     most = 4 * sizes.trainable if OPTIMIZERS[optim].whole else BUCKET_BYTES
     mine = 4 * sizes.trainable // setting.trained_parts(sizes.adapters)
     copies = min(most, mine) if kept and optim not in OWN_UPDATES else 0
+    if setting.moves_states(sizes.adapters) and optim in OWN_UPDATES and not setting.deepspeed:
+        copies = min(TRAVELLING * (4 + round(state_per_element(optim)[0])), 3 * mine)
     if optim == "adafactor":
         copies += 8 * sizes.largest_trained
     return max(tied, copies)

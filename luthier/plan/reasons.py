@@ -34,7 +34,7 @@ def reasons_for(
     }
     if request.num_gpus > 1:
         reasons["distributed.strategy"] = _strategy(request, chosen, candidates, refused)
-        reasons |= _of_way(request, chosen, candidates)
+    reasons |= _of_way(request, chosen, candidates)
     layers = request.sizes.shape.layers
     setting = chosen.setting
     if setting.whole_layers(layers):

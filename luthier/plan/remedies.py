@@ -103,6 +103,10 @@ def _spread(request: Request) -> Iterator[tuple[str, Request]]:
     looked at already is not said again."""
     section = request.recipe.distributed
     if request.num_gpus == 1:
+        offloaded = Way(offload="optimizer")
+        refused = why_refused(request.recipe, offloaded) or request.sizes.adapters
+        if "offload" in section.model_fields_set and section.offload == "none" and not refused:
+            yield "distributed.offload=optimizer", replace(request, recipe=with_way(request.recipe, offloaded))
         return
     if section.strategy != "auto":
         free = request.recipe.model_copy(update={"distributed": DistributedSection()})

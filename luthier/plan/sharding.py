@@ -10,7 +10,8 @@
     zero1    all-reduce of fp32 gradients once a step, all-gather of what was updated
     zero2    all-reduce of fp32 gradients in every micro-batch, not overlapped; all-gather of what was updated once a
              step (runtime/zero/config.py: `use_multi_rank_bucket_allreduce`, `overlap_comm`)
-    zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden (`ZERO3_SHOWN`)
+    zero3    as fsdp2, everything gathered twice, adapters' gradients reduced as well; nothing hidden, and on fast links
+             its hooks take longer than the bytes (`ZERO3_TENSOR`)
     sequences shared by S devices (arXiv:2309.14509): all-to-all of q, k, v and of attention's output in each layer,
              (S - 1) / S x T / S x (2 q + 2 kv) elements forward, as many backward, forward once more where a layer is
              recomputed; a layer waits for each
@@ -32,10 +33,13 @@ from luthier.plan.sizes import Sizes
 
 __all__ = ["exchange_seconds", "forward_exchange_seconds"]
 
-ZERO3_SHOWN = 5.0
-"""Seconds that ZeRO-3's exchange adds to a step, in times of the links' own: it hides nothing and pays for its buckets
-and hooks. From two measured steps, which want 4.8 and 5.5 (`benchmarks/results/distributed_h200.md`, call E). Those
-gathered the whole model at once, which is mended: an upper bound until it is measured again."""
+ZERO_SHOWN = 2.5
+"""Seconds that the exchange of ZeRO-1 and ZeRO-2 adds to a step, in times of the links' own: buckets are filled and
+emptied. From one measured step (`benchmarks/results/distributed_h200.md`, call F)."""
+ZERO3_LAYER, ZERO3_TENSOR = 3.5e-3, 0.35e-3
+"""Seconds that ZeRO-3's hooks take for a decoder layer and for each tensor of it, in both passes of a micro-batch:
+Python gathers and lets go of them one by one, and the device waits. From three measured steps (call F there), which it
+gives within 2%; of another CPU nothing is known."""
 
 
 def exchange_seconds(
@@ -67,7 +71,7 @@ def exchange_seconds(
     group = setting.shard_group
     if strategy in ("zero1", "zero2"):
         reduced = (setting.accumulate if strategy == "zero2" else 1) * 2.0 * part * 4.0 * sizes.trainable
-        return shared + (reduced + part * size * sizes.trainable) / link
+        return shared + ZERO_SHOWN * (reduced + part * size * sizes.trainable) / link
     gathered = _gathered_a_micro_batch(sizes, setting, forward_passes)
     divided = 0 if sizes.adapters and strategy == "fsdp2" else sizes.trainable
     within = _link(group, setting, device, whole_hosts=True) * table.link
@@ -79,7 +83,8 @@ def exchange_seconds(
     copies = gathered * (3.0 + 2.0 / group) + divided * (10.0 + 10.0 / group)
     seconds, copying = setting.accumulate * seconds, setting.accumulate * copies / device.bandwidth
     if strategy == "zero3":
-        return shared + copying + ZERO3_SHOWN * seconds
+        hooks = setting.accumulate * (1.0 + forward_passes / 2) * _hook_seconds(sizes)
+        return shared + copying + max(seconds, hooks)
     once = 0.0 if divided else 2.0 * part * 4.0 * sizes.trainable / link
     return shared + once + copying + max(table.exposed_communication * seconds, seconds - compute)
 
@@ -104,6 +109,12 @@ def forward_exchange_seconds(
         seconds = max(seconds, gathered / group / device.host_link)
     copying = gathered * (3.0 + 2.0 / group) / device.bandwidth
     return shared + copying + max(table.exposed_communication * seconds, seconds - compute)
+
+
+def _hook_seconds(sizes: Sizes) -> float:
+    """Of ZeRO-3 in one forward and one backward pass: matrices, two norms, A and B of adapters."""
+    tensors = 2 + sum(group.members * (3 if group.rank else 1) for group in sizes.groups)
+    return sizes.shape.layers * (ZERO3_LAYER + ZERO3_TENSOR * tensors)
 
 
 def _between_copies(setting: Setting, shard_bytes: float, device: Accelerator, table: Efficiency) -> float:

@@ -11,8 +11,8 @@ from luthier.plan.sizes import Sizes
 from luthier.recipe.optimizers import state_per_element
 
 __all__ = [
-    "BUCKET_BYTES", "NF4_BYTES", "PACKED_BYTES", "gradient_bytes", "held_weights", "master_bytes", "optimizer_bytes",
-    "weight_bytes",
+    "BUCKET_BYTES", "NF4_BYTES", "OWN_UPDATES", "PACKED_BYTES", "TRAVELLING", "gradient_bytes", "held_weights",
+    "master_bytes", "optimizer_bytes", "weight_bytes",
 ]  # fmt: skip
 
 PACKED_BYTES = 0.5 + 1 / 64
@@ -25,6 +25,12 @@ COLLECTED_BYTES = 2 << 30
 """`train/masters.py:COLLECTED_BYTES`."""
 BUCKET_BYTES = 512 << 20
 """`train/masters.py:BUCKET_BYTES`: fp32 copies of 16-bit gradients that an optimizer gets at a time."""
+
+OWN_UPDATES = ("adamw_torch_fused", "adamw_8bit")
+"""Optimizers that take 16-bit gradients as they are: one kernel (`train/master_adamw.py`, `train/adamw8.py`). On a GPU
+they update there what is in host memory."""
+TRAVELLING = 4 * (32 << 20)
+"""Elements of masters that are on a GPU at a time for that (`train/round_trip.py`: `IN_FLIGHT` + 2 pieces)."""
 
 
 def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:

@@ -148,7 +148,7 @@ def _update_seconds(
     rate = device.bandwidth * table.optimizer
     if not setting.moves_states(sizes.adapters):
         return (moved + norm) / parts / rate, 0.0
-    return norm / parts / rate, update_seconds(sizes, setting, device, update_bytes=moved)
+    return norm / parts / rate, update_seconds(sizes, setting, device, optim=optim, update_bytes=moved)
 
 
 def forward_seconds(

@@ -6,6 +6,8 @@
              (where weights themselves are trained) or everything offloaded; 2, 4, 8 devices of a host for each sequence
     last     both together
 
+One device has the first, and the optimizer offloaded.
+
 zero1, zero2 and zero3 are looked at when they are named. A way that the rules of recipes refuse (`recipe/rules.py`) is
 left out, and its reason kept.
 """
@@ -84,8 +86,14 @@ def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     recipe, section = request.recipe, request.recipe.distributed
     require_copies(section.dp_replicate_size, request.num_gpus)
     if request.num_gpus == 1:
-        yield [(Way(), None)]
+        yield from _of_one_device(request)
         return
+    if section.offload != "none" and section.strategy == "ddp":
+        raise RecipeError(
+            code="L241", message=f"`distributed.offload: {section.offload}` beside `distributed.strategy: ddp` is for "
+            f"one device, and this plan is of {request.num_gpus}",
+            hint="write fsdp2, or leave `distributed.strategy` out",
+        )  # fmt: skip
     _check_sequences(request)
     if section.strategy != "auto":
         yield [(way_of(recipe, section.strategy), None)]
@@ -110,6 +118,18 @@ def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     for tier in (more, both):
         if tier:
             yield [(way, why_refused(recipe, way)) for way in tier]
+
+
+def _of_one_device(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
+    """As it is written; then, where weights themselves are trained, with the optimizer in host memory."""
+    section = request.recipe.distributed
+    offloaded = Way(offload="optimizer")
+    if section.offload == "optimizer":
+        yield [(offloaded, None)]
+        return
+    yield [(Way(), None)]
+    if "offload" not in section.model_fields_set and not request.sizes.adapters and request.device.type == "cuda":
+        yield [(offloaded, why_refused(request.recipe, offloaded))]
 
 
 def _check_sequences(request: Request) -> None:

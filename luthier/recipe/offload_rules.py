@@ -1,4 +1,4 @@
-"""What `distributed.offload` of sharded weights (FSDP2) cannot be combined with, and why."""
+"""What `distributed.offload` cannot be combined with, and why; DeepSpeed has its own."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ HOST_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "sgd")
 def offload_rules(
     section: DistributedSection, method: MethodSection, train: TrainSection, locate: Locate
 ) -> Iterator[Problem]:
-    """Refused combinations, by name; DeepSpeed has its own offload."""
+    """Refused combinations, by name. What the number of processes decides is asked by the run (L241)."""
     if section.offload == "none" or section.strategy in ZERO:
         return
     where, value = locate("distributed.offload"), f"`distributed.offload: {section.offload}`"
-    if section.strategy == "ddp":
+    if section.strategy == "ddp" and section.offload == "all":
         message = f"{value} keeps shards in host memory, and `distributed.strategy: ddp` has none"
-        yield where.problem("L240", message, hint="write fsdp2, or offload none")
+        yield where.problem("L240", message, hint="write fsdp2, or offload optimizer in one process")
     if method.name not in ("full", "freeze", "spectrum"):
         if section.offload == "optimizer":
             message = f"{value} beside `method.name: {method.name}`: adapters and their state are small and stay"

@@ -249,6 +249,8 @@ def _strategy(values: _Values, facts: Facts) -> None:
         values.fill(key, "ddp", alone)
         if values.get(key) != "ddp":  # the recipe's own word stays in it, for runs on more
             values.derived.append(Derived(key=key, value=values.get(key), reason=f"without effect: {alone}"))
+        if facts.planned and values.get("distributed.offload") == "none":
+            values.choose("distributed.offload", facts.planned.offload, facts.planned.reasons)
     elif facts.planned:
         chosen, open_to_plan = facts.planned, values.get(key) == "auto"
         values.fill(key, chosen.strategy, chosen.reasons.get(key, "what the plan chose"))

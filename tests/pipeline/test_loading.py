@@ -1,4 +1,4 @@
-"""Whether a base is loaded without its values, and where offload would have no effect."""
+"""Whether a base is loaded without its values."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from luthier.pipeline.loading import loads_hollow, refuse_idle_offload, why_values_first
+from luthier.pipeline.loading import loads_hollow, why_values_first
 from luthier.recipe.schema import Recipe
-from luthier.runtime.errors import RecipeError
 
 
 def session(*, size=2, method=None, model=None, objective=None, **distributed):
@@ -42,13 +41,3 @@ def test_what_reads_the_base_first_is_loaded_whole_and_said(sections, word, caps
     assert not loads_hollow(found)
     assert word in why_values_first(found.resolved.recipe)
     assert word in " ".join(capsys.readouterr().err.split())
-
-
-@pytest.mark.parametrize("settings", [{"size": 1, "strategy": "fsdp2"}, {"strategy": "ddp"}])
-@pytest.mark.parametrize("offload", ["all", "optimizer"])
-def test_offload_without_shards_is_refused(settings, offload):
-    with pytest.raises(RecipeError, match=f"offload: {offload}") as caught:
-        refuse_idle_offload(session(offload=offload, **settings))
-    assert caught.value.problems[0].code == "L241"
-    refuse_idle_offload(session(offload=offload, strategy="fsdp2"))
-    refuse_idle_offload(session(**settings))

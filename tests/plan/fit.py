@@ -54,6 +54,8 @@ def distributed_row(result: dict[str, Any], device: str, commit: str) -> Row | N
     failures, checks and what is not the engine's own."""
     if "ms_step_median" not in result or "gib_by_rank" not in result or result["model"] not in NAMES:
         return None
+    if result["method"] == "spectrum30":  # ten layers of 32, which no recipe names
+        return None
     from benchmarks.gpu.documents import make_documents
 
     world = result["processes"]

@@ -67,10 +67,13 @@ def test_the_table_says_how_each_number_is_known(recipe):
 
 
 def test_what_does_not_fit_is_told_with_changes(recipe):
-    done = luthier("plan", str(recipe), "--gpu", "A100 80GB", "method.name=full")
+    done = luthier("plan", str(recipe), "--gpu", "L4", "method.name=full")
     assert done.returncode == 0, done.stderr
     assert "does not fit: needs" in done.stdout and "smallest change that helps: method.name=lora" in done.stdout
     assert "method.name=lora:" in done.stdout and "seconds of a step" not in done.stdout
+    moved = luthier("plan", str(recipe), "--gpu", "A100 80GB", "method.name=full")
+    for words in ("fits:", "distributed.offload: without it at least", "host memory: ", "GB/s a device is assumed"):
+        assert words in " ".join(moved.stdout.split()), words
     share = luthier("plan", str(recipe), "--gpu", "H100", "--gpu-memory-gib", "20", "--json")
     assert json.loads(share.stdout)["memory"]["device"] == 20 * 2**30
     unlisted = luthier("plan", str(recipe), "--gpu-memory-gib", "48", "--json")

@@ -13,14 +13,16 @@ IDS = [row.words() for row in ROWS]
 
 
 def foretold(row) -> bool:
-    """Formulas were written before this kind of step was measured on several devices, and no constant was fitted."""
-    return row.world > 1 and (row.base != "plain" or row.offload != "none" or row.sequence_parallel > 1)
+    """Formulas were written before this kind of step was measured, and no constant was fitted to its memory: on several
+    devices other bases, DeepSpeed and shared sequences; offload; documents beyond 8,192 tokens."""
+    several = row.world > 1 and (row.base != "plain" or row.strategy.startswith("zero") or row.sequence_parallel > 1)
+    return several or row.offload != "none" or row.max_length > 8192
 
 
 @pytest.mark.parametrize("row", ROWS, ids=IDS)
 def test_memory_is_that_of_the_measured_step(row):
     # Recordings keep memory of their own in the allocator's pools, which the plan counts beside the peak.
-    bound = 0.09 if row.replayed else 0.05 if foretold(row) else 0.015
+    bound = 0.09 if row.replayed else 0.055 if foretold(row) else 0.015
     assert row.memory().peak / 2**30 == pytest.approx(row.peak_gib, rel=bound)
 
 
@@ -29,7 +31,7 @@ def test_time_is_that_of_the_measured_step(row):
     if row.changed:
         pytest.skip(f"not this engine: {row.changed}")
     step = row.step()
-    bound = 0.15 if step.waiting or row.replayed else 0.11 if foretold(row) else 0.075
+    bound = 0.15 if step.waiting or row.replayed else 0.115 if foretold(row) else 0.075
     assert 1e3 * step.total == pytest.approx(row.ms, rel=bound)
 
 

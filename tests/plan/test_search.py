@@ -15,6 +15,7 @@ from luthier.plan.search import evaluate, first_fit, make_plan, search
 from luthier.plan.setting import Setting, Way
 from luthier.recipe.facts import Facts
 from luthier.recipe.resolve import resolve
+from luthier.runtime.errors import RecipeError
 from tests.plan.support import documents, recipe, request
 from tests.support.often import often
 
@@ -206,7 +207,7 @@ def test_fp8_is_faster_than_bf16_and_never_chosen_unasked():
 @pytest.mark.parametrize(
     ("method", "gpu", "train"),
     [
-        ({"name": "full"}, "H100", {}), ({"name": "lora"}, "L4", {"gradient_checkpointing": False}),
+        ({"name": "full"}, "L4", {}), ({"name": "lora"}, "L4", {"gradient_checkpointing": False}),
         ({"name": "lora"}, "T4", {}), ({"name": "full"}, "RTX4090", {"optim": "adamw_8bit"}),
         ({"name": "lora"}, "RTX4090", {"tokens_per_step": "auto", "per_device_train_batch_size": 16}),
         ({"name": "freeze", "last_n_layers": 8}, "L4", {}),
@@ -265,13 +266,14 @@ def test_the_smallest_change_comes_first():
     forced = make_plan(request(gpu="RTX4090", gradient_checkpointing=False, tokens_per_step="auto",
                                per_device_train_batch_size=8, gradient_accumulation_steps=1))  # fmt: skip
     assert forced.remedies[0].change == "train.gradient_checkpointing=auto"
-    assert make_plan(request({"name": "full"}, gpu="H100")).remedies[0].change == "method.name=lora"
+    assert make_plan(request({"name": "full"}, gpu="L4")).remedies[0].change == "method.name=lora"
     long = make_plan(request(gpu="L4", max_length=65_536))
     assert long.remedies[0].change.startswith("data.max_length=")
 
 
 def test_sharding_makes_a_full_fine_tune_fit_on_several_devices():
-    assert not make_plan(request({"name": "full"}, gpu="H100")).fits
+    alone = make_plan(request({"name": "full"}, gpu="H100"))
+    assert alone.chosen.setting.offload == "optimizer", "without it one device does not do"
     plan = make_plan(request({"name": "full"}, gpu="H100", num_gpus=8))
     assert plan.fits and plan.chosen.setting.sharded
     decision = plan.decision()
@@ -280,6 +282,38 @@ def test_sharding_makes_a_full_fine_tune_fit_on_several_devices():
     recipe = plan.request.recipe
     ddp = recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update={"strategy": "ddp"})})
     assert not make_plan(replace(plan.request, recipe=ddp)).fits
+
+
+def test_one_device_takes_the_optimizer_to_host_memory_if_nothing_fits_without():
+    plan = make_plan(request({"name": "full"}, gpu="H100"))
+    assert plan.fits and plan.decision().offload == "optimizer" and plan.decision().strategy == "ddp"
+    assert plan.chosen.memory.masters == plan.chosen.memory.optimizer == 0
+    assert plan.host.states == 12 * plan.request.sizes.trainable
+    assert "without it at least" in plan.reasons["distributed.offload"]
+    assert plan.chosen.step.offload > 0.3 * plan.chosen.step.total
+    larger = make_plan(request({"name": "full"}, gpu="B200"))
+    assert larger.fits and larger.decision().offload == "none" and "distributed.offload" not in larger.reasons
+    adapters = make_plan(request({"name": "lora"}, gpu="L4"))
+    assert {one.setting.offload for one in search(adapters.request)} == {"none"}
+
+
+def test_on_one_device_a_written_offload_is_kept():
+    def plan(offload, gpu):
+        asked = request({"name": "full"}, gpu=gpu)
+        section = type(asked.recipe.distributed)(offload=offload)
+        return make_plan(replace(asked, recipe=asked.recipe.model_copy(update={"distributed": section})))
+
+    assert plan("optimizer", "B200").chosen.setting.offload == "optimizer"
+    never = plan("none", "H100")
+    assert not never.fits
+    assert never.remedies[0].change == "distributed.offload=optimizer"
+
+
+def test_ddp_beside_offload_is_for_one_device():
+    asked = request({"name": "full"}, gpu="H100", num_gpus=2)
+    section = type(asked.recipe.distributed)(strategy="ddp", offload="optimizer")
+    with pytest.raises(RecipeError, match="is for one device"):
+        make_plan(replace(asked, recipe=asked.recipe.model_copy(update={"distributed": section})))
 
 
 def test_a_recipe_that_shards_cannot_serve_is_copied_and_the_reason_is_said():

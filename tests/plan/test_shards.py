@@ -11,7 +11,7 @@ from luthier.plan.activations import activation_bytes, transient_bytes
 from luthier.plan.devices import DEVICES
 from luthier.plan.efficiency import EFFICIENCY
 from luthier.plan.gathered import gathered_bytes, layer_bytes
-from luthier.plan.host import HOST_BANDWIDTH, PROCESS_BYTES, estimate_host
+from luthier.plan.host import HOST_BANDWIDTH, HOST_TRAFFIC, PROCESS_BYTES, estimate_host
 from luthier.plan.known import known_model
 from luthier.plan.memory import estimate_memory
 from luthier.plan.setting import Setting, Way
@@ -156,17 +156,18 @@ def test_host_memory_by_hand():
     assert packed.loading == 8 * 2 * P  # each process has the base in 16 bits until it is packed
 
 
-def test_time_of_an_update_in_host_memory_by_hand():
+DOCUMENTS = assumed_documents(max_length=2048, packing=True, mean_tokens=2048, rows=64)
+
+
+def offload_step(offload, accumulate=1, *, optim="adamw_torch", world=4, strategy="fsdp2", device=DEVICES["H200"]):
+    setting = _setting(strategy, world=world, offload=offload, accumulate=accumulate)
+    return estimate_step(_sizes(), setting, DOCUMENTS, device, step_tokens=2048 * accumulate, optim=optim)
+
+
+def test_time_of_an_update_on_the_cpu_by_hand():
     """A quarter of 8B on each of four H200s: gradients of 2 bytes down, weights of 2 up, 48 GB/s; 28 bytes a weight
     read and written by the host's memory, for all four at once."""
-    device, documents = DEVICES["H200"], assumed_documents(max_length=2048, packing=True, mean_tokens=2048, rows=64)
-
-    def step(offload, accumulate=1):
-        setting = _setting("fsdp2", world=4, offload=offload, accumulate=accumulate)
-        return estimate_step(
-            _sizes(), setting, documents, device, step_tokens=2048 * accumulate, optim="adamw_torch_fused"
-        )
-
+    device, step = DEVICES["H200"], offload_step
     there = P / 4 * (2 + 2) / 48e9
     update = P * (2 + 8 + 16 + 2) / HOST_BANDWIDTH
     assert step("optimizer").offload == pytest.approx(there + update)
@@ -179,6 +180,24 @@ def test_time_of_an_update_in_host_memory_by_hand():
     moved = (2 * (2 * L * LAYER + ENDS) + 2 * P) / 4
     slow = step("all").exchange - step("none").exchange
     assert slow > 0 and moved / 48e9 > step("none").exchange
+
+
+def test_time_of_an_update_that_travels_by_hand():
+    """Masters and moments of 12 bytes a weight up and down at once: 48 GB/s of a device, 139 GB/s of a host."""
+    alone = offload_step("optimizer", optim="adamw_torch_fused", world=1, strategy="ddp")
+    assert alone.offload == pytest.approx(12 * P / 48e9)
+    assert 12 * P / 48e9 > 2 * 12 * P / HOST_TRAFFIC
+    four = offload_step("optimizer", optim="adamw_torch_fused")
+    assert four.offload == pytest.approx(4 * 2 * 12 * (P / 4) / HOST_TRAFFIC)
+    small = offload_step("optimizer", optim="adamw_8bit")
+    assert small.offload == pytest.approx(four.offload * (4 + 2 * (1 + 4 / 256)) / 12, rel=1e-3)
+    # With everything there gradients go up twice more, and weights come back.
+    everything = offload_step("all", optim="adamw_torch_fused")
+    assert everything.offload == pytest.approx(4 * (24 + 2 * 2 + 2) * (P / 4) / HOST_TRAFFIC)
+    sums = offload_step("all", 4, optim="adamw_torch_fused")
+    assert sums.offload == pytest.approx(4 * (24 + 2 * 4 + 2) * (P / 4) / HOST_TRAFFIC)
+    zero3 = offload_step("optimizer", optim="adamw_torch_fused", strategy="zero3")  # DeepSpeed's own, on the CPU
+    assert zero3.offload > 2 * four.offload
 
 
 # -- properties

@@ -14,7 +14,7 @@ from luthier.plan.known import known_model, known_names
 from luthier.plan.launches import ATTENTION_WIDTHS
 from luthier.plan.machine import CPU_CORE_BANDWIDTH, CPU_CORE_BF16, CPU_CORE_FP32, cpu_accelerator
 from luthier.plan.setting import Setting, Way
-from luthier.plan.sharding import ZERO3_SHOWN, exchange_seconds
+from luthier.plan.sharding import ZERO3_LAYER, ZERO3_TENSOR, ZERO_SHOWN, exchange_seconds
 from luthier.plan.sizes import sizes_of
 from luthier.plan.time import estimate_step, model_flops_per_token
 from luthier.plan.work import Documents, assumed_documents
@@ -156,9 +156,9 @@ def test_bytes_of_an_update(optim, accumulate, expected):
     assert bytes_a_weight == pytest.approx(expected)
 
 
-def _exchange(sizes, setting, *, compute, again=0):
+def _exchange(sizes, setting, *, compute, again=0, device=H200):
     return exchange_seconds(
-        sizes, setting, H200, compute=compute, tokens=setting.micro_tokens, again=again, table=EFFICIENCY
+        sizes, setting, device, compute=compute, tokens=setting.micro_tokens, again=again, table=EFFICIENCY
     )
 
 
@@ -189,14 +189,24 @@ def test_deepspeeds_communication_by_hand():
     link, p = H200.link * EFFICIENCY.link, sizes.parameters
     zero2 = Setting(micro_tokens=2048, accumulate=4, world=8, way=Way(strategy="zero2"))
     # four all-reduces of 4 bytes that nothing hides, and what was updated once, in 2
-    assert _exchange(sizes, zero2, compute=100.0) == pytest.approx(7 / 8 * (4 * 2 * 4 + 2) * p / link)
+    assert _exchange(sizes, zero2, compute=100.0) == pytest.approx(ZERO_SHOWN * 7 / 8 * (4 * 2 * 4 + 2) * p / link)
     zero1 = replace(zero2, way=Way(strategy="zero1"))  # one all-reduce a step
-    assert _exchange(sizes, zero1, compute=100.0) == pytest.approx(7 / 8 * (2 * 4 + 2) * p / link)
+    assert _exchange(sizes, zero1, compute=100.0) == pytest.approx(ZERO_SHOWN * 7 / 8 * (2 * 4 + 2) * p / link)
     zero3 = replace(zero2, way=Way(strategy="zero3"))
     gathered = 2 * 2 * (sizes.linear + 2 * 4096 * 128_256)
     wire = 4 * 7 / 8 * (gathered + 4 * p) / link
     copies = 4 * (gathered * 3.25 + 11.25 * p) / H200.bandwidth
-    assert _exchange(sizes, zero3, compute=100.0) == pytest.approx(ZERO3_SHOWN * wire + copies)
+    # four times 32 layers of seven matrices and two norms by DeepSpeed's hooks, or the bytes, whichever takes longer
+    hooks = 4 * 32 * (ZERO3_LAYER + 9 * ZERO3_TENSOR)
+    assert _exchange(sizes, zero3, compute=100.0) == pytest.approx(max(wire, hooks) + copies)
+    slow = replace(H200, link=20e9)
+    assert wire < hooks < wire * H200.link / slow.link
+    assert _exchange(sizes, zero3, compute=100.0, device=slow) == pytest.approx(wire * H200.link / slow.link + copies)
+    lora = _sizes("Llama-3.1-8B")
+    adapters = 32 * (ZERO3_LAYER + (9 + 14) * ZERO3_TENSOR)
+    found = _exchange(lora, replace(zero3, accumulate=1), compute=100.0)
+    copied = (gathered * 3.25 + 11.25 * lora.trainable) / H200.bandwidth
+    assert found == pytest.approx(adapters + copied, rel=1e-3)
 
 
 def test_exchanged_heads_by_hand():

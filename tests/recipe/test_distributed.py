@@ -82,7 +82,7 @@ def test_a_key_of_shards_beside_copies_has_no_effect(document):
     [
         ({"strategy": "ddp", "offload": "all"}, {"method": {"name": "full"}}, "ddp"),
         ({"strategy": "fsdp2", "offload": "optimizer"}, {"method": {"name": "lora"}}, "lora"),
-        ({"offload": "all"}, {"method": {"name": "full"}, "train": {"optim": "adamw_8bit"}}, "adamw_8bit"),
+        ({"offload": "all"}, {"method": {"name": "full"}, "train": {"optim": "adafactor"}}, "adafactor"),
     ],
 )
 def test_offload_that_has_nothing_to_move_is_refused_by_name(document, distributed, sections, word):
@@ -96,6 +96,13 @@ def test_offload_of_shards_is_taken(document, offload, method):
             document(distributed={"strategy": strategy, "offload": offload}, method={"name": method}), origin="test"
         )
         assert recipe.distributed.offload == offload
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adamw_8bit", "sgd"])
+def test_one_process_offloads_its_optimizer(document, optim):
+    distributed, train = {"strategy": "ddp", "offload": "optimizer"}, {"optim": optim}
+    recipe = recipe_from_dict(document(distributed=distributed, method={"name": "full"}, train=train), origin="test")
+    assert recipe.distributed.offload == "optimizer"
 
 
 def test_sequences_are_shared_for_sft_alone(document):
