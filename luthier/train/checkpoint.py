@@ -140,6 +140,7 @@ def _write_shards(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> Non
             save_file(held, file)
         except SafetensorError as error:
             raise _as_os_error(error, file) from error
+        del held  # before the next file's are copied
         fsync_path(file)
 
 

@@ -60,8 +60,9 @@ class Start:
         }
 
     def restore(self) -> None:
-        """Weights and masters as they were; no gradient is left."""
+        """Weights and masters as they were; no gradient is left, and no state of the walk's optimizer is held."""
         self._weights.zero_grad()
+        self._weights.run.release()
         self._weights.load(self._saved)
 
 

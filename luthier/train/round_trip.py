@@ -9,7 +9,7 @@ Both ways are used at once, so a step takes max(up, down) of the bytes over the 
 of most hosts serves an update of 28). The numbers are those of an update on the device, bit for bit.
 
 Host memory that takes part is pinned where it is (`cudaHostRegister`: torch's own pinned memory is rounded up to powers
-of two) when it is first seen, and released with the object.
+of two) when it is first seen, and released with the object, or by `release`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,9 @@ class AtOnce:
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """Euclidean norm of all together."""
         return foreach.total_norm(gradients)
+
+    def release(self) -> None:
+        """Let go of tensors that were updated; those that come again are taken up again."""
 
 
 AT_ONCE = AtOnce()
@@ -82,14 +86,24 @@ class RoundTrip(AtOnce):
         if self._cuda:
             for tensors in (lists[0], *lists[3:]):
                 self._pin(tensors)
+        try:
+            self._travel(kernel, lists, settings)
+        finally:  # also after an error: nothing is under way when memory of a piece or of the host is used again
+            for stream in (self._up, self._down):
+                if stream is not None:
+                    stream.synchronize()
+
+    def _travel(self, kernel: Kernel, lists: Lists, settings: dict[str, Any]) -> None:
         pieces = self._pieces([tensor.numel() for tensor in lists[0]])
         leaving: deque[_Piece] = deque()
-        coming = self._bring(next(pieces, None), lists)
+        # A scale on the device may be NaN: then the kernel writes nothing, and what goes back is what came.
+        whole = isinstance(settings.get("grad_scale"), Tensor)
+        coming = self._bring(next(pieces, None), lists, whole=whole)
         while coming is not None:
             here = coming
             if len(leaving) == IN_FLIGHT:
                 self._forget(leaving.popleft())
-            coming = self._bring(next(pieces, None), lists)
+            coming = self._bring(next(pieces, None), lists, whole=whole)
             if here.arrived is not None:
                 torch.cuda.current_stream(self.device).wait_event(here.arrived)
             kernel(*here.there, **settings)
@@ -97,8 +111,6 @@ class RoundTrip(AtOnce):
             leaving.append(here)
         while leaving:
             self._forget(leaving.popleft())
-        if self._down is not None:
-            self._down.synchronize()
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         """As `AtOnce.norm`, on the device: a CPU takes longer to add the squares than the link to carry them."""
@@ -106,6 +118,11 @@ class RoundTrip(AtOnce):
         for bucket in foreach.buckets([(gradient, gradient) for gradient in gradients], 4 * self.piece):
             norms += foreach.norms([one.to(self.device, non_blocking=True) for one, _ in bucket])
         return torch.linalg.vector_norm(torch.stack(norms))
+
+    def release(self) -> None:
+        """As `AtOnce.release`: the pages of all of them are the host's again."""
+        _release(self._pinned)
+        self._seen.clear()
 
     # -- pieces
 
@@ -127,8 +144,8 @@ class RoundTrip(AtOnce):
         if parts:
             yield parts
 
-    def _bring(self, parts: list[tuple[int, int, int]] | None, lists: Lists) -> _Piece | None:
-        """Begin to bring a piece to the device."""
+    def _bring(self, parts: list[tuple[int, int, int]] | None, lists: Lists, *, whole: bool) -> _Piece | None:
+        """Begin to bring a piece to the device; parameters, which the kernel only writes, too if it is `whole`."""
         if parts is None:
             return None
         piece = _Piece(parts, [[] for _ in lists])
@@ -143,7 +160,7 @@ class RoundTrip(AtOnce):
                     there = source
                 else:
                     there = torch.empty_like(source, device=self.device)
-                    if role != 1:  # parameters are only written
+                    if role != 1 or whole:
                         waiting.append((there, source))
                 piece.there[role].append(there)
         self._copy(waiting, self._up)
@@ -191,13 +208,16 @@ class RoundTrip(AtOnce):
         for tensor in tensors:
             if self._stays(tensor) or tensor.data_ptr() in self._seen:
                 continue
+            tensor = tensor.detach()  # holds these pages, also if the parameter gets others
             self._seen[tensor.data_ptr()] = tensor
             if tensor.is_pinned():
                 continue
             error = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
             if not error:
                 self._pinned.append(tensor)
-            elif not self._refused:
+                continue
+            _clear_error(self.device)
+            if not self._refused:
                 self._refused = True
                 note(f"  offload: host memory could not be pinned (CUDA error {error}): copies wait for one another")
 
@@ -207,6 +227,12 @@ def _release(pinned: list[Tensor]) -> None:
     for tensor in pinned:
         torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
     pinned.clear()
+
+
+def _clear_error(device: torch.device) -> None:
+    """A call that was refused leaves its error to the next kernel that torch launches: here, to one for nothing."""
+    with suppress(RuntimeError):
+        torch.ones((), device=device).add_(1)
 
 
 def _part(tensor: Tensor, elements: int, first: int, last: int) -> Tensor:

@@ -14,6 +14,7 @@ from luthier.runtime.errors import RecipeError
 from luthier.search.range_test import range_test
 from luthier.search.short_runs import short_run
 from luthier.train.probe import Start, probing
+from luthier.train.round_trip import AtOnce
 from tests.search.world import bytes_of, recipe
 
 
@@ -155,3 +156,23 @@ def test_start_keeps_a_copy(world, tmp_path):
             tensor.add_(1.0)
         start.restore()
         assert torch.equal(probe.trainer.weights.tensors[name], before)
+
+
+def test_a_walk_lets_go_of_its_optimizers_state(world, tmp_path):
+    """On a GPU masters and moments of `distributed.offload` are pinned by what moves them, which outlives the walk."""
+
+    class Counting(AtOnce):
+        released = 0
+
+        def release(self):
+            self.released += 1
+
+    changes = {"distributed": {"offload": "optimizer"}, "train": {"optim": "adamw_8bit"}}
+    with probe_of(world, tmp_path / "run", **changes) as probe:
+        before = whole_state(probe)
+        run = probe.trainer.weights.run = Counting()
+        for number in (1, 2):
+            with probe.from_start():
+                list(probe.walk(1e-2, 2))
+                assert whole_state(probe) != before
+            assert run.released == number and whole_state(probe) == before

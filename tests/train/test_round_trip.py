@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -92,3 +93,113 @@ def test_the_norm_is_that_of_all_at_once():
     assert torch.equal(found, AtOnce().norm(gradients))
     expected = torch.cat([one.double() for one in gradients]).norm()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [MasterAdamW, AdamW8])
+def test_a_scale_that_is_no_number_changes_nothing(kind):
+    """Nor parameters, of which the kernel only writes the pieces that it was given."""
+    masters = [torch.nn.Parameter(torch.randn(5000)) for _ in range(2)]
+    live = {one: torch.nn.Parameter(one.detach().bfloat16()) for one in masters}
+    before = [one.detach().clone() for one in [*masters, *live.values()]]
+    optimizer = kind(masters, lr=0.1)
+    pairs = [(one, torch.ones(5000)) for one in masters]
+    optimizer.step_with(pairs, live, torch.tensor(torch.nan), run=Travelling(512))
+    assert all(torch.equal(one, other) for one, other in zip(before, [*masters, *live.values()], strict=True))
+
+
+class Stream:
+    """Counts how often it was waited for."""
+
+    waits = 0
+
+    def synchronize(self):
+        self.waits += 1
+
+
+def test_nothing_is_under_way_after_an_error():
+    class Broken(RoundTrip):
+        def _travel(self, kernel, lists, settings):
+            raise torch.OutOfMemoryError
+
+    trip = Broken(CPU)
+    trip._up, trip._down = Stream(), Stream()
+    with pytest.raises(torch.OutOfMemoryError):
+        trip.update(lambda *lists, **more: None, [[], [], []])
+    assert trip._up.waits == trip._down.waits == 1
+
+
+class Pages:
+    """Stands for CUDA's runtime: which addresses are registered. What is refused leaves an error, as there."""
+
+    def __init__(self, *, refuses=False):
+        self.held, self.refuses = {}, refuses
+
+    def cudaHostRegister(self, address, size, flags):
+        if self.refuses:
+            return 2
+        assert address not in self.held
+        self.held[address] = size
+        return 0
+
+    def cudaHostUnregister(self, address):
+        del self.held[address]
+
+
+class Pinning(Travelling):
+    """`Travelling`, which pins as on a GPU."""
+
+    def update(self, kernel, lists, **settings):
+        for tensors in (lists[0], *lists[3:]):
+            self._pin(tensors)
+        super().update(kernel, lists, **settings)
+
+
+def walk(masters, run):
+    """A step of an optimizer of its own; returns the addresses of masters and moments."""
+    optimizer = MasterAdamW(masters, lr=0.1)
+    optimizer.step_with([(one, torch.ones_like(one)) for one in masters], {one: one for one in masters}, 1.0, run=run)
+    return {one.data_ptr() for one in masters} | {
+        optimizer.state[one][name].data_ptr() for one in masters for name in ("exp_avg", "exp_avg_sq")
+    }
+
+
+@pytest.fixture
+def pages(monkeypatch):
+    found = Pages()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: found)
+    return found
+
+
+def test_pages_of_an_optimizer_that_is_gone_are_given_back(pages):
+    """`lr-find` makes an optimizer for each walk."""
+    masters, run = [torch.nn.Parameter(torch.randn(3000)) for _ in range(3)], Pinning(512)
+    for _ in range(3):
+        assert walk(masters, run) == set(pages.held)
+        assert set(pages.held.values()) == {12000}
+        run.release()
+        assert not pages.held and not run._seen
+
+
+def test_pages_stay_while_they_are_registered(pages):
+    """Also if the parameter has got others: what is freed while CUDA knows it would be another's."""
+    master, run = torch.nn.Parameter(torch.randn(3000)), Pinning(512)
+    walk([master], run)
+    old = master.data_ptr()
+    master.data = torch.randn(3000)
+    walk([master], run)
+    assert {old, master.data_ptr()} <= set(pages.held) and old != master.data_ptr()
+    assert {one.data_ptr() for one in run._pinned} == set(pages.held)
+    run.release()
+    assert not pages.held
+
+
+def test_refused_pages_are_said_once_and_the_step_is_made(pages, monkeypatch):
+    pages.refuses = True
+    cleared, said = [], []
+    monkeypatch.setattr("luthier.train.round_trip.note", said.append)
+    monkeypatch.setattr("luthier.train.round_trip._clear_error", cleared.append)
+    masters, run = [torch.nn.Parameter(torch.ones(3000)) for _ in range(2)], Pinning(512)
+    walk(masters, run)
+    assert all(one.max() < 0.95 for one in masters)
+    assert len(cleared) == 6, "each refusal leaves an error"
+    assert len(said) == 1 and "could not be pinned" in said[0]
