@@ -225,7 +225,10 @@ def _closing(answer: Plan) -> Iterator[str]:
             rate = request.device.network / 1e9
             yield f"between hosts an adapter of {rate:,.1f} GB/s beside each device is assumed (`--network`)"
     if chosen.setting.offload != "none":
-        yield f"host memory: {gib(answer.host.total)} of a host with {answer.host.devices} of the devices"
+        if request.device.type == "cuda":
+            count = answer.host.devices
+            devices = "this device" if count == 1 else f"{count} of the devices"
+            yield f"host memory: {gib(answer.host.total)} of a host with {devices}"
         yield _host_rates(answer)
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"

@@ -117,4 +117,6 @@ def _memory(plan: Mapping[str, Any], settings: LaunchSettings) -> int:
     needed: float = disk.get("base", 0) * 1.25 + disk.get("final", 0) * 3 + 8 * GIB
     if settings.gpus == 0:
         needed += memory["total"]
+    elif "host" in plan:
+        needed = max(needed, _planned_on_host(plan, settings.gpus) + 8 * GIB)
     return max(math.ceil(needed / GIB), settings.memory_gib) * GIB

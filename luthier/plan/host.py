@@ -18,7 +18,8 @@ Bytes of one host, with n of the devices:
                  shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base
     states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
     weights      n x the device's shards of weights and their gradients, with `all`
-    checkpoint   n x the trained shards in fp32 with their states, on their way to the disk
+    checkpoint   n x the trained shards in fp32 with their states, on their way to the disk; where process 0 has them
+                 whole, those of one file, twice at most (`train/checkpoint.py`)
     result       one file of the result that process 0 writes (`export.max_shard_size`)
 
 Loading, checkpoint and result come one after the other: the host needs the largest of them beside the others.
@@ -50,6 +51,8 @@ PROCESS_BYTES = 3 << 30
 """A process with torch and CUDA's libraries on a GPU. Assumed, not measured."""
 RESULT_BYTES = 5_000_000_000
 """`export.max_shard_size`, its default."""
+FILE_BYTES = 4 << 30
+"""`train/checkpoint.py: SHARD_BYTES`, of which some versions of safetensors make a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,20 +88,23 @@ def estimate_host(
     sizes: Sizes, setting: Setting, *, optim: str, optim_args: dict[str, Any] | None = None, cuda: bool = True,
     values_first: bool = False,
 ) -> HostPlan:  # fmt: skip
-    """Host memory of a run. On a CPU what a device holds is in host memory as well and not counted again here.
+    """Host memory of a run. On a CPU what a device holds is in host memory as well and not counted again here; what is
+    offloaded there stays where it is (`memory.py`).
 
     `values_first`: each process has the whole base in host memory before it is sharded (`values_first_of`).
     """
     count, parts = host_devices(setting), setting.trained_parts(sizes.adapters)
     states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
-    offloaded = setting.moves_states(sizes.adapters)
+    offloaded = cuda and setting.moves_states(sizes.adapters)
     master = states[0] or 4 * sizes.trainable  # of fp32 weights, which have no master on a device
     own = -(-master // parts) + -(-states[1] // parts)
-    shards = held_weights(sizes, setting)["shards"] if setting.offload == "all" else 0
+    shards = held_weights(sizes, setting)["shards"] if cuda and setting.offload == "all" else 0
     if shards and not sizes.adapters:
         shards += -(-sizes.trainable * setting.dtype_bytes // parts)
     saved = -(-(4 * sizes.trainable + states[1]) // parts)
     writers = count if parts > 1 else 1
+    if parts == 1:
+        saved = min(saved, 2 * max(FILE_BYTES, 4 * sizes.largest_trained))
     piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
     if setting.sharded and values_first:
         piece = sizes.parameters * setting.dtype_bytes

@@ -16,7 +16,7 @@ Exact: weights, gradients, masters, optimizer (`states.py`). Counted by formula:
     zero2            gradients as well
     fsdp2, zero3     weights as well; under FSDP2 adapters, which are small, stay whole with their states
     offload          `optimizer`: masters and states are in host memory, on one device as well; `all`: shards of weights
-                     and gradients, too (`host.py`; arXiv:2101.06840)
+                     and gradients, too (`host.py`; arXiv:2101.06840); on a CPU that is where they are anyway
     sequences in S   activations, transient and logits are of 1/S of the tokens: `Setting.micro_tokens` is that share
 
 and what comes together for a moment (`gathered.py`).
@@ -27,7 +27,7 @@ Units: bytes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.plan.activations import (
@@ -129,10 +129,15 @@ def estimate_memory(
         table: constants.
     """
     cuda = device_type == "cuda"
+    copied = setting.offload == "optimizer" and not setting.deepspeed and not sizes.adapters
+    if not cuda:  # the CPU's memory is the host's: nothing leaves it
+        setting = replace(setting, way=replace(setting.way, offload="none"))
     parts = setting.trained_parts(sizes.adapters)
     held = held_weights(sizes, setting, table)
     on_device = 0 if setting.moves_states(sizes.adapters) else 1
     states = master_bytes(sizes, setting.dtype_bytes), optimizer_bytes(sizes, optim, optim_args)
+    if copied:  # of fp32 weights as well (`train/host_weights.py`)
+        states = 4 * sizes.trainable, states[1]
     static = {
         "weights": held["whole"] + (0 if setting.offload == "all" else held["shards"]),
         "adapters": weight_bytes(sizes, setting, table)["adapters"],

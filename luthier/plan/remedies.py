@@ -105,7 +105,8 @@ def _spread(request: Request) -> Iterator[tuple[str, Request]]:
     if request.num_gpus == 1:
         offloaded = Way(offload="optimizer")
         refused = why_refused(request.recipe, offloaded) or request.sizes.adapters
-        if "offload" in section.model_fields_set and section.offload == "none" and not refused:
+        written = "offload" in section.model_fields_set and section.offload == "none"
+        if request.device.type == "cuda" and written and not refused:
             yield "distributed.offload=optimizer", replace(request, recipe=with_way(request.recipe, offloaded))
         return
     if section.strategy != "auto":

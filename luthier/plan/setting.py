@@ -166,4 +166,6 @@ class Setting:
             if self.deepspeed:
                 parts[-1] += " (DeepSpeed)"
             parts += [word.strip() for word in self.way.words().split(",")[1:]]
+        elif self.offload != "none":
+            parts.append("optimizer offloaded")
         return ", ".join(parts)

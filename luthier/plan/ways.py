@@ -80,7 +80,8 @@ def tiers(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     """Ways to look at together, with what speaks against each; a tier is needed where none before it has one that fits.
 
     Raises:
-        RecipeError: L250, L251: `distributed.sequence_parallel_size` does not go with the devices or the model; L260:
+        RecipeError: L241: `distributed.offload` needs shards, and there are none; L250, L251:
+            `distributed.sequence_parallel_size` does not go with the devices or the model; L260:
             `distributed.dp_replicate_size` does not.
     """
     recipe, section = request.recipe, request.recipe.distributed
@@ -127,6 +128,11 @@ def _of_one_device(request: Request) -> Iterator[list[tuple[Way, str | None]]]:
     if section.offload == "optimizer":
         yield [(offloaded, None)]
         return
+    if section.offload == "all":
+        raise RecipeError(
+            code="L241", message="`distributed.offload: all` needs a model in shards, and this plan is of one device",
+            hint="offload optimizer where weights themselves are trained, or several devices",
+        )  # fmt: skip
     yield [(Way(), None)]
     if "offload" not in section.model_fields_set and not request.sizes.adapters and request.device.type == "cuda":
         yield [(offloaded, why_refused(request.recipe, offloaded))]

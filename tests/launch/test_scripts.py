@@ -148,6 +148,9 @@ def test_time_and_memory_come_from_the_plan():
     assert needs.memory_bytes == 28 << 30  # 16 x 1.25 + 8
     assert (needs.gpus, needs.gpu_type, needs.cpus) == (1, "a100", 6)
     assert resources_of(plan, LaunchSettings(gpus=0, memory_gib=4)).memory_bytes == 58 << 30
+    parts = {"processes": 3 << 30, "loading": 1 << 30, "states": 90 << 30, "weights": 0, "checkpoint": 8 << 30}
+    offloaded = {**plan, "host": {"devices": 1, "parts": {**parts, "result": 5 << 30}}}
+    assert resources_of(offloaded, LaunchSettings(memory_gib=4)).memory_bytes == (3 + 90 + 8 + 8) << 30
     assert resources_of(plan, LaunchSettings(max_minutes=40)).seconds == 40 * 60
     assert resources_of(None, LaunchSettings(max_minutes=77)).seconds == 77 * 60
 

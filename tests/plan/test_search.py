@@ -309,6 +309,33 @@ def test_on_one_device_a_written_offload_is_kept():
     assert never.remedies[0].change == "distributed.offload=optimizer"
 
 
+def test_one_device_has_no_shards_to_offload():
+    asked = request({"name": "full"}, gpu="H100")
+    section = type(asked.recipe.distributed)(offload="all")
+    with pytest.raises(RecipeError, match="this plan is of one device") as caught:
+        make_plan(replace(asked, recipe=asked.recipe.model_copy(update={"distributed": section})))
+    assert caught.value.problems[0].code == "L241"
+
+
+def test_what_is_offloaded_on_one_device_is_in_the_words():
+    plan = make_plan(request({"name": "full"}, gpu="H100"))
+    words = plan.chosen.setting.describe(32)
+    assert words.endswith(", optimizer offloaded")
+    others = [other.candidate.setting.describe(32) for other in plan.runners_up]
+    assert others and words not in others and len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_offload_makes_no_room_on_a_cpu(written):
+    asked = replace(request({"name": "full"}), device=with_memory(cpu_accelerator(), 24))
+    if written:
+        section = type(asked.recipe.distributed)(offload="none")
+        asked = replace(asked, recipe=asked.recipe.model_copy(update={"distributed": section}))
+    plan = make_plan(asked)
+    assert not plan.fits and {one.setting.offload for one in search(asked)} == {"none"}
+    assert not any("offload" in remedy.change for remedy in plan.remedies)
+
+
 def test_ddp_beside_offload_is_for_one_device():
     asked = request({"name": "full"}, gpu="H100", num_gpus=2)
     section = type(asked.recipe.distributed)(strategy="ddp", offload="optimizer")

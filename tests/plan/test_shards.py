@@ -11,7 +11,7 @@ from luthier.plan.activations import activation_bytes, transient_bytes
 from luthier.plan.devices import DEVICES
 from luthier.plan.efficiency import EFFICIENCY
 from luthier.plan.gathered import gathered_bytes, layer_bytes
-from luthier.plan.host import HOST_BANDWIDTH, HOST_TRAFFIC, PROCESS_BYTES, estimate_host
+from luthier.plan.host import FILE_BYTES, HOST_BANDWIDTH, HOST_TRAFFIC, PROCESS_BYTES, estimate_host
 from luthier.plan.known import known_model
 from luthier.plan.memory import estimate_memory
 from luthier.plan.setting import Setting, Way
@@ -20,6 +20,7 @@ from luthier.plan.states import held_weights
 from luthier.plan.time import estimate_step
 from luthier.plan.work import assumed_documents
 from luthier.recipe.schema import MethodSection
+from luthier.train.checkpoint import SHARD_BYTES
 from tests.support.often import often
 
 P = 8_030_261_248
@@ -150,10 +151,33 @@ def test_host_memory_by_hand():
     assert everything.weights == 8 * 2 * (2 * P // 16)  # shards, and their gradients
     assert everything.total == sum((plain.processes, states.states, everything.weights, plain.checkpoint))
     copied = estimate_host(full, _setting("ddp"), optim="adamw_torch_fused")
-    assert copied.checkpoint == 12 * P  # process 0 writes it
+    assert copied.checkpoint == 2 * FILE_BYTES  # process 0 writes it, a file at a time
+    assert FILE_BYTES == SHARD_BYTES
+    small = sizes_of(known_model("SmolLM2-135M"), MethodSection(name="full"))
+    alone = estimate_host(small, _setting("ddp", world=1), optim="adamw_torch_fused")
+    assert alone.checkpoint == 12 * small.trainable  # all in one file
     qlora = _sizes(name="qlora")
     packed = estimate_host(qlora, _setting("fsdp2", base="nf4"), optim="adamw_torch_fused", values_first=True)
     assert packed.loading == 8 * 2 * P  # each process has the base in 16 bits until it is packed
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 1), ("fsdp2", 2)])
+def test_a_cpu_has_one_memory(strategy, world, size):
+    """What is offloaded stays in it: no byte less, and copies of fp32 weights are more; the host's are not twice."""
+    full = _sizes()
+
+    def both(offload):
+        setting = _setting(strategy, world=world, offload=offload, dtype_bytes=size)
+        memory = estimate_memory(full, setting, optim="adamw_torch_fused", supervised=0.6, device_type="cpu")
+        host = estimate_host(full, setting, optim="adamw_torch_fused", cuda=False)
+        return memory, (host.states, host.weights)
+
+    plain, moved = both("none")[0], both("optimizer")[0]
+    assert moved.masters == 4 * P // world and moved.optimizer == plain.optimizer == 8 * P // world
+    assert moved.total - plain.total == (4 * P // world if size == 4 else 0)
+    assert both("all")[0].total == plain.total
+    assert both("optimizer")[1] == both("all")[1] == (0, 0)
 
 
 DOCUMENTS = assumed_documents(max_length=2048, packing=True, mean_tokens=2048, rows=64)
