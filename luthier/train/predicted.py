@@ -26,7 +26,7 @@ class Prediction:
     """Of the allocator."""
     seconds_per_step: float
     update_seconds: float
-    """Of them in the optimizer's update."""
+    """Of them in the optimizer's update, with the way of what is offloaded."""
     tokens_per_second: float
     mfu: float | None
     """Share of the device's peak rate; None on a CPU."""
@@ -43,10 +43,11 @@ def predicted(run: RunFolder) -> Prediction | None:
         return None
     value = json.loads(file.read_text("utf-8"))
     memory, step = value["memory"], value["time"]
-    correction = step["seconds_per_step"] / max(sum(step["parts"].values()), 1e-12)
+    parts = step["parts"]
+    correction = step["seconds_per_step"] / max(sum(parts.values()), 1e-12)
     return Prediction(
         peak_bytes=memory["peak"], seconds_per_step=step["seconds_per_step"],
-        update_seconds=step["parts"].get("optimizer", 0.0) * correction,
+        update_seconds=(parts.get("optimizer", 0.0) + parts.get("offload", 0.0)) * correction,
         tokens_per_second=step["tokens_per_second"], mfu=step["mfu"],
     )  # fmt: skip
 

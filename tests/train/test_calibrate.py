@@ -160,6 +160,11 @@ def test_one_line_says_what_the_plan_said_and_what_was_measured(tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
     plan = predicted(RunFolder(tmp_path))
     assert plan.update_seconds == pytest.approx(0.2), "corrected as the whole step: 0.8 for 0.4"
+    (tmp_path / "offloaded").mkdir()
+    parts = {"products": 0.3, "optimizer": 0.1, "offload": 2.0}
+    offloaded = {**PLAN, "time": {**PLAN["time"], "seconds_per_step": 2.4, "parts": parts}}
+    (tmp_path / "offloaded" / "plan.json").write_text(json.dumps(offloaded))
+    assert predicted(RunFolder(tmp_path / "offloaded")).update_seconds == pytest.approx(2.1)
     found = Calibration(tokens=16384, documents=52, seconds=0.4, seconds_per_step=0.6, peak_bytes=12_884_901_888)
     assert calibration_line(found, plan, steps=1200) == (
         "plan said 12.4 GiB and 0.8 s a step; measured 12.0 GiB and 0.8 s a step with 0.2 s planned for the update "

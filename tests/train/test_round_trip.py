@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.plan.states import TRAVELLING
 from luthier.train.adamw8 import AdamW8
 from luthier.train.master_adamw import MasterAdamW
-from luthier.train.round_trip import AtOnce, RoundTrip
+from luthier.train.round_trip import IN_FLIGHT, PIECE, AtOnce, RoundTrip
 from tests.support.often import often
 
 CPU = torch.device("cpu")
@@ -126,6 +129,71 @@ def test_nothing_is_under_way_after_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         trip.update(lambda *lists, **more: None, [[], [], []])
     assert trip._up.waits == trip._down.waits == 1
+
+
+class Queue:
+    """Stands for a stream: the operations that are over when the next one of it begins."""
+
+    def __init__(self, name):
+        self.name, self.over, self.count = name, set(), 0
+
+    def record_event(self):
+        return frozenset(self.over)
+
+    def wait_event(self, event):
+        self.over |= event
+
+    def synchronize(self):
+        pass
+
+    def begins(self, needed):
+        assert needed <= self.over, f"{self.name} {self.count} does not wait for {sorted(needed - self.over)}"
+        self.over.add((self.name, self.count))
+        self.count += 1
+
+
+class Ordered(Travelling):
+    """`Travelling` over three streams: whatever they do, each piece has come before its update, and gone after it,
+    and its memory is used again when it is gone."""
+
+    def __init__(self, piece):
+        super().__init__(piece)
+        self._up, self._down, self.now = Queue("up"), Queue("down"), Queue("update")
+        self.there, self.gone, self.highest = 0, set(), 0
+
+    def _bring(self, parts, lists, *, whole):
+        self.there += parts is not None
+        self.highest = max(self.highest, self.there)
+        return super()._bring(parts, lists, whole=whole)
+
+    @contextmanager
+    def stream(self, stream):
+        stream.begins(self.gone if stream is self._up else {("update", stream.count)})
+        yield
+
+    def _forget(self, piece):
+        super()._forget(piece)
+        assert not piece.there and ("down", len(self.gone)) in self.now.over
+        self.gone.add(("down", len(self.gone)))
+        self.there -= 1
+
+    def update(self, kernel, lists, **settings):
+        def ordered(*there, **more):
+            self.now.begins({("up", self.now.count)})
+            kernel(*there, **more)
+
+        super().update(ordered, lists, **settings)
+
+
+@pytest.mark.parametrize("sizes", [[100], [5000], [256, 7, 3000, 1, 900, 4096]])
+def test_streams_wait_for_one_another(monkeypatch, sizes):
+    trip = Ordered(512)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: trip.now)
+    monkeypatch.setattr(torch.cuda, "stream", trip.stream)
+    assert equal(update(MasterAdamW, sizes, AtOnce()), update(MasterAdamW, sizes, trip))
+    assert trip.now.count == trip._up.count == trip._down.count == len(trip.gone) and not trip.there
+    assert trip.highest <= IN_FLIGHT + 1, "pieces on the device"
+    assert trip.highest * PIECE <= TRAVELLING
 
 
 class Pages:
