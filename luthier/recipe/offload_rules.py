@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.positions import Locate
-from luthier.recipe.schema import DistributedSection, MethodSection, TrainSection
+from luthier.recipe.schema import DistributedSection, MethodSection, ObjectiveSection, TrainSection
 from luthier.runtime.errors import Problem
 
 __all__ = ["HOST_OPTIMIZERS", "offload_rules"]
@@ -16,12 +16,17 @@ HOST_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adamw_8bit", "sgd")
 
 
 def offload_rules(
-    section: DistributedSection, method: MethodSection, train: TrainSection, locate: Locate
+    section: DistributedSection, method: MethodSection, objective: ObjectiveSection, train: TrainSection, locate: Locate
 ) -> Iterator[Problem]:
     """Refused combinations, by name. What the number of processes decides is asked by the run (L241)."""
-    if section.offload == "none" or section.strategy in ZERO:
+    if section.offload == "none":
         return
     where, value = locate("distributed.offload"), f"`distributed.offload: {section.offload}`"
+    if objective.name == "grpo":
+        yield where.problem("L240", f"{value} beside objective grpo: TRL's trainer would not read it", hint="remove it")
+        return
+    if section.strategy in ZERO:
+        return
     if section.strategy == "ddp" and section.offload == "all":
         message = f"{value} keeps shards in host memory, and `distributed.strategy: ddp` has none"
         yield where.problem("L240", message, hint="write fsdp2, or offload optimizer in one process")

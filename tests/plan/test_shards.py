@@ -156,6 +156,8 @@ def test_host_memory_by_hand():
     small = sizes_of(known_model("SmolLM2-135M"), MethodSection(name="full"))
     alone = estimate_host(small, _setting("ddp", world=1), optim="adamw_torch_fused")
     assert alone.checkpoint == 12 * small.trainable  # all in one file
+    fp32 = _setting("ddp", world=1, offload="optimizer", dtype_bytes=4)
+    assert estimate_host(full, fp32, optim="adamw_torch_fused").states == 12 * P  # the copy, too
     qlora = _sizes(name="qlora")
     packed = estimate_host(qlora, _setting("fsdp2", base="nf4"), optim="adamw_torch_fused", values_first=True)
     assert packed.loading == 8 * 2 * P  # each process has the base in 16 bits until it is packed

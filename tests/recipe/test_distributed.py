@@ -89,6 +89,14 @@ def test_offload_that_has_nothing_to_move_is_refused_by_name(document, distribut
     assert word in codes(document(distributed=distributed, **sections))["L240"]
 
 
+@pytest.mark.parametrize("strategy", ["auto", "zero2"])
+def test_offload_has_no_effect_on_grpo(document, strategy):
+    objective = {"name": "grpo", "grpo": {"rewards": [{"name": "number"}]}}
+    distributed = {"strategy": strategy, "offload": "optimizer"}
+    assert "grpo" in codes(document(distributed=distributed, objective=objective, method={"name": "full"}))["L240"]
+    recipe_from_dict(document(objective=objective, method={"name": "full"}), origin="test")
+
+
 @pytest.mark.parametrize(("offload", "method"), [("all", "lora"), ("all", "full"), ("optimizer", "spectrum")])
 def test_offload_of_shards_is_taken(document, offload, method):
     for strategy in ("fsdp2", "auto"):

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from luthier.train.host_weights import HostWeights
+from luthier.train.masters import Weights
+from luthier.train.processes import make_accelerator
+from luthier.train.round_trip import AtOnce, RoundTrip
+from luthier.train.setup import make_trainer
 from tests.support.tiny import tiny_model
 from tests.train.support import FULL, SPECTRUM, distance, resolved, train
+
+CPU = torch.device("cpu")
 
 
 def half():
@@ -61,3 +67,26 @@ def test_the_gradient_of_the_only_pass_stays_in_16_bits():
     assert [one.dtype for one in weights.gradients()] == [torch.bfloat16] and layer.weight.grad is None
     weights.zero_grad()
     assert not weights.gradients()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_8bit"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_masters_are_of_their_own(optim, dtype):
+    """On a CPU the numbers of a run do not tell: what the optimizer works on is never a weight itself."""
+    for offload, kind in (("optimizer", HostWeights), ("none", Weights)):
+        recipe = resolved(method=FULL, offload=offload, optim=optim, max_steps=1).recipe
+        model = tiny_model().to(dtype)
+        trainer = make_trainer(make_accelerator(CPU, report_to=[], logging_dir="unused"), model, recipe, total_steps=1)
+        weights = trainer.weights
+        assert type(weights) is kind
+        own = {one.data_ptr() for one in weights.tensors.values()}.isdisjoint(p.data_ptr() for p in model.parameters())
+        assert own == (offload == "optimizer" or dtype == torch.bfloat16)
+        assert {one.dtype for one in weights.tensors.values()} == {torch.float32}
+        assert isinstance(weights.run, AtOnce) and not isinstance(weights.run, RoundTrip), "one device has both"
+        weights.close()
+        trainer.engine.detach()
+
+
+def test_double_precision_stays():
+    weights = HostWeights(torch.nn.Linear(4, 3).double())
+    assert {one.dtype for one in weights.tensors.values()} == {torch.float64}
