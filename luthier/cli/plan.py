@@ -224,6 +224,8 @@ def _closing(answer: Plan) -> Iterator[str]:
         if request.num_gpus > each:
             rate = request.device.network / 1e9
             yield f"between hosts an adapter of {rate:,.1f} GB/s beside each device is assumed (`--network`)"
+    for way, reason in answer.refused.items() if request.num_gpus == 1 else ():
+        yield f"{way.removeprefix('ddp, ')}: not looked at: {reason}"
     if chosen.setting.offload != "none":
         if request.device.type == "cuda":
             count = answer.host.devices

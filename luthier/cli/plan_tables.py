@@ -36,7 +36,8 @@ def memory_table(answer: Plan) -> object:
     )
     for part, size in chosen.memory.parts().items():
         if size or part in ("weights", "gradients", "optimizer", "activations"):
-            table.add_row(part, f"{size / unit:,.2f}", HOW_MEMORY[part])
+            moved = part == "optimizer" and not size and answer.host.states
+            table.add_row(part, f"{size / unit:,.2f}", "in host memory" if moved else HOW_MEMORY[part])
     if chosen.correction.runs:
         factor, runs = chosen.correction.memory, chosen.correction.runs
         table.add_row(

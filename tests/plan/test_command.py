@@ -80,6 +80,20 @@ def test_what_does_not_fit_is_told_with_changes(recipe):
     assert "rates of RTXA6000 assumed" in json.loads(unlisted.stdout)["device_found"]
 
 
+def test_what_one_device_offloads_is_said_and_why_it_cannot(recipe):
+    recipe.write_text(recipe.read_text() + "method: {name: full}\n")
+    moved = luthier("plan", str(recipe), "--gpu", "H100")
+    text = " ".join(moved.stdout.split())
+    for words in ("optimizer 0.00 in host memory", "optimizer offloaded", "of a host with this device"):
+        assert words in text, f"{words}: {text}"
+    recipe.write_text(recipe.read_text() + "train: {optim: muon}\n")
+    refused = luthier("plan", str(recipe), "--gpu", "H100")
+    assert "does not fit" in refused.stdout
+    assert "optimizer offloaded: not looked at: `distributed.offload: optimizer` beside `train.optim: muon`" in (
+        " ".join(refused.stdout.split())
+    )
+
+
 def test_wrong_options_are_refused(recipe):
     done = luthier("plan", str(recipe), "--gpu", "H20")
     assert done.returncode == 2 and 'did you mean "H200"' in done.stderr

@@ -307,6 +307,10 @@ def test_on_one_device_a_written_offload_is_kept():
     never = plan("none", "H100")
     assert not never.fits
     assert never.remedies[0].change == "distributed.offload=optimizer"
+    asked = request({"name": "full"}, gpu="L40S", optim="muon")
+    section = type(asked.recipe.distributed)(offload="none")
+    whole = make_plan(replace(asked, recipe=asked.recipe.model_copy(update={"distributed": section})))
+    assert not whole.fits and not any("offload" in remedy.change for remedy in whole.remedies)  # whole matrices
 
 
 def test_one_device_has_no_shards_to_offload():
@@ -385,7 +389,9 @@ def test_runners_up_say_why():
 
 def test_the_resolved_recipe_runs_what_was_planned():
     """What `resolve` makes of a decision is the split, the recompute and the base that the plan chose."""
-    for gpu, method, tokens in (("L4", {"name": "qlora"}, 65_536), ("H100", {"name": "lora"}, 200_000)):
+    for gpu, method, tokens in (
+        ("L4", {"name": "qlora"}, 65_536), ("H100", {"name": "lora"}, 200_000), ("H100", {"name": "full"}, 65_536),
+    ):  # fmt: skip
         asked = request(method, gpu=gpu, tokens_per_step=tokens)
         plan = make_plan(asked)
         facts = Facts(
@@ -395,6 +401,7 @@ def test_the_resolved_recipe_runs_what_was_planned():
         )  # fmt: skip
         resolved = resolve(asked.recipe, facts).recipe
         split = plan.chosen.split
+        assert resolved.distributed.offload == ("optimizer" if method["name"] == "full" else "none")
         assert resolved.train.per_device_train_batch_size == split.per_device_train_batch_size
         assert resolved.train.gradient_accumulation_steps == split.gradient_accumulation_steps
         again = make_plan(replace(asked, recipe=resolved))

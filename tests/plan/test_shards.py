@@ -163,6 +163,17 @@ def test_host_memory_by_hand():
     assert packed.loading == 8 * 2 * P  # each process has the base in 16 bits until it is packed
 
 
+@pytest.mark.parametrize(("optim", "each"), [("adamw_torch_fused", 12), ("adamw_8bit", 6), ("sgd", 0)])
+def test_pieces_that_travel_are_on_the_device(optim, each):
+    """Four pieces of 32 Mi weights with their masters and moments; other optimizers update in host memory."""
+    few = _setting("ddp", world=1, offload="optimizer", micro_tokens=64, recompute="layer")
+    memory = _memory(_sizes(), few, optim=optim)
+    layer = transient_bytes(_sizes(), few, 64, whole=True)
+    assert memory.transient == max(layer, 4 * 32 * 2**20 * each) and (memory.moment == "end" or not each)
+    small = sizes_of(known_model("SmolLM2-135M"), MethodSection(name="full"))
+    assert _memory(small, few, optim=optim).transient <= 12 * small.trainable  # no more than there is
+
+
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(("strategy", "world"), [("ddp", 1), ("fsdp2", 2)])
 def test_a_cpu_has_one_memory(strategy, world, size):
