@@ -108,9 +108,9 @@ class HostWeights(HostMasters):
 
 def _to_host(bucket: Sequence[Pair]) -> tuple[list[Tensor], torch.cuda.Event | None]:
     """The gradients of a group on their way to host memory, and when they are there."""
+    if bucket[0][1].device.type != "cuda":  # other devices have no event to wait for
+        return [gradient.to("cpu", copy=True) for _, gradient in bucket], None
     copies = [gradient.to("cpu", non_blocking=True, copy=True) for _, gradient in bucket]
-    if bucket[0][1].device.type != "cuda":
-        return copies, None
     event = torch.cuda.Event()
     event.record()
     return copies, event
