@@ -89,15 +89,9 @@ def prepare(
     dropped += [outcome.result for outcome in outcomes if isinstance(outcome.result, Dropped)]
     tally.raise_refused()
 
-    def usable(rows: Sequence[Conversation]) -> list[Conversation]:
-        return [row for row in rows if not isinstance(by_row[id(row)].result, Dropped)]
-
-    if held_out:
-        kept, validation_rows = usable(train_rows), usable(own_validation)
-    else:
-        kept, validation_rows = split_validation(
-            usable(train_rows), section.validation, seed=seed, groups=curated.groups if curated else None
-        )
+    kept, validation_rows = _split(
+        train_rows, own_validation if held_out else None, by_row, section, seed=seed, curated=curated
+    )
     mixed = mix_rows(kept, _examples(kept, by_row), section, seed)
     tally.drop_all(mixed.left_out)
     train = _examples(mixed.rows, by_row)
@@ -124,6 +118,21 @@ def prepare(
         train=train, validation=validation, packs=packs, manifest=manifest, curated=curated, losses=losses.records,
         rows=mixed.rows if keep_rows else None,
     )  # fmt: skip
+
+
+def _split(
+    train: Sequence[Conversation], own_validation: Sequence[Conversation] | None, by_row: Mapping[int, Tokenized],
+    section: DataSection, *, seed: int, curated: Curated | None,
+) -> tuple[list[Conversation], list[Conversation]]:  # fmt: skip
+    """(rows to train on, rows to validate on), of those that were not dropped."""
+
+    def usable(rows: Sequence[Conversation]) -> list[Conversation]:
+        return [row for row in rows if not isinstance(by_row[id(row)].result, Dropped)]
+
+    if own_validation is not None:
+        return usable(train), usable(own_validation)
+    groups = curated.groups if curated else None
+    return split_validation(usable(train), section.validation, seed=seed, groups=groups)
 
 
 def _changes(

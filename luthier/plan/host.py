@@ -18,8 +18,8 @@ Bytes of one host, with n of the devices:
                  shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base
     states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
     weights      n x the device's shards of weights and their gradients, with `all`
-    checkpoint   n x the trained shards in fp32 with their states, on their way to the disk; where process 0 has them
-                 whole, those of one file, twice at most (`train/checkpoint.py`)
+    checkpoint   what is on its way to the disk: of n shards twice a file of each, of whole weights twice a file; under
+                 ZeRO masters and states, which process 0 puts together
     result       one file of the result that process 0 writes (`export.max_shard_size`)
 
 Loading, checkpoint and result come one after the other: the host needs the largest of them beside the others.
@@ -38,7 +38,10 @@ from luthier.recipe.names import takes_from_base
 from luthier.recipe.optimizers import state_per_element
 from luthier.recipe.schema import Recipe
 
-__all__ = ["HOST_BANDWIDTH", "HOST_TRAFFIC", "HostPlan", "estimate_host", "update_seconds", "values_first_of"]
+__all__ = [
+    "HOST_BANDWIDTH", "HOST_TRAFFIC", "SHARD_FILE", "WHOLE_FILE", "HostPlan", "estimate_host", "update_seconds",
+    "values_first_of",
+]  # fmt: skip
 
 HOST_BANDWIDTH = 62e9
 """Bytes a second of a host's memory in updates on its CPU, of all processes. From one measured step: 8B full, two
@@ -49,10 +52,11 @@ steps of two devices, which reach 135 and 143 (call G there); one device alone i
 more devices at work nothing was measured."""
 PROCESS_BYTES = 3 << 30
 """A process with torch and CUDA's libraries on a GPU. Assumed, not measured."""
+WHOLE_FILE, SHARD_FILE = 4 << 30, 1 << 30
+"""`train/checkpoint.py: SHARD_BYTES` and `train/distributed/shards.py: FILE_BYTES`. Writing holds a file twice (whole
+weights: 2.0 GiB for files of 1 GiB, measured), or once where its tensors are in host memory (shards: 1.1)."""
 RESULT_BYTES = 5_000_000_000
 """`export.max_shard_size`, its default."""
-FILE_BYTES = 4 << 30
-"""`train/checkpoint.py: SHARD_BYTES`, of which some versions of safetensors make a copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,16 +106,15 @@ def estimate_host(
     if shards and not sizes.adapters:
         shards += -(-sizes.trainable * setting.dtype_bytes // parts)
     saved = -(-(4 * sizes.trainable + states[1]) // parts)
-    writers = count if parts > 1 else 1
-    if parts == 1:
-        saved = min(saved, 2 * max(FILE_BYTES, 4 * sizes.largest_trained))
+    writers, file = (count, SHARD_FILE) if parts > 1 else (1, WHOLE_FILE)
+    written = saved if setting.deepspeed else 2 * min(saved, file)
     piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
     if setting.sharded and values_first:
         piece = sizes.parameters * setting.dtype_bytes
     result = (sizes.trainable if sizes.adapters else sizes.parameters) * setting.dtype_bytes
     return HostPlan(
         devices=count, processes=count * PROCESS_BYTES if cuda else 0, loading=count * piece,
-        states=count * own if offloaded else 0, weights=count * shards, checkpoint=writers * saved,
+        states=count * own if offloaded else 0, weights=count * shards, checkpoint=writers * written,
         result=min(result, RESULT_BYTES),
     )  # fmt: skip
 

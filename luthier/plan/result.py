@@ -78,6 +78,13 @@ class RunnerUp:
     candidate: Candidate
     why: str
 
+    def to_json(self) -> dict[str, Any]:
+        """What it would come to, as plain values."""
+        return {
+            "why": self.why, "fits": self.candidate.fits, "total": self.candidate.needed_bytes,
+            "tokens_per_second": self.candidate.tokens_per_second,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -189,28 +196,14 @@ class Plan:
             },
             "host": self.host.to_json(),
             "ways": [
-                {
-                    **asdict(other.candidate.setting.way),
-                    "why": other.why,
-                    "fits": other.candidate.fits,
-                    "total": other.candidate.needed_bytes,
-                    "tokens_per_second": other.candidate.tokens_per_second,
-                    "parts": other.candidate.memory.parts(),
-                }
+                {**asdict(other.candidate.setting.way), **other.to_json(), "parts": other.candidate.memory.parts()}
                 for other in self.ways
             ],
             "refused": dict(self.refused),
             "disk": disk_bytes(request),
             "predicted": self.predicted(),
             "runners_up": [
-                {
-                    "setting": other.candidate.setting.describe(layers),
-                    "why": other.why,
-                    "fits": other.candidate.fits,
-                    "total": other.candidate.needed_bytes,
-                    "tokens_per_second": other.candidate.tokens_per_second,
-                }
-                for other in self.runners_up
+                {"setting": other.candidate.setting.describe(layers), **other.to_json()} for other in self.runners_up
             ],
             "faster": asdict(self.faster) if self.faster else None,
             "remedies": [asdict(remedy) for remedy in self.remedies],

@@ -43,10 +43,12 @@ class Cell:
     plan: Plan
 
     def text(self) -> str:
-        """`17,000 tok/s, 52 GiB` for what fits, else a dash with what it needs."""
+        """`17,000 / 52` for what fits, with `+ 90` in host memory, else a dash with what it needs."""
         if not self.plan.fits:
             return f"– ({self.plan.chosen.needed_bytes / 2**30:,.0f})"
-        return f"{_rounded(self.plan.chosen.tokens_per_second)} / {self.plan.chosen.needed_bytes / 2**30:.0f}"
+        moved = (self.plan.host.states + self.plan.host.weights) / 2**30
+        beside = f" + {moved:,.0f}" if moved else ""
+        return f"{_rounded(self.plan.chosen.tokens_per_second)} / {self.plan.chosen.needed_bytes / 2**30:.0f}{beside}"
 
 
 def cells() -> Iterator[Cell]:
@@ -97,10 +99,12 @@ HEAD = """\
 Computed by `luthier plan`, not copied: `python docs/generate.py` writes this page and a test holds it to the code.
 
 Each cell: **tokens/s of all cards together / GiB needed on each card**, for the fastest setting that fits;
-`– (n)`: does not fit, the smallest setting needs n GiB on a card. The recipe has the defaults: 16,384 tokens a step
-over all cards, rows of 300 tokens packed to 1,024, 60% of the tokens trained, AdamW in fp32 with fp32 masters, LoRA
-r = 16 on all linear layers, `freeze 30%` the upper 30% of the decoder layers. Micro-batch, recompute and the storage of
-a 4-bit base are the plan's choice. `luthier plan recipe.yaml --gpu NAME` says it for your recipe, with reasons.
+`– (n)`: does not fit, the smallest setting needs n GiB on a card. `+ n`: nothing fits without offload; masters and
+moments (of several cards shards of the weights, if need be) take n GiB of the host's memory. The recipe has the
+defaults: 16,384 tokens a step over all cards, rows of 300 tokens packed to 1,024, 60% of the tokens trained, AdamW in
+fp32 with fp32 masters, LoRA r = 16 on all linear layers, `freeze 30%` the upper 30% of the decoder layers. Micro-batch,
+recompute and the storage of a 4-bit base are the plan's choice. `luthier plan recipe.yaml --gpu NAME` says it for your
+recipe, with reasons.
 
 How far to trust it. Memory: the formulas were within 1% of 12 steps on an H200, and are taken to hold on other cards.
 Speed, by column: **measured** (H200): the constants are fitted to steps on it. **In part** (H100): products and copies

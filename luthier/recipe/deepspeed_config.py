@@ -136,6 +136,9 @@ def without_effect(config: Mapping[str, Any]) -> list[str]:
     found += [f"`zero_optimization.{key}`: {why}" for key, why in NO_EFFECT_IN_ZERO.items() if key in zero]
     if look_up(config, "scheduler.type") and look_up(config, "scheduler.params.warmup_type") != "linear":
         found.append("`scheduler`: the warm-up is linear; DeepSpeed's is logarithmic where `warmup_type` is not set")
+    devices = [look_up(config, f"zero_optimization.{name}.device") for name in ("offload_param", "offload_optimizer")]
+    if devices[0] in ("cpu", "nvme") and devices[1] in (None, "none"):
+        found.append("`offload_param` alone: `distributed.offload: all` has the optimizer's state in host memory, too")
     return found
 
 

@@ -250,8 +250,9 @@ class DistributedSection(Section):
     `HYBRID_SHARD`); the number of machines keeps gathers within each. Divides the number of processes. Left out beside
     `strategy: auto`, the plan considers it on several machines."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What lives in host memory between its uses: optimizer state (with masters), or the shards of the weights too.
-    Left out beside `strategy: auto`, the plan chooses it where nothing fits without."""
+    """What lives in host memory between its uses: optimizer state (with masters; in one process, too), or the shards of
+    the weights as well. AdamW updates it on the GPU. Left out beside `strategy: auto`, the plan chooses it where
+    nothing fits without."""
     sequence_parallel_size: PositiveInt = 1
     """Processes that share each sequence, for long contexts (DeepSpeed-Ulysses: heads are exchanged for positions);
     divides the number of processes and the model's heads. `sft` with `ddp` or `fsdp2`. Left out beside

@@ -137,7 +137,9 @@ def _contradictions(config: Mapping[str, Any], parts: Mapping[str, BaseModel]) -
         try:
             value = converted(config, key)
         except ValueError as allowed:
-            yield "L171", f"`{key}` is {json.dumps(got)}, allowed: {allowed}", None
+            plain = "stage 0 shards nothing: `distributed.strategy: ddp`, without the file"
+            hint = plain if key == "zero_optimization.stage" and got == 0 else None
+            yield "L171", f"`{key}` is {json.dumps(got)}, allowed: {allowed}", hint
             continue
         mine = getattr(parts[section], name)
         if value is None or mine in ("auto", value) or name not in parts[section].model_fields_set:

@@ -117,12 +117,7 @@ def fit(
     if restart:
         on_main(accelerator, lambda: start_anew(run))
     resumed = here(on_main(accelerator, lambda: find(run, identity)), run)
-    adapter_start = start_of(tuned.model)
-    if adapter_start is not None:
-        on_main(accelerator, lambda: keep_start(adapter_start, run.path / START_FOLDER))
-        if first_of_machine():
-            keep_start(adapter_start, run.path / START_FOLDER)
-        require_equal(accelerator, adapter_start.fingerprint(), what="what the adapters start with")
+    _keep_adapter_start(accelerator, tuned, run)
     device = accelerator.device
     with (
         own_random_numbers(device), deterministic_kernels(recipe.train.deterministic),
@@ -145,6 +140,17 @@ def fit(
             )) if recipe.export.checkpoints else None,
         )  # fmt: skip
         return _to_the_end(loop, tuned, rows, tokenizer)
+
+
+def _keep_adapter_start(accelerator: Accelerator, tuned: Tuned, run: RunFolder) -> None:
+    """What adapters that are cut out of the base (PiSSA, OLoRA) began with, once on each machine; the same on all."""
+    found = start_of(tuned.model)
+    if found is None:
+        return
+    on_main(accelerator, lambda: keep_start(found, run.path / START_FOLDER))
+    if first_of_machine():
+        keep_start(found, run.path / START_FOLDER)
+    require_equal(accelerator, found.fingerprint(), what="what the adapters start with")
 
 
 def _to_the_end(loop: Running, tuned: Tuned, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> TrainResult:

@@ -32,6 +32,8 @@ __all__ = ["AT_ONCE", "PIECE", "AtOnce", "RoundTrip"]
 
 PIECE = 32 << 20
 """Elements of one piece: 384 MiB of fp32 masters and moments."""
+SAID = 4 << 30
+"""Bytes from which pinning is said: it takes seconds."""
 IN_FLIGHT = 2
 """Pieces on the device beside the one at work."""
 Kernel = Callable[..., None]
@@ -84,8 +86,7 @@ class RoundTrip(AtOnce):
     def update(self, kernel: Kernel, lists: Lists, **settings: Any) -> None:
         """As `AtOnce.update`; when it returns, host memory holds the new values."""
         if self._cuda:
-            for tensors in (lists[0], *lists[3:]):
-                self._pin(tensors)
+            self._pin([one for tensors in (lists[0], *lists[3:]) for one in tensors])
         try:
             self._travel(kernel, lists, settings)
         finally:  # also after an error: nothing is under way when memory of a piece or of the host is used again
@@ -205,10 +206,11 @@ class RoundTrip(AtOnce):
     # -- host memory
 
     def _pin(self, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            if self._stays(tensor) or tensor.data_ptr() in self._seen:
-                continue
-            tensor = tensor.detach()  # holds these pages, also if the parameter gets others
+        fresh = [one for one in tensors if not self._stays(one) and one.data_ptr() not in self._seen]
+        if (size := sum(one.nbytes for one in fresh)) > SAID:
+            note(f"  offload: {size / 2**30:,.1f} GiB of host memory are pinned, once, at a few GiB a second")
+        for one in fresh:
+            tensor = one.detach()  # holds these pages, also if the parameter gets others
             self._seen[tensor.data_ptr()] = tensor
             if tensor.is_pinned():
                 continue

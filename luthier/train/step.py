@@ -136,30 +136,7 @@ def update(
     kl = reference_point(trainer, micro_batches)
 
     # 3. Gradients of all micro-batches add up. If one does not fit into memory, all of the step is given up.
-    mark("forward and backward", step=step)
-    trainer.weights.begin(passes=len(micro_batches), processes=trainer.world_size)
-    losses: list[Tensor] = []
-    counts: list[dict[str, Tensor]] = []
-    too_large, given_up = None, False
-    for item in micro_batches:
-        if stop_requested() and trainer.world_size == 1:
-            trainer.weights.zero_grad()
-            raise Abandoned
-        try:
-            loss, sums = forward_backward(trainer, item, step=step, scale=scale, kl=kl)
-        except torch.OutOfMemoryError:
-            if not agrees(trainer):
-                raise  # the others are in the middle of this pass and cannot give it up
-            too_large = item
-            break
-        except GivenUp:
-            given_up = True
-            break
-        losses.append(loss)
-        counts.append(sums)
-    mark("compare memory", step=step, exchange=True)
-    if agrees(trainer):
-        require_memory(trainer, too_large, given_up=given_up)
+    losses, counts = _add_up(trainer, micro_batches, step=step, scale=scale, kl=kl, stop_requested=stop_requested)
     mark("average gradients", step=step, exchange=True)
     trainer.weights.average_over_processes(trainer.accelerator)
 
@@ -201,6 +178,42 @@ def update(
         sums=dict(zip(names, all_sums, strict=True)), tokens=round(tokens), trained_tokens=round(trained_tokens),
         stop=stop > 0.0,
     )  # fmt: skip
+
+
+def _add_up(
+    trainer: Trainer, micro_batches: Sequence[MicroBatch], *, step: int, scale: float, kl: float,
+    stop_requested: Callable[[], bool],
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:  # fmt: skip
+    """(loss sum, other sums) of each micro-batch, on the device, when all passes are over.
+
+    Raises:
+        TooLarge, Abandoned: see `update`.
+    """
+    mark("forward and backward", step=step)
+    trainer.weights.begin(passes=len(micro_batches), processes=trainer.world_size)
+    losses: list[Tensor] = []
+    counts: list[dict[str, Tensor]] = []
+    too_large, given_up = None, False
+    for item in micro_batches:
+        if stop_requested() and trainer.world_size == 1:
+            trainer.weights.zero_grad()
+            raise Abandoned
+        try:
+            loss, sums = forward_backward(trainer, item, step=step, scale=scale, kl=kl)
+        except torch.OutOfMemoryError:
+            if not agrees(trainer):
+                raise  # the others are in the middle of this pass and cannot give it up
+            too_large = item
+            break
+        except GivenUp:
+            given_up = True
+            break
+        losses.append(loss)
+        counts.append(sums)
+    mark("compare memory", step=step, exchange=True)
+    if agrees(trainer):
+        require_memory(trainer, too_large, given_up=given_up)
+    return losses, counts
 
 
 def forward_backward(

@@ -11,7 +11,7 @@ from luthier.plan.activations import activation_bytes, transient_bytes
 from luthier.plan.devices import DEVICES
 from luthier.plan.efficiency import EFFICIENCY
 from luthier.plan.gathered import gathered_bytes, layer_bytes
-from luthier.plan.host import FILE_BYTES, HOST_BANDWIDTH, HOST_TRAFFIC, PROCESS_BYTES, estimate_host
+from luthier.plan.host import HOST_BANDWIDTH, HOST_TRAFFIC, PROCESS_BYTES, SHARD_FILE, WHOLE_FILE, estimate_host
 from luthier.plan.known import known_model
 from luthier.plan.memory import estimate_memory
 from luthier.plan.setting import Setting, Way
@@ -21,6 +21,7 @@ from luthier.plan.time import estimate_step
 from luthier.plan.work import assumed_documents
 from luthier.recipe.schema import MethodSection
 from luthier.train.checkpoint import SHARD_BYTES
+from luthier.train.distributed.shards import FILE_BYTES
 from tests.support.often import often
 
 P = 8_030_261_248
@@ -137,12 +138,19 @@ def test_devices_that_share_a_sequence_keep_its_parts():
 # -- host memory
 
 
+def test_files_are_those_of_the_writers():
+    from luthier.train import checkpoint
+    from luthier.train.distributed import shards
+
+    assert (WHOLE_FILE, SHARD_FILE) == (checkpoint.SHARD_BYTES, shards.FILE_BYTES)
+
+
 def test_host_memory_by_hand():
     full = _sizes()
     plain = estimate_host(full, _setting("fsdp2", world=16), optim="adamw_torch_fused")
     assert (plain.devices, plain.processes, plain.states, plain.weights) == (8, 8 * PROCESS_BYTES, 0, 0)
     assert plain.loading == 8 * 2 * D * V  # the largest tensor, embeddings
-    assert plain.checkpoint == 8 * 12 * P // 16  # masters and moments of eight of sixteen devices
+    assert plain.checkpoint == 8 * 2 * SHARD_FILE  # of masters and moments of eight of sixteen devices a file, twice
     assert plain.result == 5_000_000_000
     states = estimate_host(full, _setting("fsdp2", world=16, offload="optimizer"), optim="adamw_torch_fused")
     assert (states.states, states.weights) == (8 * (4 * P // 16 + 8 * P // 16), 0)
@@ -151,11 +159,13 @@ def test_host_memory_by_hand():
     assert everything.weights == 8 * 2 * (2 * P // 16)  # shards, and their gradients
     assert everything.total == sum((plain.processes, states.states, everything.weights, plain.checkpoint))
     copied = estimate_host(full, _setting("ddp"), optim="adamw_torch_fused")
-    assert copied.checkpoint == 2 * FILE_BYTES  # process 0 writes it, a file at a time
-    assert FILE_BYTES == SHARD_BYTES
-    small = sizes_of(known_model("SmolLM2-135M"), MethodSection(name="full"))
-    alone = estimate_host(small, _setting("ddp", world=1), optim="adamw_torch_fused")
-    assert alone.checkpoint == 12 * small.trainable  # all in one file
+    assert copied.checkpoint == 2 * WHOLE_FILE < 12 * P  # process 0 writes it, file by file
+    adapters = _sizes(name="lora")
+    small = estimate_host(adapters, _setting("ddp"), optim="adamw_torch_fused")
+    assert small.checkpoint == 2 * 12 * adapters.trainable < 2 * WHOLE_FILE
+    zero = estimate_host(full, _setting("zero3", world=16), optim="adamw_torch_fused")
+    assert zero.checkpoint == 8 * 12 * P // 16
+    assert (WHOLE_FILE, SHARD_FILE) == (SHARD_BYTES, FILE_BYTES)
     fp32 = _setting("ddp", world=1, offload="optimizer", dtype_bytes=4)
     assert estimate_host(full, fp32, optim="adamw_torch_fused").states == 12 * P  # the copy, too
     qlora = _sizes(name="qlora")

@@ -185,6 +185,23 @@ def test_stages_that_are_not_there_are_refused(recipe, stage):
     assert found == [("L171", found[0][1])] and "allowed: 1, 2, 3" in found[0][1]
 
 
+def test_stage_0_is_said_to_be_ddp(recipe):
+    with pytest.raises(RecipeError) as caught:
+        recipe({"zero_optimization": {"stage": 0}})
+    hints = [one.hint or "" for one in caught.value.problems]
+    assert any("distributed.strategy: ddp" in hint for hint in hints), hints
+
+
+def test_parameters_offloaded_alone_take_the_optimizer_along_and_it_is_said():
+    def lines(**zero):
+        return " ".join(without_effect({"zero_optimization": zero}))
+
+    cpu = {"device": "cpu"}
+    assert "`offload_param` alone" in lines(offload_param=cpu)
+    assert "`offload_param` alone" in lines(offload_param=cpu, offload_optimizer={"device": "none"})
+    assert "alone" not in lines(offload_param=cpu, offload_optimizer=cpu) + lines(offload_optimizer=cpu) + lines()
+
+
 def test_without_a_stage_the_recipe_must_name_it(recipe):
     assert problems(recipe, {"gradient_clipping": 1.0})[0][0] == "L178"
     assert recipe({"gradient_clipping": 1.0}, distributed={"strategy": "zero2"}).train.max_grad_norm == 1.0

@@ -217,8 +217,7 @@ class Pinning(Travelling):
     """`Travelling`, which pins as on a GPU."""
 
     def update(self, kernel, lists, **settings):
-        for tensors in (lists[0], *lists[3:]):
-            self._pin(tensors)
+        self._pin([one for tensors in (lists[0], *lists[3:]) for one in tensors])
         super().update(kernel, lists, **settings)
 
 
