@@ -9,7 +9,8 @@ lives in host memory: the plan's peak is added.
 
 Of a run on several machines each has `processes` processes. Shards are cut from a base that each process of a machine
 reads for itself; on a CPU each process has the plan's peak. Where the plan counts more in the memory of a host
-(what is offloaded, and the whole states that a checkpoint is made of), that and 8 GiB are asked for.
+(what is offloaded, and the whole states that a checkpoint is made of), that and 8 GiB are asked for; of one machine's
+run as well.
 """
 
 from __future__ import annotations
@@ -118,5 +119,5 @@ def _memory(plan: Mapping[str, Any], settings: LaunchSettings) -> int:
     if settings.gpus == 0:
         needed += memory["total"]
     elif "host" in plan:
-        needed = max(needed, _planned_on_host(plan, settings.gpus) + 8 * GIB)
+        needed = max(needed, _planned_on_host(plan, plan["host"]["devices"]) + 8 * GIB)
     return max(math.ceil(needed / GIB), settings.memory_gib) * GIB

@@ -13,7 +13,7 @@ import torch
 from luthier.train.adamw8 import AdamW8
 from luthier.train.host_weights import HostWeights
 from luthier.train.master_adamw import MasterAdamW
-from luthier.train.round_trip import AtOnce, RoundTrip
+from luthier.train.round_trip import AtOnce, RoundTrip, _clear_error
 
 pytestmark = pytest.mark.gpu
 SIZES = [(1000, 4096), (7,), (256,), (33, 100), (4096, 4096), (1,)]
@@ -59,6 +59,40 @@ def test_pages_are_given_back():
     assert tensor.is_pinned() and optimizer.state[tensor]["exp_avg"].is_pinned()
     del run
     assert not tensor.is_pinned() and not optimizer.state[tensor]["exp_avg"].is_pinned()
+
+
+def test_pages_are_given_back_between_two_optimizers():
+    """As `lr-find` does between its walks."""
+    tensor, run = torch.nn.Parameter(torch.zeros(1 << 20)), RoundTrip(torch.device("cuda"))
+    for _ in range(2):
+        optimizer = MasterAdamW([tensor], lr=1e-2)
+        optimizer.step_with([(tensor, torch.ones(1 << 20, device="cuda"))], {tensor: tensor}, 1.0, run=run)
+        assert tensor.is_pinned() and optimizer.state[tensor]["exp_avg"].is_pinned()
+        run.release()
+        assert not tensor.is_pinned() and not optimizer.state[tensor]["exp_avg"].is_pinned()
+
+
+def test_a_refusal_leaves_no_error_to_the_next_kernel():
+    tensor, cudart = torch.zeros(1 << 20), torch.cuda.cudart()
+    assert int(cudart.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) == 0
+    try:
+        assert int(cudart.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)) != 0, "it is registered already"
+        _clear_error(torch.device("cuda"))
+        assert float(torch.ones(2, device="cuda").add_(1.0).sum()) == 4.0
+    finally:
+        cudart.cudaHostUnregister(tensor.data_ptr())
+
+
+@pytest.mark.parametrize("kind", [MasterAdamW, AdamW8])
+def test_a_scale_that_is_no_number_changes_nothing(kind):
+    """Weights in host memory too, of which the kernel would only write."""
+    masters = [torch.nn.Parameter(torch.randn(size)) for size in SIZES]
+    live = {one: torch.nn.Parameter(one.detach().bfloat16()) for one in masters}
+    before = [one.detach().clone() for one in [*masters, *live.values()]]
+    pairs = [(one, torch.ones(one.shape).bfloat16()) for one in masters]
+    run = RoundTrip(torch.device("cuda"), piece=1 << 16)
+    kind(masters, lr=0.1).step_with(pairs, live, torch.tensor(torch.nan, device="cuda"), run=run)
+    assert all(torch.equal(one, other) for one, other in zip(before, [*masters, *live.values()], strict=True))
 
 
 class Whole(torch.nn.Module):
