@@ -164,7 +164,7 @@ def _render(answer: Plan, how: str) -> None:
     for key, reason in answer.reasons.items():
         if key != "model.dequantize_base" or "nf4" in chosen.setting.base:
             show(f"  {key}: {reason}")
-    for line in _closing(answer):
+    for line in _closing(answer, here=how.startswith("this machine")):
         show(line)
 
 
@@ -186,6 +186,18 @@ def _verdict(answer: Plan) -> str:
     )
 
 
+def _free(answer: Plan, here: bool) -> str:
+    """What this host has of it, where the plan is for this machine."""
+    from luthier.plan.reasons import gib
+    from luthier.runtime.host_memory import free_memory_bytes
+
+    if not here:
+        return ""
+    free = free_memory_bytes()
+    short = answer.host.total - answer.host.processes > free
+    return f"; {gib(free)} are free here{', so a run would stop (L310)' if short else ''}"
+
+
 def _host_rates(answer: Plan) -> str:
     """What the time of offload rests on."""
     from luthier.plan.host import HOST_BANDWIDTH, HOST_TRAFFIC
@@ -198,7 +210,7 @@ def _host_rates(answer: Plan) -> str:
     return f"{link}; {HOST_BANDWIDTH / 1e9:.0f} GB/s of its memory in updates on the CPU is from one measured step"
 
 
-def _closing(answer: Plan) -> Iterator[str]:
+def _closing(answer: Plan, *, here: bool) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
     from luthier.plan.reasons import gib
 
@@ -230,7 +242,7 @@ def _closing(answer: Plan) -> Iterator[str]:
         if request.device.type == "cuda":
             count = answer.host.devices
             devices = "this device" if count == 1 else f"{count} of the devices"
-            yield f"host memory: {gib(answer.host.total)} of a host with {devices}"
+            yield f"host memory: {gib(answer.host.total)} of a host with {devices}{_free(answer, here)}"
         yield _host_rates(answer)
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"

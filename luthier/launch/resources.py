@@ -9,7 +9,7 @@ lives in host memory: the plan's peak is added.
 
 Of a run on several machines each has `processes` processes. Shards are cut from a base that each process of a machine
 reads for itself; on a CPU each process has the plan's peak. Where the plan counts more in the memory of a host
-(what is offloaded, and the whole states that a checkpoint is made of), that and 8 GiB are asked for; of one machine's
+(what is offloaded, and the files that a checkpoint holds on their way), that and 8 GiB are asked for; of one machine's
 run as well.
 """
 

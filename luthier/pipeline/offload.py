@@ -46,11 +46,14 @@ def _updates(session: Session) -> str:
     """Who updates what is in host memory, in words."""
     import torch
 
+    from luthier.fast.kernels import backend
+
     recipe = session.resolved.recipe
     deepspeed = recipe.distributed.strategy in ZERO and session.group.size > 1
     if recipe.method.name in ("lora", "qlora") and not deepspeed:
         return "shards of the base come from host memory for their pass; adapters stay on the device"
-    if session.device.type == "cuda" and recipe.train.optim in OWN_UPDATES and not deepspeed:
+    own = recipe.train.optim in OWN_UPDATES and backend(session.device.torch_device)[0] == "triton"
+    if own and not deepspeed:
         return "masters and moments are in host memory, and go through the GPU for each update"
     return f"the CPU updates with {torch.get_num_threads()} threads a process"
 
@@ -66,5 +69,6 @@ def _require_memory(session: Session) -> None:
         raise RecipeError(
             code="L310", message=f"`distributed.offload: {session.resolved.recipe.distributed.offload}` needs "
             f"{needed / GIB:,.1f} GiB of host memory here by the plan, and {free / GIB:,.1f} GiB are free",
-            hint="`train.optim: adamw_8bit` halves masters and states; `method.name: lora` needs none; or more memory",
+            hint="`train.optim: adamw_8bit` halves masters and states; `method.name: lora` without "
+            "`distributed.offload` needs none; or a host with more",
         )  # fmt: skip

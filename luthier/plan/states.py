@@ -29,8 +29,8 @@ BUCKET_BYTES = 512 << 20
 OWN_UPDATES = ("adamw_torch_fused", "adamw_8bit")
 """Optimizers that take 16-bit gradients as they are: one kernel (`train/master_adamw.py`, `train/adamw8.py`). On a GPU
 they update there what is in host memory."""
-TRAVELLING = 4 * (32 << 20)
-"""Elements of masters that are on a GPU at a time for that (`train/round_trip.py`: `IN_FLIGHT` + 2 pieces)."""
+TRAVELLING = 3 * (32 << 20)
+"""Elements of masters that are on a GPU at a time for that (`train/round_trip.py`: `IN_FLIGHT` + 1 pieces)."""
 
 
 def weight_bytes(sizes: Sizes, setting: Setting, table: Efficiency = EFFICIENCY) -> dict[str, int]:

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.pipeline.offload import check_offload
 from luthier.pipeline.rates import remember
 from luthier.pipeline.train_stage import training_fingerprint, tuned_model
 from luthier.recipe.rates import rule_rate
@@ -135,6 +136,7 @@ def _search(setting: Setting, budget: Budget, clock: _Clock, *, asked: float | s
     planned = _planned_steps(setting)
     most = budget.steps or min(DEFAULT_STEPS, planned)
     rows = held_out_rows(session.prepared.validation, budget.eval_rows)
+    check_offload(session)
     tuned = tuned_model(session)
     identity = _identity(setting, _keep_start(session, tuned))
     with probing(

@@ -6,7 +6,9 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from luthier.fast.kernels import choice
 from luthier.pipeline import offload
 from luthier.pipeline.offload import check_offload
 from luthier.recipe.schema import Recipe
@@ -22,7 +24,8 @@ def session(folder, *, size=2, device="cuda", method="full", optim="adamw_torch_
     )  # fmt: skip
     return SimpleNamespace(
         group=SimpleNamespace(size=size, from_main=lambda _, action: action()), run=SimpleNamespace(path=folder),
-        resolved=SimpleNamespace(recipe=recipe), device=SimpleNamespace(type=device),
+        resolved=SimpleNamespace(recipe=recipe),
+        device=SimpleNamespace(type=device, torch_device=torch.device(device)),
     )  # fmt: skip
 
 
@@ -49,9 +52,16 @@ def test_offload_without_shards_is_refused(tmp_path, size, strategy, kind):
         ({"strategy": "zero3", "offload": "all", "method": "lora"}, "the CPU updates with"),
     ],
 )
-def test_who_updates_is_said(tmp_path, capsys, settings, words):
+def test_who_updates_is_said(tmp_path, capsys, monkeypatch, settings, words):
+    monkeypatch.setattr(choice, "_has_triton", lambda: True)
     check_offload(session(tmp_path, **settings))
     assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gpu_without_triton_leaves_the_update_to_the_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(choice, "_has_triton", lambda: False)
+    check_offload(session(tmp_path, size=1, offload="optimizer"))
+    assert "the CPU updates with" in capsys.readouterr().err
 
 
 def test_without_offload_nothing_is_said(tmp_path, capsys):

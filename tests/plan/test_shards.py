@@ -179,7 +179,7 @@ def test_pieces_that_travel_are_on_the_device(optim, each):
     few = _setting("ddp", world=1, offload="optimizer", micro_tokens=64, recompute="layer")
     memory = _memory(_sizes(), few, optim=optim)
     layer = transient_bytes(_sizes(), few, 64, whole=True)
-    assert memory.transient == max(layer, 4 * 32 * 2**20 * each) and (memory.moment == "end" or not each)
+    assert memory.transient == max(layer, 3 * 32 * 2**20 * each) and (memory.moment == "end" or not each)
     small = sizes_of(known_model("SmolLM2-135M"), MethodSection(name="full"))
     assert _memory(small, few, optim=optim).transient <= 12 * small.trainable  # no more than there is
 

@@ -34,17 +34,11 @@ def recipe_maker(store: Store, service: ApiSettings, runs: Path) -> RecipeOf:
     return make
 
 
-def plan_of(recipe: Path, launch_gpu: str | None) -> Mapping[str, Any] | None:
-    """`luthier plan` of a recipe for a device of the cluster; None where none can be made."""
-    call = [
-        sys.executable,
-        "-m",
-        "luthier",
-        "plan",
-        str(recipe),
-        "--json",
-        *(["--gpu", launch_gpu] if launch_gpu else []),
-    ]
+def plan_of(recipe: Path, launch_gpu: str | None, gpus: int = 1) -> Mapping[str, Any] | None:
+    """`luthier plan` of a recipe for `gpus` devices of the cluster; None where none can be made."""
+    call = [sys.executable, "-m", "luthier", "plan", str(recipe), "--json"]
+    call += ["--gpu", launch_gpu] if launch_gpu else []
+    call += ["--num-gpus", str(gpus)] if gpus > 1 else []
     try:
         done = subprocess.run(
             call,

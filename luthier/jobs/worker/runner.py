@@ -177,7 +177,7 @@ class Runner:
         if not self.launcher.remote:
             return task
         launch = self.settings.launch
-        return replace(task, resources=resources_of(plan_of(place.recipe, launch.gpu_type), launch))
+        return replace(task, resources=resources_of(plan_of(place.recipe, launch.gpu_type, launch.gpus), launch))
 
     def _wait_until_free(self, job: JobRecord, place: JobPlace) -> bool:
         """Wait for the run folder; a run that a dead worker left is asked to save, then ended. False: stop instead."""

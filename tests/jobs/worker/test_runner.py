@@ -30,7 +30,7 @@ def service(tmp_path):
 @pytest.fixture
 def unplanned(monkeypatch):
     """No plan is made for a cluster: it takes a second or two."""
-    monkeypatch.setattr("luthier.jobs.worker.runner.plan_of", lambda recipe, gpu: None)
+    monkeypatch.setattr("luthier.jobs.worker.runner.plan_of", lambda recipe, gpu, gpus: None)
 
 
 def _runner(service, launcher=None, worker="cpu-0", **workers):
