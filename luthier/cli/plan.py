@@ -186,7 +186,7 @@ def _verdict(answer: Plan) -> str:
     )
 
 
-def _free(answer: Plan, here: bool) -> str:
+def _free(answer: Plan, *, here: bool) -> str:
     """What this host has of it, where the plan is for this machine."""
     from luthier.plan.reasons import gib
     from luthier.runtime.host_memory import free_memory_bytes
@@ -242,7 +242,7 @@ def _closing(answer: Plan, *, here: bool) -> Iterator[str]:
         if request.device.type == "cuda":
             count = answer.host.devices
             devices = "this device" if count == 1 else f"{count} of the devices"
-            yield f"host memory: {gib(answer.host.total)} of a host with {devices}{_free(answer, here)}"
+            yield f"host memory: {gib(answer.host.total)} of a host with {devices}{_free(answer, here=here)}"
         yield _host_rates(answer)
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"

@@ -92,8 +92,8 @@ class Setting:
 
     @property
     def offload(self) -> Offload:
-        """What lives in host memory; one device has no shards that could."""
-        return "none" if self.world == 1 and self.way.offload == "all" else self.way.offload
+        """What lives in host memory. Of one device never `all`: it has no shards (`ways.py` refuses it)."""
+        return self.way.offload
 
     def moves_states(self, adapters: bool) -> bool:
         """Masters and optimizer state are in host memory; those of adapters are small and stay (`fsdp2`)."""

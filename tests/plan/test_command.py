@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from luthier.cli.plan import _free
 from luthier.pipeline.run import run_recipe
 from luthier.plan.calibrate import Measured, calibration_file, record
 from luthier.public import load_recipe, plan
 from luthier.runtime.env import read_env
 from tests.support.tiny import conversations, save_tiny
+
+GIB = 2**30
 
 
 def luthier(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -92,6 +96,14 @@ def test_what_one_device_offloads_is_said_and_why_it_cannot(recipe):
     assert "optimizer offloaded: not looked at: `distributed.offload: optimizer` beside `train.optim: muon`" in (
         " ".join(refused.stdout.split())
     )
+
+
+def test_what_this_host_has_free_is_said_of_this_machine_alone(monkeypatch):
+    answer = SimpleNamespace(host=SimpleNamespace(total=103 * GIB, processes=3 * GIB))
+    monkeypatch.setattr("luthier.runtime.host_memory.free_memory_bytes", lambda: 100 * GIB)
+    assert _free(answer, here=True) == "; 100.0 GiB are free here" and not _free(answer, here=False)
+    monkeypatch.setattr("luthier.runtime.host_memory.free_memory_bytes", lambda: 100 * GIB - 1)
+    assert _free(answer, here=True) == "; 100.0 GiB are free here, so a run would stop (L310)"
 
 
 def test_wrong_options_are_refused(recipe):

@@ -207,6 +207,11 @@ def test_deepspeeds_communication_by_hand():
     found = _exchange(lora, replace(zero3, accumulate=1), compute=100.0)
     copied = (gathered * 3.25 + 11.25 * lora.trainable) / H200.bandwidth
     assert found == pytest.approx(adapters + copied, rel=1e-3)
+    once = replace(zero3, accumulate=1)
+    reference = exchange_seconds(  # a pass without gradients gathers once more, and has half of the hooks
+        lora, once, H200, compute=100.0, tokens=2048, again=0, table=EFFICIENCY, forward_passes=1.0
+    )
+    assert reference == pytest.approx(1.5 * adapters + copied + gathered / 2 * 3.25 / H200.bandwidth, rel=1e-3)
 
 
 def test_exchanged_heads_by_hand():

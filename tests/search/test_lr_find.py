@@ -64,6 +64,18 @@ def test_nothing_is_made_of_a_recipe_that_never_ran(found):
     assert not (found.folder.parent / "run").exists()
 
 
+def test_a_host_without_the_memory_for_offload_is_told_before_the_model_is_loaded(world, tmp_path, monkeypatch):
+    from luthier.search import lr_find
+
+    def refuse(session):
+        raise RecipeError(code="L310", message="needs 100.0 GiB of host memory")
+
+    monkeypatch.setattr(lr_find, "check_offload", refuse)
+    monkeypatch.setattr(lr_find, "tuned_model", lambda session: pytest.fail("it was loaded"))
+    with pytest.raises(RecipeError, match="host memory"):
+        find_learning_rate(recipe(world, tmp_path / "run"), SMALL)
+
+
 def test_finished_short_runs_are_taken_over_and_those_of_other_settings_are_not(world, tmp_path, monkeypatch, capfd):
     from luthier.search import lr_find
 

@@ -39,23 +39,10 @@ def test_chosen_layers_in_fp32_and_a_restart(tmp_path):
     for first, then in (("none", "optimizer"), ("optimizer", "none")):
         folder = tmp_path / f"{first} {then}"
         train(folder, recipe=resolved(method=SPECTRUM, max_steps=6, save_steps=3, offload=first))
-        for name in ("step-6",):
-            (folder / "checkpoints" / name).rename(folder / name)
+        (folder / "checkpoints/step-6").rename(folder / "step-6")
         again = train(folder, recipe=resolved(method=SPECTRUM, max_steps=6, save_steps=3, offload=then), restart=False)
         assert again.result.resumed_from == 3
         assert distance(plain, again) == 0.0
-
-
-def test_several_gradients_are_summed_in_fp32_and_freed_in_the_pass():
-    layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
-    weights = HostWeights(layer)
-    weights.begin(passes=2, processes=1)
-    for value in (1.0, 2**-9):
-        layer(torch.full((1, 4), value, dtype=torch.bfloat16)).sum().backward()
-        assert layer.weight.grad is None, "moved in the pass"
-        weights.collect()
-    # 1 + 2^-9 needs 10 bits: a bf16 sum (8 bits) would have lost the second pass.
-    assert torch.equal(weights.gradients()[0], torch.full((3, 4), 1.0 + 2**-9))
 
 
 def test_the_gradient_of_the_only_pass_stays_in_16_bits():

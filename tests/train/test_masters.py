@@ -8,6 +8,7 @@ import torch
 from luthier.recipe.schema import TrainSection
 from luthier.train import foreach, masters
 from luthier.train.checkpoint import load_tensors
+from luthier.train.host_weights import HostWeights
 from luthier.train.master_adamw import MasterAdamW
 from luthier.train.masters import Weights
 from luthier.train.optim import make_optimizer, parameter_groups
@@ -39,15 +40,19 @@ def test_fp32_weights_need_no_master():
     assert all(weights.tensors[name] is weights.live[name] for name in weights.live)
 
 
-@pytest.mark.parametrize("collected_bytes", [0, 1 << 30], ids=["tensor by tensor", "all at once"])
-def test_gradients_of_several_backward_passes_are_summed_in_fp32(monkeypatch, collected_bytes):
+@pytest.mark.parametrize(
+    ("kind", "collected_bytes", "moves"),
+    [(Weights, 0, True), (Weights, 1 << 30, False), (HostWeights, 1 << 30, True)],
+    ids=["tensor by tensor", "all at once", "masters in host memory"],
+)
+def test_gradients_of_several_backward_passes_are_summed_in_fp32(monkeypatch, kind, collected_bytes, moves):
     monkeypatch.setattr(masters, "COLLECTED_BYTES", collected_bytes)
     layer = torch.nn.Linear(4, 3, bias=False).to(torch.bfloat16)
-    weights = Weights(layer)
+    weights = kind(layer)
     weights.begin(passes=2, processes=1)
     for value in (1.0, 2**-9):
         layer(torch.full((1, 4), value, dtype=torch.bfloat16)).sum().backward()
-        assert (layer.weight.grad is None) == (collected_bytes == 0), "moved in the pass, or after it"
+        assert (layer.weight.grad is None) == moves, "moved in the pass, or after it"
         weights.collect()
         assert layer.weight.grad is None, "no second copy of the gradient is kept"
     # 1 + 2^-9 needs 10 bits: a bf16 sum (8 bits) would have lost the second pass.

@@ -92,8 +92,9 @@ def test_the_norm_is_that_of_all_at_once():
     generator = torch.Generator().manual_seed(1)
     kinds = (torch.bfloat16, torch.float32, torch.bfloat16)
     gradients = [torch.randn(900, generator=generator).to(kinds[place % 3]) for place in range(40)]
-    found = RoundTrip(CPU, piece=256).norm(gradients)
-    assert torch.equal(found, AtOnce().norm(gradients))
+    for blocks in (1, 8, 20):  # a gradient at a time, and several
+        found = RoundTrip(CPU, piece=256 * blocks).norm(gradients)
+        assert torch.equal(found, AtOnce().norm(gradients))
     expected = torch.cat([one.double() for one in gradients]).norm()
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
 
