@@ -80,14 +80,16 @@ def test_another_recipe_or_version_is_refused_on_all(what):
 
 def test_two_machines_with_one_number_are_refused():
     def meet(control: Control) -> object:
-        control.nodes = Nodes(count=2, rank=0, rendezvous=control.nodes.rendezvous)
-        if control.count_up("both") == 1:
-            control.count_up("joined/0")
+        if control.nodes.rank == 0:
+            control.count_up("joined/1")  # what an earlier machine 1 did
+            control.set("it is there", True)
             return None
+        control.wait("it is there", 0, "it counts")
         return introduce(control, processes=1, asked=asked())
 
-    (error,) = [found for found in together(meet, meet) if found is not None]
-    assert error.problems[0].code == "L213"
+    _, error = together(meet, meet)
+    assert isinstance(error, RecipeError) and error.problems[0].code == "L213"
+    assert "machine 1 already" in error.problems[0].message
 
 
 def test_what_is_shared_is_found_out_and_nothing_is_left(tmp_path):
