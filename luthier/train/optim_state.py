@@ -7,7 +7,7 @@ steps for a group of tensors (`step` as a tensor in the group) has that and its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from luthier.runtime.errors import Problem, RunFailed
 
-__all__ = ["optimizer_state", "restore_optimizer", "state_bytes"]
+__all__ = ["optimizer_state", "require_trained", "restore_optimizer", "state_bytes"]
 
 Number = int | float | bool | None
 _GROUP = "group."
@@ -57,29 +57,51 @@ def restore_optimizer(
 ) -> None:
     """Put saved state back; rates and other settings stay those of the recipe.
 
+    `held` may read at each access: what belongs on a device goes there before the next one is read.
+
     Raises:
         RunFailed: the state is of other parameters.
     """
     by_name: dict[str, dict[str, Any]] = {}
     by_group: dict[int, dict[str, Any]] = {}
-    for full_name, value in [*held.items(), *numbers.items()]:
+    full_names = [*held, *numbers]
+    require_trained([n.rpartition("/")[0] for n in full_names if not n.startswith(_GROUP)], tensors)
+    for full_name in full_names:
         name, key = full_name.rsplit("/", 1)
+        value = held[full_name] if full_name in held else numbers[full_name]
         if name.startswith(_GROUP):
             by_group.setdefault(int(name.removeprefix(_GROUP)), {})[key] = value
         else:
-            by_name.setdefault(name, {})[key] = value
-    if unknown := sorted(set(by_name) - set(tensors)):
-        raise RunFailed(
-            problems=[
-                Problem(code="T433", message=f"optimizer state of `{name}`, which is not trained") for name in unknown
-            ]
-        )
+            by_name.setdefault(name, {})[key] = _placed(value, key, tensors[name], optimizer)
     names = {id(tensor): name for name, tensor in tensors.items()}
     ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     state = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for index, counted in by_group.items():
         optimizer.param_groups[index].update(counted)
+
+
+def require_trained(names: Iterable[str], trained: Container[str]) -> None:
+    """Names that a saved state is of are those of trained parameters.
+
+    Raises:
+        RunFailed: those that are not.
+    """
+    if unknown := sorted({name for name in names if name not in trained}):
+        raise RunFailed(
+            problems=[
+                Problem(code="T433", message=f"optimizer state of `{name}`, which is not trained") for name in unknown
+            ]
+        )
+
+
+def _placed(value: Any, key: str, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Any:
+    """A tensor of the state on the device where `load_state_dict` will put it, counters aside.
+
+    bitsandbytes copies what it is given, which would be there twice.
+    """
+    copies = type(optimizer).__module__.startswith("bitsandbytes")
+    return value.to(parameter.device) if isinstance(value, Tensor) and key != "step" and not copies else value
 
 
 def _counted(group: Mapping[str, Any]) -> dict[str, Any]:

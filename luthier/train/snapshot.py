@@ -13,11 +13,11 @@ from luthier.fast.kernels.maps8 import BLOCK
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import Problem, RunFailed
 from luthier.train.adamw8 import CODES, decoded
-from luthier.train.checkpoint import checkpoint_path, read_state, require_valid, save
+from luthier.train.checkpoint import checkpoint_path, require_valid, save
 from luthier.train.distributed.folders import first_of_machine, hand_out
 from luthier.train.distributed.local import my_rows
 from luthier.train.distributed.sharded_weights import ShardedWeights
-from luthier.train.distributed.shards import load_mine, load_whole, save_sharded, saved_shapes
+from luthier.train.distributed.shards import save_sharded
 from luthier.train.distributed.zero_weights import ZeroWeights
 from luthier.train.optim_state import optimizer_state, restore_optimizer
 from luthier.train.processes import on_main
@@ -43,20 +43,26 @@ def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mappin
     """
 
     held, numbers = _optimizer_state(trainer)
+    weights, path = trainer.weights, checkpoint_path(folder, progress.step)
     state = {
         "step": progress.step, "identity": identity, "versions": versions(),
         "progress": progress.to_json(), "optimizer_numbers": numbers,
         "schedule": trainer.schedule.state(),
     }  # fmt: skip
-    path = checkpoint_path(folder, progress.step)
-    trained: dict[str, Tensor] = dict(trainer.weights.tensors)
-    if isinstance(trainer.weights, ZeroWeights):
-        trained = dict(trainer.weights.masters_whole(keep=trainer.accelerator.is_main_process))
-    elif isinstance(trainer.weights, ShardedWeights):
-        save_sharded(trainer.accelerator, path, tensors=_as_sharded(trainer.weights, held), state=state)
+    in_shards = isinstance(weights, ShardedWeights) or (isinstance(weights, ZeroWeights) and weights.in_shards)
+    trained: dict[str, Tensor] = {}
+    if isinstance(weights, ShardedWeights):
+        save_sharded(trainer.accelerator, path, tensors=_as_sharded(weights, held), state=state)
+    elif isinstance(weights, ZeroWeights) and weights.in_shards:
+        rows = weights.rows()
+        save_sharded(trainer.accelerator, path, tensors=rows, state=state, sizes=rows.sizes)
+    elif isinstance(weights, ZeroWeights):
+        trained = dict(weights.masters_whole(keep=trainer.accelerator.is_main_process))
+    else:
+        trained = dict(weights.tensors)
 
     def finish() -> list[int]:
-        if not isinstance(trainer.weights, ShardedWeights):
+        if not in_shards:
             save(path, tensors={"trainable": trained, "optimizer": held}, state=state)
         require_valid(path)
         best = progress.best.step if progress.best else None
@@ -66,8 +72,11 @@ def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mappin
 
 
 def _optimizer_state(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and numbers; of DeepSpeed's no tensor where the checkpoint is in shards."""
     if isinstance(trainer.weights, ZeroWeights):
-        return trainer.weights.state_whole(trainer.optimizer, keep=trainer.accelerator.is_main_process), {}
+        if trainer.weights.in_shards:
+            return {}, {}
+        return trainer.weights.state_whole(keep=trainer.accelerator.is_main_process), {}
     found: tuple[dict[str, Tensor], dict[str, Any]] = optimizer_state(trainer.optimizer, trainer.weights.tensors)
     return found
 
@@ -88,10 +97,12 @@ def _as_sharded(weights: ShardedWeights, held: Mapping[str, Tensor]) -> dict[str
 def restore(trainer: Trainer, resumed: Resumed) -> Progress:
     """Weights, optimizer and position from a verified checkpoint, on whichever machine it is."""
     load_weights(trainer, resumed.checkpoint.path)
-    if isinstance(trainer.weights, ZeroWeights):
-        trainer.weights.load_state(trainer.optimizer, _mine(trainer, resumed.checkpoint.path, "optimizer"))
+    saved, weights = SavedTensors(resumed.checkpoint.path, "optimizer"), trainer.weights
+    if isinstance(weights, ZeroWeights):
+        weights.load_state(trainer.optimizer, saved)
     else:
-        held, numbers = _mine(trainer, resumed.checkpoint.path, "optimizer"), resumed.state["optimizer_numbers"]
+        held = _my_rows(weights, saved, of_state=True) if isinstance(weights, ShardedWeights) else saved
+        numbers = resumed.state["optimizer_numbers"]
         restore_optimizer(trainer.optimizer, trainer.weights.tensors, held=held, numbers=numbers)
     trainer.schedule.restore(resumed.state.get("schedule", {}))
     if read_env().unshared:
@@ -114,36 +125,13 @@ def load_weights(trainer: Trainer, path: Path) -> None:
         shapes = {name: tensor.shape for name, tensor in weights.whole.items()}
     elif isinstance(weights, ZeroWeights):
         shapes = weights.shapes
-    problems = list(_misfits(_shapes(path), shapes))
+    saved = SavedTensors(path, "trainable")
+    problems = list(_misfits(saved.shapes, shapes))
     if problems:
         raise RunFailed(problems=[
             Problem(code="T433", message=f"{path.name}: {text}", file=str(path)) for text in problems
         ])  # fmt: skip
-    weights.load(_mine(trainer, path, "trainable"))
-
-
-def _shapes(path: Path) -> dict[str, Any]:
-    """Shapes of the trained tensors of a checkpoint, sharded or not."""
-    if read_state(path).get("sharded"):
-        return dict(saved_shapes(path, "trainable"))
-    return dict(SavedTensors(path, "trainable").shapes)
-
-
-def _mine(trainer: Trainer, path: Path, group: str) -> Mapping[str, Tensor]:
-    """A group of tensors of a checkpoint, sharded or not: what this process holds of it."""
-    weights, of_state = trainer.weights, group == "optimizer"
-    if not read_state(path).get("sharded"):
-        whole = SavedTensors(path, group)
-        return _my_rows(weights, whole, of_state=of_state) if isinstance(weights, ShardedWeights) else whole
-    if not isinstance(weights, ShardedWeights):
-        return load_whole(path, group)
-    likes: Mapping[str, Any] = weights.whole
-    if of_state:
-        names = saved_shapes(path, group)
-        if any(name.endswith(SCALES) for name in names):  # codes of 8 bits are decoded before rows are cut
-            return _my_part(weights, load_whole(path, group))
-        likes = {name: weights.whole[key] for name in names if (key := name.rpartition("/")[0]) in weights.whole}
-    return load_mine(path, group, likes)
+    weights.load(_my_rows(weights, saved, of_state=False) if isinstance(weights, ShardedWeights) else saved)
 
 
 def _my_rows(weights: ShardedWeights, saved: SavedTensors, *, of_state: bool) -> dict[str, Tensor]:

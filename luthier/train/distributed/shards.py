@@ -6,9 +6,11 @@
       state.json, manifest.json           as in every checkpoint (`checkpoint.py`), written by process 0
 
 All write into one temporary folder, of several copies of a shard (`mesh.py`) the one with the lowest number; when all
-have, process 0 hashes what is there and renames it. Any number of
-processes reads it, also one without shards: a tensor is put together from the parts that overlap it. Where machines do
-not see one folder, each writes into its own, and the files are brought to process 0's (`folders.py`).
+have, process 0 hashes what is there and renames it. They write file by file, so a process holds one file's tensors
+(`FILE_BYTES`) on their way. FSDP2's shards are on the disk as they are in memory; DeepSpeed's partitions, which are cut
+elsewhere, are made the same shards first (`zero_rows.py`). Any number of processes reads it, with or without shards
+(`saved.py`). Where machines do not see one folder, each writes into its own, and the files are brought to process 0's
+(`folders.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from luthier.runtime.atomic import TEMP_PREFIX, explain_os_error, fsync_path
@@ -28,20 +29,32 @@ from luthier.runtime.env import read_env
 from luthier.runtime.errors import EnvironmentProblem, RunFailed
 from luthier.train.checkpoint import seal
 from luthier.train.distributed.folders import bring, first_of_machine
-from luthier.train.distributed.local import as_sharded, local, parts_of
+from luthier.train.distributed.local import parts_of
 from luthier.train.processes import on_main
+from luthier.train.saved import SavedTensors
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["load_mine", "load_whole", "save_sharded", "saved_shapes"]
+__all__ = ["load_whole", "save_sharded"]
 
 FILE_BYTES = 1 << 30
 """Of a process' shards in one file, unless one alone is larger."""
 
 
-def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def save_sharded(
+    accelerator: Accelerator, path: Path, *, tensors: Mapping[str, Any], state: Mapping[str, Any],
+    sizes: Mapping[str, int] | None = None,
+) -> None:  # fmt: skip
     """Write a checkpoint of DTensors (and of plain tensors that are equal everywhere). Called by all processes.
+
+    Args:
+        accelerator: Of the run.
+        path: The checkpoint's folder.
+        tensors: As `GROUP/NAME`, in the same order everywhere. Each is asked for once, those of a file right before it
+            is written, so that they may be put together then.
+        state: For `state.json`.
+        sizes: Bytes of a process' part of each tensor; None: look at the tensors.
 
     Raises:
         EnvironmentProblem: a process could not write, or does not see the folder; nothing is left behind.
@@ -62,12 +75,15 @@ def save_sharded(accelerator: Accelerator, path: Path, *, tensors: Mapping[str, 
             code="L121", message=f"{temporary} is not seen by process {accelerator.process_index}",
             hint="sharded checkpoints need a run folder on a file system that all machines share",
         )  # fmt: skip
-    held = {name: tensor.cpu() if not hasattr(tensor, "device_mesh") else tensor for name, tensor in tensors.items()}
-    writer = HuggingFaceStorageWriter(path=str(temporary), save_distributed=True, fqn_to_index_mapping=_files(held))
+    files = _files(_sizes(tensors) if sizes is None else sizes)
     try:
-        with _quiet(), _told(temporary, accelerator.process_index):
-            # The first copy is process 0's, on its machine: nothing of the others has to be sent there.
-            dcp.save(held, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
+        for number in sorted(set(files.values())):
+            held = {name: _on_host(tensors[name]) for name, one in files.items() if one == number}
+            with _quiet(), _told(temporary, accelerator.process_index):
+                writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True, fqn_to_index_mapping=files)
+                # The first copy is process 0's, on its machine: nothing of the others has to be sent there.
+                dcp.save(held, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
+            del held  # before the next file's are put together
         bring(accelerator.device, temporary)
         on_main(accelerator, lambda: _finish(temporary, path, state))
     except BaseException:
@@ -109,63 +125,32 @@ def _told(temporary: Path, mine: int) -> Iterator[None]:
         raise RunFailed(code="L290" if own is not None else "T462", message=text) from error
 
 
-def _files(tensors: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(tensors: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        name: tensor.nbytes // (parts_of(tensor) if hasattr(tensor, "device_mesh") else 1)
+        for name, tensor in tensors.items()
+    }
+
+
+def _on_host(tensor: Any) -> Any:
+    """A plain tensor in host memory; torch takes shards there itself."""
+    return tensor if hasattr(tensor, "device_mesh") else tensor.cpu()
+
+
+def _files(sizes: Mapping[str, int]) -> dict[str, int]:
     """The number of each tensor's file, from 1: torch holds what it writes into one twice in host memory."""
     found: dict[str, int] = {}
     number, held = 1, 0
-    for name, tensor in tensors.items():
-        here = tensor.nbytes // (parts_of(tensor) if hasattr(tensor, "device_mesh") else 1)
+    for name, here in sizes.items():
         if held and held + here > FILE_BYTES:
             number, held = number + 1, 0
         found[name], held = number, held + here
     return found
 
 
-def load_mine(path: Path, group: str, likes: Mapping[str, Any]) -> dict[str, Tensor]:
-    """This process' part of the tensors of one group, in host memory; it reads no others' rows.
-
-    Args:
-        path: a verified sharded checkpoint.
-        group: `trainable` or `optimizer`.
-        likes: sharded tensors (DTensor) by the names of those that are to be cut as they are; others come whole.
-    """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-
-    reader = HuggingFaceStorageReader(str(path))
-    targets: dict[str, Any] = {}
-    for name, entry in _entries(reader, group).items():
-        like, dtype = likes.get(name), entry.properties.dtype
-        if like is not None and entry.size == like.shape and len(entry.size):
-            targets[f"{group}/{name}"] = as_sharded(torch.empty(local(like).shape, dtype=dtype), like)
-        else:
-            targets[f"{group}/{name}"] = torch.empty(entry.size, dtype=dtype)
-    with _quiet():
-        dcp.load(targets, storage_reader=reader, no_dist=True)
-    return {
-        name.removeprefix(f"{group}/"): local(tensor) if hasattr(tensor, "device_mesh") else tensor
-        for name, tensor in targets.items()
-    }
-
-
-def saved_shapes(path: Path, group: str) -> dict[str, torch.Size]:
-    """Shapes of the whole tensors of one group of a sharded checkpoint."""
-    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-
-    return {name: entry.size for name, entry in _entries(HuggingFaceStorageReader(str(path)), group).items()}
-
-
-def _entries(reader: Any, group: str) -> dict[str, Any]:
-    held = reader.read_metadata().state_dict_metadata
-    return {name.removeprefix(f"{group}/"): entry for name, entry in held.items() if name.startswith(f"{group}/")}
-
-
 def load_whole(path: Path, group: str) -> dict[str, Tensor]:
-    """The tensors of one group of a verified sharded checkpoint (`trainable`, `optimizer`), whole and in host memory.
-
-    Read by this process alone, whatever the others do.
-    """
-    return load_mine(path, group, {})
+    """The tensors of one group of a verified checkpoint (`trainable`, `optimizer`), whole and in host memory."""
+    return dict(SavedTensors(path, group))
 
 
 def _make_empty(folder: Path) -> None:

@@ -1,8 +1,9 @@
 """Trained weights whose gradients, masters and moments are DeepSpeed's (ZeRO-1, ZeRO-2, ZeRO-3).
 
 DeepSpeed averages the gradients of a pass over the processes and adds up the passes in its partitions; its step clips
-by the norm of all and updates them. What leaves and enters a checkpoint are whole tensors under our names, one at a
-time, so any number of processes and any strategy goes on from it.
+by the norm of all and updates them. What leaves them are tensors under our names, one at a time: in FSDP2's shards
+for checkpoints of weights (`zero_rows.py`), whole for those of adapters. What enters is read from any checkpoint, by
+each process the rows that its partitions are of. So any number of processes and any strategy goes on from it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from luthier.train import foreach
-from luthier.train.distributed.zero import gather_zero, let_gradients_through
+from luthier.train.distributed.mesh import make_mesh
+from luthier.train.distributed.partitions import Partitions
+from luthier.train.distributed.zero import let_gradients_through
+from luthier.train.distributed.zero_rows import Rows
 from luthier.train.masters import Weights
+from luthier.train.optim_state import require_trained
+from luthier.train.saved import SavedTensors, numbers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,7 +42,11 @@ class ZeroWeights(Weights):
         self.shapes = dict(shapes)
         self.live = {name: parameter for name, parameter in model.named_parameters() if name in self.shapes}
         self.tensors = dict(self.live)
-        self._stage = int(engine.zero_optimization_stage())
+        self.in_shards = not hasattr(model, "peft_config")
+        """Checkpoints are: of weights, not of adapters, which are small."""
+        self._partitions = Partitions(engine, self.live, self.shapes)
+        self._mesh: Any = None
+        self._stage = self._partitions.stage
         self._in_16_bits = hasattr(engine.optimizer, "bf16_groups")
         """Under ZeRO-1 DeepSpeed has an optimizer of its own (BF16_Optimizer) for weights in bf16."""
         self._passes = self._done = 0
@@ -103,11 +113,16 @@ class ZeroWeights(Weights):
 
     # -- what is saved
 
+    def rows(self) -> Rows:
+        """Masters and the optimizer's state for a sharded checkpoint; called by all processes together."""
+        if self._mesh is None:
+            self._mesh = make_mesh(self.engine.device.type, 1)
+        moments = {f"{name}/{key}": None if parted else value for name, key, value, parted in self._state()}
+        return Rows(self._partitions, moments, self._mesh)
+
     def result(self, model: nn.Module, *, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """See `Weights.result`."""
-        if hasattr(model, "peft_config"):
-            return (dict(self.masters_whole(keep=keep)), None)
-        return {}, gather_zero(model, keep=keep)
+        """See `Weights.result`; of adapters, for the weights of a model are put together while they are written."""
+        return dict(self.masters_whole(keep=keep)), None
 
     def masters_whole(self, *, keep: bool) -> Iterator[tuple[str, Tensor]]:
         """(name, whole fp32 tensor in host memory), one after the other; nothing where it is not to be kept."""
@@ -118,106 +133,61 @@ class ZeroWeights(Weights):
             if keep:
                 yield name, whole.to("cpu", copy=True).view(self.shapes[name])
 
-    def state_whole(self, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, Tensor]:
+    def state_whole(self, *, keep: bool) -> dict[str, Tensor]:
         """The optimizer's state as `PARAMETER/KEY`, whole and in host memory; called by all processes together."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         found: dict[str, Tensor] = {}
-        self._link(optimizer)
-        for name, parameter in self.live.items():
-            flat = self._flat(parameter)
-            for key, value in optimizer.state.get(flat, {}).items():
-                if not isinstance(value, Tensor):
-                    continue
-                parted = value.shape == flat.shape
-                whole = safe_get_full_optimizer_state(parameter, key) if parted else value
-                if keep:
-                    held = whole.detach().to("cpu", copy=True)
-                    found[f"{name}/{key}"] = held.view(self.shapes[name]) if parted else held
+        self._partitions.link()
+        for name, key, value, parted in self._state():
+            whole = safe_get_full_optimizer_state(self.live[name], key) if parted else value
+            if keep:
+                held = whole.detach().to("cpu", copy=True)
+                found[f"{name}/{key}"] = held.view(self.shapes[name]) if parted else held
         return found
+
+    def _state(self) -> Iterator[tuple[str, str, Tensor, bool]]:
+        """(name, key, tensor, whether it is this process' part) of the optimizer's state; counters are all of it."""
+        for name in self.live:
+            flat = self._partitions.flat(name)
+            for key, value in self._partitions.state.get(flat, {}).items():
+                if isinstance(value, Tensor):
+                    yield name, key, value, value.shape == flat.shape
 
     # -- what is restored
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take whole saved values into the partitions and the weights."""
+        """Take saved values into the partitions and the weights; each process reads the rows that it needs."""
         import deepspeed
 
+        first_process = torch.distributed.get_rank() == 0
         with torch.no_grad():
             for name, parameter in self.live.items():
-                whole = tensors[name]  # which may read it
-                self._set(parameter, whole, key=None)
-                parts = [parameter] if hasattr(parameter, "ds_id") else []
-                with deepspeed.zero.GatheredParameters(parts, modifier_rank=0):
-                    parameter.data.copy_(whole)
-
-    def load_state(self, optimizer: torch.optim.Optimizer, held: Mapping[str, Tensor]) -> None:
-        """Take a saved state of the optimizer, whole tensors under `PARAMETER/KEY`."""
-        by_name: dict[str, dict[str, str]] = {name: {} for name in self.live}  # `held` may read at each access
-        for full_name in held:
-            name, _, key = full_name.rpartition("/")
-            by_name[name][key] = full_name
-        for group in optimizer.param_groups:
-            fused = bool(group.get("fused"))
-        for name, parameter in self.live.items():
-            flat = self._flat(parameter)
-            for key, full_name in by_name[name].items():
-                if key in optimizer.state[flat]:
+                self._partitions.put(name, None, numbers_of(tensors, name, *self._partitions.span(name)))
+                if self._stage != 3:
+                    parameter.data.copy_(tensors[name])
                     continue
-                value = held[full_name]
-                parted = value.shape == self.shapes[name] and value.ndim > 0
-                where = flat.device if parted or fused else torch.device("cpu")
-                optimizer.state[flat][key] = torch.zeros_like(flat) if parted else value.to(where, copy=True)
-        self._link(optimizer)
-        for name, parameter in self.live.items():
-            for key, full_name in by_name[name].items():
-                value = held[full_name]
-                if value.shape == self.shapes[name] and value.ndim > 0:
-                    self._set(parameter, value, key=key)
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    if first_process:  # the others get it from there
+                        parameter.data.copy_(tensors[name])
 
-    def _link(self, optimizer: torch.optim.Optimizer) -> None:
-        """Show ZeRO-1 and ZeRO-2 where the moments of each parameter are.
+    def load_state(self, optimizer: torch.optim.Optimizer, held: SavedTensors) -> None:
+        """Take a saved state of the optimizer, tensors under `PARAMETER/KEY`; each process reads the rows it needs.
 
-        It does so itself in its first step, but for all groups when the first of them has been updated (0.19.8).
+        Raises:
+            RunFailed: the state is of other parameters.
         """
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        if self._stage != 3:
-            for group, flat in self._groups():
-                lazy_init_hp_params_optimizer_state(group, flat, optimizer.state)
-
-    def _flat(self, parameter: nn.Parameter) -> Tensor:
-        """The partition of this process that `parameter` is part of."""
-        optimizer = self.engine.optimizer
-        flat: Tensor
-        if self._stage == 3:
-            flat = optimizer.fp32_partitioned_groups_flat[optimizer.grad_position[optimizer.get_param_id(parameter)][0]]
-        else:
-            flat = next(flat for group, flat in self._groups() if any(p is parameter for p in group))
-        return flat
-
-    def _groups(self) -> list[tuple[list[nn.Parameter], Tensor]]:
-        """(parameters, partition of their masters that this process has) of each group, below ZeRO-3."""
-        zero = self.engine.optimizer
-        if self._in_16_bits:
-            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
-        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
-
-    def _set(self, parameter: Any, whole: Tensor, *, key: str | None) -> None:
-        """This process' part of a whole tensor into the masters (`key` None) or a moment."""
-        from deepspeed import utils
-
-        whole = whole.to(device=self.engine.device, dtype=torch.float32)
-        if self._stage != 3:
-            if key is None:
-                utils.safe_set_full_fp32_param(parameter, whole)
-            else:
-                utils.safe_set_full_optimizer_state(parameter, whole, key)
-            return
-        # DeepSpeed's setter of whole tensors does not take one whose size the processes do not divide.
-        size = parameter.ds_tensor.ds_numel
-        padded = nn.functional.pad(whole.flatten(), (0, size * self.engine.dp_world_size - whole.numel()))
-        part = padded.narrow(0, size * torch.distributed.get_rank(), size)
-        if key is None:
-            utils.safe_set_local_fp32_param(parameter, part)
-        else:
-            utils.safe_set_local_optimizer_state(parameter, part, key)
+        require_trained([full_name.rpartition("/")[0] for full_name in held], self.shapes)
+        state = self._partitions.state
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        for full_name, shape in held.shapes.items():
+            name, _, key = full_name.rpartition("/")
+            flat = self._partitions.flat(name)
+            if not shape or shape != self.shapes[name]:
+                where = flat.device if fused else torch.device("cpu")
+                state[flat][key] = held[full_name].to(where, copy=True)
+                continue
+            if key not in state[flat]:
+                state[flat][key] = torch.zeros_like(flat)
+            self._partitions.put(name, key, held.numbers(full_name, *self._partitions.span(name)))
+        self._partitions.link()
