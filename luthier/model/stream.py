@@ -20,7 +20,7 @@ from torch import Tensor
 from luthier.model.weights import non_finite_tensors, refuse_non_finite
 from luthier.runtime.console import note
 
-__all__ = ["Held", "Source", "refuse_bad", "save_weights"]
+__all__ = ["Source", "refuse_bad", "save_weights"]
 
 _FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -35,21 +35,6 @@ class Source(Protocol):
     def take(self, names: Sequence[str]) -> dict[str, Tensor]:
         """These, whole and in host memory."""
         ...
-
-
-class Held:
-    """Tensors that are in memory, as a `Source`."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def outline(self) -> Mapping[str, Tensor]:
-        """See `Source`."""
-        return self._tensors
-
-    def take(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """See `Source`."""
-        return {name: self._tensors[name] for name in names}
 
 
 def save_weights(model: Any, folder: Path, source: Source, *, max_shard_size: str) -> None:

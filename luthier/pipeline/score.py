@@ -85,8 +85,9 @@ def _with_checkpoint(model: Any, tokenizer: Any, recipe: Recipe, path: Path) -> 
     import torch
 
     from luthier.model.adapters import apply_method
-    from luthier.train.checkpoint import load_tensors, require_valid
+    from luthier.train.checkpoint import require_valid
     from luthier.train.loop import START_FOLDER
+    from luthier.train.saved import SavedTensors
 
     if not path.is_dir():
         raise RecipeError(
@@ -103,11 +104,11 @@ def _with_checkpoint(model: Any, tokenizer: Any, recipe: Recipe, path: Path) -> 
         )
         model = tuned.model
     own = dict(model.named_parameters())
-    saved = load_tensors(path, "trainable")
-    wrong = [name for name, tensor in saved.items() if name not in own or own[name].shape != tensor.shape]
+    saved = SavedTensors(path, "trainable")  # whole or in shards, read tensor by tensor
+    wrong = [name for name, shape in saved.shapes.items() if name not in own or own[name].shape != shape]
     untouched = [name for name, one in own.items() if "lora_" in name and one.requires_grad and name not in saved]
-    if wrong or untouched:
-        message = f"{path} holds other weights than the recipe trains: {', '.join((wrong + untouched)[:3])}"
+    if wrong or untouched or not saved:
+        message = f"{path} holds other weights than the recipe trains: {', '.join((wrong + untouched)[:3]) or 'none'}"
         raise RunFailed(code="E551", message=message, hint="give the recipe of its run (RUN/recipe.yaml)")
     with torch.no_grad():
         for name, tensor in saved.items():

@@ -21,7 +21,7 @@ from luthier.data.types import TrainRow
 from luthier.model.adapters import Tuned
 from luthier.model.save import save_trained
 from luthier.model.starts import keep_start, start_of
-from luthier.model.stream import Held, Source
+from luthier.model.stream import Source
 from luthier.recipe.distributed_rules import require_groups
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.replicate_rules import require_copies
@@ -35,7 +35,6 @@ from luthier.runtime.signals import stop_on_signals
 from luthier.train import trackers
 from luthier.train.distributed.folders import first_of_machine, require_same
 from luthier.train.distributed.gathered import write_gathered
-from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.measure import Clock
 from luthier.train.memory import explain_out_of_memory
 from luthier.train.predicted import predicted
@@ -181,11 +180,11 @@ def _save_weights(
     def write(whole: Source | None = None, masters: Mapping[str, torch.Tensor] | None = None) -> None:
         save_trained(tuned.model, tokenizer, folder, masters=masters, whole=whole, max_shard_size=max_shard_size)
 
-    if isinstance(trainer.weights, ShardedWeights):
+    if trainer.weights.in_shards:
         write_gathered(accelerator, tuned.model, write)
         return
-    masters, whole = trainer.weights.result(tuned.model, keep=accelerator.is_main_process)
-    on_main(accelerator, lambda: write(None if whole is None else Held(whole), masters or None))
+    masters = trainer.weights.result(keep=accelerator.is_main_process)
+    on_main(accelerator, lambda: write(None, masters or None))
 
 
 def _identify(

@@ -46,6 +46,8 @@ class Weights:
 
     sharded = False
     """Each process holds a part of every tensor."""
+    in_shards = False
+    """The weights themselves are trained, and are in parts: a checkpoint has them in shards, a result is gathered."""
     norm_in_parts = False
     """`norm` is that of this process' parts."""
     copies = 1
@@ -196,11 +198,11 @@ class Weights:
         with torch.no_grad():
             foreach.copy_([self.live[name] for name in names], [self.tensors[name] for name in names])
 
-    def result(self, model: nn.Module, *, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """(fp32 masters by name, every weight by name or None), as `save_trained` takes them: what is written where the
-        parameters of `model` are not it. Called by all processes together; for those that do not `keep` it is empty.
+    def result(self, *, keep: bool) -> dict[str, Tensor]:
+        """fp32 masters by name, as `save_trained` takes them: what is written where the parameters are not it. Not of
+        weights `in_shards`. Called by all processes together; for those that do not `keep` it may be empty.
         """
-        return dict(self.masters), None
+        return dict(self.masters)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take saved values (of exactly these names and shapes) and publish them."""

@@ -49,7 +49,6 @@ def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mappin
         "progress": progress.to_json(), "optimizer_numbers": numbers,
         "schedule": trainer.schedule.state(),
     }  # fmt: skip
-    in_shards = isinstance(weights, ShardedWeights) or (isinstance(weights, ZeroWeights) and weights.in_shards)
     trained: dict[str, Tensor] = {}
     if isinstance(weights, ShardedWeights):
         save_sharded(trainer.accelerator, path, tensors=_as_sharded(weights, held), state=state)
@@ -62,7 +61,7 @@ def take(trainer: Trainer, progress: Progress, *, folder: Path, identity: Mappin
         trained = dict(weights.tensors)
 
     def finish() -> list[int]:
-        if not in_shards:
+        if not weights.in_shards:
             save(path, tensors={"trainable": trained, "optimizer": held}, state=state)
         require_valid(path)
         best = progress.best.step if progress.best else None

@@ -17,12 +17,16 @@ from luthier.train.processes import make_accelerator
 ROOT = Path(__file__).parents[2]
 
 
-def run_workers(module: str, folder: Path, *, processes: int, timeout: float) -> None:
-    """Run `python -m MODULE FOLDER` on so many processes of the CPU; each has to end with 0."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
+def run_workers(
+    module: str, folder: Path, *names: str, processes: int, timeout: float, **variables: str
+) -> None:  # fmt: skip
+    """Run `python -m MODULE FOLDER NAMES` on so many processes of the CPU; each has to end with 0."""
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1", **variables,
+    }  # fmt: skip
     launch = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
-        "-m", module, str(folder),
+        "-m", module, str(folder), *names,
     ]  # fmt: skip
     done = subprocess.run(
         launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout, check=False

@@ -1,4 +1,5 @@
-"""The weights of a sharded model for whoever writes them: process 0 asks, and all put the tensors together.
+"""The weights of a model in shards, FSDP2's or DeepSpeed's, for whoever writes them: process 0 asks, and all put the
+tensors together.
 
     process 0                                    the others
     source.take(names)                           source.answer():
@@ -35,7 +36,8 @@ class Gathered:
 
     def outline(self) -> Mapping[str, Any]:
         """Every tensor by its name: shape and type of the whole one; shared ones are one object."""
-        return self._tensors
+        outlines = {id(tensor): _outline(tensor) for tensor in self._tensors.values()}
+        return {name: outlines[id(tensor)] for name, tensor in self._tensors.items()}
 
     def take(self, names: Sequence[str]) -> dict[str, Tensor]:
         """In process 0: these tensors, whole and in host memory; shared ones share it."""
@@ -45,7 +47,7 @@ class Gathered:
         for name in names:
             tensor = self._tensors[name]
             if id(tensor) not in held:
-                held[id(tensor)] = whole(tensor).to("cpu")
+                held[id(tensor)] = _on_host(tensor)
             found[name] = held[id(tensor)]
         return found
 
@@ -53,7 +55,7 @@ class Gathered:
         """In the others: take part until process 0 is done."""
         while (names := self._tell(None)) is not None:
             for tensor in {id(self._tensors[name]): self._tensors[name] for name in names}.values():
-                whole(tensor)
+                _on_host(tensor, keep=False)
 
     def close(self) -> None:
         """In process 0: nothing more is asked for."""
@@ -66,6 +68,23 @@ class Gathered:
         broadcast_object_list(shared, from_process=0)
         told: list[str] | None = shared[0]
         return told
+
+
+def _outline(tensor: Any) -> Any:
+    """Shape and type of the whole tensor; DeepSpeed leaves an empty one in its place."""
+    return torch.empty(tensor.ds_shape, dtype=tensor.dtype, device="meta") if hasattr(tensor, "ds_id") else tensor
+
+
+def _on_host(tensor: Any, *, keep: bool = True) -> Tensor:
+    """The whole tensor in host memory, if it is to be kept; called by all processes."""
+    if not hasattr(tensor, "ds_id"):
+        found = whole(tensor)
+        return found.to("cpu") if keep else found
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([tensor]):
+        found = tensor.detach()
+        return found.to("cpu", copy=True) if keep else found
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

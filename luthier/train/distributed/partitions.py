@@ -53,10 +53,11 @@ class Partitions:
         parameter, (first, last) = self._live[name], self.span(name)
         if self.stage != 3:
             return self._fragment(name, key).to(self.engine.device)
-        read, more = utils.safe_get_local_fp32_param, ()
-        if key is not None:
-            read, more = utils.safe_get_local_optimizer_state, (key,)
-        held: Tensor = read(parameter, *more)
+        held: Tensor
+        if key is None:
+            held = utils.safe_get_local_fp32_param(parameter)
+        else:
+            held = utils.safe_get_local_optimizer_state(parameter, key)
         return held[: last - first]
 
     def put(self, name: str, key: str | None, part: Tensor) -> None:

@@ -26,7 +26,7 @@ __all__ = ["ShardedWeights"]
 class ShardedWeights(Weights):
     """`Weights` over the shards of this process."""
 
-    sharded = norm_in_parts = True
+    sharded = in_shards = norm_in_parts = True
 
     def __init__(self, model: nn.Module) -> None:
         self.whole: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}

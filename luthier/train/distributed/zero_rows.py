@@ -92,6 +92,10 @@ class Rows(Mapping[str, Any]):
         like = _Like(shape, self._mesh, (Shard(0),))
         return as_sharded(found.cpu().view(-1, *shape[1:]), like)
 
+    def __contains__(self, name: object) -> bool:
+        """Without making it."""
+        return name in self._keys or name in self._plain
+
     def __iter__(self) -> Iterator[str]:
         yield from self._keys
         yield from self._plain

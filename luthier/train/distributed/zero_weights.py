@@ -43,7 +43,6 @@ class ZeroWeights(Weights):
         self.live = {name: parameter for name, parameter in model.named_parameters() if name in self.shapes}
         self.tensors = dict(self.live)
         self.in_shards = not hasattr(model, "peft_config")
-        """Checkpoints are: of weights, not of adapters, which are small."""
         self._partitions = Partitions(engine, self.live, self.shapes)
         self._mesh: Any = None
         self._stage = self._partitions.stage
@@ -120,9 +119,9 @@ class ZeroWeights(Weights):
         moments = {f"{name}/{key}": None if parted else value for name, key, value, parted in self._state()}
         return Rows(self._partitions, moments, self._mesh)
 
-    def result(self, model: nn.Module, *, keep: bool) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-        """See `Weights.result`; of adapters, for the weights of a model are put together while they are written."""
-        return dict(self.masters_whole(keep=keep)), None
+    def result(self, *, keep: bool) -> dict[str, Tensor]:
+        """See `Weights.result`."""
+        return dict(self.masters_whole(keep=keep))
 
     def masters_whole(self, *, keep: bool) -> Iterator[tuple[str, Tensor]]:
         """(name, whole fp32 tensor in host memory), one after the other; nothing where it is not to be kept."""
