@@ -18,8 +18,8 @@ Bytes of one host, with n of the devices:
                  shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base
     states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
     weights      n x the device's shards of weights and their gradients, with `all`
-    checkpoint   what is on its way to the disk: of n shards twice a file of each, of whole weights twice a file; under
-                 ZeRO masters and states, which process 0 puts together
+    checkpoint   what is on its way to the disk: of n shards (FSDP2's, ZeRO's) twice a file of each, of whole weights
+                 twice a file; of adapters under ZeRO masters and states besides, which process 0 puts together
     result       one file of the result that process 0 writes (`export.max_shard_size`)
 
 Loading, checkpoint and result come one after the other: the host needs the largest of them beside the others.
@@ -107,7 +107,10 @@ def estimate_host(
         shards += -(-sizes.trainable * setting.dtype_bytes // parts)
     saved = -(-(4 * sizes.trainable + states[1]) // parts)
     writers, file = (count, SHARD_FILE) if parts > 1 else (1, WHOLE_FILE)
-    written = saved if setting.deepspeed else 2 * min(saved, file)
+    written = 2 * min(saved, file)
+    if setting.deepspeed and sizes.adapters:
+        saved = 4 * sizes.trainable + states[1]
+        writers, written = 1, saved + 2 * min(saved, WHOLE_FILE)
     piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
     if setting.sharded and values_first:
         piece = sizes.parameters * setting.dtype_bytes

@@ -164,7 +164,9 @@ def test_host_memory_by_hand():
     small = estimate_host(adapters, _setting("ddp"), optim="adamw_torch_fused")
     assert small.checkpoint == 2 * 12 * adapters.trainable < 2 * WHOLE_FILE
     zero = estimate_host(full, _setting("zero3", world=16), optim="adamw_torch_fused")
-    assert zero.checkpoint == 8 * 12 * P // 16
+    assert zero.checkpoint == plain.checkpoint  # the same shards, file by file
+    beside = estimate_host(adapters, _setting("zero3", world=16), optim="adamw_torch_fused")
+    assert beside.checkpoint == 3 * 12 * adapters.trainable  # process 0 has them whole, and their files twice
     assert (WHOLE_FILE, SHARD_FILE) == (SHARD_BYTES, FILE_BYTES)
     fp32 = _setting("ddp", world=1, offload="optimizer", dtype_bytes=4)
     assert estimate_host(full, fp32, optim="adamw_torch_fused").states == 12 * P  # the copy, too

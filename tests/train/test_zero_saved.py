@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from luthier.pipeline.score import _with_checkpoint
 from luthier.train.checkpoint import checkpoints, verify
-from tests.train.support import FULL
+from tests.support.tiny import tiny_model, tiny_tokenizer
+from tests.train.support import FULL, resolved
 from tests.train.test_processes import half
 from tests.train.torchrun import run_workers
 from tests.train.worker import thirteen
@@ -69,6 +71,17 @@ def test_one_process_goes_on_from_shards(two, one, tmp_path, first):
     run = thirteen(tmp_path / "run", 1, FULL)
     assert run.result.resumed_from == 3
     assert float((run.weights - one.weights).abs().max()) <= 5e-5
+
+
+@pytest.mark.parametrize("first", [name.split(" to ")[0] for name in CROSSED])
+def test_what_is_in_shards_is_scored_and_is_the_result(two, first):
+    """`luthier eval --checkpoint`; the result's weights, which are put together one by one, are the same bits."""
+    run = two / f"started-{first}"
+    recipe = resolved(method=FULL).recipe
+    model = _with_checkpoint(tiny_model(seed=9), tiny_tokenizer(), recipe, run / "checkpoints/step-6")
+    final = load_file(run / "final/model.safetensors")
+    found = dict(model.named_parameters())
+    assert set(final) == set(found) and all(torch.equal(found[name].detach(), final[name]) for name in final)
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -16,17 +16,18 @@ import torch.distributed as dist
 from luthier.train import snapshot
 from luthier.train.checkpoint import Checkpoint, checkpoint_path, read_state, save
 from luthier.train.distributed import shards
+from luthier.train.loop import _save_weights
 from luthier.train.processes import make_accelerator
 from luthier.train.progress import Progress
 from luthier.train.resume import Resumed
 from luthier.train.setup import make_trainer
 from luthier.train.step import Trainer
-from tests.support.tiny import tiny_model
+from tests.support.tiny import tiny_model, tiny_tokenizer
 from tests.train.anonymous import watched
 from tests.train.support import resolved, tuned
 from tests.train.torchrun import work
 
-SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8, "layers": 4}
+SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_key_value_heads": 8, "layers": 8}
 FILE = 8 << 20
 """Of a process' shards, in place of a GiB."""
 STRATEGIES = ("zero2", "zero3", "fsdp2")
@@ -46,16 +47,18 @@ def write_whole(folder: Path) -> dict[str, Any]:
     return {"bytes": sum(t.nbytes for t in masters.values()), "largest": max(t.nbytes for t in masters.values())}
 
 
-def trainer_of(strategy: str) -> Trainer:
-    """Of a model with the same shapes, nothing trained."""
+def trainer_of(strategy: str) -> tuple[Any, Trainer]:
+    """A model with the same shapes, nothing trained, and what trains it."""
     recipe = resolved(strategy=strategy)
     accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
-    return make_trainer(accelerator, tuned(recipe, model=tiny_model(**SIZES)).model, recipe.recipe, total_steps=9)
+    subject = tuned(recipe, model=tiny_model(**SIZES))
+    return subject, make_trainer(accelerator, subject.model, recipe.recipe, total_steps=9)
 
 
 def measured(folder: Path, strategy: str) -> dict[str, int]:
-    """Bytes above what was there before: going on from a whole and a sharded checkpoint, and writing one."""
-    trainer, found = trainer_of(strategy), {}
+    """Bytes above what was there before: going on from a whole and a sharded checkpoint, writing one, and a result."""
+    found: dict[str, int] = {}
+    subject, trainer = trainer_of(strategy)
     for step, name in ((1, "from whole"), (2, "from shards")):
         path = checkpoint_path(folder, step)
         with watched(folder, found, name):
@@ -63,6 +66,8 @@ def measured(folder: Path, strategy: str) -> dict[str, int]:
         dist.barrier()
     with watched(folder, found, "writing"):
         snapshot.take(trainer, Progress(step=3), folder=folder / strategy, identity={}, keep=3)
+    with watched(folder, found, "result"):
+        _save_weights(subject, trainer, tiny_tokenizer(), folder / strategy / "final", max_shard_size="8MB")
     trainer.weights.close()
     return found
 
@@ -73,7 +78,7 @@ def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None
     if rank == 0:
         found = write_whole(folder)
     dist.barrier()
-    trainer = trainer_of("fsdp2")
+    _, trainer = trainer_of("fsdp2")
     path = checkpoint_path(folder, 1)
     snapshot.restore(trainer, Resumed(Checkpoint(1, path), read_state(path)))
     snapshot.take(trainer, Progress(step=2), folder=folder, identity={}, keep=3)

@@ -1,7 +1,8 @@
 """One of several processes: `python -m torch.distributed.run ... -m tests.train.zero_saved_worker FOLDER`.
 
 Checkpoints of random numbers, of sizes that no number of processes divides, are gone on from and written again under
-each strategy; runs change their strategy in the middle; a process cannot write. `test_zero_saved.py` looks at the files.
+each strategy; runs change their strategy in the middle; a process cannot write. `test_zero_saved.py` looks at what is
+left.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from luthier.runtime.errors import RunFailed
 from luthier.train import foreach
 from luthier.train.distributed.mesh import make_mesh
 from luthier.train.distributed.partitions import Partitions
@@ -182,7 +183,9 @@ class ZeroWeights(Weights):
         for full_name, shape in held.shapes.items():
             name, _, key = full_name.rpartition("/")
             flat = self._partitions.flat(name)
-            if not shape or shape != self.shapes[name]:
+            if shape and shape != self.shapes[name]:
+                raise RunFailed(code="T433", message=f"`{full_name}` has shape {tuple(shape)}, `{name}` another")
+            if not shape:
                 where = flat.device if fused else torch.device("cpu")
                 state[flat][key] = held[full_name].to(where, copy=True)
                 continue
