@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -21,7 +20,7 @@ from luthier.train.checkpoint import load_tensors
 from luthier.train.distributed.local import my_rows
 from luthier.train.distributed.sharded_weights import ShardedWeights
 from luthier.train.saved import SavedTensors
-from luthier.train.snapshot import _mine
+from luthier.train.snapshot import _my_rows
 from tests.train.load_worker import memory, reset_peak
 
 LAYERS, WIDTH, ROWS = 12, 2048, 2049
@@ -34,12 +33,12 @@ def main(folder: Path) -> None:
     model = nn.Sequential(*(nn.Linear(WIDTH, ROWS if n == LAYERS - 1 else WIDTH, bias=False) for n in range(LAYERS)))
     fully_shard(model, mesh=mesh)
     weights = ShardedWeights(model)
-    trainer, path = SimpleNamespace(weights=weights), folder / "step-1"
+    path = folder / "step-1"
     found: dict[str, object] = {"processes": dist.get_world_size(), "wrapper": type(model).__name__}
     for group in ("trainable", "optimizer"):
         before = memory()["now"]
         reset_peak()
-        mine = _mine(trainer, path, group)
+        mine = _my_rows(weights, SavedTensors(path, group), of_state=group == "optimizer")
         found[group] = memory()["peak"] - before
         expected = load_tensors(path, group)
         odd = [] if mine.keys() == expected.keys() else ["names"]

@@ -33,7 +33,8 @@ from tests.train.test_processes import half
 from tests.train.torchrun import work
 from tests.train.worker import thirteen
 
-SIZES = {"vocab_size": 601, "intermediate_size": 101}
+SIZES = {"vocab_size": 601, "intermediate_size": 101, "mlp_bias": True}
+"""Matrices whose rows two processes do not divide, and biases whose numbers they do not: ZeRO-3 fills those up."""
 FEW = ("zero2", "zero3", "failing", "fsdp2 to zero3", "zero2 to fsdp2")
 """With `make test-processes`."""
 MORE = ("zero1", "zero1-bf16", "zero2-bf16", "zero3-bf16", "zero3 to fsdp2", "fsdp2 to zero2", "zero3 to zero1")
