@@ -95,15 +95,18 @@ def plan(
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
     from luthier.runtime.env import read_env
+    from luthier.runtime.host_memory import free_memory_bytes
 
     wanted = load_recipe(recipe)
     device = find_device(gpu) if gpu else this_machine()[0]
     cache = read_env().cache_dir
     if wanted.objective.name == "grpo":
         return plan_online(wanted, shape_of(wanted), documents_of(wanted), device)
-    return make_plan(
-        make_request(wanted, shape_of(wanted), documents_of(wanted), device, num_gpus=num_gpus, cache_dir=cache)
-    )
+    request = make_request(
+        wanted, shape_of(wanted), documents_of(wanted), device, num_gpus=num_gpus, cache_dir=cache,
+        host_memory=None if gpu else free_memory_bytes(),
+    )  # fmt: skip
+    return make_plan(request)
 
 
 def evaluate(recipe: str | Path | Mapping[str, Any] | Recipe, *, model: str | Path | None = None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def plan(
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
     from luthier.runtime.env import read_env
+    from luthier.runtime.host_memory import free_memory_bytes
 
     wanted, missing = _load(recipe, overrides)
     device, how = _device(gpu, gpu_memory_gib)
@@ -59,6 +60,7 @@ def plan(
     request = make_request(
         wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device,
         num_gpus=num_gpus, cache_dir=read_env().cache_dir,
+        host_memory=free_memory_bytes() if gpu is None and gpu_memory_gib is None else None,
     )  # fmt: skip
     answer = make_plan(request)
     if as_json:
@@ -164,13 +166,13 @@ def _render(answer: Plan, how: str) -> None:
     for key, reason in answer.reasons.items():
         if key != "model.dequantize_base" or "nf4" in chosen.setting.base:
             show(f"  {key}: {reason}")
-    for line in _closing(answer, here=how.startswith("this machine")):
+    for line in _closing(answer):
         show(line)
 
 
 def _verdict(answer: Plan) -> str:
     """The answer in a line."""
-    from luthier.plan.reasons import gib
+    from luthier.plan.reasons import gib, host_words
 
     chosen, device = answer.chosen, answer.request.device
     each = " on each device" if answer.request.num_gpus > 1 else ""
@@ -180,22 +182,15 @@ def _verdict(answer: Plan) -> str:
             f"{chosen.tokens_per_second:,.0f} tokens/s, about {_duration(answer.seconds)} of training"
         )
     first = f"; smallest change that helps: {answer.remedies[0].change}" if answer.remedies else ""
+    if chosen.needed_bytes <= chosen.available_bytes:
+        return (
+            f"does not fit this host: {gib(chosen.needed_bytes)}{each} would do{host_words(chosen)} "
+            f"(L310, `distributed.offload: {chosen.setting.offload}`){first}"
+        )
     return (
         f"does not fit: needs {gib(chosen.needed_bytes)}{each} at least, and {gib(chosen.available_bytes)} of "
-        f"{gib(device.memory_bytes)} can be used{first}"
+        f"{gib(device.memory_bytes)} can be used{host_words(chosen)}{first}"
     )
-
-
-def _free(answer: Plan, *, here: bool) -> str:
-    """What this host has of it, where the plan is for this machine."""
-    from luthier.plan.reasons import gib
-    from luthier.runtime.host_memory import free_memory_bytes
-
-    if not here:
-        return ""
-    free = free_memory_bytes()
-    short = answer.host.total - answer.host.processes > free
-    return f"; {gib(free)} are free here{', so a run would stop (L310)' if short else ''}"
 
 
 def _host_rates(answer: Plan) -> str:
@@ -210,7 +205,7 @@ def _host_rates(answer: Plan) -> str:
     return f"{link}; {HOST_BANDWIDTH / 1e9:.0f} GB/s of its memory in updates on the CPU is from one measured step"
 
 
-def _closing(answer: Plan, *, here: bool) -> Iterator[str]:
+def _closing(answer: Plan) -> Iterator[str]:
     from luthier.plan.disk import disk_bytes
     from luthier.plan.reasons import gib
 
@@ -242,7 +237,8 @@ def _closing(answer: Plan, *, here: bool) -> Iterator[str]:
         if request.device.type == "cuda":
             count = answer.host.devices
             devices = "this device" if count == 1 else f"{count} of the devices"
-            yield f"host memory: {gib(answer.host.total)} of a host with {devices}{_free(answer, here=here)}"
+            free = "" if chosen.host_available is None else f"; {gib(chosen.host_available)} are free here"
+            yield f"host memory: {gib(answer.host.total)} of a host with {devices}{free}"
         yield _host_rates(answer)
     if answer.faster:
         yield f"faster, with the same result but for rounding: {answer.faster.change}: {answer.faster.effect}"

@@ -45,7 +45,7 @@ def memory_table(answer: Plan) -> object:
             f"{(chosen.needed_bytes - chosen.memory.total) / unit:,.2f}",
             f"x {factor:.2f}, measured in {runs} runs here",
         )
-    verdict = "fits" if answer.fits else "does not fit"
+    verdict = "fits" if chosen.needed_bytes <= chosen.available_bytes else "does not fit"
     table.add_row(
         "total",
         f"{chosen.needed_bytes / unit:,.2f}",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.plan.devices import Accelerator
 from luthier.plan.machine import accelerator_named, cpu_accelerator, with_network
+from luthier.plan.reasons import host_words
 from luthier.plan.request import Request, make_request
 from luthier.plan.result import Plan
 from luthier.plan.search import make_plan
@@ -24,6 +25,7 @@ from luthier.runtime.atomic import write_json
 from luthier.runtime.console import note
 from luthier.runtime.env import Env, read_env
 from luthier.runtime.hashing import hash_json
+from luthier.runtime.host_memory import free_memory_bytes
 
 if TYPE_CHECKING:
     from luthier.pipeline.session import Session
@@ -46,6 +48,7 @@ def run_request(session: Session) -> Request | None:
     return make_request(
         session.recipe, session.shape, _documents(session), device, num_gpus=env.world_size, cache_dir=env.cache_dir,
         unfrozen=session.selection[0].patterns if session.selection else None, host_devices=_host_devices(env),
+        host_memory=free_memory_bytes(),
     )  # fmt: skip
 
 
@@ -122,4 +125,5 @@ def _say(plan: Plan) -> None:
         return
     remedy = f"; smallest change that fits: {plan.remedies[0].change}" if plan.remedies else ""
     need, have = plan.chosen.needed_bytes / 2**30, plan.request.device.memory_bytes / 2**30
-    note(f"warning: the plan needs {need:.1f} GiB of {have:.1f} GiB{remedy}", style="yellow")
+    host = host_words(plan.chosen)
+    note(f"warning: the plan needs {need:.1f} GiB of {have:.1f} GiB{host}{remedy}", style="yellow")

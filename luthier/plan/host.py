@@ -77,6 +77,11 @@ class HostPlan:
         """Most of it that is there at once."""
         return self.processes + self.states + self.weights + max(self.loading, self.checkpoint, self.result)
 
+    @property
+    def offloaded(self) -> int:
+        """The total without the processes: what has to be free when they have started."""
+        return self.total - self.processes
+
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         names = ("processes", "loading", "states", "weights", "checkpoint", "result")

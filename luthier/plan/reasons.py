@@ -12,7 +12,7 @@ from luthier.plan.setting import Way
 if TYPE_CHECKING:
     from luthier.plan.request import Request
 
-__all__ = ["gib", "reasons_for", "way_name", "why_not"]
+__all__ = ["gib", "host_words", "reasons_for", "way_name", "why_not"]
 
 NOTHING: Mapping[Way, str] = MappingProxyType({})
 
@@ -20,6 +20,14 @@ NOTHING: Mapping[Way, str] = MappingProxyType({})
 def gib(size: float) -> str:
     """`12.3 GiB`; small amounts in MiB."""
     return f"{size / 2**30:,.1f} GiB" if size >= 0.1 * 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def host_words(candidate: Candidate) -> str:
+    """`, and 89.0 GiB of host memory, of which 60.0 GiB are free` where that is too little; else nothing."""
+    if not candidate.host_missing:
+        return ""
+    assert candidate.host_available is not None
+    return f", and {gib(candidate.host.offloaded)} of host memory, of which {gib(candidate.host_available)} are free"
 
 
 def reasons_for(
@@ -120,7 +128,7 @@ def _strategy(request: Request, chosen: Candidate, candidates: Sequence[Candidat
         best = min((other for other in own if other.fits), key=lambda other: other.seconds_per_token, default=None)
         if best is None:
             least = min(own, key=lambda other: other.needed_bytes)
-            need = f"at least {gib(least.needed_bytes)} of {gib(request.device.memory_bytes)}"
+            need = f"at least {gib(least.needed_bytes)} of {gib(request.device.memory_bytes)}{host_words(least)}"
             said.append(f"{way_name(way)} do not fit: {need}")
         else:
             said.append(f"{way_name(way)}: {why_not(best, chosen)}")
@@ -168,7 +176,8 @@ def why_not(other: Candidate, chosen: Candidate) -> str:
     """Why `other` was not taken."""
     if not other.fits:
         over = other.needed_bytes - other.available_bytes
-        return f"does not fit: {gib(other.needed_bytes)}, {gib(over)} too much"
+        too_much = f", {gib(over)} too much" if over > 0 else ""
+        return f"does not fit: {gib(other.needed_bytes)}{too_much}{host_words(other)}"
     slower = other.seconds_per_token / chosen.seconds_per_token - 1
     if slower >= 0.005:
         return f"{slower:.0%} slower ({other.tokens_per_second:,.0f} tokens/s), {gib(other.needed_bytes)}"

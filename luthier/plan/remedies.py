@@ -61,6 +61,8 @@ def remedies(request: Request, fit: Callable[[Request], Candidate | None]) -> tu
             effect += f"{candidate.tokens_per_second:,.0f} tokens/s"
             if changed.num_gpus > request.num_gpus:
                 effect += f" ({candidate.setting.way.words()})"
+            if candidate.setting.offload != "none" and changed.device.type == "cuda":
+                effect += f", with {gib(candidate.host.offloaded)} in host memory"
             found.append(Remedy(change=change, effect=effect))
     return tuple(found)
 
@@ -90,7 +92,7 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
         beside = "" if model.quantization in ("auto", "nf4") else " model.quantization=auto"
         yield f"method.name=qlora{beside}", _with_method(request, "qlora")
     for device in larger_devices(request.device.memory_bytes):
-        yield f"--gpu {device.name}", replace(request, device=device)
+        yield f"--gpu {device.name}", replace(request, device=device, host_memory=None)
     count = request.num_gpus * 2
     most = max(HOST_DEVICES, MORE * request.num_gpus)
     while count <= most and request.device.type == "cuda":

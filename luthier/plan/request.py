@@ -36,6 +36,8 @@ class Request:
     """Where measurements of earlier runs are; None: none are used."""
     host_devices: int = HOST_DEVICES
     """Devices of a host, where there are several hosts."""
+    host_memory: int | None = None
+    """Bytes that each host has free for what is offloaded; None: a plan for other machines, so not known."""
 
     @property
     def dtype_bytes(self) -> int:
@@ -151,9 +153,10 @@ class Request:
 def make_request(
     recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1,
     cache_dir: Path | None = None, unfrozen: Sequence[str] | None = None, host_devices: int = HOST_DEVICES,
+    host_memory: int | None = None,
 ) -> Request:  # fmt: skip
     """A request for a model of this shape. `unfrozen`: what a scan chose for Spectrum, if it has been made;
-    `host_devices`: of each host.
+    `host_devices`: of each host; `host_memory`: bytes free on it now, where the run is to be there.
 
     Of a reward model only the last token of each answer has a head.
     """
@@ -161,5 +164,5 @@ def make_request(
         documents = replace(documents, supervised=min(1.0, 2.0 * documents.rows / documents.tokens))
     return Request(
         recipe=recipe, sizes=sizes_of(shape, recipe.method, unfrozen), documents=documents, device=device,
-        num_gpus=num_gpus, cache_dir=cache_dir, host_devices=host_devices,
+        num_gpus=num_gpus, cache_dir=cache_dir, host_devices=host_devices, host_memory=host_memory,
     )  # fmt: skip

@@ -39,6 +39,9 @@ class Candidate:
     """Of one optimizer step, all devices."""
     available_bytes: int
     """Of one device, less what the plan leaves free."""
+    host: HostPlan
+    host_available: int | None = None
+    """Bytes that this host has free; None: not known, or nothing is offloaded."""
 
     @property
     def needed_bytes(self) -> int:
@@ -52,8 +55,16 @@ class Candidate:
 
     @property
     def fits(self) -> bool:
-        """It needs no more than there is."""
-        return self.needed_bytes <= self.available_bytes
+        """It needs no more than there is, on the device and, of what is offloaded, on this host."""
+        return self.needed_bytes <= self.available_bytes and not self.host_missing
+
+    @property
+    def host_missing(self) -> int:
+        """Bytes of host memory more than are free: what is offloaded, and what loading and saving need beside it. The
+        processes themselves run already when that is asked (L310)."""
+        if self.host_available is None:
+            return 0
+        return max(0, self.host.offloaded - self.host_available)
 
     @property
     def seconds(self) -> float:
@@ -103,14 +114,17 @@ class Plan:
     """Keys that the recipe fixes and that the plan would set to run at least 5% faster."""
     steps: int
     model_flops_per_token: float
-    host: HostPlan
-    """Memory of each host."""
     ways: tuple[RunnerUp, ...] = ()
     """The best setting of each way to spread the model that was looked at, the chosen one first."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Ways that were left out, and why."""
     seconds_before: float = 0.0
     """Of passes without gradients before the first step: the reference of DPO and KTO."""
+
+    @property
+    def host(self) -> HostPlan:
+        """Memory of each host."""
+        return self.chosen.host
 
     @property
     def tokens(self) -> float:
@@ -194,7 +208,7 @@ class Plan:
                 "seconds": self.seconds,
                 "seconds_before": self.seconds_before,
             },
-            "host": self.host.to_json(),
+            "host": {**self.host.to_json(), "free": chosen.host_available},
             "ways": [
                 {**asdict(other.candidate.setting.way), **other.to_json(), "parts": other.candidate.memory.parts()}
                 for other in self.ways

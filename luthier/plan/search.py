@@ -46,7 +46,7 @@ def make_plan(request: Request, *, with_remedies: bool = True) -> Plan:
         faster=faster(request, chosen, first_fit) if with_remedies and fitting else None,
         model_flops_per_token=model_flops_per_token(request.sizes, request.documents),
         seconds_before=_seconds_before(request, chosen), ways=tuple(_best_of_each_way(chosen, candidates)),
-        refused={way.words(): reason for way, reason in refused.items()}, host=_host(request, chosen.setting),
+        refused={way.words(): reason for way, reason in refused.items()},
     )  # fmt: skip
 
 
@@ -137,7 +137,8 @@ def evaluate(request: Request, setting: Setting, *, budget: int, split: Batching
     room = int(device.memory_bytes * (1 - table.safety))
     return Candidate(
         setting=setting, budget=budget, split=split, memory=memory, step=step, correction=correction,
-        step_tokens=step_tokens * request.num_gpus, available_bytes=room,
+        step_tokens=step_tokens * request.num_gpus, available_bytes=room, host=_host(request, setting),
+        host_available=None if setting.offload == "none" or device.type != "cuda" else request.host_memory,
     )  # fmt: skip
 
 

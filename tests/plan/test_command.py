@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from luthier.cli.plan import _free
+from luthier.cli.plan import plan as command
 from luthier.pipeline.run import run_recipe
 from luthier.plan.calibrate import Measured, calibration_file, record
+from luthier.plan.devices import find_device
 from luthier.public import load_recipe, plan
 from luthier.runtime.env import read_env
 from tests.support.tiny import conversations, save_tiny
@@ -98,12 +98,22 @@ def test_what_one_device_offloads_is_said_and_why_it_cannot(recipe):
     )
 
 
-def test_what_this_host_has_free_is_said_of_this_machine_alone(monkeypatch):
-    answer = SimpleNamespace(host=SimpleNamespace(total=103 * GIB, processes=3 * GIB))
-    monkeypatch.setattr("luthier.runtime.host_memory.free_memory_bytes", lambda: 100 * GIB)
-    assert _free(answer, here=True) == "; 100.0 GiB are free here" and not _free(answer, here=False)
-    monkeypatch.setattr("luthier.runtime.host_memory.free_memory_bytes", lambda: 100 * GIB - 1)
-    assert _free(answer, here=True) == "; 100.0 GiB are free here, so a run would stop (L310)"
+@pytest.mark.parametrize(("free", "fits"), [(100 * GIB, True), (GIB, False)])
+def test_what_this_host_has_free_is_asked_of_this_machine_alone(recipe, monkeypatch, capsys, free, fits):
+    recipe.write_text(recipe.read_text() + "method: {name: full}\n")
+    monkeypatch.setattr("luthier.plan.machine.this_machine", lambda: (find_device("H100"), "this machine"))
+    monkeypatch.setattr("luthier.runtime.host_memory.free_memory_bytes", lambda: free)
+    monkeypatch.setenv("COLUMNS", "200")
+    command(recipe)
+    text = " ".join(capsys.readouterr().out.split())
+    if fits:
+        assert "of a host with this device; 100.0 GiB are free here" in text and "does not fit" not in text
+    else:
+        assert "does not fit this host: 36.7 GiB would do, and 97.7 GiB of host memory, of which 1.0 GiB" in text
+        assert "smallest change that helps" in text
+    command(recipe, gpu="H100")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "are free" not in text and "does not fit" not in text
 
 
 def test_wrong_options_are_refused(recipe):

@@ -10,6 +10,7 @@ from luthier.fast.settings import EngineSettings
 from luthier.plan.devices import DEVICES, find_device
 from luthier.plan.known import known_model
 from luthier.plan.machine import cpu_accelerator, with_memory
+from luthier.plan.reasons import host_words, why_not
 from luthier.plan.request import make_request
 from luthier.plan.search import evaluate, first_fit, make_plan, search
 from luthier.plan.setting import Setting, Way
@@ -295,6 +296,37 @@ def test_one_device_takes_the_optimizer_to_host_memory_if_nothing_fits_without()
     assert larger.fits and larger.decision().offload == "none" and "distributed.offload" not in larger.reasons
     adapters = make_plan(request({"name": "lora"}, gpu="L4"))
     assert {one.setting.offload for one in search(adapters.request)} == {"none"}
+
+
+def test_what_is_offloaded_has_to_fit_this_host():
+    free = request({"name": "full"}, gpu="H100")
+    needed = make_plan(free).chosen.host.offloaded
+    enough = make_plan(replace(free, host_memory=needed))
+    assert enough.fits and enough.chosen == replace(make_plan(free).chosen, host_available=needed)
+    short = make_plan(replace(free, host_memory=needed - 1))
+    assert not short.fits and short.chosen.host_missing == 1
+    assert short.chosen.needed_bytes <= short.chosen.available_bytes, "the device would do"
+    assert "GiB of host memory, of which" in host_words(short.chosen) and not host_words(enough.chosen)
+    words = why_not(short.chosen, enough.chosen)
+    assert "GiB of host memory" in words and "too much" not in words
+    assert short.to_json()["host"]["free"] == needed - 1
+    changes = [remedy.change for remedy in short.remedies]
+    assert changes[0] == "train.optim=adamw_8bit" and "--gpu H200" in changes
+    by_change = {remedy.change: remedy.effect for remedy in short.remedies}
+    assert "in host memory" in by_change["train.optim=adamw_8bit"], "its own need is said"
+    assert "in host memory" not in by_change["method.name=lora"]
+    lora = make_plan(replace(request({"name": "lora"}, gpu="H100"), host_memory=0))
+    assert lora.fits and lora.chosen.host_available is None, "nothing is offloaded"
+
+
+def test_a_way_that_this_host_cannot_hold_gives_way_to_one_that_it_can():
+    asked = request({"name": "full"}, gpu="L4", num_gpus=4)
+    plan = make_plan(asked)
+    assert plan.fits and plan.chosen.setting.offload == "all"
+    less = make_plan(replace(asked, host_memory=plan.chosen.host.offloaded - 1))
+    assert less.fits and less.chosen.setting.offload == "optimizer"
+    reason = less.reasons["distributed.strategy"]
+    assert "weights and optimizer offloaded do not fit" in reason and "of host memory, of which" in reason
 
 
 def test_on_one_device_a_written_offload_is_kept():

@@ -1,13 +1,17 @@
 """A form beside an editor: what one changes in the text is that, and nothing else."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.plan.search import make_plan
 from luthier.recipe.yaml12 import parse_yaml
 from luthier.runtime.errors import RecipeError
-from luthier.studio.recipes.check import check_text, planned
+from luthier.studio.recipes.check import _preflight, check_text, planned
 from luthier.studio.recipes.edit import edit_text
+from tests.plan.support import request
 from tests.support.tiny import save_tiny
 
 TEXT = """\
@@ -165,6 +169,19 @@ def test_a_good_recipe_has_values_with_reasons_a_plan_and_checks(tmp_path, monke
         "eos": "unknown",
         "truncation": "unknown",
     }
+
+
+def test_what_is_offloaded_is_checked_against_this_host(tmp_path):
+    asked = request({"name": "full"}, gpu="H100")
+    enough = make_plan(replace(asked, host_memory=2**40))
+    found = {check["name"]: check for check in _preflight(asked.recipe, enough, tmp_path)}
+    assert (found["memory"]["state"], found["host memory"]["state"]) == ("ok", "ok")
+    assert "1024.0 GiB free" in found["host memory"]["text"]
+    short = make_plan(replace(asked, host_memory=2**30))
+    found = {check["name"]: check for check in _preflight(asked.recipe, short, tmp_path)}
+    assert (found["memory"]["state"], found["host memory"]["state"]) == ("ok", "fail")
+    assert found["host memory"]["text"].endswith(f"; {short.remedies[0].change}")
+    assert "host memory" not in {check["name"] for check in _preflight(asked.recipe, make_plan(asked), tmp_path)}
 
 
 def test_a_plan_that_cannot_be_made_says_why(tmp_path, monkeypatch):

@@ -107,8 +107,13 @@ def _plan(recipe: Recipe, shape: Any, documents: Any, device: Any) -> Plan:
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
     from luthier.runtime.env import read_env
+    from luthier.runtime.host_memory import free_memory_bytes
 
-    return make_plan(make_request(recipe, shape, documents, device, num_gpus=1, cache_dir=read_env().cache_dir))
+    request = make_request(
+        recipe, shape, documents, device, num_gpus=1, cache_dir=read_env().cache_dir,
+        host_memory=free_memory_bytes(),
+    )  # fmt: skip
+    return make_plan(request)
 
 
 def _facts(plan: Plan | None, documents: Any, device: Any, shape: Any) -> Any:
@@ -136,10 +141,14 @@ def _online(recipe: Recipe, shape: Any, documents: Any, device: Any, checks: lis
 def _preflight(recipe: Recipe, plan: Plan, root: Path) -> list[dict[str, str]]:
     chosen = plan.chosen
     have = plan.request.device.memory_bytes
-    found = [
-        _check("memory", "ok" if plan.fits else "fail", f"{_gib(chosen.needed_bytes)} of {_gib(have)}"
-               + ("" if plan.fits or not plan.remedies else f"; {plan.remedies[0].change}")),
-    ]  # fmt: skip
+    change = f"; {plan.remedies[0].change}" if plan.remedies else ""
+    short = chosen.needed_bytes > chosen.available_bytes
+    text = f"{_gib(chosen.needed_bytes)} of {_gib(have)}{change if short else ''}"
+    found = [_check("memory", "fail" if short else "ok", text)]
+    if chosen.host_available is not None:
+        short, need = bool(chosen.host_missing), _gib(chosen.host.offloaded)
+        text = f"{need} for what is offloaded, {_gib(chosen.host_available)} free{change if short else ''}"
+        found.append(_check("host memory", "fail" if short else "ok", text))
     needed = sum(size for part, size in plan.to_json()["disk"].items() if part != "base")
     free = shutil.disk_usage(root).free
     found.append(_check("disk", "ok" if free > needed else "fail", f"{_gib(needed)} to write, {_gib(free)} free"))
