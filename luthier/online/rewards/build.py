@@ -58,9 +58,10 @@ def build_rewards(
     try:
         for spec in grpo.rewards:
             try:
-                reward = _reward(spec, grpo, endpoint)
-                shared = isinstance(reward, JudgeReward) and processes.size > 1
-                rewards.append(AskedByMain(reward, processes) if shared else reward)
+                found = _reward(spec, grpo, endpoint)
+                if isinstance(found, JudgeReward) and processes.size > 1:
+                    found = AskedByMain(found, processes)
+                rewards.append(found)
             except RecipeError as error:
                 problems += error.problems
         if problems:
