@@ -210,9 +210,11 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step - 1
+        mark("write a checkpoint", step=step, watched=False)
         with quiet_libraries():
             super()._save_checkpoint(model, trial)
-        mark("write a checkpoint", step=self.state.global_step - 1, exchange=True)
+        mark("meet at the checkpoint", step=step, exchange=True, watched=False)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"

@@ -54,6 +54,7 @@ def train_online(session: Session, *, fingerprint: dict[str, Any], keep_intent: 
     recipe = resolved.recipe
     group = session.group
     _say_processes(session)
+    _require_same_prompts(session)
     cache = read_env().cache_dir / "endpoint"
     with build_rewards(recipe.objective.grpo, cache_dir=cache, processes=group) as rewards:
         model = load_base(
@@ -83,6 +84,20 @@ def train_online(session: Session, *, fingerprint: dict[str, Any], keep_intent: 
         return {"weights": weights, "method": tuned.report.to_json(), **spread, **result.to_json()}
 
     return group.from_main("weights of online RL", conclude)
+
+
+def _require_same_prompts(session: Session) -> None:
+    """Each process reads the rows itself; names of prompts would mean others in one that has read others.
+
+    Raises:
+        EnvironmentProblem: this one has.
+    """
+    known, found = session.stage_result("data")["hash"], session.prompts.prepared.manifest["hash"]
+    if known != found and not session.group.is_main:
+        raise EnvironmentProblem(
+            code="L324", message=f"process {session.group.rank} has read other prompts than process 0",
+            hint="the same files for all processes, unchanged while the run lasts",
+        )  # fmt: skip
 
 
 def _say_processes(session: Session) -> None:
