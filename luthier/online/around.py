@@ -1,4 +1,4 @@
-"""What is changed for the time of a training and put back: generators, accelerate's state, kernels; memory errors."""
+"""What is changed for the time of a training and put back: generators, accelerate's state, kernels; and its memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from luthier.model.quiet import first_line
 from luthier.recipe.schema import Recipe
 from luthier.runtime.errors import OutOfMemory
 
-__all__ = ["deterministic", "explain_memory", "own_accelerator", "own_generators"]
+__all__ = ["deterministic", "explain_memory", "own_accelerator", "own_generators", "peak", "reset_peak"]
 
 
 @contextmanager
@@ -70,3 +70,18 @@ def explain_memory(recipe: Recipe) -> Iterator[None]:
                 f"{batch * accumulate} completions of a step at once); else {hint}"
             )
         raise OutOfMemory(code="T440", message=f"device memory ran out: {first_line(error)}", hint=hint) from error
+
+
+def reset_peak(device: torch.device) -> None:
+    """Measure the peak from now on, where that can be."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: torch.device) -> int:
+    """Most bytes in use: of the allocator on CUDA, of the whole process elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -7,6 +7,7 @@ trainer.py     TRL's trainer with our prompts and rewards
 held_out.py    prompts that are answered once an evaluation
 record.py      metrics, samples, stop
 checkpoint.py  TRL's checkpoints, complete or absent
+resume.py      where it begins
 around.py      what is put back afterwards
 
 Several processes each call it: TRL and accelerate copy the model (DDP), deal the completions of a step and exchange
@@ -22,7 +23,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from luthier.data.prompts import Prompts
@@ -33,18 +33,18 @@ from luthier.model.save import save_trained
 from luthier.model.stops import stop_ids
 from luthier.online import checkpoint
 from luthier.online.arguments import Schedule, arguments, make_schedule, mapped_lines
-from luthier.online.around import deterministic, explain_memory, own_accelerator, own_generators
+from luthier.online.around import deterministic, explain_memory, own_accelerator, own_generators, peak, reset_peak
 from luthier.online.held_out import Deal, deal
 from luthier.online.order import prompt_order
 from luthier.online.processes import Alone, Processes
 from luthier.online.result import OnlineResult, make_result, write_measured
+from luthier.online.resume import find_start, reseed, tell_start
 from luthier.online.rewards.build import Rewards
 from luthier.recipe.resolve import Resolved
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runtime.console import note, progress
 from luthier.runtime.device import Device
-from luthier.runtime.env import read_env
 from luthier.runtime.errors import Interrupted, RecipeError
 from luthier.runtime.heartbeat import mark
 from luthier.runtime.signals import Stop, stop_on_signals
@@ -91,7 +91,7 @@ def fit_online(
     group = processes or Alone()
     schedule = make_schedule(recipe, prompts=len(prompts.train), processes=group.size)
     identity = json.loads(json.dumps({**fingerprint, "total_steps": schedule.steps}))
-    found = group.from_main("checkpoint to go on from", lambda: _find(run, identity, group.size, restart=restart))
+    found = group.from_main("checkpoint to go on from", lambda: find_start(run, identity, group.size, restart=restart))
     for line in mapped_lines(recipe, schedule):
         note(f"  {line}")
     where = device.torch_device
@@ -104,31 +104,24 @@ def fit_online(
         own = _settings(_base_of(tuned.model))
         trainer = _trainer(
             tuned, prompts, recipe, schedule, recorder, run, tokenizer, rewards, device, identity,
-            reseed=_reseed(recipe, found, group),
+            reseed=reseed(recipe, found, group),
         )  # fmt: skip
-        first = found.step if found else 0
-        if found:
-            note(f"  going on from the checkpoint of step {first}")
         if group.is_main:
-            _tell_start(run, schedule, found, device)
-        _reset_peak(where)
-        with progress("training", schedule.steps - first, "steps") as bar:
-            recorder.attach(trainer, bar)
-            with warnings.catch_warnings():
-                # transformers 5.23 warns of its own former names while TRL 1.16 uses them.
-                warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated")
-                trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+            tell_start(run, schedule, found, device)
+        reset_peak(where)
+        _train(trainer, recorder, schedule, found)
         _raise_if_stopped(recorder, schedule, run)
         mark("held-out prompts and the result", watched=False)
         if prompts.validation and recorder.evaluated_at != schedule.steps:
             trainer.evaluate()
-        peak = int(trainer.accelerator.gather(torch.tensor([_peak(where)], device=where)).max())
+        most = torch.tensor([peak(where)], device=where)
+        peak_bytes = int(trainer.accelerator.gather(most).max())
 
         def conclude() -> OnlineResult:
             _save(tuned, recipe, tokenizer, run.path / "final", settings=own)
-            write_measured(run, recorder, peak_bytes=peak)
+            write_measured(run, recorder, peak_bytes=peak_bytes)
             result = make_result(
-                run, recorder, schedule, num_generations=recipe.objective.grpo.num_generations, peak_bytes=peak,
+                run, recorder, schedule, num_generations=recipe.objective.grpo.num_generations, peak_bytes=peak_bytes,
                 resumed_from=found.step if found else None, wrapper=type(trainer.model_wrapped).__name__,
             )  # fmt: skip
             run.event("training_finished", step=schedule.steps, stopped="finished", judge=result.judge)
@@ -137,40 +130,15 @@ def fit_online(
         return group.from_main("result of online RL", conclude)
 
 
-# -- the checkpoint
-
-
-def _find(
-    run: RunFolder, identity: Mapping[str, Any], processes: int, *, restart: bool
-) -> checkpoint.Found | None:  # fmt: skip
-    """Also takes back what was logged after it."""
-    if restart:
-        checkpoint.forget_all(run)
-    found = checkpoint.find(run, identity, processes=processes)
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        run.roll_back(name, step=found.step if found else 0)
-    return found
-
-
-def _reseed(recipe: Recipe, found: checkpoint.Found | None, group: Processes) -> int | None:
-    """Another number of processes has no states of generators to go on with: each begins with its own seed."""
-    if found is None or found.processes == group.size:
-        return None
-    words = [recipe.train.seed, found.step, group.size, group.rank]
-    return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
-def _tell_start(run: RunFolder, schedule: Schedule, found: checkpoint.Found | None, device: Device) -> None:
-    step, size = found.step if found else 0, schedule.processes
-    if found and found.processes != size:
-        run.event("resumed_on_other_processes", step=step, processes=[found.processes, size])
-        words = f"  {found.processes} processes wrote it, {size} go on: steps are as large, their samples others"
-        note(words, style="yellow")
-    several = {"processes": size, "machines": read_env().machines, "strategy": "ddp", "device": device.type}
-    run.event(
-        "training_started", step=step, total_steps=schedule.steps, resumed_from=step or None,
-        **(several if size > 1 else {}),
-    )  # fmt: skip
+def _train(trainer: OnlineTrainer, recorder: Recorder, schedule: Schedule, found: checkpoint.Found | None) -> None:
+    """From the checkpoint, or the start, to the last step or a stop."""
+    first = found.step if found else 0
+    with progress("training", schedule.steps - first, "steps") as bar, warnings.catch_warnings():
+        recorder.attach(trainer, bar)
+        # transformers 5.23 and accelerate warn of former names, which TRL 1.16 and transformers use.
+        for name in ("gradient_checkpointing", "broadcast_buffers"):
+            warnings.filterwarnings("ignore", message=f".*{name}. is deprecated")
+        trainer.train(resume_from_checkpoint=str(found.path) if found else None)
 
 
 # -- putting together
@@ -265,20 +233,6 @@ def _raise_if_stopped(recorder: Recorder, schedule: Schedule, run: RunFolder) ->
             code="T480", message=f"stopped after step {step} of {schedule.steps}; its checkpoint is saved",
             hint="the same command goes on from there",
         )  # fmt: skip
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int:
-    """Of the allocator on CUDA, of the whole process elsewhere."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _settings(base: Any) -> tuple[Any, Any, Any]:

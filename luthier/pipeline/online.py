@@ -15,11 +15,11 @@ from luthier.runtime.errors import EnvironmentProblem
 if TYPE_CHECKING:
     from luthier.pipeline.session import Session
 
-__all__ = ["train_online", "try_online"]
+__all__ = ["refuse_several_devices", "train_online", "try_online"]
 
 
 def try_online(session: Session) -> None:
-    """Packages are there, one process sees one device, every row can be asked, every reward can be called.
+    """Packages are there, every row can be asked, every reward can be called.
 
     Raises:
         LuthierError: all that is wrong with the first of these that is not so.
@@ -30,8 +30,6 @@ def try_online(session: Session) -> None:
     recipe = session.recipe
     require_packages(recipe)
     require_optimizer(recipe.train, device_type=session.device.type)
-    if session.group.size == 1:
-        _refuse_several_devices(session)
     with build_rewards(recipe.objective.grpo, cache_dir=read_env().cache_dir / "endpoint") as rewards:
         try_rewards(rewards, session.prompts.train[0])
 
@@ -109,9 +107,15 @@ def _say_processes(session: Session) -> None:
         )
 
 
-def _refuse_several_devices(session: Session) -> None:
-    """transformers' trainer would spread one process over all devices it sees, which TRL does not support."""
-    if session.device.type != "cuda":
+def refuse_several_devices(session: Session) -> None:
+    """transformers' trainer would spread one process over all devices it sees, which TRL does not support.
+
+    Asked where this process is going to train: one that only reads data for others may see what it likes.
+
+    Raises:
+        EnvironmentProblem: one process alone, and several GPUs.
+    """
+    if not session.is_online or session.group.size > 1 or session.device.type != "cuda":
         return
     import torch
 
@@ -119,5 +123,5 @@ def _refuse_several_devices(session: Session) -> None:
     if count > 1:
         raise EnvironmentProblem(
             code="T495", message=f"TRL's trainer takes one device a process, and this one sees {count}",
-            hint="set CUDA_VISIBLE_DEVICES=0",
+            hint=f"`luthier launch --num-gpus {count}`, or CUDA_VISIBLE_DEVICES=0",
         )  # fmt: skip

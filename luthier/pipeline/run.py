@@ -27,6 +27,7 @@ from typing import Any
 
 from luthier.export.hub.upload import require_token
 from luthier.pipeline.configured import Configured, settle
+from luthier.pipeline.online import refuse_several_devices
 from luthier.pipeline.sequences import require_shareable_sequences
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import Stage
@@ -160,9 +161,10 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
 
 
 def _require_packages(session: Session) -> None:
-    """What training imports after the baseline has been scored: its lack is told before."""
+    """What training needs after the baseline has been scored: its lack is told before."""
     recipe = session.recipe
     require_trackers(recipe.train.report_to)
+    refuse_several_devices(session)
     if session.group.size > 1 and recipe.distributed.strategy in ZERO:
         from luthier.train.distributed.zero import require_deepspeed
 
