@@ -72,7 +72,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-TOGETHER = ("run", "train", "eval")
+TOGETHER = ("run", "train", "eval", "data synth")
 """Commands that several processes of a launcher run together."""
 FOLLOW_UP_SECONDS = 5.0
 OVERRIDES = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -147,7 +147,8 @@ def _require_one_process(arguments: list[str]) -> None:
     """Under a launcher only what trains or scores may start; a command of another kind would run once a process."""
     env = read_env()
     processes = env.world_size
-    command = next((word for word in arguments if not word.startswith("-")), "")
+    words = [word for word in arguments if not word.startswith("-")]
+    command = " ".join(words[: 2 if words[:1] == ["data"] else 1])
     if processes > 1 and command not in TOGETHER:
         raise RecipeError(
             code="L102",

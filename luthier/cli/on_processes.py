@@ -1,4 +1,4 @@
-"""`--num-gpus` and `--num-processes` of commands that score: started here, or as one of the processes."""
+"""`--num-gpus` and `--num-processes` of commands that score or sample: started here, or as one of the processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["on_processes"]
 
 
 def on_processes(
-    score: Callable[[Group], None], *, num_gpus: int | None, num_processes: int | None, local: bool
+    work: Callable[[Group], None], *, num_gpus: int | None, num_processes: int | None, local: bool
 ) -> None:
-    """Start the processes of this command; or `score`, in one of them or alone.
+    """Start the processes of this command; or `work`, in one of them or alone.
 
     Args:
-        score: Called with the processes that share the rows; each of them calls it.
+        work: Called with the processes that share it; each of them calls it.
         num_gpus: `--num-gpus`.
         num_processes: `--num-processes`, on the CPU.
-        local: A model of this machine is among those that are scored.
+        local: A model of this machine is among those that are asked.
 
     Raises:
         RecipeError: both options, options inside a launcher, or nothing that processes could share.
@@ -39,7 +39,7 @@ def on_processes(
     if asked and env.world_size > 1 and not env.launched:
         raise RecipeError(
             code="L102", message=f"`--num-gpus` and `--num-processes` inside a launcher of {env.world_size} processes",
-            hint="take the option out: the launcher's processes share the rows",
+            hint="take the option out: the launcher's processes share the work",
         )  # fmt: skip
     processes, cpu = env.world_size, False
     if asked and env.world_size == 1:
@@ -49,7 +49,7 @@ def on_processes(
     if processes > 1 and not local:
         raise RecipeError(
             code="L300", message=f"{processes} processes, and all models are behind endpoints, which one process asks",
-            hint="leave the processes out; `--concurrency` says how many requests are in flight",
+            hint="leave the processes out; `concurrency` says how many requests are in flight",
         )  # fmt: skip
     if processes > env.world_size:
         from luthier.launch.scoring import launch_scoring
@@ -57,4 +57,4 @@ def on_processes(
         launch_scoring(sys.argv[1:], processes=processes, cpu=cpu)
         return
     with variable("LUTHIER_FORCE_CPU", "1") if cpu else nullcontext(), scoring_together() as group:
-        score(group)
+        work(group)

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from luthier.cli.common import JsonOption, OverridesArgument, split_overrides
+from luthier.cli.launch import ProcessesOption
+from luthier.cli.on_processes import on_processes
 from luthier.cli.output import emit_json, show
 from luthier.runtime.console import note
+from luthier.runtime.env import read_env
+
+if TYPE_CHECKING:
+    from luthier.synthesis.run import Files
+    from luthier.synthesis.spec import SynthSpec
+    from luthier.train.distributed.group import Group
 
 __all__ = ["synth"]
 
 _UNSOLVED_SHOWN = 10
+GpusOption = Annotated[
+    int | None,
+    typer.Option("--num-gpus", min=1, help="Processes that sample with a local model, one for each GPU. Default: 1."),
+]
 
 
 def synth(
@@ -32,11 +44,13 @@ def synth(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Ask and write nothing; show what would be asked.")
     ] = False,
+    num_gpus: GpusOption = None,
+    num_processes: ProcessesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make rows with a model: from seeds or documents, by evolution or rejection sampling. Run it again to go on."""
     from luthier.synthesis.load import load_spec
-    from luthier.synthesis.run import Files, plan, synthesize
+    from luthier.synthesis.run import Files, plan, require_ready
 
     loaded = load_spec(spec, split_overrides(overrides or []))
     if dry_run:
@@ -47,11 +61,32 @@ def synth(
             for line in _plan_lines(value):
                 show(line)
         return
-    if distiset is not None:
-        from luthier.synthesis.distiset import check_distiset, write_distiset
+    files = Files.of(loaded, out)
+    if read_env().rank == 0:
+        require_ready(loaded, files, force=force)
+        if distiset is not None:
+            from luthier.synthesis.distiset import check_distiset
 
-        check_distiset(distiset, force=force)
-    told = synthesize(loaded, Files.of(loaded, out), force=force)
+            check_distiset(distiset, force=force)
+
+    def work(group: Group) -> None:
+        _make(loaded, files, distiset, force=force, as_json=as_json, group=group)
+
+    on_processes(work, num_gpus=num_gpus, num_processes=num_processes, local=loaded.local is not None)
+
+
+def _make(spec: SynthSpec, files: Files, distiset: Path | None, *, force: bool, as_json: bool, group: Group) -> None:
+    """Process 0 makes, writes and shows the rows; the others sample for it."""
+    from luthier.synthesis.distiset import write_distiset
+    from luthier.synthesis.run import synthesize
+    from luthier.synthesis.sampler import Sampler, Together
+
+    together = None if spec.local is None else Together(Sampler(spec.local), group.spread("synth"))
+    if not group.is_main:
+        assert together is not None
+        together.help()
+        return
+    told = synthesize(spec, files, force=force, together=together)
     if distiset is not None and told["rows"]:
         lines = Path(told["out"]).read_text("utf-8").rstrip("\n").split("\n")  # not splitlines: U+2028 is one
         write_distiset([json.loads(line) for line in lines], distiset)

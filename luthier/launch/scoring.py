@@ -1,4 +1,4 @@
-"""`luthier eval` on several processes of this machine.
+"""`luthier eval` and `luthier data synth` on several processes of this machine.
 
 There is no run folder: logs and heartbeats get a folder of their own. It stays only if something failed, and another
 process than the first had printed something.
@@ -25,7 +25,7 @@ def launch_scoring(arguments: Sequence[str], *, processes: int, cpu: bool) -> No
     Raises:
         LuthierError: what ended them.
     """
-    folder = Path(tempfile.mkdtemp(prefix="luthier-eval-"))
+    folder = Path(tempfile.mkdtemp(prefix="luthier-processes-"))
     with variable("LUTHIER_WATCH_FOLDER", str(folder)):
         ended = launch_processes(arguments, processes=processes, cpu=cpu, run=folder, nodes=Nodes())
     printed = [file for file in (folder / FOLDER / "logs").rglob("*.log") if file.stat().st_size]

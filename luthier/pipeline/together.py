@@ -1,4 +1,4 @@
-"""`luthier eval` on several processes: they meet, share the rows, and wait for process 0, which does the rest."""
+"""Scoring and sampling on several processes: they meet, share the rows, and wait for process 0, which does the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["scoring_together"]
 
 @contextmanager
 def scoring_together() -> Iterator[Group]:
-    """The processes that a launcher started, as one group that scores; without a launcher a group of one.
+    """The processes that a launcher started, as one group that scores or samples; without a launcher a group of one.
 
     Process 0 may take as long as it likes for what it does alone (tests, a judge): the others wait at the end.
 

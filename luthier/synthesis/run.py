@@ -33,10 +33,11 @@ from luthier.synthesis.modes.base import Mode
 from luthier.synthesis.modes.build import build_mode
 from luthier.synthesis.modes.rejection import RejectionMode
 from luthier.synthesis.remote import Remote
+from luthier.synthesis.sampler import Together
 from luthier.synthesis.spec import EndpointSection, SynthSpec
 from luthier.synthesis.templates import Templates, load_templates
 
-__all__ = ["Files", "plan", "synthesize"]
+__all__ = ["Files", "plan", "require_ready", "synthesize"]
 
 _SAID = "waiting for what is in flight, then stopping"
 
@@ -107,8 +108,23 @@ def plan(spec: SynthSpec) -> dict[str, Any]:
     return value
 
 
-def synthesize(spec: SynthSpec, files: Files, *, force: bool = False) -> dict[str, Any]:
+def require_ready(spec: SynthSpec, files: Files, *, force: bool) -> None:
+    """Before anything is asked or loaded.
+
+    Raises:
+        RecipeError, EnvironmentProblem: files that are somebody's, filters that cannot be used.
+    """
+    refuse_sources(files.rows, _read_from(spec))
+    files.check(force=force)
+    check_filters(spec)
+
+
+def synthesize(
+    spec: SynthSpec, files: Files, *, force: bool = False, together: Together | None = None
+) -> dict[str, Any]:
     """Do the whole job; returns the summary that is in OUT.summary.json.
+
+    `together`: the processes that sample with a local model, of which this is process 0; None: this one.
 
     Raises:
         RecipeError, DataError, EnvironmentProblem: spec, sources or files that cannot be used; nothing was asked.
@@ -116,21 +132,21 @@ def synthesize(spec: SynthSpec, files: Files, *, force: bool = False) -> dict[st
         Interrupted: Ctrl-C; the same command goes on.
     """
     started = time.monotonic()
-    refuse_sources(files.rows, _read_from(spec))
-    files.check(force=force)
-    check_filters(spec)
+    require_ready(spec, files, force=force)
     templates = load_templates(Path(spec.prompts) if spec.prompts else None)
     mode = build_mode(spec, templates)
     with Journal(files.journal) as journal, stop_on_signals(_SAID) as stop:
         known = len(journal)
         if known:
             note(f"{known:,} answers are in {files.journal}: they are not asked again")
-        driver = Local(spec, journal, stop) if spec.local is not None else Remote(spec, journal, stop)
+        driver = Local(spec, journal, stop, together) if spec.local is not None else Remote(spec, journal, stop)
         try:
             done, rejected = _rows(spec, mode, templates, driver, journal)
         finally:
             if isinstance(driver, Remote):
                 driver.__exit__()
+            else:
+                driver.together.done()
         told = {
             "name": spec.name or files.rows.stem, "mode": spec.mode, "out": str(files.rows), "rows": len(done.rows),
             "outcomes": _outcomes(done.rows, rejected), "source": mode.report(), "curated": done.report,

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,36 +13,10 @@ import pytest
 from luthier.cli.on_processes import on_processes
 from luthier.evaluate.harness.shared import Computing
 from luthier.runtime.errors import RecipeError, RunFailed
-from luthier.runtime.spread import Spread
 from tests.endpoint.server import ScriptedServer, says
 from tests.launch.support import ended, kill_group, start, wait_until
+from tests.support.exchange import together
 from tests.support.tiny import conversations, save_tiny
-
-
-class Exchange:
-    """What the store of a group does, for threads: values by name and rank; waits for the slowest."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self._found, self._news = size, {}, threading.Condition()
-
-    def spread(self, rank: int) -> Spread:
-        def exchange(name, value):
-            with self._news:
-                assert (name, rank) not in self._found, f"{name} is used twice"
-                self._found[name, rank] = value
-                self._news.notify_all()
-                names = [(name, other) for other in range(self.size)]
-                assert self._news.wait_for(lambda: all(one in self._found for one in names), timeout=10)
-                return [self._found[one] for one in names]
-
-        return Spread(rank=rank, size=self.size, exchange=exchange)
-
-
-def together(size: int, action):
-    """Results of `action(spread)` in `size` threads, by rank."""
-    exchange = Exchange(size)
-    with ThreadPoolExecutor(size) as pool:
-        return [one.result() for one in [pool.submit(action, exchange.spread(rank)) for rank in range(size)]]
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -227,7 +199,7 @@ def test_scores_are_those_of_one_process(world, command, words, shares):
             assert mine[place] == value, place
     losses = [model["tasks"][1]["score"] for model in several["models"]]
     assert abs(losses[0] - losses[1]) > 1e-3, "two models"
-    assert not [*world.glob("luthier-eval-*")], "nothing is left"
+    assert not [*world.glob("luthier-processes-*")], "nothing is left"
 
 
 @pytest.mark.slow
@@ -254,8 +226,8 @@ def test_a_process_that_is_lost_is_named(world, how, tmp_path):
         *LUTHIER, str(world / "recipe.yaml"), "--num-processes", "2", **{**settings(world), **place},
     )  # fmt: skip
     try:
-        wait_until(lambda: [*tmp_path.glob("luthier-eval-*/processes/rank-1.json")], what="process 1")
-        (beat,) = tmp_path.glob("luthier-eval-*/processes/rank-1.json")
+        wait_until(lambda: [*tmp_path.glob("luthier-processes-*/processes/rank-1.json")], what="process 1")
+        (beat,) = tmp_path.glob("luthier-processes-*/processes/rank-1.json")
         pid = json.loads(beat.read_text())["pid"]
         os.kill(pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
         err = process.communicate(timeout=120)[1]

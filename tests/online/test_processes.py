@@ -204,14 +204,14 @@ def test_launch_tells_the_reward_that_failed_in_one_process_and_the_same_command
     command = [sys.executable, "-m", "luthier", "launch", str(tmp_path / "recipe.yaml"), "--num-processes", "2"]
 
     failed = start(*command, LUTHIER_CACHE=str(tmp_path / "cache"))
-    _, err = failed.communicate(timeout=200)
+    _, err = failed.communicate(timeout=300)
     assert failed.returncode == 1, err
     last = err[err.rindex("error[") :]
     assert "process 1: reward `breaks` raised ValueError: only here" in last and "rewards.py" in last, err
     assert not (tmp_path / "run/final").exists()
 
     goes_on = start(*command, LUTHIER_CACHE=str(tmp_path / "cache"))
-    out, err = goes_on.communicate(timeout=200)
+    out, err = goes_on.communicate(timeout=300)
     assert goes_on.returncode == 0, f"{out}\n{err}"
     run = tmp_path / "run"
     result = RunFolder(run).stage("train").result

@@ -68,9 +68,17 @@ class Group:
 
         `label` tells apart what is done twice in a run under one name.
         """
-        return Spread(
-            rank=self.rank, size=self.size, exchange=lambda name, value: self._exchange(f"{label}: {name}", value)
-        )
+        read: list[str] = []
+
+        def exchange(name: str, value: Any) -> list[Any]:
+            found = self._exchange(f"{label}: {name}", value)
+            # All have come to this exchange, so all have read the last one: the store need not keep it.
+            while self.size > 1 and read:
+                self._store.delete_key(f"luthier/{label}: {read.pop()}/{self.rank}")
+            read.append(name)
+            return found
+
+        return Spread(rank=self.rank, size=self.size, exchange=exchange)
 
     def _exchange(self, name: str, value: Any) -> list[Any]:
         if self.size == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from luthier.train.distributed.group import Group
 
 
 class Store(dict):
-    """The two calls of torch's store that a group makes."""
+    """The calls of torch's store that a group makes."""
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self for key in keys)
@@ -22,10 +23,13 @@ class Store(dict):
     def set(self, key: str, value: bytes) -> None:
         self[key] = value
 
+    def delete_key(self, key: str) -> bool:
+        return self.pop(key, None) is not None
 
-def both(action):
+
+def both(action, store=None):
     """What `action(group)` gives in process 0 and in process 1, which comes first."""
-    store, found = Store(), {}
+    store, found = Store() if store is None else store, {}
 
     def run(rank: int) -> None:
         try:
@@ -97,6 +101,23 @@ def test_the_same_task_of_two_models_is_two_exchanges():
                  for label in ("base", "tuned")]  # fmt: skip
 
     assert both(action)[0] == [["base 1", "base 2"], ["tuned 1", "tuned 2"]]
+
+
+def test_the_store_forgets_what_all_have_read_and_nothing_before():
+    store = Store()
+
+    def action(group: Group):
+        spread = group.spread("synth")
+        found = []
+        for number in range(30):
+            if group.rank and number % 7 == 0:
+                time.sleep(0.02)
+            found += spread.exchange(f"batch {number}", (number, group.rank))
+        return found
+
+    expected = [(number, rank) for number in range(30) for rank in range(2)]
+    assert both(action, store) == (expected, expected)
+    assert sorted(store) == [f"luthier/synth: batch 29/{rank}" for rank in range(2)]
 
 
 def test_a_group_of_one_acts_itself():
