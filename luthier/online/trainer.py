@@ -193,7 +193,7 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
         if self.accelerator.num_processes == 1:
             return flag
         mark("agree on going on", exchange=True)
-        return bool(self.accelerator.gather(torch.tensor([flag], device=self.accelerator.device)).any())
+        return bool(self.accelerator.gather(torch.tensor([int(flag)], device=self.accelerator.device)).any())
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.

@@ -1,6 +1,6 @@
-"""Contract: online RL on two processes is that of one, asks each prompt once, pays a judge once, and fails together.
+"""Contract: online RL on two processes is that of one, asks each prompt once and pays a judge once.
 
-One torchrun launch (gloo) runs all cases of `worker.py`; one launch of `luthier launch` fails, a second one goes on.
+One torchrun launch (gloo) runs all cases of `worker.py`; `luthier launch`: tests/launch/test_online.py.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier.recipe.load import dump_yaml
 from luthier.runs.folder import RunFolder
 from luthier.runtime.errors import RecipeError
 from tests.endpoint.server import ScriptedServer, says
-from tests.launch.support import ROOT, environment, start
+from tests.launch.support import ROOT, environment
 from tests.online.support import metrics, train
-from tests.online.worker import FORCED, forced, full, make_world, stopping
+from tests.online.worker import FORCED, forced, make_world, stopping
 
 pytestmark = pytest.mark.slow  # `make test-processes`, which CI runs
 
@@ -189,35 +188,3 @@ def test_a_judge_is_asked_once_for_each_answer_of_all_processes_and_its_scores_r
     for sample in RunFolder(run).read_lines("samples.jsonl"):
         for completion in sample["completions"]:
             assert completion["rewards"]["judge"] == pytest.approx(len(completion["text"]) % 11 / 10)
-
-
-def test_launch_tells_the_reward_that_failed_in_one_process_and_the_same_command_finishes(tmp_path):
-    world = make_world(tmp_path)
-    recipe = full(world, tmp_path / "run", 2)
-    value = recipe.model_dump(mode="json", exclude_unset=True)
-    value["objective"]["grpo"]["rewards"] = [world.python("breaks")]
-    value["method"] = {"name": "lora", "r": 4}
-    value["train"] |= {"save_steps": 2, "max_steps": 4}
-    task = {"name": "held", "path": str(tmp_path / "held.jsonl"), "metric": "loss"}
-    value |= {"evaluate": {"tasks": [task]}, "export": {"merge": True}}
-    (tmp_path / "recipe.yaml").write_text(dump_yaml(value))
-    command = [sys.executable, "-m", "luthier", "launch", str(tmp_path / "recipe.yaml"), "--num-processes", "2"]
-
-    failed = start(*command, LUTHIER_CACHE=str(tmp_path / "cache"))
-    _, err = failed.communicate(timeout=300)
-    assert failed.returncode == 1, err
-    last = err[err.rindex("error[") :]
-    assert "process 1: reward `breaks` raised ValueError: only here" in last and "rewards.py" in last, err
-    assert not (tmp_path / "run/final").exists()
-
-    goes_on = start(*command, LUTHIER_CACHE=str(tmp_path / "cache"))
-    out, err = goes_on.communicate(timeout=300)
-    assert goes_on.returncode == 0, f"{out}\n{err}"
-    run = tmp_path / "run"
-    result = RunFolder(run).stage("train").result
-    assert (result["resumed_from"], result["processes"], result["strategy"]) == (2, 2, "ddp")
-    assert result["wrapper"] == "DistributedDataParallel" and "2 processes on cpu" in err
-    assert (run / "final/adapter_model.safetensors").is_file() and (run / "merged/model.safetensors").is_file()
-    scores = [json.loads((run / f"eval/{name}.json").read_text()) for name in ("before", "after")]
-    assert all("held" in json.dumps(score) for score in scores)
-    assert "ddp" in (run / "report.html").read_text()
