@@ -101,7 +101,7 @@ def plan(
     device = find_device(gpu) if gpu else this_machine()[0]
     cache = read_env().cache_dir
     if wanted.objective.name == "grpo":
-        return plan_online(wanted, shape_of(wanted), documents_of(wanted), device)
+        return plan_online(wanted, shape_of(wanted), documents_of(wanted), device, num_gpus=num_gpus)
     request = make_request(
         wanted, shape_of(wanted), documents_of(wanted), device, num_gpus=num_gpus, cache_dir=cache,
         host_memory=None if gpu else free_memory_bytes(),

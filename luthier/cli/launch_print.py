@@ -151,13 +151,12 @@ def _plan(
     from luthier.plan.request import make_request
     from luthier.plan.search import make_plan
     from luthier.plan.setting import HOST_DEVICES
+    from luthier.recipe.online import require_processes
     from luthier.runtime.env import read_env
     from luthier.runtime.errors import RecipeError
 
     if recipe.objective.name == "grpo":
-        if devices > 1:
-            raise RecipeError(code="L104", message="`objective.name: grpo` takes one process so far",
-                              hint="`--num-gpus 1`, one node")  # fmt: skip
+        require_processes(recipe, devices)
         return None
     named = wanted.gpu or settings.gpu_type
     if wanted.on_gpus and named is None:

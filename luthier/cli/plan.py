@@ -51,7 +51,10 @@ def plan(
         from luthier.cli.plan_online import render_online
         from luthier.plan.online import plan_online
 
-        known = plan_online(wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device)
+        known = plan_online(
+            wanted, shape_of(wanted), documents_of(wanted, mean_tokens=mean_tokens, rows=rows), device,
+            num_gpus=num_gpus,
+        )  # fmt: skip
         if as_json:
             emit_json({**known.to_json(), "device_found": how, "missing_files": missing})
         else:

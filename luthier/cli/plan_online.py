@@ -17,7 +17,7 @@ HOW = {
     "gradients": "exact: 4 bytes a trained parameter",
     "optimizer": "exact: states of train.optim",
     "reference": "exact: a second copy in float32",
-    "cache": "formula: all completions of a step at their longest",
+    "cache": "formula: all completions of a step on a device at their longest",
 }
 
 
@@ -33,8 +33,11 @@ def render_online(answer: OnlinePlan) -> None:
         f"each); {answer.completions:,} completions, at most {answer.sampled_tokens_at_most:,} sampled tokens"
     )
     show(f"{answer.prompts:,} prompts: {answer.how}")
+    if answer.devices > 1:
+        each = answer.completions_per_step // answer.devices
+        show(f"{answer.devices} devices, each with a copy of the model (ddp) and {each} completions of a step")
     show("")
-    table = Table("part", "GiB", "how it is known", box=None, pad_edge=False)
+    table = Table("part", "GiB" if answer.devices == 1 else "GiB a device", "how it is known", box=None, pad_edge=False)
     for part, how in HOW.items():
         size = getattr(answer, part)
         if size:

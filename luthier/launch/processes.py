@@ -140,7 +140,8 @@ def stopped_by(name: str, run: Path) -> Interrupted:
 
 
 def _has_checkpoint(run: Path) -> bool:
-    return any((run / "checkpoints").glob("step-*"))
+    folder = run / "checkpoints"
+    return any(folder.glob("step-*")) or any(folder.glob("checkpoint-*/luthier.json"))  # of online RL, when sealed
 
 
 def _how_to_go_on(run: Path) -> str:

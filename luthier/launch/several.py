@@ -20,6 +20,7 @@ from luthier.launch.network import on_interface
 from luthier.launch.processes import launch_processes, stopped_by
 from luthier.pipeline.run import run_recipe
 from luthier.pipeline.session import Session
+from luthier.recipe.online import require_processes
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version
 from luthier.runtime.env import read_env
@@ -55,6 +56,7 @@ class Launch:
         Raises:
             LuthierError: what ended the run.
         """
+        require_processes(self.loaded.recipe, self.processes)
         with _stopping(self.folder):
             self._prepare()
             run_attempts(lambda attempt: self._start(attempt, Nodes()), max_restarts=self.max_restarts)

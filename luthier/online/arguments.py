@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from luthier.online.held_out import Deal
 from luthier.online.rewards.base import Reward
 from luthier.recipe.online import online_steps
 from luthier.recipe.schedules import require_room
@@ -25,7 +26,7 @@ __all__ = ["Schedule", "arguments", "make_schedule", "mapped_lines", "require_pa
 
 _SAME = (
     "lr_scheduler_type", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "save_total_limit", "seed", "optim",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps", "seed", "optim",
 )  # fmt: skip
 _SAMPLING = (
     "num_generations", "max_completion_length", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "beta",
@@ -44,6 +45,8 @@ class Schedule:
     prompts_per_batch: int
     """Whose completions are sampled together, and used for `num_iterations` steps."""
     num_iterations: int
+    processes: int = 1
+    """Each samples its part of a batch."""
 
     @property
     def batches(self) -> int:
@@ -55,23 +58,24 @@ class Schedule:
         return math.ceil(step / self.num_iterations) * self.prompts_per_batch / self.prompts
 
 
-def make_schedule(recipe: Recipe, *, prompts: int) -> Schedule:
-    """Steps and prompts of a resolved recipe."""
+def make_schedule(recipe: Recipe, *, prompts: int, processes: int = 1) -> Schedule:
+    """Steps and prompts of a resolved recipe; batch and accumulation are of each process, as TRL has them."""
     train, grpo = recipe.train, recipe.objective.grpo
     batch, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
     if not isinstance(batch, int) or not isinstance(accumulate, int):
         raise RecipeError(code="T470", message="the recipe was not resolved: the batch shape is still `auto`")
-    per_batch = batch * accumulate // grpo.num_generations
+    per_batch = batch * accumulate * processes // grpo.num_generations
     steps = online_steps(
         prompts, per_batch, train.num_train_epochs, train.max_steps, num_iterations=grpo.num_iterations
     )
     return Schedule(
-        steps=steps, prompts=prompts, prompts_per_batch=per_batch, num_iterations=grpo.num_iterations
+        steps=steps, prompts=prompts, prompts_per_batch=per_batch, num_iterations=grpo.num_iterations,
+        processes=processes,
     )  # fmt: skip
 
 
 def arguments(
-    recipe: Recipe, *, rewards: list[Reward], schedule: Schedule, folder: Path, device: Device, validates: bool
+    recipe: Recipe, *, rewards: list[Reward], schedule: Schedule, folder: Path, device: Device, held_out: Deal
 ) -> dict[str, Any]:
     """Keyword arguments of `GRPOConfig`.
 
@@ -81,7 +85,7 @@ def arguments(
         schedule: of the run.
         folder: of the checkpoints.
         device: of the model.
-        validates: there are validation prompts.
+        held_out: the validation prompts.
 
     Raises:
         RecipeError: `warmup_stable_decay` is longer than the run.
@@ -90,7 +94,7 @@ def arguments(
     warmup = _warmup(train, schedule.steps)
     if train.lr_scheduler_type == "warmup_stable_decay":
         require_room(train.lr_scheduler_kwargs, warmup=warmup, total_steps=schedule.steps)
-    evaluates = validates and isinstance(train.eval_steps, int)
+    evaluates = bool(held_out.names) and isinstance(train.eval_steps, int)
     value: dict[str, Any] = {name: getattr(train, name) for name in _SAME}
     value |= {name: getattr(grpo, name) for name in _SAMPLING}
     value |= {
@@ -103,10 +107,14 @@ def arguments(
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "save_strategy": "steps" if isinstance(train.save_steps, int) else "no",
         "eval_strategy": "steps" if evaluates else "no",
-        "per_device_eval_batch_size": train.per_device_train_batch_size, "num_generations_eval": 1,
+        "per_device_eval_batch_size": held_out.batch, "num_generations_eval": 1,
         "reward_weights": [reward.weight for reward in rewards],
         # The order of the prompts is ours (`order.py`), and so are progress, metrics and samples.
         "shuffle_dataset": False, "disable_tqdm": True, "log_completions": False, "logging_nan_inf_filter": False,
+        # Checkpoints are removed here too, and only when the new one is whole (`checkpoint.py`).
+        "save_total_limit": None,
+        # As in `train/processes.py`: every trained weight has a gradient, and buffers are equal.
+        "ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False,
         # A completion must come from the model whose probabilities are trained.
         "disable_dropout": True,
         "bf16": recipe.model.dtype == "bfloat16", "use_cpu": device.type == "cpu",
@@ -125,7 +133,9 @@ def mapped_lines(recipe: Recipe, schedule: Schedule) -> list[str]:
     lines = [
         f"{schedule.steps} steps of {count} completions: {schedule.prompts_per_batch} prompts x "
         f"{grpo.num_generations} generations ({train.per_device_train_batch_size} x "
-        f"{train.gradient_accumulation_steps} accumulated), {schedule.prompts} prompts an epoch",
+        f"{train.gradient_accumulation_steps} accumulated"
+        f"{f' x {schedule.processes} processes' if schedule.processes > 1 else ''}), "
+        f"{schedule.prompts} prompts an epoch",
         "trainer: TRL's GRPOTrainer on the model as transformers wrote it; Luthier's engine is not used",
         f"sampling: {'vLLM, ' + grpo.vllm_mode if grpo.use_vllm else 'transformers'}",
     ]

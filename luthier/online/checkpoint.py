@@ -3,7 +3,8 @@
     checkpoints/checkpoint-12/   what transformers writes: weights, optimizer, schedule, generators, state
       luthier.json               what run it is of, and size and hash of every other file; written last
 
-transformers writes its files one by one into the folder itself. So a folder without `luthier.json` was never
+transformers writes its files one by one into the folder itself, each of several processes the state of its generators
+(`rng_state_1.pth`); when all have, process 0 seals. So a folder without `luthier.json` was never
 finished: it is removed, with a line. Optimizer and generators are stored by torch.save; they are opened with
 `weights_only`, which runs no code.
 """
@@ -11,6 +12,7 @@ finished: it is removed, with a line. Optimizer and generators are stored by tor
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -26,7 +28,7 @@ from luthier.runtime.console import note
 from luthier.runtime.errors import RecipeError, RunFailed
 from luthier.runtime.hashing import hash_file
 
-__all__ = ["FOLDER", "Found", "find", "forget_all", "seal"]
+__all__ = ["FOLDER", "Found", "find", "forget_all", "keep_newest", "seal"]
 
 FOLDER = "checkpoints"
 _SEAL = "luthier.json"
@@ -42,6 +44,11 @@ class Found:
     path: Path
     progress: dict[str, Any]
     """What `seal` was given besides the identity."""
+
+    @property
+    def processes(self) -> int:
+        """That wrote it."""
+        return int(self.progress.get("processes", 1))
 
 
 def seal(path: Path, *, identity: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
@@ -59,8 +66,18 @@ def seal(path: Path, *, identity: Mapping[str, Any], progress: Mapping[str, Any]
     write_json(path / _SEAL, value)
 
 
-def find(run: RunFolder, identity: Mapping[str, Any]) -> Found | None:
+def keep_newest(run: RunFolder, limit: int | None) -> None:
+    """Remove whole checkpoints beyond the newest `limit` (None: none is removed)."""
+    whole = sorted((step, path) for step, path in _folders(run) if (path / _SEAL).is_file())
+    for _, path in whole[: -limit if limit else 0]:
+        (path / _SEAL).unlink()  # first: one that is half removed was never finished
+        shutil.rmtree(path)
+
+
+def find(run: RunFolder, identity: Mapping[str, Any], *, processes: int = 1) -> Found | None:
     """The newest whole checkpoint of this very run; None when there is none at all.
+
+    Another number of processes may go on where a step has the same completions.
 
     Raises:
         RunFailed: there are checkpoints, and all of them are damaged.
@@ -76,9 +93,10 @@ def find(run: RunFolder, identity: Mapping[str, Any]) -> Found | None:
         fault = _fault(path)
         if fault is None:
             value = json.loads((path / _SEAL).read_text("utf-8"))
-            _require_same(value["identity"], identity, path)
+            found = Found(step, path, value["progress"])
+            _require_same(_whole_steps(value["identity"], found.processes), _whole_steps(identity, processes), path)
             _compare_versions(run, value["versions"])
-            return Found(step, path, value["progress"])
+            return found
         damaged.append(fault)
         note(f"  not resuming from step {step}: {fault}", style="yellow")
         run.event("checkpoint_refused", step=step, problems=[fault])
@@ -119,6 +137,15 @@ def _fault(path: Path) -> str | None:
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError) as error:
         return f"{path.name}/{_SEAL} is damaged ({type(error).__name__})"
     return None
+
+
+def _whole_steps(identity: Mapping[str, Any], processes: int) -> dict[str, Any]:
+    """With the completions of a step in the place of how they are dealt to processes and micro-batches."""
+    train = dict(identity.get("train") or {})
+    dealt = [train.pop(key, None) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")]
+    if None in dealt:
+        return dict(identity)
+    return {**identity, "train": {**train, "completions_per_step": math.prod(dealt) * processes}}
 
 
 def _require_same(was: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:

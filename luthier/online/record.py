@@ -41,7 +41,6 @@ _NAMES = {
     "frac_reward_zero_std": "equal_groups", "clip_ratio/region_mean": "clip_ratio", "cispo_clip_ratio": "clip_ratio",
     "grad_norm": "grad_norm", "learning_rate": "learning_rate",
 }  # fmt: skip
-_EVAL = ("reward", "reward_std", "completions/mean_length", "completions/clipped_ratio")
 _STALE_STEPS = 20
 
 
@@ -51,17 +50,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     Args:
         run: folder that is written to.
         schedule: of the run.
-        stop: raised by a signal; the run then saves and stops at the next step where a resumed run can go on exactly.
+        stop: raised by a signal, in any process; the run then saves and stops, in all, at the next step where a resumed
+            run can go on exactly.
         logging_steps: as in the recipe.
         seconds: spent by earlier sessions of the run.
         judge: whose cost is recorded.
+        writes: this process writes the run's files; the others count and stop with it.
     """
 
     def __init__(
         self, *, run: RunFolder, schedule: Schedule, stop: Stop, logging_steps: int, seconds: float,
-        judge: Endpoint | None,
+        judge: Endpoint | None, writes: bool = True,
     ) -> None:  # fmt: skip
-        self.run, self.schedule, self.stop, self.judge = run, schedule, stop, judge
+        self.run, self.schedule, self.stop, self.judge, self.writes = run, schedule, stop, judge, writes
         self.logging_steps = logging_steps
         self.seconds = seconds
         self.tokens = 0
@@ -117,11 +118,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self._first(seconds, total - step)
         if step == total:
             control.should_save = control.should_log = True
-        elif self.stop.requested and step % self.schedule.num_iterations == 0:
+        elif step % self.schedule.num_iterations == 0 and trainer.anywhere(self.stop.requested):
             control.should_save = control.should_log = control.should_training_stop = True
             self.stopped_at = step
         if step % self.logging_steps == 0 or control.should_log:
-            self._keep_sample(step)
+            self._keep_samples(step)
         if self.bar is not None:
             self.bar.advance(say=self._say)
         return control
@@ -134,11 +135,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if "loss" in logs:
             self._train_line(logs, state)
         elif "eval_reward" in logs:
-            self._eval_line(logs, state.global_step)
+            self._eval_line(state.global_step)
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A checkpoint is there."""
-        self.run.event("checkpoint_saved", step=state.global_step)
+        if self.writes:
+            self.run.event("checkpoint_saved", step=state.global_step)
 
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: TrainerControl, eval_dataloader: Any = None, **_: Any
@@ -150,6 +152,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._checking[1].advance()
 
     # -- lines
+
+    def _metric(self, line: Mapping[str, Any]) -> None:
+        if self.writes:
+            self.run.metric(**line)
 
     def _train_line(self, logs: Mapping[str, Any], state: TrainerState) -> None:
         step = state.global_step
@@ -171,38 +177,37 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             line["unscored_completions"] = trainer.unscored
         if self.judge is not None:
             line["judge_cost_usd"] = self.judge.usage().cost_usd
-        self.run.metric(**line)
+        self._metric(line)
         self._warn_if_stale(line, step)
         if "reward" in line:
             self._say = f"reward {_shown(line.get('reward'))}  {_shown(line.get('completion_tokens'))} tokens an answer"
 
-    def _eval_line(self, logs: Mapping[str, Any], step: int) -> None:
-        line: dict[str, Any] = {"step": step}
-        line |= {f"eval_{_NAMES[name]}": _finite(logs[f"eval_{name}"]) for name in _EVAL if f"eval_{name}" in logs}
-        line |= _by_label(logs, "eval_rewards/", "eval_reward/")
-        if self._trainer is not None:
-            self._trainer.times.take()  # not of a training step
+    def _eval_line(self, step: int) -> None:
+        trainer = self._trainer
+        assert trainer is not None
+        line: dict[str, Any] = {"step": step, **trainer.held_out.take()}
+        trainer.times.take()  # not of a training step
         if self._checking is not None:
             self._checking[0].close()
             self._checking = None
         self.evaluated_at = step
-        self.run.metric(**line)
+        self._metric(line)
         note(f"  step {step}: reward of held-out prompts {_shown(line.get('eval_reward'))}")
 
-    def _keep_sample(self, step: int) -> None:
+    def _keep_samples(self, step: int) -> None:
         trainer = self._trainer
-        sample = trainer.sample if trainer is not None else None
-        if trainer is None or sample is None:  # a further iteration on the same completions
+        if trainer is None:
             return
-        trainer.sample = None
-        self.run.append(
-            "samples.jsonl", step=step, row=str(sample.row.ref), prompt=_plain(sample.row.prompt),
-            reference=sample.row.reference,
-            completions=[
-                {"text": text, "rewards": dict(rewards)}
-                for text, rewards in zip(sample.texts, sample.rewards, strict=True)
-            ],
-        )  # fmt: skip
+        samples, trainer.samples = trainer.samples, []  # none: a further iteration on the same completions
+        for sample in samples if self.writes else ():
+            self.run.append(
+                "samples.jsonl", step=step, row=str(sample.row.ref), prompt=_plain(sample.row.prompt),
+                reference=sample.row.reference,
+                completions=[
+                    {"text": text, "rewards": dict(rewards)}
+                    for text, rewards in zip(sample.texts, sample.rewards, strict=True)
+                ],
+            )  # fmt: skip
 
     def _first(self, seconds: float, left: int) -> None:
         """What no plan could know: how long a step takes."""

@@ -43,12 +43,16 @@ class OnlineResult:
     reward_share: float
     """Of the seconds of this session's steps."""
     peak_bytes: int
+    """Of the process that had most in use."""
     resumed_from: int | None
     judge: dict[str, Any] | None
     """Requests, tokens and cost of this session's judge."""
     final: str
     rewards: dict[str, float | None]
     """Mean of each reward in the last tenth of the logged steps."""
+    processes: int
+    wrapper: str
+    """Class that the trained model was called through."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -57,7 +61,7 @@ class OnlineResult:
 
 def make_result(
     run: RunFolder, recorder: Recorder, schedule: Schedule, *, num_generations: int, peak_bytes: int,
-    resumed_from: int | None,
+    resumed_from: int | None, wrapper: str,
 ) -> OnlineResult:  # fmt: skip
     """From the metrics on disk and the times of this session."""
     logged = [line for line in run.read_lines("metrics.jsonl") if "tokens" in line]
@@ -81,6 +85,7 @@ def make_result(
         peak_bytes=peak_bytes, resumed_from=resumed_from,
         judge=recorder.judge.usage().to_json() if recorder.judge is not None else None, final="final",
         rewards={name.removeprefix("reward/"): _mean([line.get(name) for line in last]) for name in labels},
+        processes=schedule.processes, wrapper=wrapper,
     )  # fmt: skip
 
 

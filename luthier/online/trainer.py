@@ -2,9 +2,11 @@
 
     _tokenize_prompts      ids from our template instead of rendering again
     _generate              as TRL's, timed
-    _calculate_rewards     as TRL's, timed; a sample is kept
+    _calculate_rewards     as TRL's, timed; held-out answers are kept
+    _generate_and_score_completions   as TRL's; samples are kept
     training_step          as TRL's; a loss that is not finite ends the run
-    _save_checkpoint       as TRL's, then sealed (`checkpoint.py`)
+    _save_checkpoint       as TRL's, then sealed (`checkpoint.py`) when every process has written its part
+    _load_rng_state        as TRL's; fresh generators where another number of processes goes on
     _send_telemetry        nothing of a run leaves the machine
     create_model_card      none: a checkpoint is no publication
 
@@ -21,12 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from transformers import set_seed
 from trl import GRPOTrainer
 
 from luthier.data.prompt_rows import PromptRow
 from luthier.model.quiet import quiet_libraries
+from luthier.online.held_out import Answered, HeldOut, is_filling
 from luthier.online.rewards.base import Completions, Reward
+from luthier.online.rewards.shared import AskedByMain
 from luthier.runtime.errors import RunFailed
+from luthier.runtime.heartbeat import mark
 
 __all__ = ["OnlineTrainer", "Sample", "Times", "name_prompts", "reward_functions"]
 
@@ -74,12 +81,19 @@ class _Function:
     def __call__(
         self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **extra: Any
     ) -> list[float | None]:
-        rows = [self.rows[name] for name in prompts]
+        asked = [index for index, name in enumerate(prompts) if not is_filling(name)]
+        if not asked and not isinstance(self.reward, AskedByMain):
+            return [0.0] * len(prompts)
+        rows = [self.rows[prompts[index]] for index in asked]
         batch = Completions(
-            prompts=[row.prompt for row in rows], texts=completions, ids=completion_ids,
-            references=[row.reference for row in rows], columns=[row.columns for row in rows], extra=extra,
+            prompts=[row.prompt for row in rows], texts=[completions[index] for index in asked],
+            ids=[completion_ids[index] for index in asked], references=[row.reference for row in rows],
+            columns=[row.columns for row in rows], extra=extra,
         )  # fmt: skip
-        return self.reward.score(batch)
+        mark(f"reward {self.reward.label}", watched=not isinstance(self.reward, AskedByMain))
+        scored = dict(zip(asked, self.reward.score(batch), strict=True))
+        mark("gather rewards", exchange=True)
+        return [scored.get(index, 0.0) for index in range(len(prompts))]
 
 
 def reward_functions(rewards: Sequence[Reward], rows: Mapping[str, PromptRow]) -> list[Callable[..., Any]]:
@@ -92,25 +106,32 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Args:
         rows: prompts by name.
-        seal: called with the folder of each checkpoint that TRL has written.
+        seal: called in process 0 with the folder of each checkpoint that all have written.
+        reseed: of this process' generators where a checkpoint of another number of processes is gone on from.
         arguments: of GRPOTrainer.
     """
 
-    def __init__(self, *, rows: Mapping[str, PromptRow], seal: Callable[[Path], None], **arguments: Any) -> None:
+    def __init__(
+        self, *, rows: Mapping[str, PromptRow], seal: Callable[[Path], None], reseed: int | None = None,
+        **arguments: Any,
+    ) -> None:  # fmt: skip
         self.rows = rows
         self.seal = seal
+        self.reseed = reseed
         self.times = Times()
-        self.sample: Sample | None = None
-        """First group of the latest completions in training."""
+        self.samples: list[Sample] = []
+        """First group of each process' part of the latest completions in training."""
         self.unscored = 0.0
         """Share of the latest completions about which no reward said anything."""
         super().__init__(**arguments)
+        self.held_out = HeldOut(self.reward_func_names, self.reward_weights.tolist())
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [list(self.rows[name].ids) for name in prompts], None, {}
 
     def _generate(self, prompts: list[str]) -> Any:
         started = time.perf_counter()
+        mark("sample completions", step=self.state.global_step)
         try:
             return super()._generate(prompts)
         except RuntimeError as error:
@@ -132,14 +153,47 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
         self.times.rewards += time.perf_counter() - started
         if self.model.training:
             self.unscored = float(torch.isnan(values).all(dim=1).float().mean())
-            first = slice(0, self.num_generations)
-            names = self.reward_func_names
-            scored = [
-                {name: None if value != value else value for name, value in zip(names, row, strict=True)}
-                for row in values[first].tolist()
+        else:
+            ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+            mine = [
+                (name, len(ids), ids[-1] not in ends) for name, ids in zip(prompts, completion_ids_list, strict=True)
             ]
-            self.sample = Sample(self.rows[prompts[0]], completions[first], scored)
+            self.held_out.add([
+                Answered(name=name, rewards=tuple(row), tokens=tokens, clipped=clipped)
+                for (name, tokens, clipped), row in zip(gather_object(mine), values.tolist(), strict=True)
+            ])  # fmt: skip
         return values
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        found = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            self.samples = self._first_groups()
+            mark("update", step=self.state.global_step)
+        return found
+
+    def _first_groups(self) -> list[Sample]:
+        """Of what TRL keeps of all processes' completions, in their order."""
+        size, logs = self.num_generations, self._logs
+        groups, parts = len(logs["prompt"]) // size, self.accelerator.num_processes
+        firsts = sorted({part * groups // parts for part in range(parts)})
+        return [self._sample(slice(group * size, (group + 1) * size)) for group in firsts]
+
+    def _sample(self, place: slice) -> Sample:
+        logs = self._logs
+        texts = list(logs["completion"])[place]
+        scores = {name: list(logs["rewards"][name])[place] for name in self.reward_func_names}
+        rewards = [
+            {name: None if values[index] != values[index] else values[index] for name, values in scores.items()}
+            for index in range(len(texts))
+        ]
+        return Sample(self.rows[list(logs["prompt"])[place.start]], texts, rewards)
+
+    def anywhere(self, flag: bool) -> bool:
+        """Whether it is so in some process. Called by all."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        mark("agree on going on", exchange=True)
+        return bool(self.accelerator.gather(torch.tensor([int(flag)], device=self.accelerator.device)).any())
 
     def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
         """One micro-batch, forward and backward.
@@ -156,11 +210,22 @@ class OnlineTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step - 1
+        mark("write a checkpoint", step=step, watched=False)
         with quiet_libraries():
             super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
-        self.seal(folder)
+        mark("meet at the checkpoint", step=step, exchange=True, watched=False)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nobody reads
+            self.seal(folder)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if self.reseed is None:
+            super()._load_rng_state(checkpoint)
+        else:
+            set_seed(self.reseed)
 
     def _send_telemetry(self) -> None:
         pass

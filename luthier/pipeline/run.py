@@ -27,6 +27,7 @@ from typing import Any
 
 from luthier.export.hub.upload import require_token
 from luthier.pipeline.configured import Configured, settle
+from luthier.pipeline.online import refuse_several_devices
 from luthier.pipeline.sequences import require_shareable_sequences
 from luthier.pipeline.session import Session
 from luthier.pipeline.stage import Stage
@@ -35,14 +36,15 @@ from luthier.pipeline.stages import STAGES
 from luthier.pipeline.train_stage import refuse_changed_resume
 from luthier.recipe.deepspeed_keys import ZERO
 from luthier.recipe.load import dump_yaml
+from luthier.recipe.online import require_processes
 from luthier.recipe.optimizers import require_optimizer
 from luthier.recipe.replicate_rules import require_copies
 from luthier.recipe.schema import Recipe
 from luthier.runs.folder import RunFolder
 from luthier.runs.manifest import code_version, hardware, library_versions
 from luthier.runtime.atomic import write_json, write_text
-from luthier.runtime.env import without_launcher_variables
-from luthier.runtime.errors import LuthierError, RecipeError
+from luthier.runtime.env import read_env, without_launcher_variables
+from luthier.runtime.errors import LuthierError
 from luthier.runtime.trackers import require_trackers
 from luthier.train.distributed.group import Group, join
 from luthier.train.distributed.watch import beating
@@ -142,11 +144,8 @@ def _owned(group: Group, run: RunFolder) -> Iterator[None]:
 def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None) -> None:
     """What can be known to be wrong before any work, and the recipe as a file."""
     recipe, wanted = session.recipe, _wanted(session.recipe, only)
-    if session.is_online and session.group.size > 1:
-        raise RecipeError(
-            code="L104", message=f"`objective.name: {recipe.objective.name}` takes one process so far",
-            hint="start it without a launcher",
-        )  # fmt: skip
+    if any(stage.name == "train" for stage in wanted):
+        require_processes(recipe, session.group.size, unshared=read_env().unshared)
     refuse_changed_resume(session, wanted=wanted)
     if any(stage.name == "push" for stage in wanted):
         require_token()  # not after hours of training
@@ -162,9 +161,10 @@ def _begin(session: Session, recipe_text: str | None, only: Sequence[str] | None
 
 
 def _require_packages(session: Session) -> None:
-    """What training imports after the baseline has been scored: its lack is told before."""
+    """What training needs after the baseline has been scored: its lack is told before."""
     recipe = session.recipe
     require_trackers(recipe.train.report_to)
+    refuse_several_devices(session)
     if session.group.size > 1 and recipe.distributed.strategy in ZERO:
         from luthier.train.distributed.zero import require_deepspeed
 

@@ -19,7 +19,7 @@ from luthier.plan.shape import ModelShape
 from luthier.plan.sizes import Sizes, sizes_of
 from luthier.plan.states import NF4_BYTES, optimizer_bytes
 from luthier.plan.work import Documents
-from luthier.recipe.online import Completions, choose_completions, online_steps
+from luthier.recipe.online import Completions, choose_completions, online_steps, require_processes
 from luthier.recipe.schema import Recipe
 
 __all__ = ["UNKNOWN", "OnlinePlan", "plan_online"]
@@ -36,8 +36,11 @@ class OnlinePlan:
 
     prompts: int
     steps: int
+    devices: int
+    """Each holds a copy of the model and samples its part of a step; the bytes are of one."""
     prompts_per_step: int
     completions_per_step: int
+    """Of all devices."""
     completions: int
     """Of the whole run."""
     sampled_tokens_at_most: int
@@ -49,7 +52,7 @@ class OnlinePlan:
     reference: int
     """A second copy of the model, for a KL penalty on weights that are trained themselves."""
     cache: int
-    """Keys and values while the completions of a step are sampled, all at their longest."""
+    """Keys and values while a device samples its completions of a step, all at their longest."""
     device: str
     device_bytes: int
     how: str
@@ -78,7 +81,9 @@ class OnlinePlan:
         }  # fmt: skip
 
 
-def plan_online(recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator) -> OnlinePlan:
+def plan_online(
+    recipe: Recipe, shape: ModelShape, documents: Documents, device: Accelerator, *, num_gpus: int = 1
+) -> OnlinePlan:
     """Count.
 
     Args:
@@ -86,20 +91,27 @@ def plan_online(recipe: Recipe, shape: ModelShape, documents: Documents, device:
         shape: of the base.
         documents: rows; their tokens are taken as those of the prompts (where the answers are in them, too many).
         device: whose memory is looked at.
+        num_gpus: devices that share a step, each with a copy of the model.
+
+    Raises:
+        RecipeError: the step cannot be divided into whole groups, or the recipe takes one process.
     """
+    require_processes(recipe, num_gpus)
     train, grpo = recipe.train, recipe.objective.grpo
     sizes = sizes_of(shape, recipe.method)
     mean = documents.tokens / documents.rows + grpo.max_completion_length
     split = choose_completions(
-        train, num_generations=grpo.num_generations, prompts=documents.rows, mean_tokens=mean, device_type=device.type
-    )
+        train, num_generations=grpo.num_generations, prompts=documents.rows, mean_tokens=mean, device_type=device.type,
+        processes=num_gpus,
+    )  # fmt: skip
     steps = online_steps(
         documents.rows, split.prompts, train.num_train_epochs, train.max_steps, num_iterations=grpo.num_iterations
     )
     batches = -(-steps // grpo.num_iterations)
     return OnlinePlan(
-        prompts=documents.rows, steps=steps, prompts_per_step=split.prompts, completions_per_step=split.count,
-        completions=batches * split.count, sampled_tokens_at_most=batches * split.count * grpo.max_completion_length,
+        prompts=documents.rows, steps=steps, devices=num_gpus, prompts_per_step=split.prompts,
+        completions_per_step=split.count, completions=batches * split.count,
+        sampled_tokens_at_most=batches * split.count * grpo.max_completion_length,
         **_bytes(recipe, sizes, device, split, mean), device=device.name, device_bytes=device.memory_bytes,
         how=documents.how,
     )  # fmt: skip
@@ -126,7 +138,7 @@ def _bytes(recipe: Recipe, sizes: Sizes, device: Accelerator, split: Completions
         "gradients": 4 * sizes.trainable,
         "optimizer": optimizer_bytes(sizes, recipe.train.optim, recipe.train.optim_args),
         "reference": 4 * sizes.parameters if whole and recipe.objective.grpo.beta else 0,
-        "cache": round(split.count * tokens * 2 * shape.key_value_heads * shape.head_dim * size),
+        "cache": round(split.count // split.processes * tokens * 2 * shape.key_value_heads * shape.head_dim * size),
     }
 
 

@@ -47,6 +47,8 @@ def distributed_rules(
     train: TrainSection, locate: Locate,
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
+    if objective.name == "grpo":
+        yield from _online_rules(section, locate)
     yield from zero_rules(section, model, method, train, locate)
     yield from offload_rules(section, method, objective, train, locate)
     yield from replicate_rules(section, locate)
@@ -59,6 +61,18 @@ def distributed_rules(
         key = "distributed.reshard_after_forward"
         message = f"`{key}` would have no effect: `distributed.strategy` is ddp"
         yield locate(key, on="key").problem("C111", message, hint="remove it")
+
+
+def _online_rules(section: DistributedSection, locate: Locate) -> Iterator[Problem]:
+    """TRL's trainer copies the model."""
+    if section.strategy in ("fsdp2", *ZERO):
+        message = (
+            f"`distributed.strategy: {section.strategy}` beside objective grpo: its processes copy the model so far"
+        )
+        yield locate("distributed.strategy").problem("L323", message, hint="write ddp or auto")
+    elif section.strategy == "auto" and section.dp_replicate_size > 1:
+        message = "`distributed.dp_replicate_size` is of copies in shards, and objective grpo shards nothing"
+        yield locate("distributed.dp_replicate_size").problem("L323", message, hint="remove it")
 
 
 def require_groups(size: int, processes: int) -> None:

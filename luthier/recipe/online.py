@@ -17,11 +17,15 @@ from typing import Any
 from luthier.recipe.online_rules import grpo_values, split_python
 from luthier.recipe.online_schema import GrpoSection
 from luthier.recipe.paths import expand
-from luthier.recipe.schema import TrainSection
+from luthier.recipe.schema import Recipe, TrainSection
 from luthier.recipe.steps import MICRO_BATCH_TOKENS
+from luthier.runtime.errors import RecipeError
 from luthier.runtime.hashing import hash_file
 
-__all__ = ["Completions", "choose_completions", "online_rate", "online_steps", "weights_facts"]
+__all__ = [
+    "Completions", "choose_completions", "online_rate", "online_steps", "require_processes", "require_whole_groups",
+    "weights_facts",
+]  # fmt: skip
 
 PROMPTS_PER_STEP = 8
 _REFERENCE_RATE, _REFERENCE_PARAMETERS = 1e-6, 7e9
@@ -37,14 +41,15 @@ class Completions:
     per_device_train_batch_size: int
     """Completions of a micro-batch."""
     gradient_accumulation_steps: int
+    processes: int
     prompts: int
-    """Prompts of a step."""
+    """Prompts of a step, of all processes."""
     reason: str
 
     @property
     def count(self) -> int:
-        """Completions of a step."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+        """Completions of a step, of all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.processes
 
 
 def online_rate(method: str, parameters: int) -> tuple[float, str]:
@@ -57,9 +62,11 @@ def online_rate(method: str, parameters: int) -> tuple[float, str]:
 
 
 def choose_completions(
-    train: TrainSection, *, num_generations: int, prompts: int, mean_tokens: float, device_type: str
+    train: TrainSection, *, num_generations: int, prompts: int, mean_tokens: float, device_type: str, processes: int = 1
 ) -> Completions:
-    """Split a step into micro-batches; a number that is given stays.
+    """Split a step into micro-batches of each process; a number that is given stays.
+
+    Left open, a step has the completions that it has in one process, or the next number that can be divided.
 
     Args:
         train: the two batch keys may be `auto`.
@@ -67,24 +74,80 @@ def choose_completions(
         prompts: in the data.
         mean_tokens: of a prompt with the longest completion.
         device_type: decides how much a micro-batch holds.
+        processes: that share a step.
+
+    Raises:
+        RecipeError: both numbers are given, and a step would tear a group apart.
     """
+    require_whole_groups(train, num_generations=num_generations, processes=processes)
     batch, steps = train.per_device_train_batch_size, train.gradient_accumulation_steps
     wanted = min(PROMPTS_PER_STEP, prompts) * num_generations
-    why = f"{wanted // num_generations} prompts a step x num_generations {num_generations}"
     if isinstance(batch, int):
         micro = batch
-        accumulate = steps if isinstance(steps, int) else _fill(wanted, micro, num_generations)
+        accumulate = steps if isinstance(steps, int) else _fill(wanted, micro * processes, num_generations)
     elif isinstance(steps, int):
-        micro, accumulate = _fill(wanted, steps, num_generations), steps
+        micro, accumulate = _fill(wanted, steps * processes, num_generations), steps
     else:
         budget = MICRO_BATCH_TOKENS.get(device_type, MICRO_BATCH_TOKENS["cpu"])
-        fitting = [n for n in range(1, wanted + 1) if wanted % n == 0 and n * mean_tokens <= budget]
+        mine = _fill(wanted, processes, num_generations)
+        fitting = [n for n in range(1, mine + 1) if mine % n == 0 and n * mean_tokens <= budget]
         micro = max(fitting, default=1)
-        accumulate = wanted // micro
+        accumulate = mine // micro
+    meant = micro * accumulate * processes // num_generations
+    why = f"{meant} prompts a step x num_generations {num_generations}"
     return Completions(
-        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate,
-        prompts=max(1, micro * accumulate // num_generations), reason=why,
+        per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate, processes=processes, prompts=meant,
+        reason=why + (f", of {processes} processes" if processes > 1 else ""),
     )  # fmt: skip
+
+
+def require_whole_groups(train: TrainSection, *, num_generations: int, processes: int) -> None:
+    """Return if the completions of a step, over all processes, are whole groups; an open number will make them so.
+
+    Raises:
+        RecipeError: they are not; with the smallest number that makes them so.
+    """
+    batch, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    if not isinstance(batch, int) or not isinstance(accumulate, int):
+        return
+    count = batch * accumulate * processes
+    if count % num_generations == 0:
+        return
+    unit = num_generations // math.gcd(batch * processes, num_generations)
+    several = f" x {processes} processes" if processes > 1 else ""
+    raise RecipeError(
+        code="L320",
+        message=f"a step has {batch} x {accumulate}{several} = {count} completions, which is no multiple of "
+        f"num_generations ({num_generations}): a group would be torn apart",
+        hint=f"train.gradient_accumulation_steps: {unit * -(-accumulate // unit)} makes it one",
+    )
+
+
+def require_processes(recipe: Recipe, processes: int, *, unshared: bool = False) -> None:
+    """What online RL on so many processes needs and what it does not do; before anything is read.
+
+    Args:
+        recipe: of any objective.
+        processes: of the run.
+        unshared: its machines do not see one run folder.
+
+    Raises:
+        RecipeError: the first of these that is not so.
+    """
+    if recipe.objective.name != "grpo":
+        return
+    grpo = recipe.objective.grpo
+    require_whole_groups(recipe.train, num_generations=grpo.num_generations, processes=processes)
+    if processes > 1 and grpo.use_vllm:
+        raise RecipeError(
+            code="L322", message=f"`objective.grpo.use_vllm` on {processes} processes was never run",
+            hint="use_vllm: false (transformers samples, each process its own part), or one process",
+        )  # fmt: skip
+    if processes > 1 and unshared:
+        raise RecipeError(
+            code="L321", message="online RL on several machines needs one run folder that all of them see",
+            hint="put `output_dir` on a file system that all machines share",
+        )  # fmt: skip
 
 
 def _fill(wanted: int, given: int, num_generations: int) -> int:

@@ -230,14 +230,6 @@ def _train(train: TrainSection, grpo: GrpoSection, locate: Locate) -> Iterator[P
         message = "`train.rows_per_step` counts rows, and a step of online RL is a number of completions"
         hint = "per_device_train_batch_size x gradient_accumulation_steps is the number of completions of a step"
         yield locate("train.rows_per_step", on="key").problem("C110", message, hint=hint)
-    batch, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    if isinstance(batch, int) and isinstance(accumulate, int) and batch * accumulate % grpo.num_generations:
-        message = (
-            f"a step has {batch} x {accumulate} = {batch * accumulate} completions, which is no multiple of "
-            f"num_generations ({grpo.num_generations}): a group would be torn apart"
-        )
-        hint = f"gradient_accumulation_steps: {accumulate * grpo.num_generations} is a multiple"
-        yield locate("train.gradient_accumulation_steps").problem("C110", message, hint=hint)
     modes = {
         "gradient_checkpointing": train.gradient_checkpointing == "selective",
         "gradient_checkpointing_layers": isinstance(train.gradient_checkpointing_layers, int),

@@ -194,7 +194,7 @@ def _online(values: _Values, facts: Facts) -> tuple[Facts, int]:
     facts = replace(facts, tokens=longest, planned=None)
     split = choose_completions(
         train, num_generations=grpo.num_generations, prompts=facts.sequences, mean_tokens=facts.mean_tokens,
-        device_type=facts.device_type,
+        device_type=facts.device_type, processes=facts.world_size,
     )  # fmt: skip
     budget = f"completions of a micro-batch within the token budget of a {facts.device_type} device"
     values.fill("train.per_device_train_batch_size", split.per_device_train_batch_size, budget)
@@ -244,7 +244,9 @@ def _memory(values: _Values, facts: Facts) -> None:
 
 def _strategy(values: _Values, facts: Facts) -> None:
     key = "distributed.strategy"
-    if facts.world_size == 1:
+    if facts.world_size > 1 and values.recipe.objective.name == "grpo":
+        values.fill(key, "ddp", "online RL copies the model")
+    elif facts.world_size == 1:
         alone = "one process: nothing is distributed"
         values.fill(key, "ddp", alone)
         if values.get(key) != "ddp":  # the recipe's own word stays in it, for runs on more

@@ -1,6 +1,8 @@
 """Contract: a judge's score is read exactly or not at all; nothing it fails at becomes a number."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -117,3 +119,58 @@ def test_a_judge_that_fails_in_the_middle_ends_the_run_and_its_answers_are_kept(
         with pytest.raises(RecipeError, match="over"):
             train(recipe)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+class Pair:
+    """Two processes as two threads: what `Processes` says, and accelerate's exchange of objects."""
+
+    def __init__(self):
+        self.barrier, self.parts, self.given, self.local = threading.Barrier(2, timeout=20), {}, {}, threading.local()
+
+    def gather(self, mine):
+        self.parts[self.local.rank] = mine
+        self.barrier.wait()
+        found = [*self.parts[0], *self.parts[1]]
+        self.barrier.wait()
+        return found
+
+    def member(self, rank):
+        pair = self
+
+        class Member:
+            size, is_main = 2, rank == 0
+
+            def from_main(self, name, action):
+                if rank == 0:
+                    assert name not in pair.given, "a name is used once"
+                    pair.given[name] = action()
+                pair.barrier.wait()
+                return pair.given[name]
+
+        Member.rank = rank
+        return Member()
+
+    def run(self, action):
+        def begin(rank):
+            self.local.rank = rank
+            return action(rank)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(begin, (0, 1)))
+
+
+def test_of_two_processes_one_asks_for_both_and_each_gets_its_own_scores(monkeypatch):
+    pair = Pair()
+    monkeypatch.setattr("accelerate.utils.gather_object", pair.gather)
+    answers = {0: [["1", "2"], ["9"]], 1: [["3", "4", "5"], []]}
+    with ScriptedServer(always=says(by_answer)) as server:
+        own = {"base_url": server.url, "model": "judge", "concurrency": 2}
+        grpo = GrpoSection.model_validate({"rewards": [{"name": "judge", "rubric": "r"}], "judge": own})
+
+        def ask(rank):
+            with build_rewards(grpo, cache_dir=None, processes=pair.member(rank)) as rewards:
+                assert (rewards.endpoint is not None) is (rank == 0), "only process 0 needs a key"
+                return [rewards.rewards[0].score(batch(*texts)) for texts in answers[rank]]
+
+        assert pair.run(ask) == [[[0.1, 0.2], [0.9]], [[0.3, 0.4, 0.5], []]]
+        assert len(server.seen) == 6

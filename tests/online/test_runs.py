@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from luthier.online.order import prompt_order
 from luthier.pipeline.rerun import rerun
 from luthier.pipeline.run import run_recipe
+from luthier.pipeline.session import Session
 from luthier.recipe.schema import ObjectiveSection
 from luthier.runs.folder import RunFolder
-from luthier.runtime.errors import Interrupted, OutOfMemory, RecipeError, RunFailed
+from luthier.runtime.device import Device
+from luthier.runtime.errors import EnvironmentProblem, Interrupted, OutOfMemory, RecipeError, RunFailed
 from luthier.search.lr_find import Budget, find_learning_rate
 from luthier.search.metric import read_metric
 from tests.online.support import World, metrics, train
@@ -239,6 +241,17 @@ def test_memory_that_runs_out_while_the_trainer_is_made_is_no_fault_of_the_setti
     with pytest.raises(OutOfMemory) as caught:
         train(world.recipe(tmp_path / "run"))
     assert caught.value.problems[0].code == "T440" and "max_completion_length" in caught.value.problems[0].hint
+
+
+def test_one_process_that_sees_two_gpus_is_told_to_launch_unless_it_only_reads_data(world, tmp_path, monkeypatch):
+    gpu = Device(type="cuda", index=0, name="a GPU", memory_bytes=1 << 34, native_bf16=True, reason="test")
+    monkeypatch.setattr(Session, "device", gpu)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    recipe = world.recipe(tmp_path / "run")
+    with pytest.raises(EnvironmentProblem, match="sees 2") as caught:
+        run_recipe(recipe)
+    assert "luthier launch --num-gpus 2" in caught.value.problems[0].hint
+    assert run_recipe(recipe, only=("data",)).stages["data"]["rows_used"] == 24, "as a launcher does"
 
 
 # -- order

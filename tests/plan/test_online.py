@@ -10,11 +10,12 @@ from luthier.plan.known import known_model
 from luthier.plan.online import plan_online
 from luthier.plan.work import assumed_documents
 from luthier.recipe.load import recipe_from_dict
+from luthier.runtime.errors import RecipeError
 from tests.cli.calling import caller
 from tests.support.tiny import conversations, save_tiny
 
 
-def planned(tmp_path, *, gpu="H100", model="Qwen/Qwen2.5-7B-Instruct", rows=1000, **changes):
+def planned(tmp_path, *, gpu="H100", model="Qwen/Qwen2.5-7B-Instruct", rows=1000, num_gpus=1, **changes):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations(4)))
     grpo = {"rewards": [{"name": "number"}], "max_completion_length": 300, **changes.pop("grpo", {})}
     value = {
@@ -23,7 +24,7 @@ def planned(tmp_path, *, gpu="H100", model="Qwen/Qwen2.5-7B-Instruct", rows=1000
     }  # fmt: skip
     recipe = recipe_from_dict(value, origin="test")
     documents = assumed_documents(max_length=1024, packing=False, mean_tokens=100, rows=rows)
-    return plan_online(recipe, known_model(model), documents, find_device(gpu))
+    return plan_online(recipe, known_model(model), documents, find_device(gpu), num_gpus=num_gpus)
 
 
 @pytest.fixture
@@ -35,6 +36,15 @@ def test_counts(tmp_path):
     plan = planned(tmp_path)
     assert (plan.steps, plan.prompts_per_step, plan.completions_per_step) == (125, 8, 64)
     assert plan.completions == 8000 and plan.sampled_tokens_at_most == 8000 * 300
+    both = planned(tmp_path, num_gpus=2)
+    assert (both.steps, both.completions_per_step, both.devices) == (125, 64, 2), "an open step is that of one device"
+    assert (both.weights, both.optimizer) == (plan.weights, plan.optimizer), "each holds a copy"
+    assert both.cache == pytest.approx(plan.cache / 2), "and samples its part"
+    keys = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+    given = [planned(tmp_path, num_gpus=count, train=keys) for count in (1, 4)]
+    assert [(one.steps, one.completions_per_step) for one in given] == [(500, 16), (125, 64)], "of each device"
+    with pytest.raises(RecipeError, match="torn apart"):
+        planned(tmp_path, num_gpus=3, train={"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1})
     twice = planned(tmp_path, grpo={"num_iterations": 2})
     assert (twice.steps, twice.completions) == (250, 8000)
 

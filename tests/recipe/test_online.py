@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from luthier.recipe.load import load_recipe
 from luthier.recipe.objective import objective_values
-from luthier.recipe.online import choose_completions, online_rate, online_steps
+from luthier.recipe.online import choose_completions, online_rate, online_steps, require_processes
 from luthier.recipe.resolve import recipe_to_dict, resolve, resolved_yaml
 from luthier.recipe.schema import TrainSection
+from luthier.runtime.errors import RecipeError
 from tests.recipe.support import load, problem_of, problems_of
 from tests.recipe.test_resolve import facts
 
@@ -78,7 +79,9 @@ WRONG = {
     grpo("loss_type: cispo, epsilon: 0.1"): ("C111", "clips above only"),
     grpo("num_generations: 1"): ("C103", ">= 2"),
     NUMBER + "train: {tokens_per_step: 1000}": ("C110", "not known before"),
-    NUMBER + "train: {per_device_train_batch_size: 4, gradient_accumulation_steps: 3}": ("C110", "torn apart"),
+    NUMBER + "distributed: {strategy: fsdp2}": ("L323", "fsdp2` beside objective grpo"),
+    NUMBER + "distributed: {strategy: zero2}": ("L323", "zero2` beside objective grpo"),
+    NUMBER + "distributed: {dp_replicate_size: 2}": ("L323", "copies in shards"),
     NUMBER + "train: {gradient_checkpointing: selective}": ("C110", "Luthier's engine"),
     NUMBER + "train: {gradient_checkpointing_layers: 2}": ("C110", "Luthier's engine"),
     grpo("num_iterations: 4") + "train: {save_steps: 6}": ("C110", "between the 4 iterations"),
@@ -152,20 +155,48 @@ def test_checkpoints_do_not_fall_between_iterations_on_the_same_completions():
 batches = st.one_of(st.just("auto"), st.integers(1, 40))
 
 
-@given(batches, batches, st.integers(2, 16), st.integers(1, 500), st.floats(1, 5000))
-def test_a_step_is_whole_groups_and_what_is_given_stays(micro, accumulate, generations, prompts, tokens):
+@given(batches, batches, st.integers(2, 16), st.integers(1, 500), st.floats(1, 5000), st.integers(1, 9))
+def test_a_step_is_whole_groups_and_what_is_given_stays(micro, accumulate, generations, prompts, tokens, processes):
     fixed = isinstance(micro, int) and isinstance(accumulate, int)
-    if fixed and micro * accumulate % generations:
-        return  # refused by a rule
     train = TrainSection(per_device_train_batch_size=micro, gradient_accumulation_steps=accumulate)
-    split = choose_completions(
-        train, num_generations=generations, prompts=prompts, mean_tokens=tokens, device_type="cpu"
-    )
+    settings = {"num_generations": generations, "prompts": prompts, "mean_tokens": tokens, "device_type": "cpu"}
+    if fixed and micro * accumulate * processes % generations:
+        with pytest.raises(RecipeError, match="torn apart") as caught:
+            choose_completions(train, **settings, processes=processes)
+        hint = caught.value.problems[0].hint
+        better = int(hint.split()[1])
+        assert accumulate < better < accumulate + generations
+        assert [n for n in range(accumulate, better + 1) if micro * n * processes % generations == 0] == [better]
+        return
+    split = choose_completions(train, **settings, processes=processes)
+    shares = split.per_device_train_batch_size * split.gradient_accumulation_steps
+    assert split.count == shares * processes
     assert split.count % generations == 0 and split.prompts == split.count // generations >= 1
     assert micro in ("auto", split.per_device_train_batch_size)
     assert accumulate in ("auto", split.gradient_accumulation_steps)
-    if micro == accumulate == "auto":
-        assert split.prompts == min(8, prompts)
+    if micro == accumulate == "auto" and min(8, prompts) * generations % processes == 0:
+        assert split.prompts == min(8, prompts), "the step of one process"
+
+
+def test_what_several_processes_do_not_do_is_refused_by_name():
+    def refused(grpo: str, processes: int, **more: bool) -> str:
+        with pytest.raises(RecipeError) as caught:
+            require_processes(
+                load(f"objective: {{name: grpo, grpo: {{rewards: [{{name: number}}]{grpo}}}}}"), processes, **more
+            )
+        return caught.value.problems[0].code
+
+    assert refused(", use_vllm: true", 2) == "L322"
+    assert refused("", 2, unshared=True) == "L321"
+    one = load("objective: {name: grpo, grpo: {rewards: [{name: number}], use_vllm: true}}")
+    require_processes(one, 1)
+    four = load(NUMBER + "train: {per_device_train_batch_size: 4, gradient_accumulation_steps: 1}")
+    require_processes(four, 2)  # 8 completions: a group of both processes
+    with pytest.raises(RecipeError, match=r"4 x 1 x 3 processes = 12 completions"):
+        require_processes(four, 3)
+    with pytest.raises(RecipeError, match=r"4 x 1 = 4 completions") as caught:
+        require_processes(four, 1)
+    assert caught.value.problems[0].hint == "train.gradient_accumulation_steps: 2 makes it one"
 
 
 @given(st.integers(1, 1000), st.integers(1, 64), st.sampled_from([0.1, 0.5, 1.0, 1.1, 3.0]))

@@ -1,4 +1,4 @@
-"""The rewards of a recipe, loaded and tried; one judge client for all of them."""
+"""The rewards of a recipe, loaded and tried; one judge client for all of them, in process 0."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 from luthier.data.prompt_rows import PromptRow
 from luthier.endpoint.client import Endpoint
 from luthier.endpoint.settings import EndpointSettings
+from luthier.online.processes import Alone, Processes
 from luthier.online.rewards.base import Reward, one_answer
 from luthier.online.rewards.judge import JudgeReward
 from luthier.online.rewards.length import LengthReward
 from luthier.online.rewards.match import FormReward, MatchReward
 from luthier.online.rewards.python_file import PythonReward, load_function
+from luthier.online.rewards.shared import AskedByMain
 from luthier.recipe.online_rules import label_of, split_python
 from luthier.recipe.online_schema import GrpoSection, JudgeSection, RewardSpec
 from luthier.runtime.errors import LuthierError, Problem, RecipeError
@@ -34,25 +36,32 @@ class Rewards:
 
 
 @contextmanager
-def build_rewards(grpo: GrpoSection, *, cache_dir: Path | None) -> Iterator[Rewards]:
+def build_rewards(
+    grpo: GrpoSection, *, cache_dir: Path | None, processes: Processes | None = None
+) -> Iterator[Rewards]:
     """Load every reward; the judge's client is closed at the end.
 
     Args:
         grpo: `objective.grpo` of the recipe.
         cache_dir: where a judge's answers are kept.
+        processes: of the run; the first one alone asks a judge, for all.
 
     Raises:
         RecipeError: everything that is wrong with any of them.
         AccessError: the judge's key is not set.
     """
-    judge = any(reward.name == "judge" for reward in grpo.rewards)
+    processes = processes or Alone()
+    judge = processes.is_main and any(reward.name == "judge" for reward in grpo.rewards)
     endpoint = Endpoint(_settings(grpo.judge), cache_dir=cache_dir) if judge else None
     problems: list[Problem] = []
     rewards: list[Reward] = []
     try:
         for spec in grpo.rewards:
             try:
-                rewards.append(_reward(spec, grpo, endpoint))
+                found = _reward(spec, grpo, endpoint)
+                if isinstance(found, JudgeReward) and processes.size > 1:
+                    found = AskedByMain(found, processes)
+                rewards.append(found)
             except RecipeError as error:
                 problems += error.problems
         if problems:
