@@ -142,6 +142,9 @@ def _simple_adapter(layer: Any, x: Tensor) -> str | None:
 def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
     """Give instances their fast subclass.
 
+    Under ZeRO-3 every linear layer gets one, in every type and on every device: torch's own keeps W^T for its gradient,
+    a view of what was gathered, so that nothing of it would be freed before the backward pass.
+
     Also keeps bitsandbytes' 4-bit layers on a CPU in the layout that trains: on processors with AVX512-BF16 they
     repack themselves at the first forward pass in evaluation mode, and the repacked product has no gradient, so one
     validation pass would silently end the training of everything below.
@@ -154,11 +157,15 @@ def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
     library, reason = product_library()
     on_cpu = next(model.parameters()).device.type == "cpu"
     undo: list[tuple[nn.Module, str, Any]] = []
-    linears = loras = four_bit = repacked = 0
+    linears = parted = loras = four_bit = repacked = 0
     for module in list(model.modules()):
         # Not `module.weight`: ZeRO-3 would take that for a use of the weight, and gather it in every pass.
-        plain = type(module) is nn.Linear and on_cpu and library == "onednn"
-        if plain and next(module.parameters()).dtype == torch.float32:
+        weight = next(module.parameters()) if type(module) is nn.Linear else None
+        if weight is not None and hasattr(weight, "ds_id"):
+            undo.append((module, "__class__", nn.Linear))
+            module.__class__ = FastLinear
+            parted += 1
+        elif weight is not None and on_cpu and library == "onednn" and weight.dtype == torch.float32:
             undo.append((module, "__class__", nn.Linear))
             module.__class__ = FastLinear
             linears += 1
@@ -174,11 +181,14 @@ def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
                 repacked += 1
             four_bit += 1
     report: list[tuple[str, str, str]] = []
+    if parted:
+        why = "nothing gathered is kept between passes"
+        report.append(("linear layers", f"one function each ({parted} layers)", why))
     if linears:
         report.append(("linear layers", f"oneDNN ({linears} layers)", reason))
-    elif on_cpu and library == "onednn":
+    elif on_cpu and library == "onednn" and not parted:
         report.append(("linear layers", "torch", "torch already multiplies this type with oneDNN"))
-    elif on_cpu:
+    elif on_cpu and not parted:
         report.append(("linear layers", "torch", reason))
     if loras:
         report.append(("LoRA layers", f"one function each ({loras} layers)", "thin products added in place"))

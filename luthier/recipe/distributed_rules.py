@@ -47,7 +47,7 @@ def distributed_rules(
     train: TrainSection, locate: Locate,
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, by name."""
-    yield from zero_rules(section, model, method, train, locate)
+    yield from zero_rules(section, model, method, objective, train, locate)
     yield from offload_rules(section, method, objective, train, locate)
     yield from replicate_rules(section, locate)
     yield from _sequence_rules(section, objective, locate)
