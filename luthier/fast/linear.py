@@ -109,7 +109,8 @@ def fast_lora_class() -> type[nn.Module]:
                 """As PEFT's."""
                 adapter = None if args or kwargs else _simple_adapter(self, x)
                 if adapter is None:
-                    return super().forward(x, *args, **kwargs)
+                    dora = None if args or kwargs else _dropped_dora(self)
+                    return super().forward(x, *args, **kwargs) if dora is None else _dora_of_dropped(self, dora, x)
                 base, a, b = self.base_layer, self.lora_A[adapter].weight, self.lora_B[adapter].weight
                 rows = x.reshape(-1, x.shape[-1])
                 out = _LoraLinear.apply(rows, base.weight, base.bias, a, b, self.scaling[adapter])
@@ -137,6 +138,29 @@ def _simple_adapter(layer: Any, x: Tensor) -> str | None:
         return None
     same = x.dtype == layer.base_layer.weight.dtype == a.weight.dtype == b.weight.dtype
     return name if same else None
+
+
+def _dropped_dora(layer: Any) -> str | None:
+    """Name of the one active DoRA adapter whose input is dropped in part, on a `FastLinear`; None for any other."""
+    if layer.disable_adapters or layer.merged or not layer.training or type(layer.base_layer) is not FastLinear:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or type(layer.lora_variant.get(active[0])).__name__ != "DoraLinearVariant":
+        return None
+    name = active[0]
+    same = layer.lora_A[name].weight.dtype == layer.base_layer.weight.dtype
+    return name if same and getattr(layer.lora_dropout[name], "p", 0.0) > 0.0 else None
+
+
+def _dora_of_dropped(layer: Any, name: str, x: Tensor) -> Tensor:
+    """As PEFT's, with both products of the base on its own layer: PEFT's second one, torch's, would keep the weight."""
+    dropped, base = layer.lora_dropout[name](x), layer.base_layer
+    more: Tensor = layer.lora_magnitude_vector[name](
+        dropped, lora_A=layer.lora_A[name], lora_B=layer.lora_B[name], scaling=layer.scaling[name], base_layer=base,
+        base_result=base(dropped),
+    )  # fmt: skip
+    result: Tensor = base(x) + more
+    return result
 
 
 def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
