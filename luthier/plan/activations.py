@@ -9,8 +9,7 @@ Per token, in elements of the compute type, under each policy (d hidden, q query
 plus, for none and selective, q + kv with normed heads (raw and rotated q, k), 2 d with four norms a layer (their
 inputs), and in bytes the log-sum-exp of attention (4 a head) and two fp32 1/rms; with adapters u of each group,
 padded to 64 in an extended matrix. Families without a layer of the engine's own, and layers with DoRA, keep what
-autograd keeps; DoRA for each adapted matrix (N, K) two outputs more, and for a moment of each forward pass the operands
-of its norm, K^2 + 3 N K elements (`peft.tuners.lora.dora`: an identity, B A twice, W + B A).
+autograd keeps; DoRA for each adapted matrix two outputs more, and for a moment the operands of its norm (`dora.py`).
 Where S devices share each sequence (Ulysses, arXiv:2309.14509) a token is 1/S of the tokens of its sequence, attention
 has as many elements (all tokens, 1/S of the heads), and its output is kept twice, before and after the exchange; its
 backward holds the exchanged q, k and v and their gradients once more.
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from luthier.plan.dora import dora_bytes
 from luthier.plan.efficiency import Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
@@ -28,7 +28,6 @@ from luthier.plan.sizes import Sizes
 __all__ = [
     "activation_bytes",
     "attention_bytes_per_token",
-    "dora_bytes",
     "exchanged_elements",
     "head_bytes",
     "kept_bytes_per_token",
@@ -66,14 +65,6 @@ def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, wide
         elements += q + kv
         fp32 += 4 * (shape.heads + shape.key_value_heads)
     return (elements + ranks) * dtype_bytes + fp32
-
-
-def dora_bytes(sizes: Sizes, setting: Setting) -> int:
-    """Bytes of the operands of one norm of DoRA's, of the adapted matrix that takes most; 0 without DoRA."""
-    if not sizes.dora:
-        return 0
-    adapted = [(group.outputs // group.members, group.inputs) for group in sizes.groups if group.rank]
-    return max((k * k + 3 * n * k for n, k in adapted), default=0) * setting.dtype_bytes
 
 
 def exchanged_elements(sizes: Sizes, setting: Setting) -> int:

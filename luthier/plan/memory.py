@@ -33,12 +33,12 @@ from typing import Any
 from luthier.plan.activations import (
     activation_bytes,
     attention_bytes_per_token,
-    dora_bytes,
     head_bytes,
     kept_bytes_per_token,
     last_layer_saving,
     transient_bytes,
 )
+from luthier.plan.dora import dora_bytes
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.gathered import gathered_bytes
 from luthier.plan.launches import RECORDINGS, replayed

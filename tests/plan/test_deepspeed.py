@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from luthier.plan.activations import dora_bytes, kept_bytes_per_token
+from luthier.plan.activations import kept_bytes_per_token
 from luthier.plan.devices import find_device
+from luthier.plan.dora import dora_bytes, dora_traffic
 from luthier.plan.gathered import gathered_bytes, root_bytes
 from luthier.plan.host import estimate_host
 from luthier.plan.known import known_model
@@ -135,6 +136,8 @@ def test_dora_under_zero3_by_hand():
     assert dora.trainable - plain.trainable == L * rows == dora.trained_vectors
     setting = _setting("zero3", recompute="layer")
     assert dora_bytes(dora, setting) == 2 * (F * F + 3 * D * F) and dora_bytes(plain, setting) == 0
+    assert dora_traffic(dora) == (2.0 * (6 * D * D + F * F) + 7.0 * LAYER, 12.0 * rows)
+    assert dora_traffic(plain) == (0.0, 0.0)
     forward = estimate_memory(dora, replace(setting, micro_tokens=64), optim="adamw_torch_fused", supervised=0.6)
     assert forward.transient >= dora_bytes(dora, setting)
     other = replace(plain, shape=replace(plain.shape, family="other"))  # no layer of the engine's own
