@@ -109,7 +109,8 @@ def fast_lora_class() -> type[nn.Module]:
                 """As PEFT's."""
                 adapter = None if args or kwargs else _simple_adapter(self, x)
                 if adapter is None:
-                    return super().forward(x, *args, **kwargs)
+                    dora = None if args or kwargs else _dropped_dora(self)
+                    return super().forward(x, *args, **kwargs) if dora is None else _dora_of_dropped(self, dora, x)
                 base, a, b = self.base_layer, self.lora_A[adapter].weight, self.lora_B[adapter].weight
                 rows = x.reshape(-1, x.shape[-1])
                 out = _LoraLinear.apply(rows, base.weight, base.bias, a, b, self.scaling[adapter])
@@ -139,8 +140,34 @@ def _simple_adapter(layer: Any, x: Tensor) -> str | None:
     return name if same else None
 
 
+def _dropped_dora(layer: Any) -> str | None:
+    """Name of the one active DoRA adapter whose input is dropped in part, on a `FastLinear`; None for any other."""
+    if layer.disable_adapters or layer.merged or not layer.training or type(layer.base_layer) is not FastLinear:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or type(layer.lora_variant.get(active[0])).__name__ != "DoraLinearVariant":
+        return None
+    name = active[0]
+    same = layer.lora_A[name].weight.dtype == layer.base_layer.weight.dtype
+    return name if same and getattr(layer.lora_dropout[name], "p", 0.0) > 0.0 else None
+
+
+def _dora_of_dropped(layer: Any, name: str, x: Tensor) -> Tensor:
+    """As PEFT's, with both products of the base on its own layer: PEFT's second one, torch's, would keep the weight."""
+    dropped, base = layer.lora_dropout[name](x), layer.base_layer
+    more: Tensor = layer.lora_magnitude_vector[name](
+        dropped, lora_A=layer.lora_A[name], lora_B=layer.lora_B[name], scaling=layer.scaling[name], base_layer=base,
+        base_result=base(dropped),
+    )  # fmt: skip
+    result: Tensor = base(x) + more
+    return result
+
+
 def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
     """Give instances their fast subclass.
+
+    Under ZeRO-3 every linear layer gets one, in every type and on every device: torch's own keeps W^T for its gradient,
+    a view of what was gathered, so that nothing of it would be freed before the backward pass.
 
     Also keeps bitsandbytes' 4-bit layers on a CPU in the layout that trains: on processors with AVX512-BF16 they
     repack themselves at the first forward pass in evaluation mode, and the repacked product has no gradient, so one
@@ -154,11 +181,15 @@ def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
     library, reason = product_library()
     on_cpu = next(model.parameters()).device.type == "cpu"
     undo: list[tuple[nn.Module, str, Any]] = []
-    linears = loras = four_bit = repacked = 0
+    linears = parted = loras = four_bit = repacked = 0
     for module in list(model.modules()):
         # Not `module.weight`: ZeRO-3 would take that for a use of the weight, and gather it in every pass.
-        plain = type(module) is nn.Linear and on_cpu and library == "onednn"
-        if plain and next(module.parameters()).dtype == torch.float32:
+        weight = next(module.parameters()) if type(module) is nn.Linear else None
+        if weight is not None and hasattr(weight, "ds_id"):
+            undo.append((module, "__class__", nn.Linear))
+            module.__class__ = FastLinear
+            parted += 1
+        elif weight is not None and on_cpu and library == "onednn" and weight.dtype == torch.float32:
             undo.append((module, "__class__", nn.Linear))
             module.__class__ = FastLinear
             linears += 1
@@ -174,11 +205,14 @@ def replace_layers(model: nn.Module) -> tuple[Undo, list[tuple[str, str, str]]]:
                 repacked += 1
             four_bit += 1
     report: list[tuple[str, str, str]] = []
+    if parted:
+        why = "nothing gathered is kept between passes"
+        report.append(("linear layers", f"one function each ({parted} layers)", why))
     if linears:
         report.append(("linear layers", f"oneDNN ({linears} layers)", reason))
-    elif on_cpu and library == "onednn":
+    elif on_cpu and library == "onednn" and not parted:
         report.append(("linear layers", "torch", "torch already multiplies this type with oneDNN"))
-    elif on_cpu:
+    elif on_cpu and not parted:
         report.append(("linear layers", "torch", reason))
     if loras:
         report.append(("LoRA layers", f"one function each ({loras} layers)", "thin products added in place"))

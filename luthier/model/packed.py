@@ -31,13 +31,13 @@ ALIGN = 16
 """Bytes to whose multiples each part is padded."""
 
 
-def as_storage(*parts: Tensor) -> Tensor:
-    """The bytes of some tensors one after the other, each padded to a multiple of `ALIGN`, as a `STORAGE` vector."""
+def as_storage(*parts: Tensor, storage: torch.dtype = STORAGE) -> Tensor:
+    """The bytes of some tensors one after the other, each padded to a multiple of `ALIGN`, as a `storage` vector."""
     found = []
     for part in parts:
         flat = part.detach().contiguous().view(-1).view(torch.uint8)
         found += [flat, flat.new_zeros(-flat.numel() % ALIGN)]
-    return torch.cat(found).view(STORAGE)
+    return torch.cat(found).view(storage)
 
 
 def bytes_of(storage: Tensor, *sizes: int) -> list[Tensor]:
@@ -77,7 +77,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         self.sizes = (packed.data.numel() * packed.data.element_size(), state.absmax.numel())
         """Bytes of the packed weights, number of blocks."""
         self.scale_dtype = state.absmax.dtype
-        self.weight = nn.Parameter(as_storage(packed.data, state.absmax).view(storage), requires_grad=False)
+        self.weight = nn.Parameter(as_storage(packed.data, state.absmax, storage=storage), requires_grad=False)
         self.bias = linear.bias
         self.compute_dtype: torch.dtype = getattr(linear, "compute_dtype", None) or state.dtype
         self.state = copy.copy(state)

@@ -8,7 +8,8 @@ Per token, in elements of the compute type, under each policy (d hidden, q query
 
 plus, for none and selective, q + kv with normed heads (raw and rotated q, k), 2 d with four norms a layer (their
 inputs), and in bytes the log-sum-exp of attention (4 a head) and two fp32 1/rms; with adapters u of each group,
-padded to 64 in an extended matrix. Families without a layer of the engine's own keep what autograd keeps.
+padded to 64 in an extended matrix. Families without a layer of the engine's own, and layers with DoRA, keep what
+autograd keeps; DoRA for each adapted matrix two outputs more, and for a moment the operands of its norm (`dora.py`).
 Where S devices share each sequence (Ulysses, arXiv:2309.14509) a token is 1/S of the tokens of its sequence, attention
 has as many elements (all tokens, 1/S of the heads), and its output is kept twice, before and after the exchange; its
 backward holds the exchanged q, k and v and their gradients once more.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from luthier.plan.dora import dora_bytes
 from luthier.plan.efficiency import Efficiency
 from luthier.plan.setting import Setting
 from luthier.plan.sizes import Sizes
@@ -55,6 +57,7 @@ def kept_bytes_per_token(sizes: Sizes, policy: Policy, dtype_bytes: int, *, wide
         # Under autograd: both norms with input and output, q, k, v before and after rotation, attention out,
         # gate, up, activation, product, and A x of every adapter.
         elements = (2 + shape.norms_per_layer) * d + 3 * q + 3 * kv + 4 * f
+        elements += 2 * sum(group.outputs for group in sizes.groups if group.rank) if sizes.dora else 0
         return (elements + sum(group.rank for group in sizes.groups)) * dtype_bytes + fp32
     elements = 4 * d + 2 * q + 2 * kv + 3 * f if policy == "none" else 2 * d + 2 * q + 2 * kv + 2 * f
     elements += max(0, shape.norms_per_layer - 2) * d
@@ -142,6 +145,8 @@ def transient_bytes(sizes: Sizes, setting: Setting, tokens: int, *, whole: bool)
     fixed = largest * size if sizes.trained_linear else 0
     if setting.base == "nf4":
         fixed += 2 * largest * size
+    if whole:
+        fixed += dora_bytes(sizes, setting)
     return tokens * per_token + fixed
 
 

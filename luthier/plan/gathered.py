@@ -16,12 +16,14 @@ DeepSpeed 0.19 (runtime/zero; arXiv:1910.02054), B its bucket in fp32 (`reduce_b
     zero3       B, and the root from its forward to the end of its backward (`zero.py: _whole_in_the_root`)
       loss      the last layers, which are not freed between their two passes: those of which the next use is less than
                 `stage3_max_reuse_distance` (1e9 elements) away (`partitioned_param_coordinator.py:
-                __params_to_release`), so ceil(1e9 / W), where packed 4-bit values count as integers of 4 bytes; and a
-                matrix of d^2, fetched ahead for the next layer (`stage3_prefetch_bucket_size`, 0.9 d^2). One layer more
-                lies there before the logits do
-      backward  those, or two layers: what is gathered lies in one buffer first and is then copied into each weight
-                (`partition_parameters.py: AllGatherCoalescedHandle.wait`); a trained layer's gradients (b), and one
-                of them in fp32 (4: `stage3.py: __avg_scatter_grads`); the head's own gradient, in fp32 as well
+                __params_to_release`), so ceil(1e9 / W), where packed 4-bit values count as integers of 4 bytes, and
+                packed copies of an fp8 base too; and a matrix of d^2, fetched ahead for the next layer
+                (`stage3_prefetch_bucket_size`, 0.9 d^2). One layer more lies there before the logits do
+      backward  those, or two layers; of an fp8 base two layers more, for its matrices are four vectors a layer, so that
+                the six fetches ahead before the first layer is let go of bring two whole layers. What is gathered lies
+                in one buffer first and is then copied into each weight (`partition_parameters.py:
+                AllGatherCoalescedHandle.wait`); a trained layer's gradients (b), and one of them in fp32 (4:
+                `stage3.py: __avg_scatter_grads`); the head's own gradient, in fp32 as well
       end       two layers, the same of the lowest one; a tied head's gradient, which waits for the embeddings'
       root      that gradient and its fp32 copy; or, in the step, when nothing is gathered, the fp32 copy of a group of
                 this device's gradients (`sub_group_size`, 1e9: `stage3.py: _prepare_fp32_grad_for_sub_group`)
@@ -46,8 +48,8 @@ SUB_GROUP = 1_000_000_000
 REDUCE_BYTES = 4
 """Gradients are reduced in fp32 (`train/distributed/fsdp.py`)."""
 WHOLE_BYTES = 4
-"""Of an integer that packed 4-bit values are seen as (`model/packed.py: WHOLE`): 1e9 elements are then nearly 8 times
-as many weights."""
+"""Of an integer that packed values are seen as (`model/packed.py: WHOLE`): 1e9 elements are then nearly 8 times as many
+weights of an nf4 base, twice as many of an fp8 base."""
 NORM_BYTES = 8
 """DeepSpeed takes norms in fp64."""
 
@@ -96,15 +98,16 @@ def _zero2(sizes: Sizes, setting: Setting) -> dict[str, int]:
 def _zero3(sizes: Sizes, setting: Setting) -> dict[str, int]:
     size, square, root = setting.dtype_bytes, sizes.shape.hidden_size**2, root_bytes(sizes, setting)
     base, adapters = layer_bytes(sizes, setting), sizes.adapter_parameters // sizes.shape.layers
-    layer, element = base + size * adapters, WHOLE_BYTES if setting.base == "nf4" else size
+    layer, element = base + size * adapters, WHOLE_BYTES if setting.base in ("nf4", "fp8") else size
     kept = min(sizes.shape.layers, -(-REUSE_DISTANCE // (base // element + adapters)))
     bucket, ahead = REDUCE_BYTES * square, element * square
+    early_ahead = 2 * layer if setting.base == "fp8" else ahead
     always = bucket + root
     early, late, last = _gradients(sizes, setting)
     mine = 0 if setting.offload != "none" else min(-(-sizes.trainable // setting.world), SUB_GROUP)
     return {
         "loss": always + kept * layer + ahead,
-        "backward": always + max(kept, 2) * layer + ahead + early,
+        "backward": always + max(kept, 2) * layer + early_ahead + early,
         "end": always + 2 * layer + ahead + late,
         "root": max(always + last, bucket + REDUCE_BYTES * mine),
     }

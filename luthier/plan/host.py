@@ -15,7 +15,8 @@ Bytes of one host, with n of the devices:
 
     processes    n x Python with torch and CUDA's libraries
     loading      n x the largest tensor, of which a process reads its rows; where values are needed before there are
-                 shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base
+                 shards (nf4, fp8, new tokens, rewards, DoRA, PiSSA, OLoRA, `modules_to_save`; ZeRO-3) n x the base;
+                 of an fp8 base under ZeRO-3, which makes all partitions at once, n x its 8-bit copies as well
     states       n x the device's masters and optimizer state, where they are offloaded; of fp32 weights a copy, too
     weights      n x the device's shards of weights and their gradients, with `all`
     checkpoint   what is on its way to the disk: of n shards (FSDP2's, ZeRO's) twice a file of each, of whole weights
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.plan.devices import Accelerator
+from luthier.plan.gathered import layer_bytes
 from luthier.plan.setting import Setting, Way
 from luthier.plan.sizes import Sizes
 from luthier.plan.states import OWN_UPDATES, held_weights, master_bytes, optimizer_bytes
@@ -119,6 +121,8 @@ def estimate_host(
     piece = max([sizes.head, *(group.parameters for group in sizes.groups)]) * setting.dtype_bytes
     if setting.sharded and values_first:
         piece = sizes.parameters * setting.dtype_bytes
+        if setting.deepspeed and setting.base == "fp8":
+            piece += sizes.shape.layers * layer_bytes(sizes, setting)
     result = (sizes.trainable if sizes.adapters else sizes.parameters) * setting.dtype_bytes
     return HostPlan(
         devices=count, processes=count * PROCESS_BYTES if cuda else 0, loading=count * piece,

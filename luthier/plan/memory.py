@@ -38,6 +38,7 @@ from luthier.plan.activations import (
     last_layer_saving,
     transient_bytes,
 )
+from luthier.plan.dora import dora_bytes
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.gathered import gathered_bytes
 from luthier.plan.launches import RECORDINGS, replayed
@@ -189,7 +190,12 @@ def _moments(sizes: Sizes, setting: Setting, *, head: int, supervised: float, op
     stages = _backward_stages(sizes, setting, activations, supervised)
     backward = max(stages, key=lambda parts: sum(parts.values()))
     moments = {
-        "loss": {"gradients": before, "activations": activations, "transient": 0, "logits": head},
+        "loss": {
+            "gradients": before,
+            "activations": activations,
+            "transient": max(0, dora_bytes(sizes, setting) - head),
+            "logits": head,
+        },
         "backward": {"gradients": early, "logits": 0, **backward},
         "end": {"gradients": after, "logits": 0, **end},
         "root": {"gradients": after, "activations": 0, "transient": 0, "logits": 0},

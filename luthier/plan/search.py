@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from luthier.plan.efficiency import efficiency_of
+from luthier.plan.flops import model_flops_per_token
 from luthier.plan.host import HostPlan, estimate_host, values_first_of
 from luthier.plan.memory import estimate_memory
 from luthier.plan.objective import passes_before, work_of
@@ -20,7 +21,7 @@ from luthier.plan.request import Request
 from luthier.plan.result import Candidate, Plan, RunnerUp
 from luthier.plan.setting import Base, Setting, Way
 from luthier.plan.sharding import forward_exchange_seconds
-from luthier.plan.time import estimate_step, forward_seconds, model_flops_per_token
+from luthier.plan.time import estimate_step, forward_seconds
 from luthier.plan.ways import tiers
 from luthier.recipe.steps import Batching
 from luthier.runtime.errors import RecipeError

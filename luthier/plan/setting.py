@@ -74,8 +74,9 @@ class Setting:
 
     @property
     def wide(self) -> bool:
-        """Adapter and base are one product; a base that is packed or rounded cannot hold adapters."""
-        return self.extended and self.base in ("plain", "nf4_dequantized")
+        """Adapter and base are one product; a base that is packed or rounded cannot hold adapters, and DeepSpeed moves
+        them by themselves."""
+        return self.extended and not self.deepspeed and self.base in ("plain", "nf4_dequantized")
 
     @property
     def sharded(self) -> bool:

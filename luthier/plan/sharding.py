@@ -83,7 +83,7 @@ def exchange_seconds(
     copies = gathered * (3.0 + 2.0 / group) + divided * (10.0 + 10.0 / group)
     seconds, copying = setting.accumulate * seconds, setting.accumulate * copies / device.bandwidth
     if strategy == "zero3":
-        hooks = setting.accumulate * (1.0 + forward_passes / 2) * _hook_seconds(sizes)
+        hooks = setting.accumulate * (1.0 + forward_passes / 2) * _hook_seconds(sizes, setting)
         return shared + copying + max(seconds, hooks)
     once = 0.0 if divided else 2.0 * part * 4.0 * sizes.trainable / link
     return shared + once + copying + max(table.exposed_communication * seconds, seconds - compute)
@@ -111,9 +111,11 @@ def forward_exchange_seconds(
     return shared + copying + max(table.exposed_communication * seconds, seconds - compute)
 
 
-def _hook_seconds(sizes: Sizes) -> float:
-    """Of ZeRO-3 in one forward and one backward pass: matrices, two norms, A and B of adapters."""
-    tensors = 2 + sum(group.members * (3 if group.rank else 1) for group in sizes.groups)
+def _hook_seconds(sizes: Sizes, setting: Setting) -> float:
+    """Of ZeRO-3 in one forward and one backward pass: matrices (of an fp8 base a vector a group), two norms, A and B of
+    adapters and magnitudes of DoRA."""
+    tensors = 2 + sum(1 if setting.base == "fp8" else group.members for group in sizes.groups)
+    tensors += sum(group.members * (3 if sizes.dora else 2) for group in sizes.groups if group.rank)
     return sizes.shape.layers * (ZERO3_LAYER + ZERO3_TENSOR * tensors)
 
 

@@ -93,6 +93,8 @@ class Sizes:
     """Trained parameters in matrices other than embeddings and head (what Muon updates)."""
     dropout: bool = False
     """Adapters have dropout."""
+    dora: bool = False
+    """Adapters have magnitudes: their layers run as PEFT wrote them."""
     trained_how: str = ""
     """How far it is known which tensors are trained; empty where the recipe says it all."""
 
@@ -121,8 +123,8 @@ class Sizes:
 
     @property
     def fast(self) -> bool:
-        """The engine has its own layer for this family."""
-        return self.shape.family in ENGINE_FAMILIES
+        """The engine has its own layer for this family, and for adapters of this kind."""
+        return self.shape.family in ENGINE_FAMILIES and not self.dora
 
 
 def sizes_of(shape: ModelShape, method: MethodSection, unfrozen: Sequence[str] | None = None) -> Sizes:
@@ -135,7 +137,10 @@ def sizes_of(shape: ModelShape, method: MethodSection, unfrozen: Sequence[str] |
     linear = {tensor.name for tensor in shape.linear_tensors}
     matrices = _trained_matrices(adapted, trained, method.r)
     vectors = sum(tensor.parameters for tensor in trained if len(tensor.shape) < 2)
-    small = sum(rows * columns for rows, columns in matrices if rows * columns < SMALL_TENSOR)
+    magnitudes = [tensor.shape[0] for tensor in adapted if method.use_dora]
+    vectors += sum(magnitudes)
+    small = sum(size for size in magnitudes if size < SMALL_TENSOR)
+    small += sum(rows * columns for rows, columns in matrices if rows * columns < SMALL_TENSOR)
     small += sum(tensor.parameters for tensor in trained if len(tensor.shape) < 2 and tensor.parameters < SMALL_TENSOR)
     tied_embedding = any(name.endswith("embed_tokens.weight") for name in names)
     trained_head = any(name.endswith("lm_head.weight") for name in names) or (shape.tied and tied_embedding)
@@ -155,6 +160,7 @@ def sizes_of(shape: ModelShape, method: MethodSection, unfrozen: Sequence[str] |
                                                                   method.r)
         ),
         dropout=has_adapters(method) and method.lora_dropout > 0.0, trained_how=trained_how(method, unfrozen),
+        dora=has_adapters(method) and method.use_dora,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from luthier.plan.devices import Accelerator
+from luthier.plan.dora import dora_traffic
 from luthier.plan.efficiency import EFFICIENCY, Efficiency
 from luthier.plan.host import update_seconds
 from luthier.plan.launches import launches, own_attention
@@ -38,7 +39,7 @@ from luthier.plan.states import NF4_BYTES
 from luthier.plan.work import Documents
 from luthier.recipe.optimizers import state_per_element
 
-__all__ = ["StepTime", "estimate_step", "forward_seconds", "model_flops_per_token"]
+__all__ = ["StepTime", "estimate_step", "forward_seconds"]
 
 SFT = ObjectiveWork()
 
@@ -259,7 +260,10 @@ def _elementwise(
     if setting.base == "fp8":
         total += (2 * d + q + f) * (passes.forward + passes.again) + (2 * d + q + 2 * kv + 2 * f) * passes.backward
     slower = 1.0 if sizes.fast else table.slow_layers
-    return slower * tokens * total / (device.bandwidth * table.elementwise)
+    norms, scaled = dora_traffic(sizes)
+    again = passes.forward + passes.again
+    more = size * (norms * again + tokens * scaled * (again + passes.backward))
+    return (slower * tokens * total + more) / (device.bandwidth * table.elementwise)
 
 
 def _unpack(sizes: Sizes, setting: Setting, passes: _Passes, device: Accelerator, table: Efficiency) -> float:
@@ -287,15 +291,3 @@ def _optimizer_bytes(sizes: Sizes, setting: Setting, optim: str) -> tuple[float,
     gradient = live if live and not (summed or setting.deepspeed) else 4
     states = 4.0 if optim == "adafactor" else 2 * state_per_element(optim)[0]  # read and written
     return sizes.trainable * (gradient + 8 + states + live), float(sizes.trainable * gradient)
-
-
-def model_flops_per_token(sizes: Sizes, documents: Documents) -> float:
-    """m (N_body + s N_head) + 6 p + 3 A with s the supervised share, p the adapters, A = 2 q L sum n^2 / sum n;
-    m = 2 forward + 2 input gradient + 2 weight gradient where they are needed (6 full, 4 LoRA). Recompute never counts
-    (`benchmarks/gpu/flops.py`)."""
-    layers = sizes.shape.layers
-    body = sizes.linear * (2.0 + 2.0 * sizes.backward_layers / layers) + 2.0 * sizes.trained_linear
-    body += 6.0 * sizes.adapter_parameters
-    head = documents.supervised * sizes.head * (6.0 if sizes.trained_head else 4.0 if sizes.backward_layers else 2.0)
-    attention = 2.0 * documents.squares_per_token * sizes.shape.query * layers
-    return body + head + attention * (1.0 + 2.0 * sizes.backward_layers / layers)

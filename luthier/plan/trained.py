@@ -38,7 +38,9 @@ def layer_of(tensor: Tensor) -> int | None:
 
 def trainable_parameters(shape: ModelShape, method: MethodSection, unfrozen: Sequence[str] | None = None) -> int:
     """Parameters that get a gradient, adapters included. `unfrozen`: see `trained_tensors`."""
-    adapters = sum(method.r * sum(tensor.shape) for tensor in adapted_tensors(shape, method))
+    adapted = adapted_tensors(shape, method)
+    adapters = sum(method.r * sum(tensor.shape) for tensor in adapted)
+    adapters += sum(tensor.shape[0] for tensor in adapted if method.use_dora)  # a magnitude for each output
     return adapters + sum(tensor.parameters for tensor in trained_tensors(shape, method, unfrozen))
 
 

@@ -49,7 +49,7 @@ def distributed_rules(
     """Refused combinations, by name."""
     if objective.name == "grpo":
         yield from _online_rules(section, locate)
-    yield from zero_rules(section, model, method, train, locate)
+    yield from zero_rules(section, model, method, objective, train, locate)
     yield from offload_rules(section, method, objective, train, locate)
     yield from replicate_rules(section, locate)
     yield from _sequence_rules(section, objective, locate)

@@ -25,6 +25,9 @@ def base_rules(model: ModelSection, method: MethodSection, locate: Locate) -> It
     if model.quantization == "fp8" and model.dtype in ("float32", "float16"):
         message = f"the products of an fp8 base come out in bfloat16, but `model.dtype` is {model.dtype}"
         yield locate("model.dtype").problem("C110", message, hint="write bfloat16 or auto")
+    if model.quantization == "fp8" and method.name == "lora" and method.use_dora:
+        message = "`model.quantization: fp8` would have no effect: layers with DoRA run as PEFT wrote them, in 16 bits"
+        yield locate("model.quantization").problem("C111", message, hint="remove it, or `method.use_dora`")
     packed = model.quantization == "nf4" or (model.quantization == "auto" and method.name == "qlora")
     if model.dequantize_base is True and not packed:
         message = "`model.dequantize_base` would have no effect: the base is not nf4"

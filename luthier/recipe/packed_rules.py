@@ -1,4 +1,4 @@
-"""What a base in 4 or 8 bits cannot be combined with in shards (`distributed.strategy: fsdp2`), and why."""
+"""What a base in 4 or 8 bits cannot be combined with in shards (`distributed.strategy: fsdp2`, `zero3`), and why."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def why_not_packed(
     """(key, reason) pairs; nothing for a base that is stored as it was loaded."""
     nf4 = model.quantization == "nf4" or (model.quantization == "auto" and method.name == "qlora")
     if nf4 and method.use_dora:
-        yield "method.use_dora", "DoRA's norms are of the base's matrices, which are bytes in shards"
+        yield "method.use_dora", "DoRA's norms are of the base's matrices, which are vectors of bytes here"
     if model.quantization == "fp8" and objective.name != "sft":
         yield (
             "model.quantization",

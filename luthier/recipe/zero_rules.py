@@ -20,9 +20,9 @@ from luthier.recipe.deepspeed_keys import (
     UNTRIED_IN_ZERO,
     ZERO,
 )
-from luthier.recipe.names import takes_from_base
+from luthier.recipe.packed_rules import why_not_packed
 from luthier.recipe.positions import Locate
-from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, TrainSection
+from luthier.recipe.schema import DistributedSection, MethodSection, ModelSection, ObjectiveSection, TrainSection
 from luthier.runtime.errors import Problem
 
 __all__ = ["ZERO_OPTIMIZERS", "known_in_zero", "why_not_zero", "zero_rules"]
@@ -40,26 +40,24 @@ def known_in_zero() -> frozenset[str]:
     return frozenset(_IN_ZERO)
 
 
-def why_not_zero(model: ModelSection, method: MethodSection, train: TrainSection) -> Iterator[tuple[str, str]]:
-    """(key, reason) of everything in a recipe that DeepSpeed's partitions cannot be combined with."""
-    if model.quantization == "fp8":
-        yield (
-            "model.quantization",
-            "an fp8 base is fitted and sharded layer by layer by fsdp2 only; nf4 works here",
-        )
+def why_not_zero(
+    strategy: str, model: ModelSection, method: MethodSection, objective: ObjectiveSection, train: TrainSection
+) -> Iterator[tuple[str, str]]:
+    """(key, reason) of everything in a recipe that a strategy of DeepSpeed's cannot be combined with."""
     if train.optim not in ZERO_OPTIMIZERS:
         yield "train.optim", f"{train.optim} needs whole matrices; partitions take {', '.join(ZERO_OPTIMIZERS)}"
-    if method.use_dora or takes_from_base(method.init_lora_weights):
-        key = "method.use_dora" if method.use_dora else "method.init_lora_weights"
-        yield key, "adapters that read the base's weights need them whole"
+    for key, reason in why_not_packed(model, method, objective):
+        if strategy == "zero3" or key == "method.use_dora":  # below ZeRO-3 an fp8 base keeps its 16-bit matrices
+            yield key, reason
 
 
 def zero_rules(
-    section: DistributedSection, model: ModelSection, method: MethodSection, train: TrainSection, locate: Locate
+    section: DistributedSection, model: ModelSection, method: MethodSection, objective: ObjectiveSection,
+    train: TrainSection, locate: Locate,
 ) -> Iterator[Problem]:  # fmt: skip
     """Refused combinations, and contradictions between recipe and DeepSpeed configuration, by name."""
     if section.strategy in ZERO:
-        for key, reason in why_not_zero(model, method, train):
+        for key, reason in why_not_zero(section.strategy, model, method, objective, train):
             message = f"`distributed.strategy: {section.strategy}` beside `{key}`: {reason}"
             yield locate("distributed.strategy").problem(
                 "L175", message, hint="write fsdp2 or auto, or change that key"
@@ -78,6 +76,11 @@ def zero_rules(
     if wrong:
         yield place.problem("L172", f"`distributed.deepspeed_config`: {section.deepspeed_config} {wrong}")
         return
+    if model.quantization == "fp8" and look_up(config, "zero_optimization.offload_param.device") == "nvme":
+        text = "`offload_param.device` is nvme beside `model.quantization: fp8`: the fit of its rounding writes into "
+        yield place.problem(
+            "L175", f"{section.deepspeed_config}: {text}partitions, which are files there", hint="write cpu or none"
+        )  # fmt: skip
     parts = {"distributed": section, "model": model, "train": train}
     for code, text, hint in [*_unknown(config), *_untried(config), *_contradictions(config, parts)]:
         yield place.problem(code, f"{section.deepspeed_config}: {text}", hint=hint)

@@ -73,7 +73,7 @@ def measured_mfu(measured: Measured, plan: Prediction | None) -> float | None:
     """Share of the device's peak rate that was reached.
 
     MFU = tokens a second x model FLOPs a token / peak FLOPs a second, and the plan's has the same two constants
-    (`plan/time.py:model_flops_per_token`), so it scales with the tokens a second.
+    (`plan/flops.py:model_flops_per_token`), so it scales with the tokens a second.
     """
     if plan is None or plan.mfu is None or measured.tokens_per_second is None:
         return None

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from luthier.fast.decoder.fp8_shards import pack_fp8
 from luthier.fast.engine import Engine, attach
+from luthier.fast.loss import inner_model
 from luthier.model.packed import WHOLE, pack_linears
 from luthier.objective.base import Objective
 from luthier.recipe.deepspeed_config import deepspeed_settings, read_config, without_effect
@@ -64,12 +66,22 @@ def zero_parts(
     model.train()
     for part in engine.report:
         note(f"  {part.name}: {part.runs} ({part.reason})")
-    wrapper = engine.distribute(lambda module: zero.Passes(partitioned, module), all_passes=True)
+    wrapper = engine.distribute(
+        lambda module: zero.Passes(partitioned, module), all_passes=True,
+        whole=lambda run: zero.run_alone(partitioned, run),
+    )  # fmt: skip
     return engine, wrapper, ZeroWeights(model, partitioned, shapes), optimizer, schedule, moments
 
 
 def _pack(model: PreTrainedModel, recipe: Recipe, device: torch.device) -> None:
-    """Matrices in 4 bits as DeepSpeed's partitions take them; those that wait in host memory to be quantised are."""
-    resting = torch.device("cpu") if recipe.distributed.strategy == "zero3" else device
-    unpacked = engine_settings(recipe).frozen_base == "dequantized"
-    pack_linears(model, device, keep_unpacked=unpacked, storage=WHOLE, rests_on=resting)
+    """Matrices in 4 bits as DeepSpeed's partitions take them; those that wait in host memory to be quantised are.
+
+    Of an fp8 base the 8-bit copies go into the partitions of ZeRO-3; below it weights are whole, and the engine rounds
+    them when it is attached, as for one process.
+    """
+    parted, base = recipe.distributed.strategy == "zero3", engine_settings(recipe).frozen_base
+    resting = torch.device("cpu") if parted else device
+    if parted and base == "fp8":
+        for layer in getattr(inner_model(model).get_decoder(), "layers", ()):
+            pack_fp8(layer, device, storage=WHOLE, rests_on=resting)
+    pack_linears(model, device, keep_unpacked=base == "dequantized", storage=WHOLE, rests_on=resting)

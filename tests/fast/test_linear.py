@@ -183,3 +183,57 @@ def test_the_library_depends_on_the_processor_alone(monkeypatch):
         products.product_library.cache_clear()
         assert products.product_library()[0] == expected
     products.product_library.cache_clear()
+
+
+class _Linears(nn.Module):
+    def __init__(self, *, bias):
+        super().__init__()
+        self.first, self.second = nn.Linear(24, 40, bias=bias), nn.Linear(40, 16, bias=bias)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_zero3_the_graph_of_a_product_holds_no_view_of_its_weight(dropout, bias, dtype):
+    """Of gathered weights that would be all of them until the backward pass; torch's own product keeps W^T."""
+    from peft import LoraConfig, get_peft_model
+
+    def held(model) -> int:
+        storages = {p.untyped_storage().data_ptr() for p in model.parameters() if p.ndim == 2}
+        found = 0
+
+        def pack(tensor):
+            nonlocal found
+            found += tensor._is_view() and tensor.untyped_storage().data_ptr() in storages
+            return tensor
+
+        torch.manual_seed(5)
+        x = torch.randn(2, 9, 24, dtype=dtype, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = model(x)
+        results.append([out.detach(), *torch.autograd.grad(out.float().pow(2).sum(), [x, *trained(model)])])
+        return found
+
+    def trained(model):
+        return [p for p in model.parameters() if p.requires_grad]
+
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["first", "second"], use_dora=True, lora_dropout=dropout)
+        model = get_peft_model(_Linears(bias=bias).to(dtype), config, autocast_adapter_dtype=False)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(weight, std=0.05)
+        assert held(model) > 0, "this torch keeps none"
+        for parameter in model.parameters():
+            parameter.ds_id = 0
+        undo, report = replace_layers(model)
+        assert held(model) == 0
+    restore_layers(undo)
+    assert ("linear layers", "one function each (6 layers)") in [line[:2] for line in report]
+    for mine, theirs in zip(results[1], results[0], strict=True):
+        assert relative(mine.float(), theirs.float()) < (1e-5 if dtype == torch.float32 else 2e-2)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from luthier.plan.flops import model_flops_per_token
 from luthier.plan.measured import measured_rows, measured_table
-from luthier.plan.time import model_flops_per_token
 
 ROWS = measured_rows()
 IDS = [row.words() for row in ROWS]

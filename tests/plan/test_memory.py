@@ -46,13 +46,18 @@ def _sizes(model: str, **method):
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*\.(q|k)_proj"])
-def test_adapter_parameters_equal_those_peft_makes(folder, targets):
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapter_parameters_equal_those_peft_makes(folder, targets, dora):
     import peft
 
-    method = MethodSection(name="lora", r=4, target_modules=targets)
-    model = peft.get_peft_model(tiny_model(), peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
-    expected = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert trainable_parameters(read_shape(folder), method) == expected
+    method = MethodSection(name="lora", r=4, target_modules=targets, use_dora=dora)
+    config = peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", use_dora=dora)
+    model = peft.get_peft_model(tiny_model(), config)
+    found = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sizes = sizes_of(read_shape(folder), method)
+    assert trainable_parameters(read_shape(folder), method) == sizes.trainable == sum(each.numel() for each in found)
+    assert sizes.trained_vectors == sum(each.numel() for each in found if each.ndim == 1)
+    assert sizes.small_trained == sum(each.numel() for each in found if each.numel() < 4096)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from luthier.fast.kernels.attention_schedule import supports
 from luthier.plan.devices import DEVICES
 from luthier.plan.efficiency import CPU_EFFICIENCY, EFFICIENCY
+from luthier.plan.flops import model_flops_per_token
 from luthier.plan.known import known_model, known_names
 from luthier.plan.launches import ATTENTION_WIDTHS
 from luthier.plan.machine import CPU_CORE_BANDWIDTH, CPU_CORE_BF16, CPU_CORE_FP32, cpu_accelerator
 from luthier.plan.setting import Setting, Way
 from luthier.plan.sharding import ZERO3_LAYER, ZERO3_TENSOR, ZERO_SHOWN, exchange_seconds
 from luthier.plan.sizes import sizes_of
-from luthier.plan.time import estimate_step, model_flops_per_token
+from luthier.plan.time import estimate_step
 from luthier.plan.work import Documents, assumed_documents
 from luthier.recipe.schema import MethodSection
 from tests.support.often import often

@@ -28,6 +28,7 @@ TRAINER = {
     "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "wall_clock_breakdown": False,
 }  # fmt: skip
 """As transformers' documentation and Axolotl give it out."""
+FP8 = {"name_or_path": "m", "quantization": "fp8"}
 
 
 @pytest.fixture
@@ -64,6 +65,8 @@ def problems(make, *args, **sections) -> list[tuple[str, str]]:
         {"method": {"name": "full"}}, {"method": {"name": "lora"}}, {"method": {"name": "spectrum"}},
         {"method": {"name": "qlora"}}, {"method": {"name": "lora", "modules_to_save": ["lm_head"]}},
         {"model": {"name_or_path": "m", "new_tokens": ["<a>"]}, "method": {"name": "lora"}},
+        {"model": FP8, "method": {"name": "lora"}}, {"method": {"name": "lora", "use_dora": True}},
+        *({"method": {"name": "lora", "init_lora_weights": start}} for start in ("pissa", "pissa_niter_4", "olora")),
         *({"objective": {"name": name}} for name in ("dpo", "orpo", "simpo", "kto", "reward")),
     ],
 )  # fmt: skip
@@ -74,15 +77,33 @@ def test_the_strategies_are_taken(recipe, strategy, sections):
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"model": {"name_or_path": "m", "quantization": "fp8"}, "method": {"name": "lora"}}, "model.quantization"),
+        ({"model": FP8, "method": {"name": "lora"}, "objective": {"name": "dpo"}}, "model.quantization"),
         ({"method": {"name": "lora"}, "train": {"optim": "adamw_8bit"}}, "train.optim"),
-        ({"method": {"name": "lora", "use_dora": True}}, "method.use_dora"),
-        ({"method": {"name": "lora", "init_lora_weights": "pissa"}}, "method.init_lora_weights"),
+        ({"method": {"name": "qlora", "use_dora": True}}, "method.use_dora"),
     ],
 )
 def test_what_zero_cannot_be_combined_with_is_named(recipe, sections, key):
     found = problems(recipe, distributed={"strategy": "zero3"}, **sections)
     assert any(code == "L175" and f"`{key}`" in message for code, message in found)
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_below_zero3_an_fp8_base_has_its_16_bit_matrices_and_4_bits_have_none_for_dora(recipe, strategy):
+    distributed = {"strategy": strategy}
+    made = recipe(model=FP8, method={"name": "lora"}, objective={"name": "dpo"}, distributed=distributed)
+    assert made.distributed.strategy == strategy
+    found = problems(recipe, method={"name": "qlora", "use_dora": True}, distributed=distributed)
+    assert any(code == "L175" and "`method.use_dora`" in message for code, message in found)
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "none"])
+def test_an_fp8_base_is_not_offloaded_to_files(recipe, quantization):
+    config = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/nvme"}}}
+    sections = {"model": {**FP8, "quantization": quantization}, "method": {"name": "lora"}}
+    if quantization == "none":
+        assert recipe(config, **sections).distributed.offload == "all"
+        return
+    assert any(code == "L175" and "nvme" in message for code, message in problems(recipe, config, **sections))
 
 
 @pytest.mark.parametrize("strategy", ["zero1", "zero2"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ from torch import nn
 
 from luthier.data.pack import pack
 from luthier.fast.decoder.bases import unpack
-from luthier.fast.decoder.fp8_shards import GatheredFp8
 from luthier.fast.loss import inner_model
 from luthier.model.hosted import PackedStore
 from luthier.model.packed import PackedLinear
@@ -50,8 +51,10 @@ def packed_run(
     return train(folder, prepared, recipe=recipe, model=base)
 
 
-def _trainer(method: dict[str, Any], model: dict[str, Any], base: Any) -> tuple[Any, Any, Any]:
-    strategy = "fsdp2" if read_env().world_size > 1 else "ddp"
+def _trainer(
+    method: dict[str, Any], model: dict[str, Any], base: Any, strategy: str = "fsdp2"
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    strategy = strategy if read_env().world_size > 1 else "ddp"
     recipe = resolved(method=method, model=model, strategy=strategy, max_steps=1)
     accelerator = make_accelerator(torch.device("cpu"), report_to=[], logging_dir="unused")
     subject = tuned(recipe, model=base).model
@@ -105,11 +108,11 @@ def nf4_facts() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fp8_base() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def fp8_base(strategy: str = "fsdp2") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(the fitted 8-bit matrices, facts); of one process without shards where there is only one."""
     from luthier.train.setup import fit_base
 
-    trainer, model, recipe = _trainer(LORA, FP8, tiny_model(intermediate_size=WIDTH))
+    trainer, model, recipe = _trainer(LORA, FP8, tiny_model(intermediate_size=WIDTH), strategy)
     rows = examples(13)
     packs = pack([len(row) for row in rows], 128)
     fit_base(trainer, rows, packs, order=make_order(recipe.train, sequences=len(packs), world_size=1))
@@ -127,19 +130,42 @@ def fp8_base() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         for program in programs:
             read(program)
         return found, {}
-    for layer in layers:
-        layer.unshard()
-        read(layer.luthier_program)
-        layer.reshard()
     stores = [module for module in layers.modules() if isinstance(module, PackedStore)]
+    for layer in layers:
+        with _whole(layer, strategy, [store.weight for store in stores]):
+            read(layer.luthier_program)
     bases = [projection.base for program in programs for projection in program.projections]
-    return found, {
+    facts = {
         "bases": sorted({type(base).__name__ for base in bases}),
-        "fitted": sum(base.kept_error is not None for base in bases if isinstance(base, GatheredFp8)),
-        "held": sum(store.weight.to_local().numel() for store in stores),
-        "all": sum(store.weight.numel() for store in stores),
-        "matrices_left": sum(not view.base.weight.is_meta for base in bases for view in base.views),
+        "fitted": sum(base.kept_error is not None for base in bases),
+        "held": sum(_part(store.weight).numel() for store in stores),
+        "all": sum(getattr(store.weight, "ds_numel", store.weight.numel()) for store in stores),
+        "kinds": sorted({str(store.weight.dtype) for store in stores}),
+        "matrices_left": sum(
+            hasattr(view.base, "store") and not view.base.weight.is_meta for base in bases for view in base.views
+        ),
     }  # fmt: skip
+    if strategy != "fsdp2":
+        trainer.weights.close()
+    return found, facts
+
+
+@contextmanager
+def _whole(layer: Any, strategy: str, parts: list[Any]) -> Iterator[None]:
+    """What of `layer` is in shards or partitions, whole: put together from what each process holds."""
+    if strategy == "fsdp2":
+        layer.unshard()
+        yield
+        layer.reshard()
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([part for part in parts if hasattr(part, "ds_id")]):
+        yield
+
+
+def _part(weight: Any) -> torch.Tensor:
+    return weight.ds_tensor if hasattr(weight, "ds_tensor") else weight.to_local()
 
 
 def gathered_bytes(*, cast: bool) -> bool:

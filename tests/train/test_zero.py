@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
 from luthier.train.distributed.shards import load_whole
+from tests.support.tiny import tiny_model
+from tests.train.packed_cases import fp8_base
 from tests.train.test_processes import half
 from tests.train.torchrun import run_workers
 from tests.train.zero_worker import CASES, RESUMED, STRATEGIES
@@ -22,6 +24,7 @@ from tests.train.zero_worker import CASES, RESUMED, STRATEGIES
 ROOT = Path(__file__).parents[2]
 pytest.importorskip("deepspeed", reason="pip install 'luthier[deepspeed]'")
 pytestmark = pytest.mark.slow  # two launches' worth of DeepSpeed: half a minute and more
+ADAPTERS = ("fp8", "dora", "pissa", "olora")
 BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -104,15 +107,44 @@ def test_both_processes_hold_the_same_weights_bit_for_bit(two, name, strategy):
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["full", "lora", "tied_full"])
+@pytest.mark.parametrize("name", ["full", "lora", "tied_full", *ADAPTERS])
 def test_the_result_is_plain_files(two, one, name, strategy):
-    file = "adapter_model.safetensors" if name == "lora" else "model.safetensors"
+    file = "adapter_model.safetensors" if name in ("lora", *ADAPTERS) else "model.safetensors"
     written = sorted(path.name for path in (two / f"{name}-{strategy}/final").glob("*.safetensors"))
     assert written == [file]
     mine = load_file(one[name].folder.path / "final" / file)
     theirs = load_file(two / f"{name}-{strategy}/final" / file)
     assert {key: tensor.shape for key, tensor in mine.items()} == {key: tensor.shape for key, tensor in theirs.items()}
     assert max(float((mine[key] - theirs[key]).abs().max()) for key in mine) <= 5e-5
+
+
+@BOTH
+def test_what_is_saved_of_pissa_is_what_was_trained_on_the_untouched_base(two, strategy):
+    """The base in the partitions is what PiSSA left of it; the file is a plain adapter for the base as it was."""
+    from peft import PeftModel
+
+    trained = [load_file(two / f"matrices_pissa-{strategy}-{rank}.safetensors") for rank in (0, 1)]
+    merged = PeftModel.from_pretrained(tiny_model(), two / f"pissa-{strategy}/final").merge_and_unload()
+    untouched = tiny_model()
+    assert trained[0] and set(trained[0]) == set(trained[1])
+    for name, matrix in trained[0].items():
+        assert torch.equal(matrix, trained[1][name])
+        assert float((merged.get_submodule(name).weight.detach() - matrix).abs().max()) <= 1e-6
+        assert float((untouched.get_submodule(name).weight.detach() - matrix).abs().max()) >= 1e-3
+
+
+@BOTH
+def test_an_fp8_base_is_fitted_to_that_of_one_process_bit_for_bit(two, strategy):
+    """Under ZeRO-3 put together from the partitions, which the fit must have reached."""
+    mine, _ = fp8_base()
+    for rank in (0, 1):
+        found, theirs = facts(two, strategy, rank)["fp8"], load_file(two / f"fp8_base-{strategy}-{rank}.safetensors")
+        assert found["bases"] == (["GatheredFp8"] if strategy == "zero3" else ["Fp8"])
+        assert found["fitted"] == 8 and found["matrices_left"] == 0
+        if strategy == "zero3":
+            assert found["kinds"] == ["torch.int32"], "DeepSpeed casts what is a float"
+            assert 0.49 <= found["held"] / found["all"] <= 0.51
+        assert set(mine) == set(theirs) and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @BOTH

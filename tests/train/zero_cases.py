@@ -14,13 +14,14 @@ import torch
 from luthier.data.pack import pack
 from tests.support.pairs import pairs, preferences, rated
 from tests.support.tiny import tiny_model
-from tests.train.packed_cases import NF4, QLORA, nf4_model
+from tests.train.packed_cases import FP8, NF4, QLORA, WIDTH, nf4_model
 from tests.train.sharded_worker import NEW_TOKENS, SAVED, reward_model
 from tests.train.support import FULL, LORA, SPECTRUM, Data, Run, examples, resolved, train
 from tests.train.worker import thirteen, unequal
 
-__all__ = ["FEW", "MORE", "Case", "full_bf16", "named", "offloaded_bf16", "saved_bf16"]
+__all__ = ["DORA", "FEW", "MORE", "Case", "full_bf16", "named", "offloaded_bf16", "saved_bf16"]
 
+DORA = {**LORA, "use_dora": True}
 Case = Callable[[Path, int, str], Run]
 
 
@@ -152,6 +153,28 @@ def qlora_saved(folder: Path, world_size: int, strategy: str) -> Run:
     )  # fmt: skip
 
 
+def fp8(folder: Path, world_size: int, strategy: str, **settings: Any) -> Run:
+    """Two 8-bit copies of each projection, fitted; in fp32, so that nothing else rounds."""
+    rows = unequal(13)
+    prepared = Data(rows, examples(5, seed=99), pack([len(row) for row in rows], 128))
+    recipe = resolved(method=LORA, model=FP8, strategy=strategy, **a_step(world_size), **settings)
+    return train(folder, prepared, recipe=recipe, model=tiny_model(intermediate_size=WIDTH))
+
+
+def dora(folder: Path, world_size: int, strategy: str, **settings: Any) -> Run:
+    """Norms of W + BA in each pass: the layers run as PEFT wrote them, each gathered as one."""
+    return thirteen(folder, world_size, DORA, strategy=strategy, **settings)
+
+
+def pissa(folder: Path, world_size: int, strategy: str) -> Run:
+    """Adapters are cut out of the whole base, and what is left of it goes into the partitions."""
+    return thirteen(folder, world_size, {**LORA, "init_lora_weights": "pissa"}, strategy=strategy)
+
+
+def olora(folder: Path, world_size: int, strategy: str) -> Run:
+    return thirteen(folder, world_size, {**LORA, "init_lora_weights": "olora"}, strategy=strategy)
+
+
 def bf16(folder: Path, world_size: int, strategy: str, method: dict[str, Any], **settings: Any) -> Run:
     """In 16 bits with fp32 masters, which checkpoints hold."""
     model = tiny_model().to(torch.bfloat16)
@@ -181,7 +204,7 @@ def named(*cases: Case) -> dict[str, Case]:
     return {case.__name__: case for case in cases}
 
 
-FEW = named(saved_tied, tokens, kto_saved, qlora)
+FEW = named(saved_tied, tokens, kto_saved, qlora, fp8, dora, pissa, olora)
 """For `test_zero.py`, which runs with `make test-processes`."""
 MORE = named(
     saved, saved_again, tokens_tied, spectrum_tied, dpo_full, dpo_lora, kto_full, orpo_full, simpo_lora, reward_full,

@@ -19,6 +19,7 @@ from luthier.runtime.console import set_quiet
 from luthier.runtime.env import read_env
 from luthier.runtime.errors import LuthierError
 from tests.support.tiny import tiny_model
+from tests.train.packed_cases import fp8_base
 from tests.train.support import FULL, LORA, SPECTRUM, Run, data, examples, resolved, train, tuned, whole
 from tests.train.worker import EIGHT, per_process, thirteen, unequal
 from tests.train.zero_cases import FEW
@@ -59,7 +60,7 @@ CASES: dict[str, Callable[[Path, int, str], Run]] = {
     **{name: by_method(name) for name in METHODS},
     "tied_full": tied_full, "recomputed": recomputed, "bf16": bf16, "offloaded": offloaded, **FEW,
 }  # fmt: skip
-RESUMED = ("full", "lora", "kto_saved")
+RESUMED = ("full", "lora", "kto_saved", "dora")
 STRATEGIES = ("zero2", "zero3")
 
 
@@ -87,6 +88,21 @@ def facts_of(strategy: str) -> dict[str, Any]:
         "report": {part.name: part.runs for part in trainer.engine.report},
     }  # fmt: skip
     trainer.weights.close()
+    return found
+
+
+def matrices(model: Any) -> dict[str, torch.Tensor]:
+    """What each adapted module multiplies with, whole: what is left of the base, and the adapter."""
+    from peft.tuners.lora import LoraLayer
+
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            w, a, b = (
+                whole(part.weight).detach()
+                for part in (module.get_base_layer(), module.lora_A["default"], module.lora_B["default"])
+            )
+            found[name.removeprefix("base_model.model.")] = w + float(module.scaling["default"]) * b @ a
     return found
 
 
@@ -121,8 +137,12 @@ def run_all(folder: Path, world_size: int, rank: int) -> None:
             save_file({key: tensor.clone() for key, tensor in trained.items()}, folder / f"{label}-{rank}.safetensors")
             result = {**run.result.to_json(), "moved": run.moved}
             (folder / f"{label}-{rank}.json").write_text(json.dumps(result))
+            if name == "pissa":
+                save_file(matrices(run.model), folder / f"matrices_{label}-{rank}.safetensors")
+        base, fp8 = fp8_base(strategy)
+        save_file(base, folder / f"fp8_base-{strategy}-{rank}.safetensors")
         nan = not_finite(folder / f"nan-{strategy}", world_size, strategy)
-        facts[strategy] = {**facts_of(strategy), "nan": nan}
+        facts[strategy] = {**facts_of(strategy), "nan": nan, "fp8": fp8}
     (folder / f"facts-{rank}.json").write_text(json.dumps(facts))
 
 

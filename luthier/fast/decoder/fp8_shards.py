@@ -1,7 +1,8 @@
 """An fp8 base (`fp8_base.py`) of which each process holds a part.
 
-    pack_fp8(layer, device)      before `fully_shard`: both 8-bit copies of each projection, with their scales, become
-                                 one vector; the 16-bit matrices they are made from stay in host memory
+    pack_fp8(layer, device)      before `fully_shard`, or before ZeRO-3 makes its partitions: both 8-bit copies of each
+                                 projection, with their scales, become one vector; the 16-bit matrices they are made
+                                 from stay in host memory
     GatheredFp8                  reads them from that vector, which is whole while its layer runs
 
 The fit (`Engine.fit_frozen_base`) runs layer after layer on gathered weights, on the same rows everywhere; process 0's
@@ -21,13 +22,23 @@ from luthier.fast.decoder.linears import LinearView, NotPlain
 from luthier.fast.decoder.spec import take_apart
 from luthier.fast.kernels.fp8 import quantize_rows
 from luthier.model.hosted import HostLinear, PackedStore
+from luthier.model.packed import STORAGE
 from luthier.runtime.errors import RecipeError
 
 __all__ = ["GatheredFp8", "pack_fp8", "refuse_idle"]
 
 
-def pack_fp8(layer: nn.Module, device: torch.device) -> list[PackedStore]:
-    """Replace what the engine multiplies in 8 bits; nothing in a layer that its layer function does not run."""
+def pack_fp8(
+    layer: nn.Module, device: torch.device, *, storage: torch.dtype = STORAGE, rests_on: torch.device | None = None
+) -> list[PackedStore]:  # fmt: skip
+    """Replace what the engine multiplies in 8 bits; nothing in a layer that its layer function does not run.
+
+    Args:
+        layer: a decoder layer, in host memory or on the device.
+        device: where matrices are rounded, one projection at a time, and their products are.
+        storage: what the bytes are seen as.
+        rests_on: where they wait for their part in the sharding (None: `device`).
+    """
     try:
         parts = take_apart(layer)
     except NotPlain:
@@ -38,8 +49,12 @@ def pack_fp8(layer: nn.Module, device: torch.device) -> list[PackedStore]:
         if all(view.adapter is None for view in views):
             continue
         weight_nk = torch.cat([view.base.weight.detach().to(device) for view in views])
-        store = PackedStore([*quantize_rows(weight_nk), *quantize_rows(weight_nk.t().contiguous())])
+        store = PackedStore(
+            [*quantize_rows(weight_nk), *quantize_rows(weight_nk.t().contiguous())], storage=storage
+        )  # fmt: skip
         del weight_nk
+        if rests_on is not None:
+            store.to(rests_on)
         for view in views:
             layer.set_submodule(names[id(view.base)], HostLinear(view.base, device))
         first = layer.get_submodule(names[id(views[0].base)])
@@ -58,7 +73,7 @@ def refuse_idle(model: nn.Module, programs: Sequence[Any], *, why: str) -> None:
     idle = [name for name, module in model.named_modules() if isinstance(module, HostLinear) and id(module) not in run]
     if idle:
         raise RecipeError(
-            code="L190", message=f"`distributed.strategy: fsdp2` with an fp8 base cannot run {idle[0]} and "
+            code="L190", message=f"an fp8 base in shards cannot run {idle[0]} and "
             f"{len(idle) - 1} more: {why}",
             hint="`model.quantization: none`, or `distributed.strategy: ddp`",
         )  # fmt: skip

@@ -24,6 +24,7 @@ from luthier.fast.decoder.fp8_shards import GatheredFp8
 from luthier.fast.decoder.linears import LinearView, NotPlain
 from luthier.fast.decoder.lora import PAD, StackedLora
 from luthier.fast.settings import EngineSettings
+from luthier.model.hosted import HostLinear
 
 __all__ = ["Projection", "Rows"]
 
@@ -81,7 +82,8 @@ class Projection:
         self.base: Base
         self.lora: StackedLora | None = None
         if adapted and settings.frozen_base == "fp8" and not base_trains:
-            self.base = GatheredFp8(views, dtype) if settings.sharded else Fp8(views, dtype)
+            packed_fp8 = isinstance(views[0].base, HostLinear)
+            self.base = GatheredFp8(views, dtype) if packed_fp8 else Fp8(views, dtype)
         elif settings.sharded:
             self.base = GatheredQuantized(views, dtype) if packed else Gathered(views)
         elif packed:

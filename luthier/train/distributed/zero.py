@@ -37,6 +37,7 @@ __all__ = [
     "let_gradients_through",
     "partition",
     "require_deepspeed",
+    "run_alone",
 ]
 
 
@@ -124,6 +125,18 @@ class Passes(nn.Module):  # type: ignore[misc]
     def run(self, action: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`action(*args, **kwargs)`, which is a pass of all processes, with the weights whole where it needs them."""
         return self.root.module.run(self.root, lambda: action(*args, **kwargs))
+
+
+def run_alone(engine: Any, task: Callable[[], Any]) -> Any:
+    """What `task` returns, run with the weights whole where it needs them, and nothing of them whole after it.
+
+    DeepSpeed takes the modules of one pass for those of the next, and would keep the layers of a pass that is no
+    training step until they come again.
+    """
+    try:
+        return engine.module.run(engine, task)
+    finally:
+        engine.empty_partition_cache()
 
 
 def partition(
