@@ -172,10 +172,15 @@ class RunFolder:
         if path.exists():
             fsync_path(path)
 
-    def roll_back(self, name: str, *, step: int) -> None:
-        """Drop lines of steps after `step` (they will be run again) and a torn last line."""
+    def roll_back(self, name: str, *, step: int, eval_step: int | None = None) -> None:
+        """Drop lines of steps after `step` (they will be run again) and a torn last line; of validation, those after
+        `eval_step` too."""
+        last = step if eval_step is None else eval_step
         if (self.path / name).exists():
-            kept = [line for line in self.read_lines(name) if int(line.get("step", 0)) <= step]
+            kept = [
+                line for line in self.read_lines(name)
+                if int(line.get("step", 0)) <= (last if "eval_loss" in line else step)
+            ]  # fmt: skip
             write_text(self.path / name, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:

@@ -124,7 +124,9 @@ def fit(
     ):  # fmt: skip
         cache = None if reference_cache is None else ReferenceCache(folder=reference_cache, start=start)
         trainer, rows, position = _start(accelerator, tuned, data, recipe, order=order, cache=cache, resumed=resumed)
-        on_main(accelerator, lambda: roll_back_metrics(run, step=position.step))
+        on_main(
+            accelerator, lambda: roll_back_metrics(run, step=position.step, eval_step=position.eval_step)
+        )  # fmt: skip
         feed = make_feed(
             accelerator, order, recipe.train, examples=rows.train, packs=data.packs, size=position.size,
             mismatched=rows.mismatched, parts=parts,

@@ -114,10 +114,14 @@ def start_anew(run: RunFolder) -> None:
         raise explain_os_error(error, folder) from error
 
 
-def roll_back_metrics(run: RunFolder, *, step: int) -> None:
-    """Drop metric lines of steps after `step` (they will be run again) and a torn last line."""
+def roll_back_metrics(run: RunFolder, *, step: int, eval_step: int) -> None:
+    """Drop metric lines of steps after `step` (they will be run again) and a torn last line.
+
+    A run that was stopped between a step and its validation validates when it goes on: if it is stopped again before
+    the next checkpoint, it does so once more. So lines of validation after `eval_step` are dropped, too.
+    """
     sweep(run.path / "checkpoints")
-    run.roll_back("metrics.jsonl", step=step)
+    run.roll_back("metrics.jsonl", step=step, eval_step=eval_step)
 
 
 def versions() -> dict[str, str]:

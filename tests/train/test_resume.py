@@ -193,6 +193,33 @@ def test_a_signal_during_validation_validates_again_on_resuming(tmp_path, monkey
     assert distance(whole, resumed) == 0.0
 
 
+def test_a_validation_made_again_is_one_line_though_it_was_killed_twice(
+    tmp_path, monkeypatch, crash_before, uninterrupted
+):
+    """Stopped before the validation of step 4, then killed after it and before the next checkpoint."""
+    settings = {**COMMON, "eval_steps": 2}
+    whole = uninterrupted("full", settings)
+    real = running.validate
+
+    def interrupted(trainer, rows, *, step: int, **kwargs):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(trainer, rows, step=step, **kwargs)
+
+    monkeypatch.setattr(running, "validate", interrupted)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", prepared("full"), **settings)
+    monkeypatch.setattr(running, "validate", real)
+    crash_before(5)
+    with pytest.raises(Crash):
+        train(tmp_path / "cut", prepared("full"), **settings)
+    crash_before(None)
+    resumed = train(tmp_path / "cut", prepared("full"), **settings)
+    assert resumed.result.resumed_from == 4
+    assert resumed.metrics == whole.metrics
+    assert distance(whole, resumed) == 0.0
+
+
 # -- damage
 
 
