@@ -4,8 +4,9 @@ beside whatever else a recipe combines them with.
 The plain cases under ZeRO-2 and ZeRO-3 are in `test_zero.py`, which `make test-processes` runs; these are not in it.
 One torchrun launch (gloo) runs all cases of `zero_bases_worker.py`; the same cases run here in one process.
 
-Planted and seen to fail: the fit not written into the partitions; the base not packed as integers; DoRA's and the
-others' first layer without a gradient of its input; the residual of PiSSA left out.
+Planted and seen to fail: the base not packed as integers; DoRA's first layer without a gradient of its input. In
+`test_zero.py`: the fit not written into the partitions; in `test_zero_memory.py`: plain linear layers left as torch's,
+what a pass before training gathered not let go of.
 """
 
 from __future__ import annotations
