@@ -3,7 +3,7 @@ goes on from them; one that a process cannot write is absent, and the one before
 
 One torchrun launch (gloo) runs `zero_saved_worker.py`. Planted and seen to fail: shards of two processes swapped, what
 fills a partition up read in place of numbers, a last number left out of a span, a moment left out, one moment restored
-as the other, weights that are not set with their masters.
+as the other, counters lost, weights that are not set with their masters, a sum with zeros in place of an exchange.
 """
 
 from __future__ import annotations
