@@ -47,8 +47,8 @@ $(VENV)/.ready-deepspeed: $(VENV)/.ready
 
 test-processes: $(VENV)/.ready-deepspeed  ## Several processes: one trajectory, shards, ZeRO, launchers (slow tests, 6 minutes)
 	$(BIN)/python -m pytest -n 0 -m slow tests/train/test_processes.py tests/train/test_zero.py \
-	  tests/train/test_zero_memory.py tests/train/test_zero_more.py tests/train/test_hybrid.py \
-	  tests/train/test_sharded_more.py tests/launch/test_control.py tests/launch/test_ssh.py
+	  tests/train/test_zero_memory.py tests/train/test_zero_more.py tests/train/test_zero_saved.py \
+	  tests/train/test_hybrid.py tests/train/test_sharded_more.py tests/launch/test_control.py tests/launch/test_ssh.py
 
 test-gpu: $(VENV)/.ready  ## Tests that need one CUDA device
 	$(BIN)/python -m pytest -m gpu

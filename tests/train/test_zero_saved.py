@@ -1,9 +1,9 @@
 """Contract: DeepSpeed's strategies write the checkpoints that FSDP2 writes, part for part and bit for bit; any strategy
 goes on from them; one that a process cannot write is absent, and the one before it is the newest.
 
-One torchrun launch (gloo) runs `zero_saved_worker.py`. Planted and seen to fail: shards of two processes swapped, a
-rank's span cut short by its padding, a moment that is left out, moments in each other's place, weights that are not set
-with their masters, a sum with zeros in place of an exchange (-0.0 becomes 0.0).
+One torchrun launch (gloo) runs `zero_saved_worker.py`. Planted and seen to fail: shards of two processes swapped, what
+fills a partition up read in place of numbers, a last number left out of a span, a moment left out, one moment restored
+as the other, counters lost, weights that are not set with their masters, a sum with zeros in place of an exchange.
 """
 
 from __future__ import annotations
@@ -84,13 +84,11 @@ def test_what_is_in_shards_is_scored_and_is_the_result(two, first):
     assert set(final) == set(found) and all(torch.equal(found[name].detach(), final[name]) for name in final)
 
 
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_process_that_cannot_write_leaves_the_checkpoint_before(two, process):
-    found = [facts_of(two, rank)[f"failing {process}"] for rank in (0, 1)]
-    told, follows = found[process]["told"], found[1 - process]["told"]
+def test_a_process_that_cannot_write_leaves_the_checkpoint_before(two):
+    found = [facts_of(two, rank)["failing"] for rank in (0, 1)]
+    told, follows = found[1]["told"], found[0]["told"]
     assert (told["type"], told["exit_code"]) == ("EnvironmentProblem", 4) and "File too large" in told["text"]
-    assert follows["type"] == "RunFailed" and f"process {process} could not write" in follows["text"]
+    assert follows["type"] == "RunFailed" and "process 1 could not write" in follows["text"]
     assert found[0]["left"] == found[1]["left"] == ["step-4"], "nothing of step 5 is left"
     assert found[0]["kept"] == ["step-4", "step-7"], "later ones are written; of old ones the best stays"
-    folder = two / f"failing {process}"
-    assert [item.step for item in checkpoints(folder)] == [4, 7] and verify(folder / "step-7") == []
+    assert [item.step for item in checkpoints(two / "failing")] == [4, 7] and verify(two / "failing/step-7") == []
