@@ -45,10 +45,11 @@ $(VENV)/.ready-deepspeed: $(VENV)/.ready
 	DS_BUILD_OPS=0 $(PIP) install --no-build-isolation -c constraints.txt -e '.[deepspeed]'
 	@touch $@
 
-test-processes: $(VENV)/.ready-deepspeed  ## Several processes: one trajectory, shards, ZeRO, launchers (slow tests, 6 minutes)
+test-processes: $(VENV)/.ready-deepspeed  ## Several processes: one trajectory, shards, ZeRO, launchers (slow tests, 9 minutes)
 	$(BIN)/python -m pytest -n 0 -m slow tests/train/test_processes.py tests/train/test_zero.py \
 	  tests/train/test_zero_memory.py tests/train/test_zero_more.py tests/train/test_zero_saved.py \
-	  tests/train/test_hybrid.py tests/train/test_sharded_more.py tests/launch/test_control.py tests/launch/test_ssh.py
+	  tests/train/test_hybrid.py tests/train/test_sharded_more.py tests/launch/test_control.py tests/launch/test_ssh.py \
+	  tests/online/test_processes.py
 
 test-gpu: $(VENV)/.ready  ## Tests that need one CUDA device
 	$(BIN)/python -m pytest -m gpu
