@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from luthier.runs.folder import RunFolder
 from luthier.train.checkpoint import load_tensors, verify
+from luthier.train.distributed.shards import load_whole
 from tests.train.test_processes import half
 from tests.train.torchrun import run_workers
 from tests.train.zero_bases_worker import CASES, RESUMED, RUNS, TIPPING
@@ -99,7 +100,7 @@ def test_where_rounding_shows_masters_are_fp32_and_go_the_same_way(two, one, nam
     """So this bound is one of the whole movement, and the first two steps are held to the loss."""
     step = "checkpoints/step-6"
     mine = load_tensors(one[name].folder.path / step, "trainable")
-    theirs = load_tensors(two / f"{name}-{strategy}" / step, "trainable")
+    theirs = load_whole(two / f"{name}-{strategy}" / step, "trainable")
     assert set(mine) == set(theirs) and all(tensor.dtype == torch.float32 for tensor in theirs.values())
     start = {key: tensor.float() for key, tensor in one[name].start.items()}
     moved = torch.cat([(mine[key] - start[key]).flatten() for key in mine])

@@ -32,7 +32,6 @@ from luthier.runtime.errors import EnvironmentProblem, RecipeError
 __all__ = [
     "Passes",
     "Root",
-    "gather_zero",
     "import_deepspeed",
     "let_gradients_through",
     "partition",
@@ -230,21 +229,3 @@ def let_gradients_through(model: nn.Module) -> list[Any]:
     layers = inner_model(model).get_decoder().layers
     trained = [layer for layer in layers if any(parameter.requires_grad for parameter in layer.parameters())]
     return [layer.register_forward_pre_hook(hook, prepend=True) for layer in trained]
-
-
-def gather_zero(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
-    """Every weight of a model under ZeRO as a whole tensor in host memory, one at a time through the device.
-
-    Called by all processes together; those that do not `keep` get nothing and hold no more than one tensor.
-    """
-    import deepspeed
-
-    made: dict[int, torch.Tensor] = {}
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in made:
-            parts = [tensor] if hasattr(tensor, "ds_id") else []
-            with deepspeed.zero.GatheredParameters(parts):
-                made[id(tensor)] = tensor.detach().to("cpu", copy=True) if keep else tensor.new_empty(0)
-        found[name] = made[id(tensor)]
-    return found if keep else {}
