@@ -133,7 +133,7 @@ def test_no_split_moves_the_trajectory(tmp_path, name, method):
     settings = {"full": {}, "lora": adapters}[method]
     prepared = preferences(rows_of(name, 32), validation=5)
     runs = [
-        tune(tmp_path / f"{batch}x{accumulate}", prepared, objective=OBJECTIVES[name], max_steps=5, eval_steps=5,
+        tune(tmp_path / f"{batch}x{accumulate}", prepared, objective=OBJECTIVES[name], max_steps=3, eval_steps=3,
              per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate, **settings)
         for batch, accumulate in ((8, 1), (2, 4), (1, 8))
     ]  # fmt: skip
