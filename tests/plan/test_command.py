@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from luthier.cli.plan import plan as command
+from luthier.pipeline import planning
 from luthier.pipeline.run import run_recipe
 from luthier.plan.calibrate import Measured, calibration_file, record
 from luthier.plan.devices import find_device
+from luthier.plan.inputs import documents_of, shape_of
 from luthier.public import load_recipe, plan
 from luthier.runtime.env import read_env
 from tests.support.tiny import conversations, save_tiny
@@ -114,6 +117,23 @@ def test_what_this_host_has_free_is_asked_of_this_machine_alone(recipe, monkeypa
     command(recipe, gpu="H100")
     text = " ".join(capsys.readouterr().out.split())
     assert "are free" not in text and "does not fit" not in text
+
+
+def test_the_function_and_a_run_ask_what_this_host_has_free(recipe, monkeypatch):
+    monkeypatch.setattr("luthier.plan.machine.this_machine", lambda: (find_device("H100"), "this machine"))
+    monkeypatch.setattr("luthier.runtime.host_memory.free_memory_bytes", lambda: GIB)
+    recipe.write_text(recipe.read_text() + "method: {name: full}\n")
+    here = plan(recipe)
+    assert not here.fits and here.chosen.host_available == GIB
+    assert plan(recipe, gpu="H100").fits
+    loaded = load_recipe(recipe)
+    session = SimpleNamespace(
+        recipe=loaded, shape=shape_of(loaded), selection=None,
+        device=SimpleNamespace(type="cuda", name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB),
+    )  # fmt: skip
+    monkeypatch.setattr(planning, "_documents", lambda session: documents_of(session.recipe))
+    monkeypatch.setattr(planning, "free_memory_bytes", lambda: 2 * GIB)
+    assert planning.run_request(session).host_memory == 2 * GIB
 
 
 def test_wrong_options_are_refused(recipe):

@@ -319,6 +319,14 @@ def test_what_is_offloaded_has_to_fit_this_host():
     assert lora.fits and lora.chosen.host_available is None, "nothing is offloaded"
 
 
+def test_another_device_is_in_another_host():
+    """What is free here says nothing of it: a remedy with offload says what it takes there."""
+    short = make_plan(replace(request({"name": "full"}, name="Qwen3-14B", gpu="H100"), host_memory=2**30))
+    effects = {remedy.change: remedy.effect for remedy in short.remedies}
+    assert effects["--gpu H200"].endswith("GiB in host memory")
+    assert not any("in host memory" in effect for change, effect in effects.items() if "--gpu" not in change)
+
+
 def test_a_way_that_this_host_cannot_hold_gives_way_to_one_that_it_can():
     asked = request({"name": "full"}, gpu="L4", num_gpus=4)
     plan = make_plan(asked)
