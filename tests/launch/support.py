@@ -60,6 +60,15 @@ def ended(process: subprocess.Popen, seconds: float = 200) -> str:
     return err
 
 
+def launched(recipe: Path, processes: int) -> tuple[dict, str]:
+    """(result, what was printed) of `luthier launch --json`."""
+    words = ["-m", "luthier", "launch", str(recipe), "--num-processes", str(processes), "--json"]
+    process = start(sys.executable, *words)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out[out.index("{\n") :]), err  # other libraries print there, too
+
+
 def one_process(recipe: Path, run: Path) -> None:
     """The run that several processes are compared with: the same sequences in a step."""
     ended(start(

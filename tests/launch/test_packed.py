@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.launch.support import launched
 from tests.support.tiny import conversations, save_tiny
 
-ROOT = Path(__file__).parents[2]
 pytest.importorskip("bitsandbytes")
 
 
-def launched(folder: Path, processes: int) -> tuple[dict, str]:
+def launch_qlora(folder: Path, processes: int) -> tuple[dict, str]:
     """(result, what was printed) of `luthier launch`."""
     (folder / "recipe.yaml").write_text(
         f"""
@@ -30,13 +27,7 @@ distributed: {{strategy: {"fsdp2" if processes > 1 else "auto"}}}
 output_dir: {folder}/run
 """
     )
-    words = ["-m", "luthier", "launch", str(folder / "recipe.yaml"), "--num-processes", str(processes), "--json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout[done.stdout.index("{\n") :]), done.stderr  # other libraries print there, too
+    return launched(folder / "recipe.yaml", processes)
 
 
 @pytest.mark.slow
@@ -47,7 +38,7 @@ def test_qlora_in_shards_from_the_recipe_to_the_merged_model(tmp_path):
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        found[processes] = (*launched(folder, processes), folder / "run")
+        found[processes] = (*launch_qlora(folder, processes), folder / "run")
     result, printed, run = found[2]
     assert result["stages"]["train"]["processes"] == 2
     assert "a shard of the model each (FSDP2)" in printed and "gatheredquantized matrices" in printed

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.launch.support import launched
 from tests.support.tiny import conversations, save_tiny
 
-ROOT = Path(__file__).parents[2]
 pytest.importorskip("deepspeed", reason="pip install 'luthier[deepspeed]'")
 pytestmark = pytest.mark.slow
 CASES = {
@@ -24,7 +21,7 @@ CASES = {
 """`model.dtype` with what follows it, `method`."""
 
 
-def launched(folder: Path, name: str, processes: int) -> tuple[dict, str]:
+def launch_case(folder: Path, name: str, processes: int) -> tuple[dict, str]:
     """(result, what was printed) of `luthier launch`; the strategy is that of a file beside the recipe."""
     model, method = CASES[name]
     (folder / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}))
@@ -39,13 +36,7 @@ train: {{learning_rate: 1.0e-3, num_train_epochs: 3, tokens_per_step: 200, warmu
 output_dir: {folder}/run
 """
     )
-    words = ["-m", "luthier", "launch", str(folder / "recipe.yaml"), "--num-processes", str(processes), "--json"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LUTHIER_FORCE_CPU": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout[done.stdout.index("{\n") :]), done.stderr  # other libraries print there, too
+    return launched(folder / "recipe.yaml", processes)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -56,7 +47,7 @@ def test_from_the_recipe_to_the_merged_model(tmp_path, name):
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         folder.mkdir()
-        found[processes] = (*launched(folder, name, processes), folder / "run")
+        found[processes] = (*launch_case(folder, name, processes), folder / "run")
     result, printed, run = found[2]
     assert result["stages"]["train"]["processes"] == 2 and result["stages"]["train"]["strategy"] == "zero3"
     assert "masters and moments each (DeepSpeed ZeRO-3)" in printed

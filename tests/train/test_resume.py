@@ -173,9 +173,10 @@ def test_early_stopping_counts_on_after_a_kill(tmp_path, crash_before, uninterru
     assert one == other
 
 
-def test_a_signal_during_validation_validates_again_on_resuming(tmp_path, monkeypatch, uninterrupted):
+@pytest.fixture
+def stopped_at_validation(tmp_path, monkeypatch) -> dict[str, Any]:
+    """A run in `cut` that a signal stopped before the validation of step 4; its settings."""
     settings = {**COMMON, "eval_steps": 2}
-    whole = uninterrupted("full", settings)
     real = running.validate
 
     def interrupted(trainer, rows, *, step: int, **kwargs):
@@ -187,33 +188,21 @@ def test_a_signal_during_validation_validates_again_on_resuming(tmp_path, monkey
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", prepared("full"), **settings)
     monkeypatch.setattr(running, "validate", real)
-    resumed = train(tmp_path / "cut", prepared("full"), **settings)
-    assert resumed.result.resumed_from == 4
-    assert resumed.metrics == whole.metrics
-    assert distance(whole, resumed) == 0.0
+    return settings
 
 
-def test_a_validation_made_again_is_one_line_though_it_was_killed_twice(
-    tmp_path, monkeypatch, crash_before, uninterrupted
+@pytest.mark.parametrize("killed", [False, True], ids=["", "killed after it, before the next checkpoint"])
+def test_a_signal_during_validation_validates_again_on_resuming(
+    tmp_path, crash_before, uninterrupted, stopped_at_validation, killed
 ):
-    """Stopped before the validation of step 4, then killed after it and before the next checkpoint."""
-    settings = {**COMMON, "eval_steps": 2}
+    """Once in the metrics, however often it is made."""
+    settings = stopped_at_validation
+    if killed:
+        crash_before(5)
+        with pytest.raises(Crash):
+            train(tmp_path / "cut", prepared("full"), **settings)
+        crash_before(None)
     whole = uninterrupted("full", settings)
-    real = running.validate
-
-    def interrupted(trainer, rows, *, step: int, **kwargs):
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(trainer, rows, step=step, **kwargs)
-
-    monkeypatch.setattr(running, "validate", interrupted)
-    with pytest.raises(Interrupted):
-        train(tmp_path / "cut", prepared("full"), **settings)
-    monkeypatch.setattr(running, "validate", real)
-    crash_before(5)
-    with pytest.raises(Crash):
-        train(tmp_path / "cut", prepared("full"), **settings)
-    crash_before(None)
     resumed = train(tmp_path / "cut", prepared("full"), **settings)
     assert resumed.result.resumed_from == 4
     assert resumed.metrics == whole.metrics

@@ -19,15 +19,14 @@ import torch
 from safetensors.torch import load_file
 
 from luthier.runs.folder import RunFolder
-from luthier.train.checkpoint import load_tensors, verify
-from luthier.train.distributed.shards import load_whole
+from luthier.train.checkpoint import verify
 from tests.train.test_processes import half
 from tests.train.torchrun import run_workers
 from tests.train.zero_bases_worker import CASES, RESUMED, RUNS, TIPPING
+from tests.train.zero_compared import EXACT, require_same_result, require_same_trajectory, require_same_way
 
 pytest.importorskip("deepspeed", reason="pip install 'luthier[deepspeed]'")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-EXACT = 5e-5
 EXACT_RUNS = [(name, strategy) for name, strategy in RUNS if name not in TIPPING]
 TIPPING_RUNS = [(name, strategy) for name, strategy in RUNS if name in TIPPING]
 
@@ -58,22 +57,11 @@ def facts(folder: Path, label: str, rank: int) -> dict:
 )
 def test_two_processes_take_the_trajectory_of_one(two, one, name, strategy):
     single = one[name.removeprefix("resumed_")]
-    mine = {key: p.detach() for key, p in single.model.named_parameters() if p.requires_grad}
-    theirs = [load_file(two / f"{name}-{strategy}-{rank}.safetensors") for rank in (0, 1)]
-    assert single.moved >= 1e-3
-    assert set(mine) == set(theirs[0])
+    require_same_trajectory(single, two, f"{name}-{strategy}")
     if "dora" in name:
-        magnitudes = [key for key in mine if "magnitude" in key]
-        assert magnitudes and all(not torch.equal(mine[key], single.start[key]) for key in magnitudes)
-    assert max(float((mine[key] - theirs[0][key]).abs().max()) for key in mine) <= EXACT
-    assert all(torch.equal(theirs[0][key], theirs[1][key]) for key in mine), "both processes hold the same weights"
-    lines = RunFolder(two / f"{name}-{strategy}").read_lines("metrics.jsonl")
-    for ours, other in zip(single.folder.read_lines("metrics.jsonl"), lines, strict=True):
-        assert set(ours) == set(other)
-        for key in ("step", "tokens", "trained_tokens", "eval_tokens", "epoch", "learning_rate"):
-            assert ours.get(key) == other.get(key), "no row is dropped or repeated"
-        for key in ("loss", "eval_loss"):
-            assert ours.get(key, 0.0) == pytest.approx(other.get(key, 0.0), rel=5e-6)
+        found = load_file(two / f"{name}-{strategy}-0.safetensors")
+        magnitudes = [key for key in found if "magnitude" in key]
+        assert magnitudes and all(not torch.equal(found[key], single.start[key]) for key in magnitudes)
 
 
 @pytest.mark.parametrize(("name", "strategy"), RUNS)
@@ -86,27 +74,13 @@ def test_the_parts_are_real(two, name, strategy):
 
 @pytest.mark.parametrize(("name", "strategy"), EXACT_RUNS)
 def test_the_result_is_that_of_one_process_in_plain_files(two, one, name, strategy):
-    (mine,), (theirs,) = (
-        sorted((folder / "final").glob("*.safetensors"))
-        for folder in (one[name].folder.path, two / f"{name}-{strategy}")
-    )
-    first, second = load_file(mine), load_file(theirs)
-    assert {key: value.shape for key, value in first.items()} == {key: value.shape for key, value in second.items()}
-    assert max(float((first[key] - second[key]).abs().max()) for key in first) <= EXACT
+    require_same_result(one[name], two / f"{name}-{strategy}")
 
 
 @pytest.mark.parametrize(("name", "strategy"), TIPPING_RUNS)
 def test_where_rounding_shows_masters_are_fp32_and_go_the_same_way(two, one, name, strategy):
     """So this bound is one of the whole movement, and the first two steps are held to the loss."""
-    step = "checkpoints/step-6"
-    mine = load_tensors(one[name].folder.path / step, "trainable")
-    theirs = load_whole(two / f"{name}-{strategy}" / step, "trainable")
-    assert set(mine) == set(theirs) and all(tensor.dtype == torch.float32 for tensor in theirs.values())
-    start = {key: tensor.float() for key, tensor in one[name].start.items()}
-    moved = torch.cat([(mine[key] - start[key]).flatten() for key in mine])
-    apart = torch.cat([(mine[key] - theirs[key]).flatten() for key in mine])
-    assert moved.norm() > 0.1
-    assert apart.norm() <= 0.1 * moved.norm()
+    require_same_way(one[name], two / f"{name}-{strategy}")
     lines = [folder.read_lines("metrics.jsonl") for folder in (one[name].folder, RunFolder(two / f"{name}-{strategy}"))]
     losses = [[line["loss"] for line in found if "loss" in line][:2] for found in lines]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3 if name.endswith("bf16") else 5e-6)

@@ -6,23 +6,21 @@ in one process (`test_zero_bases.py`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from luthier.data.pack import pack
 from tests.fast.families import build
 from tests.support.tiny import tiny_model
 from tests.train.packed_cases import FP8, WIDTH
 from tests.train.sharded_worker import SAVED
-from tests.train.support import LORA, Data, Run, examples, resolved, train, whole
+from tests.train.support import LORA, Data, Run, examples, resolved, train
 from tests.train.torchrun import work
 from tests.train.worker import thirteen, unequal
 from tests.train.zero_cases import DORA, Case, a_step, dora, fp8, named, olora, pissa, preferred
-from tests.train.zero_more_worker import facts_of
+from tests.train.zero_compared import run_cases
 
 DPO = {"name": "dpo", "beta": 0.3}
 PISSA = {**LORA, "init_lora_weights": "pissa"}
@@ -145,15 +143,7 @@ RESUMED = [("fp8_again", "zero3"), ("fp8", "zero1"), ("pissa_dpo", "zero3"), ("d
 
 
 def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None:
-    begun = [(f"resumed_{name}", strategy) for name, strategy in RESUMED]
-    for name, strategy in [*RUNS, *(one for one in begun if (folder / "-".join(one)).exists())]:
-        label = f"{name}-{strategy}"
-        if wanted and name not in wanted:
-            continue
-        run = CASES[name.removeprefix("resumed_")](folder / label, world_size, strategy)
-        held = {key: whole(p).detach().clone() for key, p in run.model.named_parameters() if p.requires_grad}
-        save_file({key: value.contiguous() for key, value in held.items()}, folder / f"{label}-{rank}.safetensors")
-        (folder / f"{label}-{rank}.json").write_text(json.dumps(facts_of(run)))
+    run_cases(folder, world_size, rank, wanted, cases=CASES, runs=RUNS, resumed=RESUMED)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from luthier.model.packed import PackedLinear
 from luthier.train.processes import make_accelerator
@@ -20,9 +19,10 @@ from tests.support.tiny import tiny_model
 from tests.train import zero_cases, zero_worker
 from tests.train.packed_cases import NF4, QLORA
 from tests.train.sharded_worker import NEW_TOKENS, SAVED
-from tests.train.support import LORA, SPECTRUM, Run, resolved, tuned, whole
+from tests.train.support import LORA, SPECTRUM, resolved, tuned
 from tests.train.torchrun import work
 from tests.train.zero_cases import Case
+from tests.train.zero_compared import run_cases
 
 TWO_AND_THREE = ("zero2", "zero3")
 ONE = zero_cases.named(zero_cases.full_bf16, zero_cases.saved_bf16, zero_cases.offloaded_bf16, zero_cases.saved_tied)
@@ -36,17 +36,6 @@ RESUMED = [(name, strategy) for name in ("tokens_tied", "dpo_lora", "reward_full
            for strategy in TWO_AND_THREE]  # fmt: skip
 RESUMED += [(name, "zero1") for name in ("full", "full_bf16", "saved_tied")]
 """Whose folders `resumed_NAME-STRATEGY` hold the first half of a run of another number of processes."""
-
-
-def facts_of(run: Run) -> dict[str, Any]:
-    """What the run was made of: an exit code proves nothing."""
-    parted = [hasattr(parameter, "ds_id") for parameter in run.model.parameters()]
-    kind = "all" if all(parted) else "some" if any(parted) else "none"
-    trained = sorted(name for name, p in run.model.named_parameters() if p.requires_grad)
-    return {
-        "processes": torch.distributed.get_world_size(), "names": trained, "under_zero3": [kind],
-        **run.result.to_json(),
-    }  # fmt: skip
 
 
 FACTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -94,15 +83,7 @@ def parts_of(name: str, strategy: str) -> dict[str, Any]:
 
 
 def run_all(folder: Path, world_size: int, rank: int, wanted: list[str]) -> None:
-    begun = [(f"resumed_{name}", strategy) for name, strategy in RESUMED]
-    for name, strategy in [*RUNS, *(one for one in begun if (folder / "-".join(one)).exists())]:
-        label = f"{name}-{strategy}"
-        if wanted and name not in wanted:
-            continue
-        run = CASES[name.removeprefix("resumed_")](folder / label, world_size, strategy)
-        held = {key: whole(p).detach().clone() for key, p in run.model.named_parameters() if p.requires_grad}
-        save_file({key: value.contiguous() for key, value in held.items()}, folder / f"{label}-{rank}.safetensors")
-        (folder / f"{label}-{rank}.json").write_text(json.dumps(facts_of(run)))
+    run_cases(folder, world_size, rank, wanted, cases=CASES, runs=RUNS, resumed=RESUMED)
     for name in FACTS:
         for strategy in ("zero1", "zero2", "zero3"):
             if not wanted or "facts" in wanted:
